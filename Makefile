@@ -1,0 +1,79 @@
+# Each target sets up what it needs (a virtual environment, packages, the bundled model) and repeats in seconds.
+#
+#   make lab PYTHON=python3.12           another Python, 3.10 to 3.13
+#   make lab LAB_FLAGS=--no-browser      more flags for JupyterLab
+#   make lab PIP_FLAGS=...               more options for `pip install`. On Linux without an NVIDIA GPU, pip's own choice
+#                                        of torch carries gigabytes of CUDA: name PyTorch's CPU wheels here
+#                                        (--extra-index-url or --find-links) and any build of the same version will do.
+#   make run RUN_FLAGS='--steps 100'     other flags for qlora_lab.train_qlora, see its --help
+
+PYTHON ?= python3.11 python3.12 python3.13 python3.10 python3
+PIP_FLAGS ?=
+LAB_FLAGS ?=
+RUN_FLAGS ?=
+
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/installed-in
+# Neither news nor offers to update what constraints.txt pins: they would cover the first lesson.
+LAB := --ServerApp.root_dir=notebooks --LabApp.default_url=/lab/tree/00_start_here.ipynb --LabApp.news_url=None \
+    --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate
+NBVAL = $(PY) -m pytest --nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg
+
+.PHONY: help lab test run check clean model
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s%s\n", $$1, $$2 }' Makefile
+
+lab: model ## open the course in JupyterLab
+	@$(PY) -m jupyterlab $(LAB) $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_FLAGS)
+
+# Offline, so that nothing comes to need a model hub.
+test: export HF_HUB_OFFLINE = 1
+test: check model ## prove it: check, unit tests, and every notebook re-run with nbval
+	$(PY) -m pytest
+	@progress=$$(mktemp -d) && trap 'rm -rf "$$progress"' EXIT && set -x && \
+	QLORA_LAB_PROGRESS="$$progress/learner.json" $(NBVAL) notebooks/*.ipynb && \
+	QLORA_LAB_PROGRESS="$$progress/solved.json" QLORA_LAB_STRICT=1 $(NBVAL) notebooks/solutions/*.ipynb
+
+run: model ## the QLoRA run on the real model, headless, with a report
+	$(PY) -m qlora_lab.train_qlora --output runs/$$(date +%Y%m%d-%H%M%S) $(RUN_FLAGS)
+
+check: $(STAMP) ## lint, format, and notebooks in step with their source
+	$(PY) -m ruff check
+	$(PY) -m ruff format --check
+	$(PY) -m qlora_lab.classroom.build --check
+
+clean: ## remove what make installed; runs/ and the fetched model stay
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+model: $(STAMP)
+	@$(PY) -m qlora_lab.finetuning fetch >/dev/null
+
+# The stamp is written last and holds this folder's name: an interrupted set-up, a moved checkout and an environment
+# whose Python is gone all start afresh. A whole environment with older requirements is brought up to date in place.
+ifneq "$(shell $(PY) -c '' 2>/dev/null && cat $(STAMP) 2>/dev/null)" "$(CURDIR)"
+.PHONY: $(STAMP)
+endif
+
+$(STAMP): requirements.txt constraints.txt pyproject.toml
+	@if ! { $(PY) -c '' && [ "$$(cat $@)" = "$(CURDIR)" ]; } 2>/dev/null; then \
+	    for candidate in $(PYTHON); do \
+	        "$$candidate" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null || continue; \
+	        if "$$candidate" -c 'import ensurepip, venv' 2>/dev/null; then python=$$candidate; break; fi; \
+	        bare=$${bare:-$$("$$candidate" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')}; \
+	    done; \
+	    if [ -z "$$python" ] && [ -n "$$bare" ]; then \
+	        echo "python3-venv is missing: apt install $$bare (or name another Python: make PYTHON=...)" >&2; exit 1; \
+	    elif [ -z "$$python" ]; then \
+	        echo "Python 3.10 to 3.13 is missing (tried: $(PYTHON)): install one, or name it: make PYTHON=..." >&2; exit 1; \
+	    fi; \
+	    echo "making $(VENV) with $$python and installing packages: minutes, once"; \
+	    "$$python" -m venv --clear $(VENV) || exit 1; \
+	fi
+	@rm -f $@
+	@$(PY) -m pip install $(if $(wildcard $(STAMP)),--quiet) --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt -e '.[dev]' \
+	    || { echo "packages are missing: pip says above why; once that is put right, run make again" >&2; exit 1; }
+	@echo "$(CURDIR)" > $@

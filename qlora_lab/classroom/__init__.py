@@ -1,0 +1,1 @@
+"""What the notebooks show: plots, widgets, exercise checks, and the workshop that builds the notebooks."""

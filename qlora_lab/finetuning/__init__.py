@@ -1,0 +1,32 @@
+"""Models that learn: load or build one, feed it, train it, judge it.
+
+Importing this room imports torch; transformers, peft, bitsandbytes, datasets and accelerate come when they are needed.
+"""
+
+from qlora_lab.finetuning.data import Batches, TokenizedSample, collate, load_prose, load_samples, tokenize
+from qlora_lab.finetuning.evaluate import Loss, exact_match, generate, is_exact, text_loss
+from qlora_lab.finetuning.models import add_adapter, build_random, fetch, load_model, trainable_parameters
+from qlora_lab.finetuning.train import StepRecord, TrainingDiverged, train, train_steps
+
+__all__ = [
+    "Batches",
+    "Loss",
+    "StepRecord",
+    "TokenizedSample",
+    "TrainingDiverged",
+    "add_adapter",
+    "build_random",
+    "collate",
+    "exact_match",
+    "fetch",
+    "generate",
+    "is_exact",
+    "load_model",
+    "load_prose",
+    "load_samples",
+    "text_loss",
+    "tokenize",
+    "train",
+    "train_steps",
+    "trainable_parameters",
+]

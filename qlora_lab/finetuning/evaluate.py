@@ -1,0 +1,118 @@
+"""Judge a model: how surprised it is by text, and how often its answer is exactly right.
+
+All three functions take the model as it is (adapter on or off) and leave it in eval mode.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+
+import torch
+
+from qlora_lab.finetuning.data import TokenizedSample, collate, prompt_text
+from qlora_lab.finetuning.train import token_loss_sum
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Sum of the token losses (nats) and the number of target tokens. Adding two pools them, token by token."""
+
+    total: float
+    tokens: int
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(self.total / self.tokens)
+
+    def __add__(self, other: Loss) -> Loss:
+        return Loss(self.total + other.total, self.tokens + other.tokens)
+
+
+@torch.no_grad()
+def text_loss(
+    model, samples: list[TokenizedSample], batch_size: int = 16, pad_token_id: int = 0, dtype: torch.dtype | None = None
+) -> Loss:
+    """The loss over the target tokens of all samples; `.perplexity` is exp of its mean per *token*.
+
+    Long samples weigh more than short ones. The mean of the samples' own means would be another number, and one that
+    depends on how the samples are batched if it is taken per batch.
+    """
+    model.eval()
+    device = next(model.parameters()).device
+    ordered = sorted(samples, key=lambda sample: len(sample.ids))
+    total = 0.0
+    for start in range(0, len(ordered), batch_size):
+        batch = collate([[sample] for sample in ordered[start : start + batch_size]], pad_token_id)
+        with _autocast(device, dtype):
+            total += token_loss_sum(model, batch).item()
+    return Loss(total, sum(len(sample.ids) - sample.prompt_length for sample in samples))
+
+
+@torch.no_grad()
+def generate(
+    model,
+    tokenizer,
+    conversations: list[list[dict[str, str]]],
+    max_new_tokens: int = 64,
+    batch_size: int = 64,
+    dtype: torch.dtype | None = None,
+) -> list[str]:
+    """Greedy answers, one to each conversation (messages up to and including the user's last).
+
+    Prompts are padded on the left, so that every answer starts at the same place. An answer that reaches
+    `max_new_tokens` is cut there.
+    """
+    model.eval()
+    device = next(model.parameters()).device
+    texts = [prompt_text(messages, tokenizer) for messages in conversations]
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # similar lengths together: less padding
+    answers = [""] * len(texts)
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        prompts = tokenizer(
+            [texts[i] for i in chosen],
+            return_tensors="pt",
+            padding=True,
+            padding_side="left",
+            add_special_tokens=not tokenizer.chat_template,
+        ).to(device)
+        with _autocast(device, dtype):
+            ids = model.generate(
+                **prompts, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id
+            )
+        new = ids[:, prompts["input_ids"].shape[1] :]
+        for i, text in zip(chosen, tokenizer.batch_decode(new, skip_special_tokens=True), strict=True):
+            answers[i] = text.strip()
+    return answers
+
+
+def is_exact(answer: str, reference: str) -> bool:
+    """True when the answer is the reference: as JSON values where the reference is a JSON object, else as text.
+
+    JSON may be spaced and ordered as it likes, but the answer must be the object and nothing else.
+    """
+    expected = _json_object(reference)
+    if expected is None:
+        return answer.strip() == reference.strip()
+    return _json_object(answer) == expected
+
+
+def exact_match(answers: list[str], references: list[str]) -> float:
+    """Share of answers that are exact, 0 to 1."""
+    if not references:
+        raise ValueError("no references to compare with")
+    return sum(is_exact(a, r) for a, r in zip(answers, references, strict=True)) / len(references)
+
+
+def _json_object(text: str) -> dict | None:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _autocast(device: torch.device, dtype: torch.dtype | None):
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype in (torch.bfloat16, torch.float16))

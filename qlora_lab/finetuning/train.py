@@ -1,0 +1,347 @@
+"""The training loop.
+
+One optimizer step, as `train_steps` does it:
+
+    1. take the next micro-batches; this process takes its share of their rows
+    2. forward, backward on each: the *sum* of the token losses over the number of target tokens in the whole step
+    3. add up the gradients over the processes, clip their norm
+    4. optimizer step under a learning rate that warms up and then falls (or stays)
+
+Dividing by the tokens of the whole step (all micro-batches, all processes) makes 4 x 4 samples, 16 samples at once
+and 2 processes x 8 samples the same step. The mean of the micro-batches' means is another number, since samples
+differ in length: a mistake that many training scripts made for years.
+
+Only the adapter's gradients are exchanged, so nothing needs to wrap the model: that is all that "distributed data
+parallel" means here. 🤗 Accelerate tells who we are, scales fp16 losses and adds up tensors; `accelerate launch`
+starts the same code on several GPUs.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import pathlib
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
+
+import torch
+
+from qlora_lab.errors import UserError
+from qlora_lab.finetuning.data import IGNORED, Batches, collate
+
+OPTIMIZERS = ("adamw_torch", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit")  # transformers' names
+SCHEDULES = ("cosine", "constant")
+
+
+class TrainingDiverged(UserError):
+    """The loss or the gradient is no longer a finite number."""
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """What happened in one optimizer step.
+
+    loss: mean over the step's target tokens, before the update. seconds: wall time of the step.
+    tokens: all tokens that the step's samples have, prompts included, padding not.
+    """
+
+    step: int
+    loss: float
+    learning_rate: float
+    gradient_norm: float
+    tokens: int
+    seconds: float
+
+
+def train(model, batches: Batches, *, progress: bool = True, **settings) -> list[StepRecord]:
+    """Run `train_steps` to its end behind a progress bar; settings are its arguments.
+
+    Ctrl-C ends the training and returns what was reached: the model holds a usable adapter.
+    """
+    from tqdm.auto import tqdm
+
+    records: list[StepRecord] = []
+    steps = train_steps(model, batches, **settings)
+    try:
+        with tqdm(total=settings["steps"], unit="step", disable=not progress) as bar:
+            for record in steps:
+                records.append(record)
+                bar.update(record.step - bar.n)
+                bar.set_postfix_str(f"loss {record.loss:.4f}")
+    except KeyboardInterrupt:
+        steps.close()
+        done = f"stopped after {len(records)} of {settings['steps']} steps; the adapter holds what was learned so far"
+        print(done, file=sys.stderr)
+    return records
+
+
+def train_steps(
+    model,
+    batches: Batches,
+    *,
+    steps: int,
+    learning_rate: float = 1.5e-3,
+    schedule: str = "cosine",
+    warmup_steps: int = 3,
+    max_grad_norm: float = 1.0,
+    weight_decay: float = 0.0,
+    optimizer: str = "adamw_torch",
+    compute_dtype: torch.dtype = torch.float32,
+    gradient_checkpointing: bool = False,
+    pad_token_id: int = 0,
+    checkpoints: str | os.PathLike | None = None,
+    checkpoint_every: int = 10,
+    resume: bool = False,
+    accelerator=None,
+) -> Iterator[StepRecord]:
+    """Train the parameters that require gradients; yield a record after each optimizer step.
+
+    Args:
+        model: a causal LM of transformers, with adapters.
+        steps: optimizer steps to have done in the end, those before a resume included.
+        learning_rate, schedule, warmup_steps: linear warm-up to the peak, then "cosine" down to 0 or "constant".
+        compute_dtype: bf16 or fp16 run the forward pass under autocast (fp16 with a scaled loss); fp32 does not.
+        gradient_checkpointing: keep only each layer's input and compute the rest again in the backward pass.
+        checkpoints: a folder for resumable checkpoints, written every `checkpoint_every` steps and atomically.
+        resume: continue from the newest checkpoint; its records are yielded first. The steps that follow are, bit for
+            bit on a CPU, those of a run that was never interrupted.
+
+    Raises:
+        UserError: impossible settings. TrainingDiverged: loss or gradient is not finite; the parameters are left as
+            they were before the step.
+    """
+    if steps < 1:
+        raise UserError(f"steps={steps}: must be at least 1")
+    if schedule not in SCHEDULES:
+        raise UserError(f"schedule is {schedule!r}: choose from {', '.join(SCHEDULES)}")
+    accelerator = accelerator or make_accelerator(compute_dtype, next(model.parameters()).device)
+    processes = accelerator.num_processes
+    if batches.batch_size % processes:
+        raise UserError(f"batch_size={batches.batch_size} cannot be shared evenly by {processes} processes")
+    names, parameters = zip(*((n, p) for n, p in model.named_parameters() if p.requires_grad), strict=True)
+    adamw = accelerator.prepare(make_optimizer(optimizer, parameters, learning_rate, weight_decay))
+    if gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+
+    records: list[StepRecord] = []
+    if checkpoints is not None and resume:
+        records = load_checkpoint(pathlib.Path(checkpoints), model, names, adamw)
+        yield from records
+
+    model.train()
+    try:
+        start = time.perf_counter()
+        for step, micro_batches in enumerate(islice(batches, len(records), steps), len(records) + 1):
+            for group in adamw.param_groups:
+                group["lr"] = learning_rate * rate(step, steps, warmup_steps, schedule)
+            samples = [sample for rows in micro_batches for row in rows for sample in row]
+            targets = sum(len(sample.ids) - sample.prompt_length for sample in samples)
+            loss = torch.zeros((), device=accelerator.device)
+            for rows in micro_batches:
+                batch = collate(rows[accelerator.process_index :: processes], pad_token_id)
+                with accelerator.autocast():
+                    share = token_loss_sum(model, batch) / targets
+                accelerator.backward(share)
+                loss += share.detach()
+            sum_over_processes(accelerator, [loss, *(p.grad for p in parameters)])
+            norm = accelerator.clip_grad_norm_(parameters, max_grad_norm)
+            if not math.isfinite(loss) or not (math.isfinite(norm) or accelerator.scaler):  # a scaler skips such a step
+                raise TrainingDiverged(
+                    f"the loss is {loss.item()} and the gradient norm {norm.item()} at step {step}: training stopped "
+                    f"before this update. Lower the learning rate (now {learning_rate:g}) or warm up for longer"
+                )
+            adamw.step()
+            adamw.zero_grad()
+
+            now = time.perf_counter()
+            record = StepRecord(
+                step=step,
+                loss=loss.item(),
+                learning_rate=adamw.param_groups[0]["lr"],
+                gradient_norm=norm.item(),
+                tokens=sum(len(sample.ids) for sample in samples),
+                seconds=now - start,
+            )
+            start = now
+            records.append(record)
+            if checkpoints is not None and (step % checkpoint_every == 0 or step == steps):
+                if accelerator.is_main_process:
+                    save_checkpoint(pathlib.Path(checkpoints), model, names, adamw, records)
+                accelerator.wait_for_everyone()
+            yield record
+    finally:
+        model.eval()
+        if gradient_checkpointing:
+            model.gradient_checkpointing_disable()
+
+
+# ---------------------------------------------------------------------------------------------------------------- steps
+
+
+def token_loss_sum(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Sum of the cross entropies of a batch's target tokens, in fp32: a scalar.
+
+    The output head turns hidden states into `vocab_size` logits a token, a fifth of SmolLM2's arithmetic and most of
+    its activations. It runs only at positions where some row has a target.
+    """
+    device = next(model.parameters()).device
+    batch = {name: values.to(device) for name, values in batch.items()}
+    targets = batch["labels"][:, 1:]  # position i predicts token i + 1
+    columns = (targets != IGNORED).any(dim=0).nonzero().squeeze(1)
+    logits = model(
+        input_ids=batch["input_ids"],
+        position_ids=batch["position_ids"],
+        use_cache=False,
+        logits_to_keep=columns,
+    ).logits  # (rows, len(columns), vocab_size)
+    return torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1).float(), targets[:, columns].flatten(), ignore_index=IGNORED, reduction="sum"
+    )
+
+
+def rate(step: int, steps: int, warmup_steps: int, schedule: str) -> float:
+    """Share of the peak learning rate at a step counted from 1. The last cosine step is small but not zero."""
+    warmup_steps = min(warmup_steps, steps - 1)
+    if step <= warmup_steps:
+        return step / (warmup_steps + 1)
+    if schedule == "constant":
+        return 1.0
+    return 0.5 * (1 + math.cos(math.pi * (step - 1 - warmup_steps) / (steps - warmup_steps)))
+
+
+def sum_over_processes(accelerator, tensors: list[torch.Tensor]) -> None:
+    """Replace each tensor, in place, by its sum over all processes: one exchange of one flat vector."""
+    if accelerator.num_processes == 1:
+        return
+    flat = accelerator.reduce(torch.cat([tensor.flatten() for tensor in tensors]), reduction="sum")
+    for tensor, total in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(total.view_as(tensor))
+
+
+def make_accelerator(compute_dtype: torch.dtype, device: torch.device):
+    """🤗 Accelerate for this compute dtype, on the device where the model lies."""
+    from accelerate import Accelerator
+
+    precision = {torch.float32: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}
+    if compute_dtype not in precision:
+        raise UserError(f"compute_dtype is {compute_dtype}: choose torch.float32, torch.bfloat16 or torch.float16")
+    return Accelerator(mixed_precision=precision[compute_dtype], cpu=device.type == "cpu")
+
+
+def make_optimizer(name: str, parameters, learning_rate: float, weight_decay: float):
+    """AdamW by transformers' name for it. Paged states lie in managed memory, which only a GPU has.
+
+    adamw_torch         fp32 states
+    adamw_8bit          states in 8 bits, block-wise (for parameters of 4,096 elements and more)
+    paged_adamw_32bit   fp32 states that the driver may move to the host (100,000 elements and more)
+    paged_adamw_8bit    both
+    """
+    if name == "adamw_torch":
+        return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay)
+    if name not in OPTIMIZERS:
+        raise UserError(f"optimizer is {name!r}: choose from {', '.join(OPTIMIZERS)}")
+    import bitsandbytes as bnb
+
+    paged = name.startswith("paged")
+    if paged and parameters[0].device.type == "cpu":
+        raise UserError(f"{name} pages GPU memory, and this model is on a CPU: use {name.removeprefix('paged_')!r}")
+    optimizer = bnb.optim.AdamW8bit if name.endswith("8bit") else bnb.optim.AdamW32bit
+    return optimizer(parameters, lr=learning_rate, weight_decay=weight_decay, is_paged=paged)
+
+
+# ---------------------------------------------------------------------------------------------------------- checkpoints
+#
+# checkpoint-000020/
+#     adapter.safetensors     the trained parameters, by name
+#     optimizer.safetensors   "name|key": the tensors of the optimizer's state, and the generators' states
+#     progress.json           the records so far, and the numbers of the optimizer's state
+#
+# No pickle anywhere. A checkpoint is written under another name and renamed when it is whole; only then do older ones go.
+
+
+def newest_checkpoint(folder: pathlib.Path) -> pathlib.Path | None:
+    """The checkpoint with the highest step, or None. Folders of interrupted writes end in `.part` and do not count."""
+    found = sorted(path for path in folder.glob("checkpoint-*") if path.suffix != ".part")
+    return found[-1] if found else None
+
+
+def save_checkpoint(folder: pathlib.Path, model, names, optimizer, records: list[StepRecord]) -> None:
+    """Write a checkpoint; when it is safely there, remove the older ones."""
+    from safetensors.torch import save_file
+
+    path = folder / f"checkpoint-{records[-1].step:06d}"
+    part = path.with_suffix(".part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    trained = {name: model.get_parameter(name) for name in names}
+    save_file({name: p.detach().contiguous() for name, p in trained.items()}, part / "adapter.safetensors")
+    tensors, numbers = {"rng|cpu": torch.get_rng_state()}, {}
+    if torch.cuda.is_available():
+        tensors["rng|cuda"] = torch.cuda.get_rng_state()
+    for name, parameter in trained.items():
+        for key, value in optimizer.state[parameter].items():
+            if isinstance(value, torch.Tensor):
+                tensors[f"{name}|{key}"] = value.detach().clone().contiguous()  # some share one table
+            else:
+                numbers[f"{name}|{key}"] = value
+    save_file(tensors, part / "optimizer.safetensors")
+    progress = {"records": [asdict(record) for record in records], "optimizer": numbers}
+    (part / "progress.json").write_text(json.dumps(progress))
+    for file in part.iterdir():
+        with open(file, "rb") as handle:
+            os.fsync(handle.fileno())
+    if path.exists():
+        shutil.rmtree(path)
+    part.rename(path)
+    for older in folder.glob("checkpoint-*"):
+        if older != path:
+            shutil.rmtree(older)
+
+
+def load_checkpoint(folder: pathlib.Path, model, names, optimizer) -> list[StepRecord]:
+    """Put the newest checkpoint into model and optimizer; return its records ([] where there is none)."""
+    from safetensors.torch import load_file
+
+    path = newest_checkpoint(folder)
+    if path is None:
+        return []
+    try:
+        trained = load_file(path / "adapter.safetensors")
+        tensors = load_file(path / "optimizer.safetensors")
+        progress = json.loads((path / "progress.json").read_text())
+    except Exception as error:
+        raise UserError(f"{path} is damaged ({error}): delete it to resume from the one before, or start anew") from error
+    if set(trained) != set(names):
+        raise UserError(f"{path} holds other adapters than this model has: resume with the same rank and targets")
+    parameters = {name: model.get_parameter(name) for name in names}
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            if parameter.shape != trained[name].shape:
+                raise UserError(
+                    f"{path} has {name} of shape {tuple(trained[name].shape)}, the model {tuple(parameter.shape)}: "
+                    "resume with the same --rank"
+                )
+            parameter.copy_(trained[name])
+    torch.set_rng_state(tensors.pop("rng|cpu"))
+    cuda_state = tensors.pop("rng|cuda", None)
+    if cuda_state is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(cuda_state)
+    for key, value in {**tensors, **progress["optimizer"]}.items():
+        name, _, field = key.rpartition("|")
+        optimizer.state[parameters[name]][field] = _place(value, field, parameters[name], optimizer)
+    return [StepRecord(**record) for record in progress["records"]]
+
+
+def _place(value, field: str, parameter: torch.Tensor, optimizer):
+    """A loaded piece of optimizer state, where the optimizer expects it: paged, on the device, or as it is."""
+    if not isinstance(value, torch.Tensor) or field == "step":  # torch keeps its step on the CPU
+        return value
+    inner = getattr(optimizer, "optimizer", optimizer)
+    if getattr(inner, "is_paged", False) and field in ("state1", "state2"):
+        return inner.get_state_buffer(parameter, dtype=value.dtype).copy_(value)
+    return value.to(parameter.device)

@@ -1,0 +1,1 @@
+"""Bytes: what a training step will need (`estimate`, pure arithmetic) and what it did need (`measure`)."""

@@ -1,0 +1,382 @@
+"""Fine-tune a language model with QLoRA: `python -m qlora_lab.train_qlora --help`.
+
+Without arguments it trains the bundled 135M model on the orders data, on whatever hardware there is, judges it before
+and after, and leaves in the output folder
+
+    run.json       the settings          before.json   the judgement before training
+    checkpoints/   to --resume from      adapter/      for peft.PeftModel.from_pretrained
+    report.json    what --json prints
+
+`accelerate launch -m qlora_lab.train_qlora ...` spreads the same run over several GPUs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import errno
+import json
+import math
+import os
+import pathlib
+import shutil
+import sys
+import time
+import warnings
+
+import torch
+
+from qlora_lab.errors import UserError
+from qlora_lab.finetuning import data, evaluate, models
+from qlora_lab.finetuning.train import OPTIMIZERS, StepRecord, make_accelerator, newest_checkpoint, train
+from qlora_lab.memory.estimate import estimate, from_config
+from qlora_lab.memory.measure import peak_memory_bytes, reset_peak
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+JUDGED = ("test", "shifted")
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        raise UserError(f"{message} (see --help)")
+
+
+def parser() -> Parser:
+    p = Parser(prog="train_qlora", description="Fine-tune a language model with QLoRA and say what it brought.")
+    p.add_argument("--model", default=models.DEFAULT_MODEL, help="bundled name, folder or hub id (default: %(default)s)")
+    p.add_argument("--data", default="orders", help="a data set of the course, a folder of .jsonl, or a .jsonl file")
+    p.add_argument("--method", choices=["qlora", "lora"], default="qlora", help="4-bit NF4 base, or 16/32-bit base")
+    p.add_argument("--rank", type=_positive_int, default=16)
+    p.add_argument("--alpha", type=float, help="default: 2 x rank")
+    p.add_argument("--targets", default="all-linear", help="all-linear, or names with commas: q_proj,v_proj")
+    length = p.add_mutually_exclusive_group()
+    length.add_argument("--steps", type=_positive_int, help="optimizer steps (default: 26)")
+    length.add_argument("--epochs", type=_positive_float)
+    p.add_argument("--batch-size", type=_positive_int, default=8, help="samples a forward pass, over all processes")
+    p.add_argument("--accumulation", type=_positive_int, default=1, help="forward passes an optimizer step")
+    p.add_argument("--packing", action="store_true", help="fill rows of --max-length with several samples")
+    p.add_argument("--max-length", type=_positive_int, default=256, help="longer samples are left out, and counted")
+    p.add_argument("--lr", type=_positive_float, default=1.5e-3, help="peak learning rate (default: %(default)s)")
+    p.add_argument("--schedule", choices=["cosine", "constant"], default="cosine")
+    p.add_argument("--optimizer", choices=OPTIMIZERS, help="default: paged_adamw_32bit on a GPU, adamw_torch on a CPU")
+    p.add_argument("--gradient-checkpointing", action="store_true", help="less memory for one more forward pass")
+    p.add_argument("--compute-dtype", choices=DTYPES, help="default: bfloat16 where the hardware has it")
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--eval-samples", type=int, default=100, help="samples judged of each split; 0: do not judge")
+    p.add_argument("--checkpoint-every", type=_positive_int, default=10, metavar="STEPS")
+    p.add_argument("--output", type=pathlib.Path, default=pathlib.Path("runs/latest"))
+    p.add_argument("--resume", action="store_true", help="go on with the run in --output")
+    p.add_argument("--quiet", action="store_true", help="no progress on standard error")
+    p.add_argument("--json", action="store_true", help="the report as JSON on standard output, and nothing else there")
+    return p
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; return the exit code: 0, 2 for a user's error, 130 after Ctrl-C."""
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    args = None
+    try:
+        args = parser().parse_args(arguments)
+        report = run(args)
+    except UserError as error:
+        return _fail(str(error))
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        return _fail(out_of_memory(args, error))
+    except RuntimeError as error:
+        if "alloc" not in str(error).lower():  # torch's CPU allocator says "can't allocate memory" in a RuntimeError
+            raise
+        return _fail(out_of_memory(args, error))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST):
+            raise
+        return _fail(f"cannot write to {args.output}: {os.strerror(error.errno)}; what was saved before is untouched")
+    if report is None:  # another process than the first
+        return 0
+    print(json.dumps(report) if args.json else describe(report))
+    return 130 if report["interrupted"] else 0
+
+
+def run(args: argparse.Namespace) -> dict | None:
+    """Load, judge, train, judge, save. Returns the report, in the main process."""
+    from accelerate import PartialState
+
+    state = PartialState(cpu=not torch.cuda.is_available())
+    device = state.device
+    dtype = DTYPES.get(args.compute_dtype) or models.pick_compute_dtype(device)
+    accelerator = make_accelerator(dtype, device)
+    say = _speaker(args.quiet or not accelerator.is_main_process)
+    alpha = args.alpha if args.alpha is not None else 2 * args.rank
+    targets = args.targets if args.targets == "all-linear" else [t.strip() for t in args.targets.split(",")]
+    optimizer = args.optimizer or ("paged_adamw_32bit" if device.type == "cuda" else "adamw_torch")
+
+    train_samples, judged = load_data(args, say)  # the cheap mistakes first
+    _claim_output(args, accelerator)
+    quantization = "nf4" if args.method == "qlora" else None
+    say(f"loading {args.model} ({'4-bit NF4, double quantization' if quantization else dtype}, on {device}) ...")
+    base, tokenizer = models.load_model(args.model, quantization, device=device, compute_dtype=dtype)
+    samples, left_out = data.tokenize(train_samples, tokenizer, args.max_length)
+    if left_out:
+        _warn(f"note: {left_out}", accelerator)
+    batches = data.Batches(samples, args.batch_size, args.accumulation, args.packing, args.max_length, args.seed)
+    steps = args.steps or (math.ceil(args.epochs * batches.steps_per_epoch()) if args.epochs else 26)
+    judge = _Judge(judged, tokenizer, accelerator, dtype)
+
+    before_file = args.output / "before.json"
+    if args.resume and before_file.is_file():
+        before = json.loads(before_file.read_text())
+    else:
+        say("judging the model as it is ...")
+        before = judge(base)
+        if accelerator.is_main_process:
+            _write_json(before_file, before)
+
+    model = models.add_adapter(base, args.rank, alpha, targets, seed=args.seed)
+    trainable = models.trainable_parameters(model)
+    say(f"training {trainable:,} parameters for {steps} steps of {args.batch_size * args.accumulation} samples ...")
+    reset_peak(device)
+    start, resumed_at = time.perf_counter(), _steps_done(args)
+    records = train(
+        model,
+        batches,
+        progress=not args.quiet and accelerator.is_main_process,
+        steps=steps,
+        learning_rate=args.lr,
+        schedule=args.schedule,
+        warmup_steps=max(1, steps // 10),
+        optimizer=optimizer,
+        compute_dtype=dtype,
+        gradient_checkpointing=args.gradient_checkpointing,
+        pad_token_id=tokenizer.pad_token_id,
+        checkpoints=args.output / "checkpoints",
+        checkpoint_every=args.checkpoint_every,
+        resume=args.resume,
+        accelerator=accelerator,
+    )
+    say(f"trained for {time.perf_counter() - start:.0f} s")
+    peak = peak_memory_bytes(device)
+    if accelerator.is_main_process:
+        save_adapter(model, args.output / "adapter")
+    interrupted = len(records) < steps
+    if interrupted:
+        after = {"exact_match": {}, "perplexity": {}}
+    else:
+        say("judging the model as it is now ...")
+        after = judge(model)
+    if not accelerator.is_main_process:
+        return None
+    report = {
+        "model": str(args.model),
+        "method": args.method,
+        "steps": len(records),
+        "losses": [record.loss for record in records],
+        "before": before,
+        "after": after,
+        "tokens_per_second": _tokens_per_second(records),
+        "train_seconds": sum(record.seconds for record in records),
+        "peak_memory_bytes": peak,
+        "trainable_parameters": trainable,
+        "adapter": str(args.output / "adapter"),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "compute_dtype": str(dtype).removeprefix("torch."),
+        "samples_left_out": len(train_samples) - len(samples),
+        "resumed_at": resumed_at,
+        "interrupted": interrupted,
+    }
+    _write_json(args.output / "report.json", report)
+    return report
+
+
+# ----------------------------------------------------------------------------------------------------------------- data
+
+
+def load_data(args: argparse.Namespace, say):
+    """The training samples, and the judged ones by split. A single file gives a tenth of its lines to be judged on."""
+    train_samples = data.load_samples(args.data, "train")
+    if pathlib.Path(args.data).is_file():
+        held_out = min(args.eval_samples, len(train_samples) // 10)
+        if not held_out:
+            return train_samples, {}
+        parts = train_samples.train_test_split(test_size=held_out, seed=args.seed)
+        say(f"{held_out} of {len(train_samples)} samples are held out to judge the model on")
+        return parts["train"], {"test": parts["test"], "validation": parts["test"]}
+    judged = {}
+    for split in ("validation", *JUDGED):
+        if args.eval_samples and data.has_split(args.data, split):
+            samples = data.load_samples(args.data, split)
+            judged[split] = samples.select(range(min(args.eval_samples, len(samples))))
+    return train_samples, judged
+
+
+class _Judge:
+    """Exact match and perplexity of a model, the samples shared among the processes."""
+
+    def __init__(self, judged: dict, tokenizer, accelerator, dtype: torch.dtype):
+        self.judged, self.tokenizer, self.accelerator, self.dtype = judged, tokenizer, accelerator, dtype
+
+    def __call__(self, model) -> dict:
+        if not self.judged:
+            return {"exact_match": {}, "perplexity": {}}
+        exact = {split: self.exact_match(model, self.judged[split]) for split in JUDGED if split in self.judged}
+        texts = {"prose": [data.tokenize_text(text, self.tokenizer) for text in data.load_prose()]}
+        if "validation" in self.judged:
+            texts["validation"] = [data.tokenize_chat(m, self.tokenizer) for m in self.judged["validation"]["messages"]]
+        return {"exact_match": exact, "perplexity": {name: self.perplexity(model, t) for name, t in texts.items()}}
+
+    def exact_match(self, model, samples) -> float:
+        chats = samples["messages"][self.accelerator.process_index :: self.accelerator.num_processes]
+        references = [chat[-1]["content"] for chat in chats]
+        longest = max((len(ids) for ids in self.tokenizer(references)["input_ids"]), default=0)
+        answers = evaluate.generate(
+            model, self.tokenizer, [chat[:-1] for chat in chats], max_new_tokens=longest + 8, dtype=self.dtype
+        )
+        exact = sum(evaluate.is_exact(a, r) for a, r in zip(answers, references, strict=True))
+        return self._sum(exact, len(chats))[0] / len(samples)
+
+    def perplexity(self, model, samples: list[data.TokenizedSample]) -> float:
+        mine = samples[self.accelerator.process_index :: self.accelerator.num_processes]
+        loss = evaluate.text_loss(model, mine, pad_token_id=self.tokenizer.pad_token_id, dtype=self.dtype)
+        return evaluate.Loss(*self._sum(loss.total, loss.tokens)).perplexity
+
+    def _sum(self, *numbers: float) -> list[float]:
+        if self.accelerator.num_processes == 1:
+            return list(numbers)
+        tensor = torch.tensor(numbers, dtype=torch.float64, device=self.accelerator.device)
+        return self.accelerator.reduce(tensor, reduction="sum").tolist()
+
+
+# ------------------------------------------------------------------------------------------------------- output folder
+
+
+def _claim_output(args: argparse.Namespace, accelerator) -> None:
+    """Make the output folder this run's: refuse another run's without --resume, and other settings with it."""
+    run_file = args.output / "run.json"
+    per_call = ("output", "resume", "quiet", "json")
+    settings = {key: str(value) for key, value in vars(args).items() if key not in per_call}
+    if args.resume:
+        if not run_file.is_file():
+            raise UserError(f"nothing to resume: {args.output} holds no run")
+        then = json.loads(run_file.read_text())
+        for key in settings:
+            if then.get(key) != settings[key]:
+                flag = "--" + key.replace("_", "-")
+                raise UserError(f"cannot resume {args.output}: {flag} was {then.get(key)}, now it is {settings[key]}")
+    elif args.output.exists() and (not args.output.is_dir() or any(args.output.iterdir())):
+        raise UserError(f"{args.output} holds another run: give another --output, or --resume to go on with it")
+    accelerator.wait_for_everyone()  # all have looked before the first one writes
+    if accelerator.is_main_process:
+        args.output.mkdir(parents=True, exist_ok=True)
+        _write_json(run_file, settings)
+
+
+def save_adapter(model, folder: pathlib.Path) -> None:
+    """Save the adapter in PEFT's format, whole or not at all."""
+    part = folder.with_name(folder.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    model.save_pretrained(part)
+    if folder.exists():
+        shutil.rmtree(folder)
+    part.rename(folder)
+
+
+def _steps_done(args: argparse.Namespace) -> int:
+    newest = newest_checkpoint(args.output / "checkpoints") if args.resume else None
+    return int(newest.name.rpartition("-")[2]) if newest else 0
+
+
+def _write_json(path: pathlib.Path, value: dict) -> None:
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(value, indent=1))
+    part.replace(path)
+
+
+# ------------------------------------------------------------------------------------------------------------ speaking
+
+
+def describe(report: dict) -> str:
+    """The report in a few lines."""
+    lines = [f"{report['model']}, {report['method']}: {report['steps']} steps on {report['device']}"]
+    if report["interrupted"]:
+        lines.append("stopped early; the adapter holds what was learned so far")
+    rows = [(f"exact match, {s}", "exact_match", s, "{:.0%}") for s in JUDGED]
+    rows += [(f"perplexity, {s}", "perplexity", s, "{:.3f}") for s in ("validation", "prose")]
+    if report["before"]["perplexity"]:
+        lines.append(f"{'':<24}{'before':>10}{'after':>10}")
+    for label, kind, split, form in rows:
+        if split in report["before"][kind]:
+            after = report["after"][kind].get(split)
+            shown = form.format(after) if after is not None else "-"
+            lines.append(f"{label:<24}{form.format(report['before'][kind][split]):>10}{shown:>10}")
+    losses = report["losses"]
+    lines += [
+        f"{'loss':<24}{losses[0]:>10.4f}{losses[-1]:>10.4f}",
+        f"{'tokens per second':<24}{report['tokens_per_second']:>20.0f}",
+        f"{'training time':<24}{report['train_seconds']:>18.0f} s",
+        f"{'peak memory':<24}{report['peak_memory_bytes'] / 1e9:>17.2f} GB",
+        f"{'trainable parameters':<24}{report['trainable_parameters']:>20,}",
+        f"adapter: {report['adapter']}",
+    ]
+    return "\n".join(lines)
+
+
+def out_of_memory(args: argparse.Namespace, error: BaseException) -> str:
+    """What the step was predicted to need, and the knob to turn first."""
+    knobs = [
+        ("--gradient-checkpointing", not args.gradient_checkpointing),
+        ("--method qlora", args.method == "lora"),
+        (f"--batch-size {args.batch_size // 2} --accumulation {args.accumulation * 2}", args.batch_size > 1),
+        ("a shorter --max-length", True),
+    ]
+    advice = " or ".join([knob for knob, useful in knobs if useful][:2])
+    text = f"out of memory: try {advice}"
+    with contextlib.suppress(Exception):  # the advice must come out even where the config cannot be read
+        from transformers import AutoConfig
+
+        config = AutoConfig.from_pretrained(models._locate(args.model))
+        targets = args.targets if args.targets == "all-linear" else args.targets.split(",")
+        predicted = estimate(
+            from_config(config),
+            args.method,
+            rank=args.rank,
+            targets=targets,
+            batch_size=args.batch_size,
+            sequence_length=args.max_length,
+            gradient_checkpointing=args.gradient_checkpointing,
+            optimizer=args.optimizer or "adamw_torch",
+        )
+        text += f"; predicted for samples of {args.max_length} tokens on a GPU:\n{predicted.table()}"
+    return text
+
+
+def _tokens_per_second(records: list[StepRecord]) -> float:
+    timed = records[1:] or records  # the first step also warms up
+    return sum(r.tokens for r in timed) / sum(r.seconds for r in timed)
+
+
+def _speaker(silent: bool):
+    return (lambda text: None) if silent else (lambda text: print(text, file=sys.stderr, flush=True))
+
+
+def _warn(text: str, accelerator) -> None:
+    if accelerator.is_main_process:
+        print(text, file=sys.stderr, flush=True)
+
+
+def _fail(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return 2
+
+
+def _positive_int(text: str) -> int:
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return int(text)
+
+
+def _positive_float(text: str) -> float:
+    if not (math.isfinite(float(text)) and float(text) > 0):
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return float(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,476 @@
+"""The workshop turns a source into the two notebooks, runs them, cleans their outputs, and sees when they are stale."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbval.plugin import coalesce_streams, find_comment_markers
+
+from qlora_lab.classroom import build
+from qlora_lab.classroom.build import clean_outputs, find_fault, main, make_notebooks, split_solutions
+
+SOURCE = """\
+# ---
+# jupyter:
+#   jupytext:
+#     formats: py:percent
+#   kernelspec:
+#     display_name: My Python 3.11.7
+#     name: my-env
+# ---
+
+# %% [markdown]
+# # What do weights cost?
+#
+# **Exercise 0.1.** Count bytes.
+
+# %% tags=["exercise"]
+def weight_bytes(parameters, bits):
+    ### BEGIN SOLUTION (about 2 lines)
+    total = parameters * bits
+
+    return total / 8
+    ### END SOLUTION
+
+# %% [markdown]
+# <details><summary>Hint</summary>
+#
+# Eight bits make a byte.
+# </details>
+
+# %%
+from qlora_lab.classroom.checks import check_bytes_of_weights
+
+check_bytes_of_weights(weight_bytes)
+
+# %%
+### BEGIN SOLUTION
+### STUB: answer = ...  # bytes
+### STUB: unit = "B"
+answer = 7
+unit = "B"  # ```
+### END SOLUTION
+unit
+
+# %%
+# NBVAL_IGNORE_OUTPUT
+# because `check_answer` shows another object each time
+def check_answer(answer):
+    print("open" if answer is ... else "right")
+    return object()
+
+
+check_answer(answer)
+
+# %% [markdown]
+# The end.
+"""
+STUB_OF_0_1 = """\
+def weight_bytes(parameters, bits):
+    ...  # your code (about 2 lines)"""
+SOLUTION_OF_0_1 = """\
+def weight_bytes(parameters, bits):
+    total = parameters * bits
+
+    return total / 8"""
+
+
+def course(folder: Path, **sources: str) -> Path:
+    """A course in `folder` with the given sources: name="text". Returns its notebooks folder."""
+    (folder / "notebooks" / "source").mkdir(parents=True)
+    for name, text in sources.items():
+        write_source(folder / "notebooks", name, text)
+    return folder / "notebooks"
+
+
+def write_source(notebooks: Path, name: str, text: str) -> None:
+    (notebooks / "source" / f"{name.removeprefix('n')}.py").write_text(text, encoding="utf-8")
+
+
+def cell(text: str) -> str:
+    return f"# %%\n{text}\n"
+
+
+def outputs(path: Path) -> list:
+    return [cell.outputs for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
+
+
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory) -> Path:
+    """A course whose one notebook was executed. Read only: copy it to change it."""
+    notebooks = course(tmp_path_factory.mktemp("executed"), n01_demo=SOURCE)
+    assert main(["--execute"], notebooks) == 0
+    return notebooks
+
+
+@pytest.fixture
+def changeable(executed, tmp_path) -> Path:
+    subprocess.run(["cp", "-r", executed, tmp_path], check=True)
+    return tmp_path / "notebooks"
+
+
+# --- From source to cells -----------------------------------------------------------------------------------------
+
+
+def test_learners_cells(tmp_path):
+    learner, _ = make_notebooks(course(tmp_path, n01_demo=SOURCE) / "source" / "01_demo.py")
+    assert [cell.cell_type[0] for cell in learner.cells] == list("mcmcmccmm")
+    title, exercise, hint, _, folded, second, _, folded_again, _ = learner.cells
+    assert title.source == "# What do weights cost?\n\n**Exercise 0.1.** Count bytes."
+    assert exercise.source == STUB_OF_0_1 and exercise.metadata == {"tags": ["exercise"]}
+    assert hint.source.startswith("<details><summary>Hint</summary>\n\nEight bits")
+    assert folded.source == (f"<details><summary>Solution</summary>\n\n```python\n{SOLUTION_OF_0_1}\n```\n\n</details>")
+    assert second.source == 'answer = ...  # bytes\nunit = "B"\nunit'
+    assert "\n````python\nanswer = 7\n" in folded_again.source  # longer than the fence inside
+    assert "SOLUTION" not in str(learner) and "STUB" not in str(learner)
+
+
+def test_solved_cells(tmp_path):
+    _, solved = make_notebooks(course(tmp_path, n01_demo=SOURCE) / "source" / "01_demo.py")
+    assert [cell.cell_type[0] for cell in solved.cells] == list("mcmcccm")
+    assert solved.cells[1].source == SOLUTION_OF_0_1
+    assert solved.cells[4].source == 'answer = 7\nunit = "B"  # ```\nunit'
+    assert "SOLUTION" not in str(solved) and "STUB" not in str(solved)
+
+
+def test_notebooks_are_valid_and_name_no_machine(tmp_path):
+    for notebook in make_notebooks(course(tmp_path, n01_demo=SOURCE) / "source" / "01_demo.py"):
+        nbformat.validate(notebook)
+        assert notebook.metadata.kernelspec == {"display_name": "Python 3", "language": "python", "name": "python3"}
+        assert notebook.metadata.language_info == {"name": "python"}
+        assert set(notebook.metadata) == {"kernelspec", "language_info"}
+
+
+def test_ids_follow_from_content(tmp_path):
+    source = course(tmp_path, n01=cell("x = 1") + cell("x = 1") + cell("y = 2")) / "source" / "01.py"
+    ids = [cell.id for cell in make_notebooks(source)[0].cells]
+    assert len(set(ids)) == 3
+    assert [cell.id for cell in make_notebooks(source)[0].cells] == ids
+    source.write_text(cell("new = 0") + source.read_text())
+    assert [cell.id for cell in make_notebooks(source)[0].cells][1:] == ids
+
+
+def test_regions_keep_their_indentation_and_may_stand_in_a_row():
+    learner, solved = split_solutions(
+        "if x:\n"
+        "    ### BEGIN SOLUTION\n"
+        "    ### STUB: for i in x:\n"
+        "    ### STUB:     ...\n"
+        "    y()\n"
+        "    ### END SOLUTION\n"
+        "    ### BEGIN SOLUTION\n"
+        "    z()\n"
+        "    ### END SOLUTION\n"
+    )
+    assert learner == "if x:\n    for i in x:\n        ...\n    ...  # your code here"
+    assert solved == "if x:\n    y()\n    z()"
+
+
+def test_exercise_of_two_cells_is_folded_together(tmp_path):
+    region = "### BEGIN SOLUTION\n{} = 1\n### END SOLUTION"
+    text = cell(region.format("a")) + cell(region.format("b")) + cell("check_both(a, b)") + cell("a")
+    learner, _ = make_notebooks(course(tmp_path, n01=text) / "source" / "01.py")
+    assert [cell.cell_type[0] for cell in learner.cells] == list("cccmc")
+    assert "```python\na = 1\n\nb = 1\n```" in learner.cells[3].source
+
+
+B, E = "### BEGIN SOLUTION", "### END SOLUTION"
+
+
+@pytest.mark.parametrize(
+    "lines, line, told",
+    [
+        (["x = 1", E], 3, "END SOLUTION without BEGIN"),
+        ([B, "x = 1"], 2, "BEGIN SOLUTION without END SOLUTION in the same cell"),
+        ([B, "x = 1", "", "# %%", E], 2, "BEGIN SOLUTION without END SOLUTION in the same cell"),
+        ([B, "x = 1", B, "y = 2", E, E], 4, "inside the solution that begins in line 2"),
+        ([B, E], 3, "is empty"),
+        ([B, "x = 1", "### STUB: x = ...", E], 4, "directly below BEGIN SOLUTION"),
+        (["### STUB: x = ..."], 2, "directly below BEGIN SOLUTION"),
+        (["## BEGIN SOLUTION", "x = 1", E], 2, "is no marker"),
+        (["### begin solution", "x = 1", E], 2, "is no marker"),
+        (["### BEGIN SOLUTION about 2 lines", "x = 1", E], 2, "is no marker"),
+        ([B, "x = 1", "###END_SOLUTION"], 4, "is no marker"),
+        ([B, "## STUB x = ...", "x = 1", E], 3, "is no marker"),
+    ],
+)
+def test_markers_in_disorder(tmp_path, capsys, lines, line, told):
+    notebooks = course(tmp_path, n01_demo=cell("\n".join(lines)) + cell("check_x(x)"))
+    assert main([], notebooks) == 1
+    error = capsys.readouterr().err
+    assert f"01_demo.py, line {line}: " in error and told in error
+    assert not list(notebooks.glob("**/*.ipynb"))
+
+
+@pytest.mark.parametrize("following", ["", cell("print(x)") + cell("check_x(x)")])
+def test_exercise_without_its_check(tmp_path, capsys, following):
+    assert main([], course(tmp_path, n01=cell(f"{B}\nx = 1\n{E}") + following)) == 1
+    assert "the code cell after the exercise `x = 1` must be its check" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "text, told",
+    [
+        ("# NBVAL_IGNORE_OUTPUT\n# because time passes\nx", ""),
+        ("x = 1\n# NBVAL_SKIP\n#  because it needs a GPU", ""),
+        ("# NBVAL_IGNORE_OUTPUT\nx", "line 2: NBVAL_IGNORE_OUTPUT needs its reason below"),
+        ("x\n# NBVAL_IGNORE_OUTPUT", "line 3: NBVAL_IGNORE_OUTPUT needs its reason below"),
+        ("# NBVAL_SKIP\n# because", "line 2: NBVAL_SKIP needs its reason below"),
+        ("# NBVAL_IGNORE_OUTPUT: time passes\nx", "line 2: nbval overlooks NBVAL_IGNORE_OUTPUT"),
+    ],
+)
+def test_nbval_markers_are_heeded_by_nbval_and_give_a_reason(tmp_path, capsys, text, told):
+    for arguments in ([], ["--check"]) if told else ([],):
+        assert main(arguments, course(tmp_path / str(arguments), n01=cell(text))) == (1 if told else 0)
+        assert told in capsys.readouterr().err
+    assert bool(list(find_comment_markers(text))) == ("overlooks" not in told)
+
+
+def test_nbval_tags_are_refused(tmp_path, capsys):
+    assert main([], course(tmp_path, n01='# %% tags=["nbval-skip"]\nx\n')) == 1
+    assert "as a comment with its reason" in capsys.readouterr().err
+
+
+# --- Rebuilding and --check ---------------------------------------------------------------------------------------
+
+
+def test_executed_notebooks(executed):
+    learner, solved = executed / "01_demo.ipynb", executed / "solutions" / "01_demo.ipynb"
+    first, stub, unit, _ = outputs(learner)
+    assert first == []
+    assert stub[0].text.startswith("· 0.1 not attempted yet")
+    assert unit[0].data["text/plain"] == "'B'"
+    assert outputs(solved)[1][0].text.startswith("✓ 0.1 ")
+    assert "right" in outputs(solved)[3][0].text
+    for path in (learner, solved):
+        notebook = nbformat.read(path, 4)
+        nbformat.validate(notebook)
+        assert notebook.metadata == build.NOTEBOOK_METADATA
+        assert all("execution" not in cell.metadata for cell in notebook.cells)
+    assert sorted(path.name for path in executed.glob("**/*")) == [
+        "01_demo.ipynb",
+        "01_demo.ipynb",
+        "01_demo.py",
+        "solutions",
+        "source",
+    ]
+
+
+def test_executed_notebooks_pass_the_check_and_a_rebuild_changes_no_byte(changeable, capsys):
+    assert main(["--check"], changeable) == 0
+    before = {path: path.read_bytes() for path in changeable.glob("**/*.ipynb")}
+    assert main([], changeable) == 0
+    assert {path: path.read_bytes() for path in changeable.glob("**/*.ipynb")} == before and len(before) == 2
+    assert main(["--check", "01"], changeable) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_outputs_of_unchanged_cells_are_kept(changeable, capsys):
+    write_source(changeable, "01_demo", SOURCE.replace("unit\n\n# %%", "unit * 2\n\n# %%"))
+    assert main(["--check"], changeable) == 1
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 2 and all("differs from its source in the source of cell" in line for line in told)
+    assert main([], changeable) == 0
+    _, stub, unit, answer = outputs(changeable / "01_demo.ipynb")
+    assert stub[0].text.startswith("· 0.1") and answer and unit == []
+    assert main(["--check"], changeable) == 1
+    assert "was not executed from top to bottom" in capsys.readouterr().err
+
+
+def edit(path: Path, change) -> None:
+    notebook = nbformat.read(path, 4)
+    change(notebook)
+    nbformat.write(notebook, path)
+
+
+def leak(notebook):
+    notebook.cells[3].outputs[0].text = f"saved in {Path.home()}/x\n"
+
+
+def add_widget(notebook):
+    notebook.cells[5].outputs.append(nbformat.v4.new_output("display_data", {build.WIDGET: {"model_id": "1"}}))
+
+
+@pytest.mark.parametrize(
+    "change, told",
+    [
+        (lambda notebook: notebook.cells[0].update(source="Other"), "in the source of cell 1: 'Other'"),
+        (lambda notebook: notebook.cells[1].metadata.tags.append("x"), "in the metadata of cell 2"),
+        (lambda notebook: notebook.cells[1].update(id="x"), "in the id of cell 2"),
+        (lambda notebook: notebook.cells.reverse(), "of cell 1"),
+        (lambda notebook: notebook.cells.pop(), "has 8 cells, its source gives 9"),
+        (lambda notebook: notebook.metadata.update(widgets={}), "widgets"),
+        (lambda notebook: notebook.cells[3].update(execution_count=None), "was not executed"),
+        (lambda notebook: notebook.cells[3].update(execution_count=7), "was not executed"),
+        (leak, f"shows a path of this machine, {Path.home()}"),
+        (add_widget, "not cleaned in [3]"),
+    ],
+)
+def test_check_finds_what_was_changed_in_a_notebook(changeable, capsys, change, told):
+    edit(changeable / "01_demo.ipynb", change)
+    assert main(["--check"], changeable) == 1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "ipynb" in line]
+    assert "01_demo.ipynb " in line and "solutions" not in line and told in line
+
+
+def test_check_finds_missing_damaged_and_orphaned_notebooks(changeable, capsys):
+    (changeable / "01_demo.ipynb").write_text('{"cells": [')
+    (changeable / "solutions" / "01_demo.ipynb").rename(changeable / "solutions" / "02_old.ipynb")
+    write_source(changeable, "03_new", cell("x = 1"))
+    assert main(["--check"], changeable) == 1
+    told = capsys.readouterr().err
+    assert "01_demo.ipynb is not a readable notebook" in told
+    assert f"{Path('solutions/02_old.ipynb')} has no source" in told
+    assert "03_new.ipynb is missing" in told and f"{Path('solutions/03_new.ipynb')} is missing" in told
+    assert main(["--check", "02"], changeable) == 1
+    assert "no source begins with 02: there are 01_demo, 03_new" in capsys.readouterr().err
+
+
+def test_no_sources(tmp_path, capsys):
+    assert main([], tmp_path) == 1
+    assert "no sources in" in capsys.readouterr().err
+
+
+def test_names_choose_sources(tmp_path):
+    notebooks = course(tmp_path, n01_a=cell("x = 1"), n02_b=cell("x = 1"), n03_c=cell("x = 1"))
+    assert main(["01", "notebooks/source/03_c.py"], notebooks) == 0
+    assert sorted(path.name for path in notebooks.glob("*.ipynb")) == ["01_a.ipynb", "03_c.ipynb"]
+
+
+# --- --execute ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text, told",
+    [
+        ("nothing = 0\n1 / nothing", ["1 / nothing", "ZeroDivisionError: division by zero"]),
+        ("import warnings\nwarnings.warn('old')", ["warnings.warn('old')", "standard error", "UserWarning: old"]),
+        ("import os\nos.getcwd()", ["os.getcwd()", f"a path of this machine, {tempfile.gettempdir()}"]),
+    ],
+    ids=["error", "warning", "path"],
+)
+def test_a_run_that_fails_leaves_the_old_notebook(changeable, capsys, text, told):
+    old = (changeable / "01_demo.ipynb").read_bytes()
+    write_source(changeable, "01_demo", cell("x = 1") + cell(text))
+    assert main(["--execute"], changeable) == 1
+    error = capsys.readouterr().err
+    assert "01_demo.ipynb: " in error and "\x1b" not in error
+    assert all(part in error for part in told)
+    assert (changeable / "01_demo.ipynb").read_bytes() == old
+    assert not [path for path in changeable.glob("**/.*")]
+
+
+def test_only_the_solved_notebook_is_strict_and_progress_is_nobodys(tmp_path, monkeypatch, capsys):
+    own = tmp_path / "own.json"
+    monkeypatch.setenv("QLORA_LAB_PROGRESS", str(own))
+    monkeypatch.setenv("QLORA_LAB_STRICT", "1")
+    notebooks = course(tmp_path, n01=SOURCE.replace("return total / 8", "return total"), n02="# %%\nx = 1\n")
+    assert main(["--execute"], notebooks) == 1
+    assert "ExerciseUnsolved: ✗ 0.1 weight_bytes" in capsys.readouterr().err
+    assert (notebooks / "01.ipynb").exists() and not (notebooks / "solutions" / "01.ipynb").exists()
+    assert not own.exists()
+    assert main(["--check", "02"], notebooks) == 0  # the failure of one does not stop the others
+
+
+LIVE = """\
+# %%
+import sys
+import ipywidgets
+import matplotlib.pyplot as plt
+from IPython.display import display
+
+for step in range(3):
+    print(f"step {step}", end="\\r", flush=True)
+print()
+display(ipywidgets.IntSlider(5))
+print("done")
+
+# %%
+_ = plt.plot([1, 2])
+"""
+
+
+def test_live_cells_are_cleaned_and_pass_nbval(tmp_path):
+    notebooks = course(tmp_path, n01_live=LIVE, n02_demo=SOURCE)
+    assert main(["--execute"], notebooks) == 0
+    printed, slider, done = outputs(notebooks / "01_live.ipynb")[0]
+    assert printed.text == "step 2\r\n" and done.text == "done\n"
+    assert set(slider.data) == {"text/plain"}
+    assert "image/png" in outputs(notebooks / "01_live.ipynb")[1][0].data
+    assert "widgets" not in nbformat.read(notebooks / "01_live.ipynb", 4).metadata
+    assert main(["--check"], notebooks) == 0
+
+    root = Path(build.__file__).parents[2]
+    env = os.environ | {"PYTHONPATH": str(root), "QLORA_LAB_PROGRESS": str(tmp_path / "progress.json")}
+    nbval = [sys.executable, "-m", "pytest", "-q", "--nbval", "-p", "no:cacheprovider", str(notebooks)]
+    run = subprocess.run(nbval, env=env, cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout
+
+
+# --- Outputs ------------------------------------------------------------------------------------------------------
+
+
+def stream(text, name="stdout"):
+    return nbformat.v4.new_output("stream", name=name, text=text)
+
+
+def show(**data):
+    return nbformat.v4.new_output("display_data", {mime.replace("_", "/"): text for mime, text in data.items()})
+
+
+def widget(**data):
+    output = show(**data)
+    output.data[build.WIDGET] = {"model_id": "abc", "version_major": 2, "version_minor": 0}
+    return output
+
+
+@pytest.mark.parametrize(
+    "raw, clean",
+    [
+        ([stream("a"), stream("b\n"), stream("c")], [stream("ab\nc")]),
+        ([stream("a"), stream("b", "stderr"), stream("c")], [stream("a"), stream("b", "stderr"), stream("c")]),
+        ([stream("a"), show(text_plain="x"), stream("b")], [stream("a"), show(text_plain="x"), stream("b")]),
+        ([stream("a"), widget(), stream("b")], [stream("ab")]),
+        ([widget(text_plain="IntSlider()")], [show(text_plain="IntSlider()")]),
+        ([stream("1%\r2%\r"), stream("3%\n"), stream("end")], [stream("3%\nend")]),
+        ([stream("0\n1%\r\r100%\r\nend\n")], [stream("0\n100%\r\nend\n")]),
+        ([stream("")], []),
+    ],
+)
+def test_cleaning(raw, clean):
+    untouched = [dict(output) for output in raw]
+    assert clean_outputs(raw) == clean
+    assert [dict(output) for output in raw] == untouched
+    assert clean_outputs(clean) == clean
+
+    def as_nbval_sees_it(outputs):
+        merged = coalesce_streams([nbformat.from_dict(output) for output in outputs])
+        return [(output.name, output.text) for output in merged if output.get("text")]
+
+    assert as_nbval_sees_it(clean) == as_nbval_sees_it(raw)
+
+
+HOME, REPOSITORY = str(Path.home()), str(build.REPOSITORY)
+
+
+@pytest.mark.parametrize(
+    "output, faulty",
+    [
+        (stream("all is well"), False),
+        (stream("warning", "stderr"), True),
+        (stream(f"saved in {HOME}/adapter"), True),
+        (stream(f"'{REPOSITORY}'"), True),
+        (show(text_plain=f"PosixPath('{HOME}')"), True),
+        (show(text_plain="x", text_html=f"<b>{REPOSITORY}/data</b>"), True),
+        (show(**{"image_svg+xml": f"<a>{HOME}/x</a>"}), True),
+        (show(image_png=f"iVBOR{HOME}/x"), False),
+        (stream(f"at{HOME}, {HOME}ed, a{HOME}/x, data/orders, 1/2"), False),
+        (nbformat.v4.new_output("error", ename="E", evalue="", traceback=[f"File {HOME}/x.py"]), True),
+    ],
+)
+def test_faults(output, faulty):
+    assert bool(find_fault([stream("before\n"), output])) == faulty

@@ -1,0 +1,379 @@
+"""Every exercise check refuses its stub and the mistakes it names, and accepts a right answer; progress is kept."""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import bfloat16, float16, float32
+from transformers import BitsAndBytesConfig
+
+from qlora_lab.classroom import checks
+from qlora_lab.classroom.checks import (
+    CHECKLIST,
+    Exercise,
+    ExerciseUnsolved,
+    Progress,
+    check_bnb_config,
+    check_bytes_of_weights,
+    check_compute_dtype,
+    check_labels,
+    check_token_weighted_loss,
+    check_trainable_parameters,
+    progress,
+)
+
+
+@pytest.fixture(autouse=True)
+def progress_file(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("QLORA_LAB_PROGRESS", str(tmp_path / "lab" / "progress.json"))
+    monkeypatch.delenv("QLORA_LAB_STRICT", raising=False)
+    return tmp_path / "lab" / "progress.json"
+
+
+# --- Right answers, found by another way than the check's ---------------------------------------------------------
+
+
+def count_bytes(parameters, bits):
+    by_hand = {(134515008, 32): 538060032, (134515008, 16): 269030016, (134515008, 4): 67257504, (7e9, 4): 3.5e9}
+    return by_hand[parameters, bits]
+
+
+def choose_dtype(device_type, has_bf16):
+    return bfloat16 if has_bf16 else {"cpu": float32, "cuda": float16}[device_type]
+
+
+def mask(prompt, response):
+    ids = prompt + response
+    return ids, [-100 if i < len(prompt) else token for i, token in enumerate(ids)]
+
+
+def mask_as_tensors(prompt, response):
+    ids = torch.tensor(prompt + response)
+    return ids, torch.where(torch.arange(len(ids)) < len(prompt), -100, ids)
+
+
+def loss_of_every_token(losses, tokens):
+    return statistics.fmean(loss for loss, n in zip(losses, tokens, strict=True) for _ in range(n))
+
+
+def loss_in_float32(losses, tokens):
+    return torch.tensor(losses) @ torch.tensor(tokens, dtype=float32) / sum(tokens)
+
+
+def count_real_matrices(rank, shapes):
+    linears = [
+        torch.nn.Linear(*sides, bias=False, device="meta")
+        for inputs, outputs in shapes
+        for sides in ((inputs, rank), (rank, outputs))
+    ]
+    return sum(linear.weight.numel() for linear in linears)
+
+
+def bnb(**options):
+    best = {
+        "load_in_4bit": True,
+        "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_use_double_quant": True,
+        "bnb_4bit_compute_dtype": bfloat16,
+    }
+    kept = {name: value for name, value in (best | options).items() if value is not None}
+    return BitsAndBytesConfig(**kept), bfloat16
+
+
+RIGHT = [
+    (check_bytes_of_weights, (count_bytes,)),
+    (check_compute_dtype, (choose_dtype,)),
+    (check_bnb_config, bnb()),
+    (check_bnb_config, (bnb(bnb_4bit_compute_dtype=None)[0], float32)),
+    (check_labels, (mask,)),
+    (check_labels, (mask_as_tensors,)),
+    (check_token_weighted_loss, (loss_of_every_token,)),
+    (check_token_weighted_loss, (loss_in_float32,)),
+    (check_trainable_parameters, (count_real_matrices,)),
+]
+
+
+# --- Wrong answers, and what the learner must be told -------------------------------------------------------------
+
+WRONG = [
+    (check_bytes_of_weights, lambda p, bits: p * bits, "eight make a byte"),
+    (check_bytes_of_weights, lambda p, bits: p * bits * 8, "divide"),
+    (check_bytes_of_weights, lambda p, bits: p * (bits // 8), "nothing of half a byte"),
+    (check_bytes_of_weights, lambda p, bits: p * bits / 8 / 2**30, "These are GiB"),
+    (check_bytes_of_weights, lambda p, bits: p * bits / 8 / 2**20, "These are MiB"),
+    (check_bytes_of_weights, lambda p, bits: round(p * bits / 8 / 1e9), "These are GB"),
+    (check_bytes_of_weights, lambda p, bits: int(p * bits / 8 / 1e6), "These are MB"),
+    (check_bytes_of_weights, lambda p, bits: p / bits * 8, "divided by `bits`"),
+    (check_bytes_of_weights, lambda p, bits: p * 4, "is `bits` used?"),
+    (check_bytes_of_weights, lambda p, bits: "538060032", "expected one number"),
+    (check_bytes_of_weights, 538060032, "expected a function"),
+    (check_bytes_of_weights, lambda p: p, "TypeError"),
+    (check_compute_dtype, lambda device, has: bfloat16, "about 40 times slower"),
+    (check_compute_dtype, lambda device, has: bfloat16 if has else float16, "slow on a CPU"),
+    (check_compute_dtype, lambda device, has: str(choose_dtype(device, has)), "torch.float32."),
+    (check_compute_dtype, lambda device, has: "float32", "torch.float32."),
+    (check_compute_dtype, lambda device, has: bfloat16 if has else float32, "tensor cores want float16"),
+    (check_compute_dtype, lambda device, has: float32, "bf16 instructions unused"),
+    (check_compute_dtype, lambda device, has: float32 if device == "cpu" else bfloat16, "bf16 instructions unused"),
+    (
+        check_compute_dtype,
+        lambda device, has: choose_dtype(device, has) if device == "cpu" else bfloat16,
+        "float16 is native",
+    ),
+    (
+        check_compute_dtype,
+        lambda device, has: choose_dtype(device, has) if device == "cpu" else float16,
+        "float32's range",
+    ),
+    (check_compute_dtype, lambda device, has: torch.int8, "gives torch.int8, expected torch.float32"),
+    (check_compute_dtype, lambda device, has: 16, "expected a torch.dtype"),
+    (check_bnb_config, bnb(bnb_4bit_quant_type=None), "fp4 is the default"),
+    (check_bnb_config, bnb(bnb_4bit_use_double_quant=None), "double_quant is False"),
+    (check_bnb_config, bnb(bnb_4bit_compute_dtype=None), "float32 is the default"),
+    (check_bnb_config, bnb(bnb_4bit_compute_dtype=float16), "is torch.float16, expected torch.bfloat16"),
+    (check_bnb_config, bnb(load_in_4bit=None), "nothing is quantized"),
+    (check_bnb_config, bnb(load_in_4bit=None, load_in_8bit=True), "LLM.int8()"),
+    (check_bnb_config, ({"load_in_4bit": True}, bfloat16), "BitsAndBytesConfig(**options)"),
+    (check_bnb_config, (BitsAndBytesConfig, bfloat16), "expected a BitsAndBytesConfig, got the type"),
+    (check_labels, lambda p, r: (p + r, ([-100] * len(p) + r)[1:] + [-100]), "shifted by one"),
+    (check_labels, lambda p, r: (p + r, [-100] * (len(p) + 1) + r[:-1]), "shifted by one"),
+    (check_labels, lambda p, r: (p + r, ([-100] * len(p) + r)[1:]), "shifted by one"),
+    (check_labels, lambda p, r: (p + r, [-100] * len(p) + r[:-1] + [-100]), "never learn to stop"),
+    (check_labels, lambda p, r: (p + r, [-100 if t in p or t == 2 else t for t in p + r]), "never learn to stop"),
+    (check_labels, lambda p, r: (p + r, p + r), "prompt is not masked"),
+    (check_labels, lambda p, r: (p + r, [0] * len(p) + r), "masked with 0"),
+    (check_labels, lambda p, r: (p + r, r), "Every token needs a label"),
+    (check_labels, lambda p, r: (p + r, [-100] * len(p) + r[:-1]), "7 labels for 8 tokens"),
+    (check_labels, lambda p, r: (p + r, p + [-100] * len(r)), "other way round"),
+    (check_labels, lambda p, r: (p + r, [-100] * len(p + r)), "nothing is left to learn"),
+    (check_labels, lambda p, r: (p + r, [-100] * (len(p) + 1) + r[1:]), "off by one"),
+    (check_labels, lambda p, r: (p + r, [-100] * (len(p) - 1) + p[-1:] + r), "off by one"),
+    (check_labels, lambda p, r: (p + r, [-100] * 5 + (p + r)[5:]), "expected [-100, -100, 53, 54, 55, 2]"),
+    (check_labels, lambda p, r: ([-100] * len(p) + r, p + r), "swap"),
+    (check_labels, lambda p, r: ([-100] * len(p) + r, [-100] * len(p) + r), "one and the same list"),
+    (check_labels, lambda p, r: (p, [-100] * len(p) + r), "expected prompt and response"),
+    (check_labels, lambda p, r: [-100] * len(p) + r, "expected the pair"),
+    (check_labels, lambda p, r: {"input_ids": p + r, "labels": p + r}, "expected the pair"),
+    (check_labels, lambda p, r: tuple(t[None] for t in mask_as_tensors(p, r)), "two dimensions"),
+    (check_token_weighted_loss, lambda losses, n: statistics.fmean(losses), "gradient accumulation bug"),
+    (check_token_weighted_loss, lambda losses, n: sum(a * b for a, b in zip(losses, n, strict=True)), "is the sum"),
+    (
+        check_token_weighted_loss,
+        lambda losses, n: sum(a * b for a, b in zip(losses, n, strict=True)) / len(n),
+        "number of micro-batches",
+    ),
+    (check_token_weighted_loss, lambda losses, n: sum(losses), "without their weights"),
+    (check_token_weighted_loss, lambda losses, n: sum(losses) / sum(n), "Weigh each loss"),
+    (check_token_weighted_loss, lambda losses, n: statistics.fmean(losses, [1 / k for k in n]), "weighed by 1/n"),
+    (check_token_weighted_loss, lambda losses, n: sum(a / b for a, b in zip(losses, n, strict=True)), "multiply"),
+    (check_token_weighted_loss, lambda losses, n: 1.7, "gives 1.7, expected 1.125"),
+    (check_trainable_parameters, lambda r, shapes: sum(a * b for a, b in shapes), "whole matrix. LoRA trains A"),
+    (check_trainable_parameters, lambda r, shapes: sum(r * a * b for a, b in shapes), "more than the whole matrix"),
+    (check_trainable_parameters, lambda r, shapes: sum((r * a) * (r * b) for a, b in shapes), "add them"),
+    (check_trainable_parameters, lambda r, shapes: sum(r * a for a, b in shapes), "A alone"),
+    (check_trainable_parameters, lambda r, shapes: sum(r * b for a, b in shapes), "B alone"),
+    (check_trainable_parameters, lambda r, shapes: sum(a + b for a, b in shapes), "without the rank"),
+    (check_trainable_parameters, lambda r, shapes: sum(2 * r * a for a, b in shapes), "square matrices only"),
+    (check_trainable_parameters, lambda r, shapes: r * sum(shapes[0]), "the first of 2 layers"),
+    (check_trainable_parameters, lambda r, shapes: r * sum(shapes[-1]), "the last of 2 layers"),
+    (check_trainable_parameters, lambda r, shapes: r * sum(shapes[0]) * len(shapes), "2 times the first layer"),
+]
+ALL_CHECKS = list({check: None for check, _ in RIGHT})
+CHECKS_OF_FUNCTIONS = [check for check in ALL_CHECKS if check is not check_bnb_config]
+
+
+def stub(*arguments): ...  # your code here
+
+
+def unpacked_stub(*arguments):
+    input_ids = ...
+    labels = ...
+    return input_ids, labels
+
+
+def broken(*arguments):
+    nothing = 0
+    return 1 / nothing
+
+
+def others(check) -> tuple:
+    return (bfloat16,) if check is check_bnb_config else ()
+
+
+def name(value):
+    return getattr(value, "__name__", None)
+
+
+def test_every_check_is_tested_here():
+    assert {check.exercise for check in ALL_CHECKS} == set(checks.all_exercises())
+    for check in ALL_CHECKS:
+        assert sum(check is wrong_check for wrong_check, *_ in WRONG) >= 2, check.__name__
+    ids = [exercise.id for exercise in checks.all_exercises()]
+    assert len(set(ids)) == len(ids)
+
+
+@pytest.mark.parametrize("check, answer", RIGHT, ids=name)
+def test_right_answer(check, answer, capsys):
+    assert check.verdict(*answer).state == "right"
+    assert capsys.readouterr().out == ""  # the verdict alone shows and records nothing
+    assert not progress().solved
+
+    assert check(*answer) is None
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1 and lines[0].startswith(f"✓ {check.exercise.id} ")
+    assert progress().solved == {check.exercise.id}
+
+
+@pytest.mark.parametrize("check, answer, told", WRONG, ids=name)
+def test_wrong_answer_is_told_its_mistake(check, answer, told, capsys):
+    answer = answer if isinstance(answer, tuple) else (answer,)
+    assert check(*answer) is None
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1 and lines[0].startswith(f"✗ {check.exercise.id} ")
+    assert told in lines[0]
+    assert not progress().solved
+
+
+@pytest.mark.parametrize("check", ALL_CHECKS, ids=name)
+@pytest.mark.parametrize("answer", [None, ..., (..., ...), {"a": ..., "b": 1}], ids=repr)
+def test_missing_answer(check, answer, capsys):
+    check(answer, *others(check))
+    assert capsys.readouterr().out.startswith(f"· {check.exercise.id} not attempted yet: ")
+    assert not progress().solved
+
+
+def not_implemented(*arguments):
+    raise NotImplementedError
+
+
+@pytest.mark.parametrize("check", CHECKS_OF_FUNCTIONS, ids=name)
+@pytest.mark.parametrize("answer", [stub, unpacked_stub, not_implemented], ids=name)
+def test_function_that_is_a_stub(check, answer, capsys):
+    check(answer)
+    assert capsys.readouterr().out.startswith(f"· {check.exercise.id} not attempted yet: ")
+
+
+@pytest.mark.parametrize("check", CHECKS_OF_FUNCTIONS, ids=name)
+def test_function_that_raises(check, capsys):
+    check(broken)
+    line = capsys.readouterr().out
+    assert line.startswith(f"✗ {check.exercise.id} broken(")
+    assert "raised ZeroDivisionError: division by zero, in the line `return 1 / nothing`" in line
+
+
+@pytest.mark.parametrize("check", ALL_CHECKS, ids=name)
+def test_no_answer_makes_a_check_raise(check):
+    class Hostile:
+        def __getattr__(self, attribute):
+            raise OSError("no\nway")
+
+    junk = [0, 3.5, "text", b"", [], {}, (1, 2), object(), int, print, torch.zeros(2, 2), float("nan"), 10**400]
+    junk += [lambda *_, value=value: value for value in [*junk, Hostile(), (Hostile(), 1), ([[]], None)]]
+    for answer in [*junk, Hostile()]:
+        verdict = check.verdict(answer, *others(check))
+        assert verdict.state in ("open", "wrong") and verdict.message
+
+
+@pytest.mark.parametrize("check", ALL_CHECKS, ids=name)
+def test_strict_mode_raises_unless_right(check, monkeypatch, capsys):
+    monkeypatch.setenv("QLORA_LAB_STRICT", "1")
+    for answer in (None, "wrong"):
+        with pytest.raises(ExerciseUnsolved, match=check.exercise.id):
+            check(answer, *others(check))
+        assert check.exercise.id in capsys.readouterr().out  # shown all the same
+    check(*dict(RIGHT)[check])
+    assert progress().solved == {check.exercise.id}
+
+
+def test_an_exercise_belongs_to_the_checklist():
+    with pytest.raises(ValueError, match="1.1.*'speed'"):
+        Exercise("1.1", "a title", "speed", 1)
+
+
+# --- Progress -----------------------------------------------------------------------------------------------------
+
+
+def in_another_process(code: str, path: Path) -> subprocess.Popen:
+    root = Path(checks.__file__).parents[2]
+    env = os.environ | {"QLORA_LAB_PROGRESS": str(path), "PYTHONPATH": str(root)}
+    return subprocess.Popen([sys.executable, "-c", f"from qlora_lab.classroom.checks import *; {code}"], env=env)
+
+
+def test_progress_survives_a_restart_and_a_later_mistake(progress_file):
+    assert in_another_process("check_bytes_of_weights(lambda p, bits: p * bits / 8)", progress_file).wait() == 0
+    assert progress().solved == {"0.1"}
+    check_bytes_of_weights(stub)
+    check_labels(mask)
+    assert progress().solved == {"0.1", "7.2"}
+
+
+def test_notebooks_may_record_at_the_same_time(progress_file):
+    writers = [
+        in_another_process(
+            f"from qlora_lab.classroom.checks import record; [record(f'{n}.{{i}}') for i in range(10)]", progress_file
+        )
+        for n in range(4)
+    ]
+    assert [writer.wait() for writer in writers] == [0] * 4
+    assert progress().solved == {f"{n}.{i}" for n in range(4) for i in range(10)}
+
+
+@pytest.mark.parametrize("text", ["", '{"solved": ["0.1"', "[]", "{}", '{"solved": 3}', '{"solved": [1]}', "\x00"])
+def test_a_damaged_file_is_kept_aside(text, progress_file, capsys):
+    progress_file.parent.mkdir()
+    for n in (1, 2):
+        progress_file.write_text(text)
+        check_labels(mask)
+        aside = progress_file.with_name(f"progress.damaged-{n}.json")
+        assert aside.read_text() == text
+        assert f"was damaged: counting starts anew, and the old file is kept as {aside}" in capsys.readouterr().out
+        assert json.loads(progress_file.read_text()) == {"solved": ["7.2"]}
+
+
+def test_progress_that_cannot_be_saved_or_read_is_no_error(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("QLORA_LAB_PROGRESS", str(tmp_path / "file" / "progress.json"))
+    check_labels(mask)
+    assert progress().solved == set()
+    shown = capsys.readouterr().out
+    assert shown.startswith("✓ 7.2") and "could not be saved" in shown and "could not be read" in shown
+
+
+def test_default_path_is_the_users_data_folder(monkeypatch):
+    monkeypatch.setenv("QLORA_LAB_PROGRESS", "")
+    assert checks.progress_path().parts[-2:] == ("qlora-lab", "progress.json")
+
+
+EXERCISES = (
+    Exercise("1.1", "one", "memory", 1),
+    Exercise("1.2", "two & a half", "memory", 3),
+    Exercise("2.1", "three", "quantization", 2),
+)
+
+
+def test_progress_as_text():
+    shown = repr(Progress(EXERCISES, frozenset({"1.1", "2.1", "9.9"}))).splitlines()
+    assert shown[0] == "2 of 3 exercises solved, 3 of 6 points"
+    assert len(shown) == 1 + len(CHECKLIST)
+    assert [line.split("  ")[0][2:] for line in shown[1:]] == list(CHECKLIST.values())
+    assert [line for line in shown if line.startswith("☑")] == [shown[1]] and "1 of 1" in shown[1]
+    assert "1 of 2" in shown[5] and shown[5].endswith("next: 1.2 two & a half")
+    assert shown[2].startswith("☐") and shown[2].endswith("no exercise yet")
+
+
+def test_progress_as_html():
+    shown = Progress(EXERCISES, frozenset({"2.1"}))._repr_html_()
+    assert shown.count("☑") == 1 and shown.count("☐") == 5
+    assert "two &amp; a half" not in shown and "1.1 one" in shown  # only the next exercise is named
+    assert "two &amp; a half" in Progress(EXERCISES, frozenset({"1.1"}))._repr_html_()
+    assert "color" not in shown
+
+
+def test_importing_is_light():
+    code = "import sys; assert not {'torch', 'transformers', 'IPython', 'nbformat'} & set(sys.modules)"
+    assert in_another_process(code, Path("unused")).wait() == 0

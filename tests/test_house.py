@@ -1,0 +1,274 @@
+"""The house itself: what an import costs, which room enters which, is README's map true, what no file may hold."""
+
+from __future__ import annotations
+
+import ast
+import fnmatch
+import json
+import pathlib
+import re
+import statistics
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "qlora_lab"
+MODULES = sorted(path.relative_to(ROOT).as_posix() for path in PACKAGE.rglob("*.py"))
+
+
+def python(code: str) -> str:
+    """Run `code` in a fresh interpreter in the repository's root; return what it prints."""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def repository_files() -> list[str]:
+    """Paths, relative to the root, that git tracks or would offer to add."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout: what belongs to the repository is not known")
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return sorted(path for path in set(listed.split("\0")) if path and (ROOT / path).is_file())
+
+
+# ------------------------------------------------------------------------------------------------------------- imports
+
+
+def test_importing_the_package_is_quick_and_loads_nothing_else():
+    code = """
+import json, sys, time
+before, start = set(sys.modules), time.perf_counter()
+import qlora_lab
+print(json.dumps([time.perf_counter() - start, sorted(set(sys.modules) - before)]))
+"""
+    runs = [json.loads(python(code)) for _ in range(5)]
+    assert statistics.median(seconds for seconds, _ in runs) < 0.2
+    loaded = {name.partition(".")[0] for _, names in runs for name in names}
+    assert loaded - sys.stdlib_module_names == {"qlora_lab"}
+
+
+def test_importing_finetuning_leaves_the_slow_libraries_alone_and_the_gpu_untouched():
+    code = """
+import json, sys
+import torch, qlora_lab.finetuning
+print(json.dumps([sorted(sys.modules), torch.cuda.is_initialized()]))
+"""
+    loaded, cuda_initialized = json.loads(python(code))
+    assert "qlora_lab.finetuning" in loaded
+    assert not {"datasets", "transformers", "peft", "bitsandbytes", "accelerate"} & set(loaded)
+    assert not cuda_initialized
+
+
+# ---------------------------------------------------------------------------------------------- which room enters which
+
+LIBRARIES = "*"  # any package that is not ours
+ERRORS, QUANTIZATION, FINETUNING, MEMORY = (
+    f"qlora_lab.{room}" for room in ("errors", "quantization", "finetuning", "memory")
+)
+
+# What a file may import beside the standard library, by the first pattern that fits it. A name covers what is in it.
+MAY_IMPORT = {
+    "qlora_lab/__init__.py": (),
+    "qlora_lab/errors.py": (),
+    "qlora_lab/quantization/*": ("torch", QUANTIZATION),
+    "qlora_lab/finetuning/lora.py": ("torch", ERRORS),  # QLoRA is LoRA on a base that happens to be 4-bit
+    "qlora_lab/finetuning/*": (LIBRARIES, ERRORS, QUANTIZATION, FINETUNING),
+    "qlora_lab/memory/estimate.py": (),  # predictions that cannot peek at a measurement
+    "qlora_lab/memory/*": (LIBRARIES, ERRORS, QUANTIZATION, FINETUNING, MEMORY),
+    "qlora_lab/classroom/*": (LIBRARIES, "qlora_lab"),
+    "qlora_lab/train_qlora.py": (LIBRARIES, ERRORS, QUANTIZATION, FINETUNING, MEMORY),
+}
+
+
+def imported_names(path: str, source: str) -> set[str]:
+    """Absolute dotted names that a module imports anywhere, functions included.
+
+    `from a import b` counts as `a.b`, for b may be a module.
+    """
+    package = path.split("/")[:-1]
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) + 1 - node.level] if node.level else []
+            base = [*base, node.module] if node.module else base
+            names.update(".".join([*base, alias.name]) for alias in node.names)
+    return names
+
+
+def trespasses(path: str, source: str) -> list[str]:
+    """The imports in the module at `path` that `MAY_IMPORT` does not allow."""
+    rules = next((rules for pattern, rules in MAY_IMPORT.items() if fnmatch.fnmatch(path, pattern)), None)
+    assert rules is not None, f"{path}: say in MAY_IMPORT what it may import"
+
+    def allowed(name: str) -> bool:
+        top = name.partition(".")[0]
+        if top in sys.stdlib_module_names or name == "qlora_lab.__version__":
+            return True
+        if top != "qlora_lab" and LIBRARIES in rules:
+            return True
+        return any(f"{name}.".startswith(f"{rule}.") for rule in rules)
+
+    return sorted(name for name in imported_names(path, source) if not allowed(name))
+
+
+@pytest.mark.parametrize("path", MODULES)
+def test_rooms_are_entered_in_one_direction(path):
+    assert trespasses(path, (ROOT / path).read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "source", "found"),
+    [
+        ("quantization/packing.py", "import torch.nn, math\nfrom . import codebooks\nfrom .codebooks import NF4", []),
+        ("quantization/packing.py", "import numpy as np", ["numpy"]),
+        ("quantization/packing.py", "from ..finetuning import lora", ["qlora_lab.finetuning.lora"]),
+        ("quantization/packing.py", "from qlora_lab import memory", ["qlora_lab.memory"]),
+        ("finetuning/lora.py", "from torch import nn\nfrom qlora_lab.errors import UserError", []),
+        (
+            "finetuning/lora.py",
+            "def f():\n    from . import quantized_linear",
+            ["qlora_lab.finetuning.quantized_linear"],
+        ),
+        ("finetuning/lora.py", "import qlora_lab.quantization as q", ["qlora_lab.quantization"]),
+        ("finetuning/models.py", "import peft\nfrom qlora_lab.quantization import NF4", []),
+        ("finetuning/models.py", "import qlora_lab.memory.estimate", ["qlora_lab.memory.estimate"]),
+        ("memory/estimate.py", "import torch", ["torch"]),
+        ("memory/estimate.py", "from qlora_lab.memory import record", ["qlora_lab.memory.record"]),
+        ("memory/measure.py", "import qlora_lab.finetuning\nimport torch", []),
+        ("memory/measure.py", "from qlora_lab.classroom import plots", ["qlora_lab.classroom.plots"]),
+        ("train_qlora.py", "from qlora_lab import __version__, classroom, memory", ["qlora_lab.classroom"]),
+        ("__init__.py", "from .quantization import NF4", ["qlora_lab.quantization.NF4"]),
+    ],
+)
+def test_a_trespass_is_seen(path, source, found):
+    assert trespasses(f"qlora_lab/{path}", source) == found
+
+
+# ------------------------------------------------------------------------------------------------------- README's tree
+
+
+def tree_entries(markdown: str) -> list[str]:
+    """Paths named in a Markdown text's annotated trees: its fenced blocks that have a line starting with `qlora_lab/`.
+
+    Two spaces indent; a line names a file or folder, then, two spaces or more on, says what it is. A line may name
+    several (`estimate.py  measure.py`); a name may have wildcards (`[0-9]*.ipynb`).
+    """
+    entries = []
+    for block in re.findall(r"^```[^\n]*\n(.*?)^```", markdown, flags=re.MULTILINE | re.DOTALL):
+        if not re.search(r"^ *qlora_lab/", block, flags=re.MULTILINE):
+            continue
+        folders: list[tuple[int, str]] = []  # (indent, path with a slash) of the folders that the line may stand in
+        for line in filter(str.strip, block.splitlines()):
+            indent = len(line) - len(line.lstrip())
+            folders = [(deep, folder) for deep, folder in folders if deep < indent]
+            parent = folders[-1][1] if folders else ""
+            first, *rest = re.split(r" {2,}", line.strip())
+            looks_like_paths = re.compile(r"\S*[\w*\]](\.\w+|/)")
+            names = [first]
+            for field in rest:
+                if not looks_like_paths.fullmatch(field):
+                    break
+                names.append(field)
+            entries += [parent + name for name in names]
+            if first.endswith("/"):
+                folders.append((indent, parent + first))
+    return entries
+
+
+def test_a_tree_is_read_as_written():
+    markdown = """
+# Title
+```
+make lab
+```
+```text
+README.md          what it is, two commands
+.ci/run            calls `make test`
+qlora_lab/         the package
+  memory/    bytes. Numbers only
+    estimate.py  measure.py
+  train_qlora.py   the command line: python -m qlora_lab.train_qlora
+notebooks/         lessons
+```
+"""
+    assert tree_entries(markdown) == [
+        "README.md",
+        ".ci/run",
+        "qlora_lab/",
+        "qlora_lab/memory/",
+        "qlora_lab/memory/estimate.py",
+        "qlora_lab/memory/measure.py",
+        "qlora_lab/train_qlora.py",
+        "notebooks/",
+    ]
+
+
+def test_readme_names_what_is_there():
+    entries = tree_entries((ROOT / "README.md").read_text(encoding="utf-8"))
+    assert entries, "README.md has no fenced tree with a line that starts with qlora_lab/"
+    missing = [entry for entry in entries if not list(ROOT.glob(entry.rstrip("/")))]
+    assert missing == [], "README's tree names what does not exist"
+    assert sorted({entry for entry in entries if entries.count(entry) > 1} - {"qlora_lab/"}) == [], "named twice"
+
+
+def test_readme_names_everything_at_the_top_and_every_module():
+    entries = tree_entries((ROOT / "README.md").read_text(encoding="utf-8"))
+    files = repository_files()
+    top = {path.partition("/")[0] for path in files if not path.startswith(".git")}
+    assert sorted(top - {entry.partition("/")[0] for entry in entries}) == [], "missing from README's tree"
+    modules = {path for path in files if fnmatch.fnmatch(path, "qlora_lab/*.py") and not path.endswith("__init__.py")}
+    unnamed = {path for path in modules if not any(fnmatch.fnmatch(path, entry) for entry in entries)}
+    assert sorted(unnamed) == [], "missing from README's tree"
+
+
+# ----------------------------------------------------------------------------------------------------- what files hold
+
+# Folders of somebody's machine, and a running kernel's scratch files; in a notebook, an escaped line end or the end of
+# a colour code may stand before them. This file is searched too: hence no slash next to a name here.
+MACHINE_PATHS = re.compile(
+    rb"(?:(?<![\w.~+-])|(?<=\\[nrt])|(?<=\dm))/(?:(?:home|root|work|Users)/(?=[\w.])|tmp/(?=ipykernel_\d))"
+)
+
+
+def machine_paths(content: bytes) -> list[str]:
+    """The first 40 characters of each path in `content` that holds on one machine only."""
+    starts = [match.start() for match in MACHINE_PATHS.finditer(content)]
+    return [content[start : start + 40].decode(errors="replace") for start in starts]
+
+
+def test_no_file_holds_a_path_of_some_machine():
+    found = {path: machine_paths((ROOT / path).read_bytes()) for path in repository_files()}
+    assert {path: paths for path, paths in found.items() if paths} == {}
+
+
+@pytest.mark.parametrize("folder", ["home", "root", "work", "Users"])
+def test_a_machine_path_is_seen(folder):
+    path = f"/{folder}/someone/qlora-lab/notebooks/07_qlora_run.py"
+    for before in ('"', " ", r"\n", r"\u001b[32m", "file://"):
+        assert machine_paths(f"some text{before}{path}, line 3".encode()) == [path[:40]]
+    assert machine_paths(f"https://host{path} ./..{path} docs{path}".encode()) == []
+
+
+# --------------------------------------------------------------------------------------------------------- environment
+
+
+def requirement_names(lines: list[str]) -> set[str]:
+    """Names of the packages on requirement lines, as package indexes write them; comments are skipped."""
+    names = (re.match(r"\s*([A-Za-z0-9][\w.-]*)", line.partition("#")[0]) for line in lines)
+    return {re.sub(r"[-_.]+", "-", name[1]).lower() for name in names if name}
+
+
+def test_every_requirement_is_pinned_by_the_constraints_for_any_machine():
+    pins = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    extras = re.search(r"^dev = \[\n(.*?)^\]", (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.M | re.S)[1]
+    wanted = requirement_names((ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines())
+    wanted |= requirement_names([line.replace('"', "") for line in extras.splitlines()])
+    assert sorted(wanted - requirement_names(pins)) == []
+    exact = re.compile(r'[a-z0-9-]+==[\w.]+( ; python_version (>=|<) "3\.\d+")?')
+    assert [line for line in pins if not line.startswith("#") and not exact.fullmatch(line)] == []
+    assert not re.search(r"^(nvidia|cuda|triton)", "\n".join(pins), flags=re.M)
