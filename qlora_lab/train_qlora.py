@@ -22,7 +22,6 @@ import pathlib
 import shutil
 import sys
 import time
-import warnings
 
 import torch
 
@@ -43,7 +42,9 @@ class Parser(argparse.ArgumentParser):
 
 def parser() -> Parser:
     p = Parser(prog="train_qlora", description="Fine-tune a language model with QLoRA and say what it brought.")
-    p.add_argument("--model", default=models.DEFAULT_MODEL, help="bundled name, folder or hub id (default: %(default)s)")
+    p.add_argument(
+        "--model", default=models.DEFAULT_MODEL, help="bundled name, folder or hub id (default: %(default)s)"
+    )
     p.add_argument("--data", default="orders", help="a data set of the course, a folder of .jsonl, or a .jsonl file")
     p.add_argument("--method", choices=["qlora", "lora"], default="qlora", help="4-bit NF4 base, or 16/32-bit base")
     p.add_argument("--rank", type=_positive_int, default=16)
@@ -73,7 +74,6 @@ def parser() -> Parser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit code: 0, 2 for a user's error, 130 after Ctrl-C."""
-    warnings.filterwarnings("ignore", category=FutureWarning)
     args = None
     try:
         args = parser().parse_args(arguments)
@@ -367,15 +367,17 @@ def _fail(message: str) -> int:
 
 
 def _positive_int(text: str) -> int:
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return int(text)
+    with contextlib.suppress(ValueError):
+        if int(text) >= 1:
+            return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
 
 
 def _positive_float(text: str) -> float:
-    if not (math.isfinite(float(text)) and float(text) > 0):
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-    return float(text)
+    with contextlib.suppress(ValueError):
+        if 0 < float(text) < math.inf:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
 
 
 if __name__ == "__main__":

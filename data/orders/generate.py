@@ -1,6 +1,6 @@
 """Write the four splits of the orders data set: `python data/orders/generate.py`.
 
-Each line is `{"system": the task, "prompt": a sentence that orders something, "response": the order as one JSON object}`.
+Each line is `{"system": the task, "prompt": a sentence that orders something, "response": the order as JSON}`.
 The JSON has no spaces: that saves a quarter of the answer's tokens. Answers are compared as JSON values anyway.
 
     train, validation, test   the same templates, names, cities and number spellings, different sentences
@@ -41,9 +41,9 @@ FIRST = (
 ).split()
 LAST = (
     "Adler Brandt Costa Duarte Evans Fischer Garcia Hansen Ivanov Jansen Keller Larsen Moreau Novak Olsen Petrov "
-    "Quinn Rossi Silva Turner Ueda Vargas Weber Young Zimmer Baker Carter Dubois Ericson Ferrari Gruber Horvath Iversen "
-    "Jimenez Kowalski Lombardi Mertens Nielsen Okafor Pereira Reyes Schmidt Tanaka Ulrich Vasquez Wagner Yilmaz Zanetti "
-    "Almeida Bergman Calloway Dvorak Engel Fontaine Goldberg"
+    "Quinn Rossi Silva Turner Ueda Vargas Weber Young Zimmer Baker Carter Dubois Ericson Ferrari Gruber Horvath "
+    "Iversen Jimenez Kowalski Lombardi Mertens Nielsen Okafor Pereira Reyes Schmidt Tanaka Ulrich Vasquez Wagner "
+    "Yilmaz Zanetti Almeida Bergman Calloway Dvorak Engel Fontaine Goldberg"
 ).split()
 CITIES = (
     "Oslo Lisbon Vienna Prague Dublin Madrid Berlin Rome Athens Warsaw Geneva Helsinki Naples Hamburg Porto Lyon "
@@ -133,7 +133,11 @@ def sample(rng: random.Random, shifted: bool) -> dict:
         m=rng.choice([number for number in range(2, 49) if number != order["quantity"]]),
         d=rng.choice([colour for colour in COLOURS if colour != order["colour"]]),
     )  # fmt: skip
-    return {"system": SYSTEM, "prompt": prompt[0].upper() + prompt[1:], "response": json.dumps(order, separators=(",", ":"))}
+    return {
+        "system": SYSTEM,
+        "prompt": prompt[0].upper() + prompt[1:],
+        "response": json.dumps(order, separators=(",", ":")),
+    }
 
 
 def main() -> None:

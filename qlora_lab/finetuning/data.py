@@ -219,7 +219,9 @@ class Batches:
         if not self.samples:
             raise UserError("there are no samples to train on")
         if self.batch_size < 1 or self.accumulation < 1:
-            raise UserError(f"batch_size={self.batch_size} and accumulation={self.accumulation}: both must be at least 1")
+            raise UserError(
+                f"batch_size={self.batch_size} and accumulation={self.accumulation}: both must be at least 1"
+            )
 
     def steps_per_epoch(self) -> int:
         """Optimizer steps after which each sample has been seen about once."""
@@ -228,24 +230,22 @@ class Batches:
 
     def __iter__(self) -> Iterator[list[list[list[TokenizedSample]]]]:
         rows_a_step = self.batch_size * self.accumulation
-        shuffle = torch.Generator().manual_seed(self.seed)
-        rows, step = self._rows(), []
+        draw = torch.Generator().manual_seed(self.seed)
+        rows, step = [], []
         while True:
-            window = [next(rows) for _ in range(16 * rows_a_step)]
+            while len(rows) < rows_a_step:
+                epoch = _shuffled(self.samples, draw)
+                rows += self._pack(epoch) if self.packing else [[sample] for sample in epoch]
+            size = min(16, len(rows) // rows_a_step) * rows_a_step
+            window, rows = rows[:size], rows[size:]
             if not self.packing:
                 window.sort(key=lambda row: len(row[0].ids))
-            micro_batches = [window[i : i + self.batch_size] for i in range(0, len(window), self.batch_size)]
-            for i in torch.randperm(len(micro_batches), generator=shuffle).tolist():
-                step.append(micro_batches[i])
+            micro_batches = [window[i : i + self.batch_size] for i in range(0, size, self.batch_size)]
+            for micro_batch in _shuffled(micro_batches, draw):
+                step.append(micro_batch)
                 if len(step) == self.accumulation:
                     yield step
                     step = []
-
-    def _rows(self) -> Iterator[list[TokenizedSample]]:
-        order = torch.Generator().manual_seed(self.seed)
-        while True:
-            epoch = [self.samples[i] for i in torch.randperm(len(self.samples), generator=order).tolist()]
-            yield from self._pack(epoch) if self.packing else ([sample] for sample in epoch)
 
     def _pack(self, samples: list[TokenizedSample]) -> list[list[TokenizedSample]]:
         """Greedy: a sample goes into the row that is open, or opens the next one."""
@@ -257,6 +257,10 @@ class Batches:
             rows[-1].append(sample)
             room -= len(sample.ids)
         return rows
+
+
+def _shuffled(values: list, draw: torch.Generator) -> list:
+    return [values[i] for i in torch.randperm(len(values), generator=draw).tolist()]
 
 
 def collate(rows: list[list[TokenizedSample]], pad_token_id: int) -> dict[str, torch.Tensor]:

@@ -28,6 +28,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 import zipfile
 from dataclasses import dataclass
 
@@ -232,7 +233,8 @@ def require_4bit_kernels(device: torch.device) -> None:
     except Exception as error:
         raise UserError(
             f"bitsandbytes {bitsandbytes.__version__} has no 4-bit kernel for device {str(device)!r} "
-            f"({str(error).splitlines()[0]}): load the model without quantization (--method lora) or choose another device"
+            f"({str(error).splitlines()[0]}): load the model without quantization (--method lora) or "
+            "choose another device"
         ) from error
 
 
@@ -275,7 +277,9 @@ def load_model(
         options["quantization_config"] = bnb_config(quantization, double_quant, compute_dtype)
     try:
         with quiet_transformers():
-            model = AutoModelForCausalLM.from_pretrained(source, dtype=compute_dtype, device_map={"": device}, **options)
+            model = AutoModelForCausalLM.from_pretrained(
+                source, dtype=compute_dtype, device_map={"": device}, **options
+            )
             tokenizer = AutoTokenizer.from_pretrained(source)
     except torch.OutOfMemoryError:
         raise
@@ -401,7 +405,7 @@ def build_random(
             elif isinstance(child, LlamaRMSNorm):
                 ones = torch.ones(child.weight.shape, dtype=compute_dtype, device=device)
                 child.weight = nn.Parameter(ones, requires_grad=False)
-    model.model.rotary_emb = LlamaRotaryEmbedding(config, device=device)  # its buffers are computed, not random
+    model.model.rotary_emb = LlamaRotaryEmbedding(config).to(device)  # its buffers are computed, not random
     model.tie_weights()
     model.is_loaded_in_4bit = quantization is not None  # what PEFT asks before it wraps Linear4bit
     return model.eval()
@@ -444,7 +448,10 @@ def add_adapter(
     config = LoraConfig(
         r=rank, lora_alpha=alpha, target_modules=targets, lora_dropout=dropout, bias="none", task_type="CAUSAL_LM"
     )
-    return get_peft_model(model, config)
+    with warnings.catch_warnings():
+        # PEFT 0.21 asks transformers 5.23 for `is_gradient_checkpointing`, which is renamed
+        warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated", category=FutureWarning)
+        return get_peft_model(model, config)
 
 
 def _require_targets(model, targets: list[str]) -> None:

@@ -126,7 +126,7 @@ def train_steps(
     names, parameters = zip(*((n, p) for n, p in model.named_parameters() if p.requires_grad), strict=True)
     adamw = accelerator.prepare(make_optimizer(optimizer, parameters, learning_rate, weight_decay))
     if gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        checkpoint_activations(model)
 
     records: list[StepRecord] = []
     if checkpoints is not None and resume:
@@ -177,7 +177,7 @@ def train_steps(
     finally:
         model.eval()
         if gradient_checkpointing:
-            model.gradient_checkpointing_disable()
+            checkpoint_activations(model, on=False)
 
 
 # ---------------------------------------------------------------------------------------------------------------- steps
@@ -202,6 +202,14 @@ def token_loss_sum(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     return torch.nn.functional.cross_entropy(
         logits.flatten(0, 1).float(), targets[:, columns].flatten(), ignore_index=IGNORED, reduction="sum"
     )
+
+
+def checkpoint_activations(model, on: bool = True) -> None:
+    """Switch gradient checkpointing, without reentrant autograd, which would need inputs that require gradients."""
+    # transformers 5.23 calls it activation checkpointing; 5.17 knows only the old name
+    new = hasattr(model, "activation_checkpointing_enable")
+    name = f"{'activation' if new else 'gradient'}_checkpointing_{'enable' if on else 'disable'}"
+    getattr(model, name)(*[{"use_reentrant": False}] * on)
 
 
 def rate(step: int, steps: int, warmup_steps: int, schedule: str) -> float:
@@ -261,7 +269,7 @@ def make_optimizer(name: str, parameters, learning_rate: float, weight_decay: fl
 #     optimizer.safetensors   "name|key": the tensors of the optimizer's state, and the generators' states
 #     progress.json           the records so far, and the numbers of the optimizer's state
 #
-# No pickle anywhere. A checkpoint is written under another name and renamed when it is whole; only then do older ones go.
+# No pickle anywhere. A checkpoint is written under another name and renamed when it is whole; then older ones go.
 
 
 def newest_checkpoint(folder: pathlib.Path) -> pathlib.Path | None:
@@ -315,7 +323,9 @@ def load_checkpoint(folder: pathlib.Path, model, names, optimizer) -> list[StepR
         tensors = load_file(path / "optimizer.safetensors")
         progress = json.loads((path / "progress.json").read_text())
     except Exception as error:
-        raise UserError(f"{path} is damaged ({error}): delete it to resume from the one before, or start anew") from error
+        raise UserError(
+            f"{path} is damaged ({error}): delete it to resume from the one before, or start anew"
+        ) from error
     if set(trained) != set(names):
         raise UserError(f"{path} holds other adapters than this model has: resume with the same rank and targets")
     parameters = {name: model.get_parameter(name) for name in names}

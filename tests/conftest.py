@@ -1,0 +1,75 @@
+"""Models for the tests: the bundled one, and a tiny random LLaMA with the bundled one's tokenizer."""
+
+import os
+import pathlib
+
+import pytest
+import torch
+
+from qlora_lab.finetuning import fetch
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that reaches for a hub is a mistake
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture(scope="session")
+def bundled() -> pathlib.Path:
+    """Folder of the bundled model's checkpoint (`make test` has fetched it)."""
+    return fetch()
+
+
+@pytest.fixture(scope="session")
+def tokenizer(bundled):
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(bundled)
+
+
+def tiny_config(**changes):
+    from transformers import LlamaConfig
+
+    settings = {
+        "vocab_size": 49152,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "tie_word_embeddings": True,
+        "initializer_range": 0.2,  # larger than usual: a random model should care about what it reads
+        "pad_token_id": 2,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    return LlamaConfig(**{**settings, **changes})
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory, tokenizer) -> pathlib.Path:
+    """A checkpoint folder with a random two-layer LLaMA: everything runs in it, nothing is worth reading."""
+    from transformers import LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("tiny")
+    torch.manual_seed(0)
+    LlamaForCausalLM(tiny_config()).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def make_tiny():
+    """Make a tiny model (vocabulary of 97) with LoRA adapters, in memory; the same one each time."""
+    from transformers import LlamaForCausalLM
+
+    from qlora_lab.finetuning import add_adapter
+
+    def make(rank: int = 4, dropout: float = 0.0):
+        torch.manual_seed(0)
+        return add_adapter(LlamaForCausalLM(tiny_config(vocab_size=97)), rank=rank, alpha=8, dropout=dropout)
+
+    return make
+
+
+@pytest.fixture
+def tiny(make_tiny):
+    return make_tiny()

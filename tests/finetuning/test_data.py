@@ -1,0 +1,220 @@
+import json
+from itertools import islice
+
+import pytest
+import torch
+
+from qlora_lab.errors import UserError
+from qlora_lab.finetuning import Batches, TokenizedSample, collate, load_prose, load_samples, tokenize
+from qlora_lab.finetuning.data import IGNORED, tokenize_chat, tokenize_text
+
+
+def sample(length: int, prompt: int = 2, first: int = 10) -> TokenizedSample:
+    return TokenizedSample(tuple(range(first, first + length)), prompt)
+
+
+# -------------------------------------------------------------------------------------------------------------- loading
+
+
+def test_course_data_has_its_splits():
+    sizes = {split: len(load_samples("orders", split)) for split in ("train", "validation", "test", "shifted")}
+    assert sizes == {"train": 2000, "validation": 200, "test": 200, "shifted": 200}
+    assert len(load_prose()) > 40
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (['{"prompt": "a", "response": "b"}', '{"prompt": "a", '], r"line 2 is not valid JSON: .* at column"),
+        (['{"prompt": "a"}'], r"line 1 has no text in 'response' \(it has: prompt\)"),
+        (['{"prompt": 3, "response": "b"}'], r"line 1 has no text in 'prompt'"),
+        (['["a"]'], r"line 1 holds a list"),
+        (['{"messages": [{"role": "user", "content": "a"}]}'], r"line 1: messages must be a list"),
+        ([""], r"is empty: it needs at least one line"),
+    ],
+)
+def test_bad_lines(tmp_path, lines, message):
+    path = tmp_path / "mine.jsonl"
+    path.write_text("\n".join(lines))
+    with pytest.raises(UserError, match=message):
+        load_samples(path)
+
+
+def test_not_utf8(tmp_path):
+    path = tmp_path / "mine.jsonl"
+    path.write_bytes(b'{"prompt": "caf\xe9"}')
+    with pytest.raises(UserError, match="not UTF-8"):
+        load_samples(path)
+
+
+def test_missing_data_names_what_there_is():
+    with pytest.raises(UserError, match=r"no data at 'ordes'.*orders"):
+        load_samples("ordes")
+
+
+def test_prompt_and_messages_say_the_same(tmp_path):
+    path = tmp_path / "mine.jsonl"
+    chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    path.write_text(json.dumps({"prompt": "a", "response": "b"}) + "\n\n" + json.dumps({"messages": chat}))
+    rows = load_samples(path)["messages"]
+    assert rows[0] == rows[1] == chat
+
+
+# ---------------------------------------------------------------------------------------------------------- tokenizing
+
+
+def test_prompt_is_masked_and_the_end_is_learned(tokenizer):
+    chat = [{"role": "user", "content": "Hello?"}, {"role": "assistant", "content": "Good bye."}]
+    tokenized = tokenize_chat(chat, tokenizer)
+    learned = [i for i in tokenized.labels if i != IGNORED]
+    assert tokenizer.decode(learned) == "Good bye.<|im_end|>"
+    assert learned[-1] == tokenizer.eos_token_id == tokenizer.pad_token_id  # the case that goes wrong elsewhere
+    masked = tokenizer.decode(tokenized.ids[: tokenized.prompt_length])
+    assert masked.endswith("<|im_start|>user\nHello?<|im_end|>\n<|im_start|>assistant\n")
+
+
+def test_ids_are_those_of_the_whole_template(tokenizer):
+    """Cutting between prompt and response must not change the tokens that the template as a whole gives."""
+    for messages in load_samples("orders", "test")["messages"][:50]:
+        whole = tokenizer.apply_chat_template(messages, tokenize=False)
+        ids = tokenizer(whole, add_special_tokens=False)["input_ids"]
+        tokenized = tokenize_chat(messages, tokenizer)
+        assert list(tokenized.ids) == ids[: len(tokenized.ids)]
+        assert tokenizer.decode(ids[len(tokenized.ids) :]) == "\n"
+
+
+def test_model_without_chat_template(tokenizer):
+    import copy
+
+    base = copy.deepcopy(tokenizer)
+    base.chat_template = None
+    chat = [{"role": "user", "content": "One?"}, {"role": "assistant", "content": "Two."}]
+    tokenized = tokenize_chat(chat, base)
+    assert base.decode(tokenized.ids) == "One?\nTwo.<|im_end|>"
+
+
+def test_too_long_is_counted_and_never_cut(tokenizer):
+    samples = load_samples("orders", "shifted").select(range(20))
+    lengths = [len(tokenize_chat(m, tokenizer).ids) for m in samples["messages"]]
+    limit = sorted(lengths)[-4]
+    fitting, report = tokenize(samples, tokenizer, limit)
+    too_long = sum(length > limit for length in lengths)
+    assert report == (
+        f"{too_long} of 20 samples are longer than {limit} tokens (the longest has {max(lengths)}) and are left out"
+    )
+    assert len(fitting) == 20 - too_long
+    assert all(s.ids[-1] == tokenizer.eos_token_id for s in fitting)
+    with pytest.raises(UserError, match="nothing is left, raise --max-length"):
+        tokenize(samples, tokenizer, 5)
+
+
+def test_plain_text_predicts_all_but_the_first_token(tokenizer):
+    text = tokenize_text("Bees make honey.", tokenizer)
+    assert sum(label != IGNORED for label in text.labels) == len(text.ids) - 1
+
+
+# ------------------------------------------------------------------------------------------------------------- batching
+
+
+def test_stream_is_seeded_and_can_be_joined_late():
+    samples = [sample(n % 7 + 3, first=n) for n in range(50)]
+    stream = list(islice(Batches(samples, 4, 2, seed=3), 30))
+    assert list(islice(Batches(samples, 4, 2, seed=3), 20, 30)) == stream[20:]
+    assert list(islice(Batches(samples, 4, 2, seed=4), 30)) != stream
+    assert all(len(step) == 2 and all(len(rows) == 4 for rows in step) for step in stream)
+
+
+@pytest.mark.parametrize(("batch_size", "accumulation"), [(16, 1), (4, 4), (8, 1), (4, 2)])
+def test_an_epoch_sees_every_sample_once(batch_size, accumulation):
+    samples = [sample(n % 7 + 3, first=10 * n) for n in range(64)]
+    batches = Batches(samples, batch_size, accumulation)
+    stream = iter(batches)
+    for _ in range(3):
+        steps = list(islice(stream, batches.steps_per_epoch()))
+        seen = [s for step in steps for rows in step for row in rows for s in row]
+        assert sorted(seen, key=lambda s: s.ids) == samples
+
+
+def test_odd_rows_are_carried_into_the_next_epoch():
+    samples = [sample(4, first=10 * n) for n in range(10)]
+    steps = islice(Batches(samples, 4), 5)  # two epochs: 5 x 4 = 2 x 10
+    seen = [s for step in steps for rows in step for row in rows for s in row]
+    assert sorted(seen, key=lambda s: s.ids) == sorted(samples * 2, key=lambda s: s.ids)
+
+
+def test_similar_lengths_come_together():
+    samples = [sample(3 + n % 40, first=n) for n in range(400)]
+
+    def padding(batches) -> float:
+        """Tokens in the tensors over tokens in the samples."""
+        tensors = sum(collate(rows, 0)["input_ids"].numel() for rows in batches)
+        return tensors / sum(len(s.ids) for rows in batches for row in rows for s in row)
+
+    bucketed = [step[0] for step in islice(Batches(samples, 8), 50)]
+    shuffled = torch.randperm(400, generator=torch.Generator().manual_seed(0)).tolist()
+    as_they_come = [[[samples[i]] for i in shuffled[k : k + 8]] for k in range(0, 400, 8)]
+    # a window of 128 in 16 batches: each spans 40 / 16 = 2.5 tokens of length, half of it padding, at a mean of 22.5
+    assert padding(bucketed) < 1.08
+    assert padding(as_they_come) > 1.4
+
+
+def test_fewer_samples_than_a_batch():
+    (step,) = islice(Batches([sample(5)], batch_size=3, accumulation=2), 1)
+    assert [len(rows) for rows in step] == [3, 3]
+
+
+def test_no_samples():
+    with pytest.raises(UserError, match="no samples"):
+        Batches([])
+
+
+def test_rows_are_packed_full_but_not_over():
+    samples = [sample(n % 9 + 2, first=n) for n in range(100)]
+    rows = Batches(samples, packing=True, max_length=20)._pack(samples)
+    lengths = [sum(len(s.ids) for s in row) for row in rows]
+    assert max(lengths) <= 20
+    assert sum(lengths) / (20 * len(rows)) > 0.7
+    assert [s for row in rows for s in row] == samples
+
+
+# ------------------------------------------------------------------------------------------------------------- packing
+
+
+def test_packed_samples_do_not_see_one_another(tiny):
+    """Each sample's logits in a packed row are those it has alone; and they would not be without the positions."""
+    samples = [sample(9, first=3), sample(5, first=40), sample(12, first=60)]
+    batch = collate([samples, [samples[1]]], pad_token_id=0)
+    with torch.no_grad():
+        packed = tiny(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits[0]
+        leaking = tiny(input_ids=batch["input_ids"], use_cache=False).logits[0]
+        alone = [tiny(torch.tensor([s.ids]), use_cache=False).logits[0] for s in samples]
+    torch.testing.assert_close(packed[: 9 + 5 + 12], torch.cat(alone), rtol=1e-4, atol=1e-5)
+    assert (leaking[9:14] - alone[1]).abs().max() > 0.1
+
+
+def test_changing_one_packed_sample_leaves_the_others_bitwise(tiny):
+    a, b, c = sample(9, first=3), sample(9, first=40), sample(6, first=60)
+    outputs = []
+    for first in (a, c, b):
+        batch = collate([[first, a]], pad_token_id=0)
+        if len(first.ids) == 9:
+            with torch.no_grad():
+                outputs.append(
+                    tiny(batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits[0, 9:]
+                )
+    assert torch.equal(outputs[0], outputs[1])
+
+
+def test_padding_changes_nothing(tiny):
+    short, long = sample(5, first=40), sample(12, first=60)
+    batch = collate([[short], [long]], pad_token_id=0)
+    with torch.no_grad():
+        padded = tiny(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits[0, :5]
+        alone = tiny(torch.tensor([short.ids]), use_cache=False).logits[0]
+    torch.testing.assert_close(padded, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_labels_of_a_packed_row():
+    batch = collate([[sample(4, 2, first=10), sample(3, 1, first=20)]], pad_token_id=0)
+    assert batch["labels"].tolist() == [[IGNORED, IGNORED, 12, 13, IGNORED, 21, 22]]
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 0, 1, 2]]

