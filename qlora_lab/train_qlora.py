@@ -63,7 +63,7 @@ def parser() -> Parser:
     p.add_argument("--gradient-checkpointing", action="store_true", help="less memory for one more forward pass")
     p.add_argument("--compute-dtype", choices=DTYPES, help="default: bfloat16 where the hardware has it")
     p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--eval-samples", type=int, default=100, help="samples judged of each split; 0: do not judge")
+    p.add_argument("--eval-samples", type=int, default=50, help="samples judged of each split; 0: do not judge")
     p.add_argument("--checkpoint-every", type=_positive_int, default=10, metavar="STEPS")
     p.add_argument("--output", type=pathlib.Path, default=pathlib.Path("runs/latest"))
     p.add_argument("--resume", action="store_true", help="go on with the run in --output")
@@ -216,21 +216,28 @@ class _Judge:
     def __call__(self, model) -> dict:
         if not self.judged:
             return {"exact_match": {}, "perplexity": {}}
-        exact = {split: self.exact_match(model, self.judged[split]) for split in JUDGED if split in self.judged}
         texts = {"prose": [data.tokenize_text(text, self.tokenizer) for text in data.load_prose()]}
         if "validation" in self.judged:
             texts["validation"] = [data.tokenize_chat(m, self.tokenizer) for m in self.judged["validation"]["messages"]]
-        return {"exact_match": exact, "perplexity": {name: self.perplexity(model, t) for name, t in texts.items()}}
+        return {
+            "exact_match": self.exact_match(model, {s: self.judged[s]["messages"] for s in JUDGED if s in self.judged}),
+            "perplexity": {name: self.perplexity(model, samples) for name, samples in texts.items()},
+        }
 
-    def exact_match(self, model, samples) -> float:
-        chats = samples["messages"][self.accelerator.process_index :: self.accelerator.num_processes]
-        references = [chat[-1]["content"] for chat in chats]
+    def exact_match(self, model, splits: dict[str, list]) -> dict[str, float]:
+        """Share of exact answers by split; all splits are answered together, in few large batches."""
+        mine = [(split, chat) for split, chats in splits.items() for chat in chats]
+        mine = mine[self.accelerator.process_index :: self.accelerator.num_processes]
+        references = [chat[-1]["content"] for _, chat in mine]
         longest = max((len(ids) for ids in self.tokenizer(references)["input_ids"]), default=0)
         answers = evaluate.generate(
-            model, self.tokenizer, [chat[:-1] for chat in chats], max_new_tokens=longest + 8, dtype=self.dtype
+            model, self.tokenizer, [chat[:-1] for _, chat in mine], max_new_tokens=longest + 8, dtype=self.dtype
         )
-        exact = sum(evaluate.is_exact(a, r) for a, r in zip(answers, references, strict=True))
-        return self._sum(exact, len(chats))[0] / len(samples)
+        exact = dict.fromkeys(splits, 0)
+        for (split, _), answer, reference in zip(mine, answers, references, strict=True):
+            exact[split] += evaluate.is_exact(answer, reference)
+        totals = self._sum(*exact.values())
+        return {split: total / len(splits[split]) for split, total in zip(splits, totals, strict=True)}
 
     def perplexity(self, model, samples: list[data.TokenizedSample]) -> float:
         mine = samples[self.accelerator.process_index :: self.accelerator.num_processes]

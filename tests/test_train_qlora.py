@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from qlora_lab import train_qlora
-from qlora_lab.finetuning import load_samples
 
 QUICK = [
     "--steps",
@@ -284,17 +283,3 @@ def test_out_of_memory_tells_the_prediction_and_a_knob(bundled, tmp_path):
     assert "predicted for samples of 256 tokens" in done.stderr
     assert "activations" in done.stderr
     assert "Traceback" not in done.stderr
-
-
-def test_data_of_the_course_is_what_its_generator_writes(tmp_path):
-    folder = pathlib.Path(train_qlora.data.DATA_FOLDER) / "orders"
-    (tmp_path / "generate.py").write_text((folder / "generate.py").read_text())
-    subprocess.run([sys.executable, tmp_path / "generate.py"], check=True)
-    prompts = {}
-    for split in ("train", "validation", "test", "shifted"):
-        assert (tmp_path / f"{split}.jsonl").read_bytes() == (folder / f"{split}.jsonl").read_bytes()
-        prompts[split] = {chat[-2]["content"] for chat in load_samples("orders", split)["messages"]}
-    names = list(prompts)
-    for i, first in enumerate(names):
-        for second in names[i + 1 :]:
-            assert not prompts[first] & prompts[second]

@@ -422,7 +422,33 @@ def mistake_in_labels(labels: list, prompt: list, response: list) -> str:
     return ""
 
 
-@exercise("7.3", "the loss of several micro-batches", item="train", points=2, todo="complete `global_loss`")
+@exercise("7.3", "LoRA's trainable parameters", item="train", points=2, todo="complete `lora_parameters`")
+def check_trainable_parameters(lora_parameters: Callable[[int, list], int]) -> Verdict:
+    """lora_parameters(rank, shapes): how many parameters LoRA adds to linears of the shapes (inputs, outputs)."""
+    hidden, mlp = 4096, 11008
+    llama_7b = [*[(hidden, hidden)] * 4, (hidden, mlp), (hidden, mlp), (mlp, hidden)] * 32
+    for rank, shapes in [(2, [(3, 5)]), (4, [(10, 30), (20, 70)]), (64, llama_7b)]:
+        inputs, outputs = (sum(side) for side in zip(*shapes, strict=True))
+        full = sum(inputs * outputs for inputs, outputs in shapes)
+        first, last, many = rank * sum(shapes[0]), rank * sum(shapes[-1]), len(shapes)
+        mistakes = [
+            (full, "in × out is the whole matrix. LoRA trains A (r × in) and B (out × r) instead."),
+            (rank * full, "r × in × out is more than the whole matrix. A has r × in, B has out × r."),
+            (rank * rank * full, "You multiplied A's parameters by B's: add them."),
+            (rank * inputs, "This is A alone: B (out × r) is trained too."),
+            (rank * outputs, "This is B alone: A (r × in) is trained too."),
+            (inputs + outputs, "This is in + out without the rank."),
+            (2 * rank * inputs, "2 × r × in is right for square matrices only."),
+            (first, f"This is the first of {many} layers: add them all up."),
+            (last, f"This is the last of {many} layers: add them all up."),
+            (first * many, f"This is {many} times the first layer: the shapes differ."),
+        ]
+        source = written(lora_parameters, (rank, shapes))
+        expect_number(source, call(lora_parameters, rank, list(shapes)), rank * (inputs + outputs), mistakes)
+    return right("LLaMA-7B gets 159,907,840 at rank 64, 2.4 % of its weights. PEFT counts the same.")
+
+
+@exercise("7.4", "the loss of several micro-batches", item="train", points=2, todo="complete `global_loss`")
 def check_token_weighted_loss(global_loss: Callable[[list, list], float]) -> Verdict:
     """global_loss(micro_batch_losses, target_tokens): the mean loss per token over all micro-batches.
 
@@ -447,29 +473,3 @@ def check_token_weighted_loss(global_loss: Callable[[list, list], float]) -> Ver
         source = written(global_loss, (losses, tokens))
         expect_number(source, call(global_loss, list(losses), list(tokens)), total / sum(tokens), mistakes, 1e-6)
     return right("Every token counts once: the loss is that of one big batch, however you slice it.")
-
-
-@exercise("7.4", "LoRA's trainable parameters", item="train", points=2, todo="complete `lora_parameters`")
-def check_trainable_parameters(lora_parameters: Callable[[int, list], int]) -> Verdict:
-    """lora_parameters(rank, shapes): how many parameters LoRA adds to linears of the shapes (inputs, outputs)."""
-    hidden, mlp = 4096, 11008
-    llama_7b = [*[(hidden, hidden)] * 4, (hidden, mlp), (hidden, mlp), (mlp, hidden)] * 32
-    for rank, shapes in [(2, [(3, 5)]), (4, [(10, 30), (20, 70)]), (64, llama_7b)]:
-        inputs, outputs = (sum(side) for side in zip(*shapes, strict=True))
-        full = sum(inputs * outputs for inputs, outputs in shapes)
-        first, last, many = rank * sum(shapes[0]), rank * sum(shapes[-1]), len(shapes)
-        mistakes = [
-            (full, "in × out is the whole matrix. LoRA trains A (r × in) and B (out × r) instead."),
-            (rank * full, "r × in × out is more than the whole matrix. A has r × in, B has out × r."),
-            (rank * rank * full, "You multiplied A's parameters by B's: add them."),
-            (rank * inputs, "This is A alone: B (out × r) is trained too."),
-            (rank * outputs, "This is B alone: A (r × in) is trained too."),
-            (inputs + outputs, "This is in + out without the rank."),
-            (2 * rank * inputs, "2 × r × in is right for square matrices only."),
-            (first, f"This is the first of {many} layers: add them all up."),
-            (last, f"This is the last of {many} layers: add them all up."),
-            (first * many, f"This is {many} times the first layer: the shapes differ."),
-        ]
-        source = written(lora_parameters, (rank, shapes))
-        expect_number(source, call(lora_parameters, rank, list(shapes)), rank * (inputs + outputs), mistakes)
-    return right("LLaMA-7B gets 159,907,840 at rank 64, 2.4 % of its weights. PEFT counts the same.")

@@ -56,7 +56,7 @@ def generate(
     tokenizer,
     conversations: list[list[dict[str, str]]],
     max_new_tokens: int = 64,
-    batch_size: int = 64,
+    batch_size: int = 128,
     dtype: torch.dtype | None = None,
 ) -> list[str]:
     """Greedy answers, one to each conversation (messages up to and including the user's last).

@@ -266,6 +266,16 @@ def test_function_that_raises(check, capsys):
     assert "raised ZeroDivisionError: division by zero, in the line `return 1 / nothing`" in line
 
 
+def parse(text):
+    return json.loads(text)["total"]
+
+
+def test_the_line_shown_is_the_learners_own_and_the_innermost():
+    message = check_token_weighted_loss.verdict(lambda losses, tokens: parse("{")).message
+    assert "raised JSONDecodeError: " in message
+    assert message.endswith('in the line `return json.loads(text)["total"]`')
+
+
 @pytest.mark.parametrize("check", ALL_CHECKS, ids=name)
 def test_no_answer_makes_a_check_raise(check):
     class Hostile:

@@ -1,0 +1,217 @@
+# %% [markdown]
+# # 00 · Is my machine ready?
+#
+# In this course you fine-tune real language models in 4 bits, on the machine in front of you. No GPU, no account and no
+# model hub are needed; a GPU makes everything faster and the models bigger.
+#
+# This first notebook takes a minute. It looks at your machine, asks a real language model a question, and shows how
+# predictions, sliders and exercises work here.
+#
+# | you need | |
+# |---|---|
+# | time | 1 minute on two CPU cores, less on a GPU |
+# | memory | 2 GB |
+# | GPU | optional |
+
+# %% [markdown]
+# ## What is here?
+
+# %%
+# NBVAL_IGNORE_OUTPUT
+# because versions, cores and memory are those of the machine
+import importlib.metadata
+import os
+import platform
+
+import psutil
+import torch
+
+from qlora_lab.finetuning.models import has_bf16, pick_compute_dtype, pick_device
+
+device = pick_device()
+gpu = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
+memory = gpu.total_memory if gpu else psutil.virtual_memory().total
+
+print(
+    f"Python {platform.python_version()}, {os.cpu_count()} CPU cores, {memory / 1e9:.0f} GB on the {device.type.upper()}"
+)
+print(f"training will run on: {gpu.name if gpu else 'the CPU'}")
+print(f"multiplies bf16 matrices itself: {'yes' if has_bf16(device) else 'no'}")
+for package in ("torch", "transformers", "peft", "bitsandbytes", "datasets", "accelerate"):
+    print(f"{package:<14}{importlib.metadata.version(package)}")
+
+# %% [markdown]
+# If that printed without an error, you are ready: the whole course runs from here. The third line matters more than it
+# seems to. Let us find out why.
+
+# %% [markdown]
+# ## Fewer bits, faster?
+#
+# A number in `float32` takes 32 bits, in `bfloat16` 16. Half the bits to move, half the bits to multiply. Multiply two
+# matrices of 512 × 512 in `float32`, then in `bfloat16`.
+#
+# **Predict.** If the first takes 2 ms on your machine, how long does the second take? Change the number, then run.
+
+# %%
+prediction = {"bfloat16": 1.0}  # ← your guess in ms, if float32 takes about 2 ms
+
+# %%
+# NBVAL_IGNORE_OUTPUT
+# because times depend on the machine
+import time
+from statistics import median
+
+from qlora_lab.classroom.plots import new_axes, plot_times
+
+
+def milliseconds(dtype, n=512, repeats=7):
+    a = torch.randn(n, n, device=device).to(dtype)
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        (a @ a)[0, 0].item()  # .item() waits until a GPU is done
+        times.append(1000 * (time.perf_counter() - start))
+    return median(times)
+
+
+measured = {str(dtype).removeprefix("torch."): milliseconds(dtype) for dtype in (torch.float32, torch.bfloat16)}
+_ = plot_times(new_axes(height=1.8), measured, guess=prediction)
+print(f"bfloat16 takes {measured['bfloat16'] / measured['float32']:.2g} times as long as float32 here")
+
+# %% [markdown]
+# **What happened?** That depends on whether your hardware *has* bf16. A recent GPU, or a CPU with AVX512-BF16 or AMX,
+# multiplies bf16 natively and wins. A processor without those instructions *imitates* bf16, number by number, and
+# loses by a factor of ten or more. Neither tells you: the result is the same, only the time is not.
+#
+# So the **compute dtype**, in which a 4-bit model does its arithmetic, has to be chosen for the machine. It is the first
+# setting that copied tutorials get wrong. The lab looks and chooses:
+
+# %%
+# NBVAL_IGNORE_OUTPUT
+# because the choice depends on the machine
+pick_compute_dtype(device)
+
+# %% [markdown]
+# ## How exercises work
+#
+# Replace the `...`, run the cell, run the check below it. A check never breaks anything: it says **·** for not attempted
+# yet, **✗** with the likely mistake, or **✓**. Hints and the solution are folded under it. What you have solved is
+# remembered.
+#
+# **Exercise 0.1 ●○○ (2 minutes).** How many bytes do a model's weights take? You will need this number all the time.
+
+
+# %%
+def weight_bytes(parameters, bits):
+    """Bytes that so many weights take, at so many bits each."""
+    ### BEGIN SOLUTION (about 1 line)
+    return parameters * bits / 8
+    ### END SOLUTION
+
+
+# %%
+from qlora_lab.classroom.checks import check_bytes_of_weights, check_compute_dtype, progress
+
+check_bytes_of_weights(weight_bytes)
+
+# %% [markdown]
+# <details><summary>Hint</summary>How many bits are in one byte?</details>
+
+# %% [markdown]
+# ## Sliders
+#
+# Most notebooks have a slider. Move this one (it needs a running kernel): which of your favourite models fit this machine,
+# and in which format? These are the weights alone. What training adds to them is what the next notebook is about.
+
+# %%
+# NBVAL_IGNORE_OUTPUT
+# because the line shows this machine's memory
+import ipywidgets
+
+from qlora_lab.classroom.plots import plot_weights
+from qlora_lab.classroom.widgets import explore
+
+
+def draw(billions):
+    sizes = {f"{bits} bits": billions * bits / 8 for bits in (32, 16, 8, 4)}
+    return plot_weights(new_axes(height=2.4), sizes, {"this machine": memory / 1e9})
+
+
+explore(draw, billions=ipywidgets.FloatSlider(value=7, min=0.1, max=70, step=0.1, description="parameters (10⁹)"))
+
+# %% [markdown]
+# **Exercise 0.2 ●○○ (3 minutes).** Write down the rule that the lab follows. `has_bf16` says whether the hardware has real
+# bf16 instructions; a GPU without them (the T4 that Colab lends) is fast in `float16`; a CPU is not.
+
+
+# %%
+def choose_compute_dtype(device_type, has_bf16):
+    """device_type is "cpu" or "cuda"; returns a torch.dtype."""
+    ### BEGIN SOLUTION (about 3 lines)
+    if has_bf16:
+        return torch.bfloat16
+    return torch.float16 if device_type == "cuda" else torch.float32
+    ### END SOLUTION
+
+
+# %%
+check_compute_dtype(choose_compute_dtype)
+
+# %% [markdown]
+# <details><summary>Hint 1</summary>Real bf16 wins everywhere: begin with <code>if has_bf16:</code></details>
+# <details><summary>Hint 2</summary>Without it there are two cases left, and two dtypes: <code>torch.float16</code> and
+# <code>torch.float32</code>.</details>
+
+# %% [markdown]
+# ## A real language model
+#
+# SmolLM2-135M-Instruct is small, but it is the real thing: the architecture of LLaMA, 30 layers, a vocabulary of 49,152
+# tokens. It came with the set-up and needs no network. Here it is, in 4 bits.
+
+# %%
+from qlora_lab.finetuning import generate, load_model
+
+model, tokenizer = load_model("smollm2-135m-instruct", quantization="nf4")
+question = [{"role": "user", "content": "What is the capital of France?"}]
+print(generate(model, tokenizer, [question], max_new_tokens=12)[0])
+
+# %% [markdown]
+# It talks. In notebook 07 you teach it a trade.
+
+# %% [markdown]
+# ## The map
+#
+# | | question |
+# |---|---|
+# | **00** | is my machine ready? |
+# | 01 | why can I not just fine-tune a 7B model? |
+# | 02 | what is lost with fewer bits? |
+# | 03 | which 16 numbers are best? |
+# | 04 | what do the scales cost? |
+# | 05 | why does a low rank suffice? |
+# | 06 | what happens when the base is 4-bit? |
+# | [**07**](07_qlora_run.ipynb) | can I train a real LLM here, now? |
+# | 08 | was the prediction right? |
+# | 09 | what did 4 bits cost? |
+# | 10 | which knob buys what? |
+# | 11 | how do I use it? |
+# | 12 | what do tutorials get wrong? |
+#
+# Notebooks in bold are here already; the others are being written.
+
+# %% [markdown]
+# ## Recap
+#
+# - Your machine runs a 4-bit language model.
+# - Fewer bits are faster only where the hardware has instructions for them: the compute dtype follows the machine.
+# - Weights take parameters × bits / 8 bytes. Training takes more.
+#
+# These are the six things you will be able to do at the end of the course; the exercises tick them off.
+
+# %%
+# NBVAL_IGNORE_OUTPUT
+# because it counts what you have solved
+progress()
+
+# %% [markdown]
+# **Next:** [07 · Can I train a real LLM here, now?](07_qlora_run.ipynb)

@@ -1,0 +1,458 @@
+# %% [markdown]
+# # 07 · Can I train a real LLM here, now?
+#
+# Yes. In about two minutes of training, a language model that has never done this job learns to turn free text into data:
+#
+# > *Not 34 but 31 jackets, please, in pink rather than blue. It is for Deepak Gunawardena over in Samarkand, who has paid
+# > 73 euros.*
+# >
+# > `{"customer":"Deepak Gunawardena","item":"jacket","colour":"pink","quantity":31,"city":"Samarkand","total":73}`
+#
+# You load it in 4 bits, ask it to try, give it a LoRA adapter, watch the loss fall, and judge the result twice: on orders
+# like those it has seen, and on orders it was never prepared for.
+#
+# | you need | |
+# |---|---|
+# | time | 5 minutes on two CPU cores, 1 minute on a GPU |
+# | memory | 4 GB |
+# | GPU | optional |
+
+# %%
+import math
+import tempfile
+from pathlib import Path
+
+import torch
+
+from qlora_lab.classroom.checks import (
+    check_bnb_config,
+    check_labels,
+    check_token_weighted_loss,
+    check_trainable_parameters,
+    progress,
+)
+from qlora_lab.finetuning import (
+    Batches,
+    add_adapter,
+    exact_match,
+    generate,
+    is_exact,
+    load_model,
+    load_prose,
+    load_samples,
+    text_loss,
+    tokenize,
+    train_steps,
+    trainable_parameters,
+)
+from qlora_lab.finetuning.data import tokenize_text
+from qlora_lab.finetuning.models import pick_compute_dtype, pick_device
+
+MODEL = "smollm2-135m-instruct"  # with a GPU and internet, any model of the hub: "Qwen/Qwen2.5-1.5B-Instruct", say
+device = pick_device()
+compute_dtype = pick_compute_dtype(device)
+
+# %% [markdown]
+# ## 1 · Four bits, please
+#
+# `transformers` quantizes a model while it loads it, if you hand it a `BitsAndBytesConfig`. Its defaults are *not*
+# QLoRA's: `fp4` instead of `nf4`, no double quantization, `float32` compute.
+#
+# **Exercise 7.1 ●○○ (3 minutes).** Write the config of QLoRA: 4 bits, NF4, double quantization, and `compute_dtype` (see
+# above) to multiply in.
+
+# %%
+from transformers import BitsAndBytesConfig
+
+### BEGIN SOLUTION
+### STUB: config = ...  # BitsAndBytesConfig(...), four settings
+config = BitsAndBytesConfig(
+    load_in_4bit=True,
+    bnb_4bit_quant_type="nf4",
+    bnb_4bit_use_double_quant=True,
+    bnb_4bit_compute_dtype=compute_dtype,
+)
+### END SOLUTION
+
+# %%
+check_bnb_config(config, compute_dtype)
+
+# %% [markdown]
+# <details><summary>Hint</summary>The arguments are <code>load_in_4bit</code>, <code>bnb_4bit_quant_type</code>,
+# <code>bnb_4bit_use_double_quant</code> and <code>bnb_4bit_compute_dtype</code>.</details>
+
+# %% [markdown]
+# **Predict.** The model has 134.5 million parameters. Four bits are half a byte. How many MB (10⁶ bytes) will it take once
+# it is loaded?
+
+# %%
+prediction = {"MB": 67}  # ← your guess
+
+# %%
+# `load_model` is `AutoModelForCausalLM.from_pretrained(..., quantization_config=config)` with this very config
+model, tokenizer = load_model(MODEL, quantization="nf4", double_quant=True)
+linears = [m for name, m in model.named_modules() if hasattr(m, "quant_state")]
+quantized = sum(math.prod(m.quant_state.shape) for m in linears)
+embedding = model.get_input_embeddings().weight
+print(f"{quantized:>12,} parameters in {len(linears)} linear layers: 4-bit codes, {linears[0].weight.dtype} in memory")
+print(f"{embedding.numel():>12,} parameters in the embeddings: {embedding.dtype}")
+
+# %%
+# NBVAL_IGNORE_OUTPUT
+# because the embeddings' dtype, and so their size, depends on the machine
+codes_and_scales = quantized * (4 + 8 / 64 + 32 / (64 * 256)) / 8
+megabytes = {"4-bit linears and scales": codes_and_scales / 1e6, "embeddings": embedding.nbytes / 1e6}
+megabytes["all"] = sum(megabytes.values())
+for part, size in megabytes.items():
+    print(f"{part:<26}{size:7.1f} MB")
+print(f"your guess: {prediction['MB']} MB")
+assert math.isclose(model.get_memory_footprint() / 1e6, megabytes["all"], rel_tol=0.02)
+
+# %% [markdown]
+# **What happened?** The linear layers shrank as promised: 4.127 bits a parameter, scales included. But *only* the linear
+# layers are quantized. Embeddings stay in 16 or 32 bits, and here they are the output head at the same time. In a small
+# model with a large vocabulary they dominate. In LLaMA-7B they are a small share, and still "7B × half a byte" does not hold:
+
+# %%
+from qlora_lab.memory.estimate import SHAPES, bits_per_parameter
+
+shape = SHAPES["llama-7b"]
+in_4_bits = shape.linear_parameters() * bits_per_parameter() / 8
+in_16_bits = 2 * (shape.embedding_parameters() + shape.norm_parameters())
+print(f"LLaMA-7B: {in_4_bits / 1e9:.2f} GB in 4 bits + {in_16_bits / 1e9:.2f} GB in 16 bits")
+print(f"{shape.parameters():,} parameters x 0.5 bytes: {shape.parameters() / 2 / 1e9:.2f} GB")
+
+# %% [markdown]
+# ## 2 · Before
+#
+# Here are three orders, and what the model makes of them now. The task is stated in its system prompt: *turn the order into
+# JSON with customer, item, colour, quantity, city and total.*
+
+# %%
+orders = {split: load_samples("orders", split) for split in ("train", "test", "shifted")}
+judged = {split: orders[split].select(range(50))["messages"] for split in ("test", "shifted")}
+
+
+def answers_of(model, chats):
+    return generate(model, tokenizer, [chat[:-1] for chat in chats], max_new_tokens=56, dtype=compute_dtype)
+
+
+def expected(chats):
+    return [chat[-1]["content"] for chat in chats]
+
+
+# %%
+# NBVAL_IGNORE_OUTPUT
+# because another processor rounds otherwise, and then a word may differ
+from qlora_lab.classroom.widgets import show_answers
+
+shown = judged["test"][:3]
+before = answers_of(model, shown)
+show_answers(zip([chat[-2]["content"] for chat in shown], before, strict=True), ("order", "before training"))
+
+# %% [markdown]
+# It can write, but it does not do the job. Here is the score over more of them, by a strict measure: the answer must be the
+# right JSON object and nothing else. To see later what the training made it forget, we also measure its perplexity on
+# 49 paragraphs of plain English: how many equally likely words it hesitates between, on average.
+
+# %%
+# NBVAL_IGNORE_OUTPUT
+# because another processor rounds otherwise
+score_before = exact_match(answers_of(model, judged["test"][:25]), expected(judged["test"][:25]))
+prose = [tokenize_text(text, tokenizer) for text in load_prose()]
+assert len(prose) == 49
+prose_before = text_loss(model, prose, dtype=compute_dtype).perplexity
+print(f"exactly right before training: {score_before:.0%} of 25 orders")
+print(f"perplexity on prose: {prose_before:.2f}")
+assert score_before < 0.05
+
+# %% [markdown]
+# ## 3 · What it learns from
+#
+# A training sample is the order and the right answer, in the model's chat format. The model reads all of it, and is graded
+# on the *answer* only. That is what the labels say: −100 means "do not grade this token".
+
+# %%
+from qlora_lab.classroom.widgets import show_tokens
+
+samples, left_out = tokenize(orders["train"], tokenizer, max_length=256)
+sample = samples[0]
+assert left_out == ""
+show_tokens([tokenizer.decode([i]) for i in sample.ids], [label != -100 for label in sample.labels])
+
+# %% [markdown]
+# Framed and bold: learned. Grey: only read. Look at the last framed token. `<|im_end|>` is how the model says "done". In many
+# models it is *also* the padding token, and a script that masks padding by comparing ids masks it too. Such a model
+# never learns to stop.
+#
+# **Exercise 7.2 ●●○ (5 minutes).** Write the masking yourself. Two lists of token ids come in; `input_ids` and `labels`, of
+# the same length, go out. (transformers shifts the labels by one itself: label *i* belongs to token *i*.)
+
+
+# %%
+def mask_prompt(prompt_ids, response_ids):
+    """Two lists of ids -> input_ids and labels; the prompt is read, the response is learned."""
+    ### BEGIN SOLUTION (about 3 lines)
+    input_ids = prompt_ids + response_ids
+    labels = [-100] * len(prompt_ids) + response_ids
+    return input_ids, labels
+    ### END SOLUTION
+
+
+# %%
+check_labels(mask_prompt)
+
+# %% [markdown]
+# <details><summary>Hint 1</summary>Lists add up with <code>+</code>, and <code>[-100] * n</code> repeats.</details>
+# <details><summary>Hint 2</summary>Leave the response as it is, end token included.</details>
+
+# %% [markdown]
+# ## 4 · What it learns with
+#
+# The 4-bit weights stay as they are. Beside each linear layer, LoRA puts two thin matrices: A, with `rank` rows, and B, with
+# `rank` columns. Only those are trained.
+#
+# **Exercise 7.3 ●●○ (4 minutes).** How many parameters is that? For a linear layer from `i` to `o` features, A is
+# `rank × i` and B is `o × rank`.
+
+
+# %%
+def lora_parameters(rank, shapes):
+    """shapes: a list of (in_features, out_features), one for each adapted layer."""
+    ### BEGIN SOLUTION (about 1 line)
+    return sum(rank * (i + o) for i, o in shapes)
+    ### END SOLUTION
+
+
+# %%
+check_trainable_parameters(lora_parameters)
+
+# %%
+model = add_adapter(model, rank=16, alpha=32, targets="all-linear")
+print(
+    f"{trainable_parameters(model):,} of 134,515,008 parameters train: {trainable_parameters(model) / 134_515_008:.1%}"
+)
+
+# %% [markdown]
+# B starts at zero, so the adapter changes nothing yet: the model gives the same answers, bit for bit.
+
+# %%
+with torch.no_grad():
+    ids = torch.tensor([sample.ids], device=device)
+    with model.disable_adapter():
+        without = model(ids).logits
+    assert torch.equal(model(ids).logits, without)
+print("same logits, with and without the adapter")
+
+# %% [markdown]
+# ## 5 · The loop
+#
+# 26 steps of 8 orders: 208 of the 2,000, each seen once. In each step the loop runs the batch forward, back through the
+# frozen 4-bit weights into the adapter, clips the gradient and lets AdamW move A and B. The whole loop is one page:
+# [`qlora_lab/finetuning/train.py`](../qlora_lab/finetuning/train.py).
+#
+# One line in it is worth an exercise. When a batch is too big for the memory, it is cut into micro-batches, and their
+# gradients are added up (*accumulation*). Samples differ in length, so micro-batches differ in their number of target tokens.
+#
+# **Exercise 7.4 ●●○ (4 minutes).** Given each micro-batch's mean loss and its number of target tokens: what is the loss of
+# the whole batch, in which every *token* counts the same? For years, many training scripts got this wrong.
+
+
+# %%
+def global_loss(micro_batch_losses, target_tokens):
+    """Mean loss per token over all micro-batches."""
+    ### BEGIN SOLUTION (about 2 lines)
+    total = sum(loss * tokens for loss, tokens in zip(micro_batch_losses, target_tokens))
+    return total / sum(target_tokens)
+    ### END SOLUTION
+
+
+# %%
+check_token_weighted_loss(global_loss)
+
+# %% [markdown]
+# <details><summary>Hint</summary>First turn each mean back into a sum: loss × tokens.</details>
+
+# %% [markdown]
+# **Predict.** The loss starts near 1.5 nats per token. At which of the 26 steps will it first be below 0.1? And how many of
+# 50 orders will the model get exactly right afterwards: of the `test` kind, written like the training orders, and of the
+# `shifted` kind, with other sentences, names, cities and spellings, and with decoys?
+
+# %%
+prediction = {"step": 20, "test": 0.80, "shifted": 0.70}  # ← your guesses
+
+# %%
+# NBVAL_IGNORE_OUTPUT
+# because another processor rounds otherwise, and the time is the machine's
+from qlora_lab.classroom.widgets import live_loss
+
+steps = 26
+records = live_loss(
+    train_steps(
+        model,
+        Batches(samples, batch_size=8, seed=0),
+        steps=steps,
+        learning_rate=1.5e-3,
+        compute_dtype=compute_dtype,
+        pad_token_id=tokenizer.pad_token_id,
+    ),
+    total=steps,
+    guess=prediction["step"],
+)
+seconds = sum(record.seconds for record in records)
+print(f"{seconds:.0f} s, {sum(r.tokens for r in records) / seconds:.0f} tokens/s on {device}")
+
+# %% [markdown]
+# ## 6 · After
+
+# %%
+# NBVAL_IGNORE_OUTPUT
+# because another processor rounds otherwise, and then an answer may differ
+answers = {split: answers_of(model, chats) for split, chats in judged.items()}
+marks = ["✓" if is_exact(a, e) else "✗" for a, e in zip(answers["test"], expected(judged["test"]))]
+show_answers(
+    zip([chat[-2]["content"] for chat in shown], before, answers["test"], marks),
+    ("order", "before", "after", ""),
+)
+
+# %%
+# NBVAL_IGNORE_OUTPUT
+# because another processor rounds otherwise
+from qlora_lab.classroom.plots import new_axes, plot_shares
+
+score = {split: exact_match(answers[split], expected(judged[split])) for split in judged}
+bars = {f"{split} orders": {"your guess": prediction[split], "measured": score[split]} for split in score}
+_ = plot_shares(new_axes(height=2.4), bars, "exactly right (share of 50 orders)")
+assert score["test"] >= 0.8 > score["shifted"]
+
+# %% [markdown]
+# **What happened?** On the kind of orders it was trained on, a model that got nothing right is now almost perfect, after two
+# minutes and 208 examples. On shifted orders it fails most of the time, and no training loss would have told you: a
+# `test` set cut from the same cloth as the training set measures whether the model learned *your sentences*, not whether it
+# learned *the job*. Which part of the job did it not learn?
+
+# %%
+# NBVAL_IGNORE_OUTPUT
+# because another processor rounds otherwise
+import json
+
+
+def read(answer):
+    try:
+        return json.loads(answer)
+    except ValueError:
+        return {}
+
+
+fields = {field: {} for field in ("customer", "item", "colour", "quantity", "city", "total")}
+for split in judged:
+    rights = [(read(a), json.loads(e)) for a, e in zip(answers[split], expected(judged[split]))]
+    for field in fields:
+        fields[field][split] = sum(got.get(field) == right[field] for got, right in rights) / len(rights)
+_ = plot_shares(new_axes(height=4.2), fields, "field exactly right (share of 50 orders)")
+
+# %% [markdown]
+# The form of the answer it has learned everywhere. What it mixes up are the decoys: the second number, the second city, the
+# other colour, and numbers written as *half a dozen*. It learned *where* things stand in twelve kinds of sentences.
+# More kinds of sentences would help more than more steps: you can try both below.
+
+# %%
+# NBVAL_IGNORE_OUTPUT
+# because another processor rounds otherwise
+wrong = [i for i, (a, e) in enumerate(zip(answers["shifted"], expected(judged["shifted"]))) if not is_exact(a, e)][:3]
+show_answers(
+    [(judged["shifted"][i][-2]["content"], answers["shifted"][i], expected(judged["shifted"])[i]) for i in wrong],
+    ("shifted order", "answer", "expected"),
+)
+
+# %% [markdown]
+# ### And what did it forget?
+
+# %%
+# NBVAL_IGNORE_OUTPUT
+# because another processor rounds otherwise
+prose_after = text_loss(model, prose, dtype=compute_dtype).perplexity
+print(
+    f"perplexity on prose: {prose_before:.2f} before, {prose_after:.2f} after ({prose_after / prose_before - 1:+.0%})"
+)
+
+# %% [markdown]
+# Plain English has become harder for it: that is the price of a high learning rate on a narrow task. But nothing is lost.
+# The base has not changed by a single bit, and without the adapter you have the old model back:
+
+# %%
+# NBVAL_IGNORE_OUTPUT
+# because another processor rounds otherwise
+with model.disable_adapter():
+    assert text_loss(model, prose, dtype=compute_dtype).perplexity == prose_before
+print(f"without the adapter: {prose_before:.2f} again, to the last digit")
+
+# %% [markdown]
+# ## 7 · Keep it
+#
+# What you trained is a small file. It needs the base model, but not this course: plain PEFT loads it.
+
+# %%
+from peft import PeftModel
+
+folder = Path(tempfile.mkdtemp()) / "orders-adapter"
+model.save_pretrained(folder)
+size = (folder / "adapter_model.safetensors").stat().st_size
+print(f"the adapter takes {size / 1e6:.1f} MB: 4 bytes for each of {trainable_parameters(model):,} parameters")
+
+base, _ = load_model(MODEL, quantization="nf4")
+reloaded = PeftModel.from_pretrained(base, folder)
+assert answers_of(reloaded, shown) == answers["test"][:3]
+print("loaded again on a fresh base: same answers")
+
+# %% [markdown]
+# ## 8 · Try it
+#
+# Write an order of your own. How strange may it be before the answer breaks? (Needs a running kernel.)
+
+# %%
+# NBVAL_IGNORE_OUTPUT
+# because another processor rounds otherwise
+from IPython.display import display
+
+from qlora_lab.classroom.widgets import ask_box
+
+system = orders["test"][0]["messages"][0]
+
+
+def both(order):
+    chat = [system, {"role": "user", "content": order}, {"role": "assistant", "content": ""}]
+    with model.disable_adapter():
+        untrained = answers_of(model, [chat])[0]
+    return {"before": untrained, "after": answers_of(model, [chat])[0]}
+
+
+mine = "Three green umbrellas to Ada Lovelace in London, please, she pays 42 euros."
+display(show_answers(list(both(mine).items()), ("model", mine)))
+ask_box(both, first=mine)
+
+# %% [markdown]
+# The same run, from a terminal, with a report, checkpoints and `--resume`:
+#
+# ```
+# python -m qlora_lab.train_qlora --output runs/orders
+# python -m qlora_lab.train_qlora --output runs/lora --method lora        # a 16- or 32-bit base, to compare
+# python -m qlora_lab.train_qlora --output runs/mine --data my.jsonl      # lines of {"prompt": ..., "response": ...}
+# accelerate launch -m qlora_lab.train_qlora --output runs/two-gpus       # the same on several GPUs
+# ```
+#
+# ## Recap
+#
+# - **Configure `BitsAndBytesConfig`**: say `nf4`, double quantization and the compute dtype, since the defaults are others.
+# - **Train a QLoRA model**: 4-bit base, frozen; an adapter, trained; labels of −100 over the prompt; the end token learned.
+# - **Analyse the loss of accuracy**: judge on data that differs from the training data, and on what the model should not
+#   forget. Whether the 4 bits cost anything is the question of notebook 09.
+
+# %%
+# NBVAL_IGNORE_OUTPUT
+# because it counts what you have solved
+progress()
+
+# %% [markdown]
+# **Next:** notebook 08 compares the memory this took with what was predicted. Until it is there: raise `steps` to 60, or
+# lower `learning_rate` to 3e-4, predict what happens to `shifted` and to the prose, and run again.

@@ -1,0 +1,97 @@
+"""What moves or is laid out in a notebook: thin ipywidgets over pure functions, and a few lines of HTML.
+
+A widget is always shown together with a first static figure, so that a page without a kernel shows something too.
+"""
+
+import html
+from collections.abc import Callable, Iterable, Iterator
+
+import ipywidgets
+import matplotlib.pyplot as plt
+from IPython.display import HTML, display
+from matplotlib.axes import Axes
+
+from qlora_lab.classroom.plots import new_axes, plot_loss
+
+
+def explore(draw: Callable[..., Axes], **sliders: ipywidgets.Widget) -> ipywidgets.Widget:
+    """Sliders above a figure that follows them. `draw` takes their values by name and returns Axes.
+
+    The first figure is a plain output of the cell; with the first move it gives way to the live one.
+    """
+    first = display(draw(**{name: slider.value for name, slider in sliders.items()}).figure, display_id=True)
+    plt.close("all")
+    live = ipywidgets.Output()
+
+    def redraw(_change) -> None:
+        figure = draw(**{name: slider.value for name, slider in sliders.items()}).figure
+        first.update(HTML(""))
+        with live:
+            live.clear_output(wait=True)
+            display(figure)
+        plt.close(figure)
+
+    for slider in sliders.values():
+        slider.observe(redraw, names="value")
+    return ipywidgets.VBox([*sliders.values(), live])
+
+
+def live_loss(steps: Iterable, total: int, guess: int | None = None) -> list:
+    """Run a training (an iterator of StepRecords) to its end and draw its loss as it falls; return the records.
+
+    Interrupting the kernel (the black square) ends the training early: the model keeps what it has learned.
+    """
+    records: list = []
+    ax = new_axes()
+    handle = display(ax.figure, display_id=True)
+    try:
+        for record in steps:
+            records.append(record)
+            ax.clear()
+            plot_loss(ax, [r.loss for r in records], total, guess)
+            handle.update(ax.figure)
+    except KeyboardInterrupt:
+        print(f"stopped after {len(records)} of {total} steps; the adapter holds what was learned so far")
+    finally:
+        plt.close(ax.figure)
+    return records
+
+
+def show_tokens(pieces: list[str], learned: list[bool]) -> HTML:
+    """A sample token by token: framed and bold what is learned, plain and grey what is only read."""
+    spans = []
+    for piece, is_learned in zip(pieces, learned, strict=True):
+        text = html.escape(piece).replace("\n", "⏎<br>").replace(" ", "·")
+        style = "border:1px solid currentColor;font-weight:bold" if is_learned else "opacity:0.6"
+        spans.append(f'<span style="{style};border-radius:3px;padding:0 1px;margin:1px">{text}</span>')
+    return HTML(f'<div style="font-family:monospace;line-height:1.9">{"".join(spans)}</div>')
+
+
+def show_answers(rows: Iterator[tuple[str, ...]], columns: tuple[str, ...]) -> HTML:
+    """A table of texts with left-aligned, wrapped cells."""
+    style = "text-align:left;vertical-align:top;white-space:pre-wrap;overflow-wrap:anywhere"
+    head = "".join(f'<th style="{style}">{html.escape(column)}</th>' for column in columns)
+    body = "".join(
+        "<tr>" + "".join(f'<td style="{style}">{html.escape(text)}</td>' for text in row) + "</tr>" for row in rows
+    )
+    return HTML(f'<table style="width:100%"><tr>{head}</tr>{body}</table>')
+
+
+def ask_box(answer: Callable[[str], dict[str, str]], first: str) -> ipywidgets.Widget:
+    """A line to type a question into; below it what each of several models answers."""
+    line = ipywidgets.Text(value=first, layout=ipywidgets.Layout(width="95%"))
+    button = ipywidgets.Button(description="Ask", button_style="primary")
+    output = ipywidgets.Output()
+
+    def ask(_=None) -> None:
+        button.description, button.disabled = "…", True
+        try:
+            answers = answer(line.value)
+            with output:
+                output.clear_output(wait=True)
+                display(show_answers([(who, text) for who, text in answers.items()], ("model", "answer")))
+        finally:
+            button.description, button.disabled = "Ask", False
+
+    button.on_click(ask)
+    return ipywidgets.VBox([line, button, output])
