@@ -20,6 +20,7 @@
 # %%
 import math
 import tempfile
+import warnings
 from pathlib import Path
 
 import torch
@@ -49,6 +50,8 @@ from qlora_lab.finetuning.data import tokenize_text
 from qlora_lab.finetuning.models import pick_compute_dtype, pick_device
 
 MODEL = "smollm2-135m-instruct"  # with a GPU and internet, any model of the hub: "Qwen/Qwen2.5-1.5B-Instruct", say
+warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated")  # PEFT 0.21 uses an old name
+
 device = pick_device()
 compute_dtype = pick_compute_dtype(device)
 
@@ -89,6 +92,8 @@ check_bnb_config(config, compute_dtype)
 prediction = {"MB": 67}  # ← your guess
 
 # %%
+# NBVAL_IGNORE_OUTPUT
+# because the embeddings' dtype depends on the machine
 # `load_model` is `AutoModelForCausalLM.from_pretrained(..., quantization_config=config)` with this very config
 model, tokenizer = load_model(MODEL, quantization="nf4", double_quant=True)
 linears = [m for name, m in model.named_modules() if hasattr(m, "quant_state")]
@@ -402,7 +407,7 @@ print(f"the adapter takes {size / 1e6:.1f} MB: 4 bytes for each of {trainable_pa
 
 base, _ = load_model(MODEL, quantization="nf4")
 reloaded = PeftModel.from_pretrained(base, folder)
-assert answers_of(reloaded, shown) == answers["test"][:3]
+assert answers_of(reloaded, shown) == answers_of(model, shown)
 print("loaded again on a fresh base: same answers")
 
 # %% [markdown]
