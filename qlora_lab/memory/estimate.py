@@ -14,6 +14,7 @@ SDPA (flash) attention, PEFT's LoRA and bitsandbytes' `Linear4bit`; each line be
 from dataclasses import dataclass
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+CUBLAS_WORKSPACE = 32 * 2**20  # of an H100; torch's allocator holds it
 CUDA_CONTEXT = 500_000_000  # what the driver takes before the first tensor; about 0.5 GB on recent cards
 
 
@@ -169,13 +170,14 @@ def estimate(
     if not paged:
         held["optimizer states"] = states
 
-    layer = tokens * layer_activation_bytes(shape, rank, targets)
+    held["cuBLAS workspace"] = CUBLAS_WORKSPACE
+    layer = tokens * layer_activation_bytes(shape, method, rank, targets)
     inputs = tokens * 2 * shape.hidden_size  # one layer's input, bf16
     layers = shape.num_hidden_layers
     # bitsandbytes dequantizes one whole weight, forward and backward; with it goes the product's 16-bit output
     workspace = 2 * max(i * o for i, o in shape.linears().values()) if quantized else 0
-    # log-softmax and its gradient in fp32, the gradient of the logits in bf16
-    logits = tokens * shape.vocab_size * (4 + 4 + 2)
+    # in fp32: the logits, their log-softmax, and the gradients of both
+    logits = tokens * shape.vocab_size * (4 + 4 + 4 + 4)
     gradients = adapter_bytes * adapters
 
     moments = {
@@ -200,12 +202,19 @@ def estimate(
     return MemoryBreakdown(parts, outside, moment)
 
 
-def layer_activation_bytes(shape, rank: int, targets="all-linear") -> int:
+def layer_activation_bytes(shape, method: str, rank: int, targets="all-linear") -> int:
     """Bytes a token that one layer keeps for its backward pass."""
     hidden, mlp = shape.hidden_size, shape.intermediate_size
     key_value = hidden // shape.num_attention_heads * shape.num_key_value_heads
     norms = 2 * 4 * hidden  # each RMSNorm keeps its input in fp32
-    adapters = sum(2 * i + 2 * rank for i, _ in _chosen(shape, targets).values())  # x and A x, in bf16, for each target
+    chosen = _chosen(shape, targets)
+    if method == "qlora":
+        # x in bf16, which q, k and v share, and gate and up; o's is the attention's output, counted there
+        inputs = {("q_proj", "k_proj", "v_proj"): hidden, ("gate_proj", "up_proj"): hidden, ("down_proj",): mlp}
+        adapters = sum(2 * size for group, size in inputs.items() if set(group) & set(chosen))
+    else:  # PEFT's dense layer casts x to the adapter's dtype, and autocast casts it back: a copy for each target
+        adapters = sum(2 * i for i, _ in chosen.values())
+    adapters += 2 * rank * len(chosen)  # A x, in bf16
     attention = 2 * (hidden + 2 * key_value) + 2 * hidden + 4 * shape.num_attention_heads  # q, k, v, output, logsumexp
     mlp_products = 3 * 2 * mlp  # gate, silu(gate), up
     return norms + adapters + attention + mlp_products
