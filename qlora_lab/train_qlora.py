@@ -24,6 +24,7 @@ import sys
 import time
 
 import torch
+from safetensors import SafetensorError
 
 from qlora_lab.errors import UserError
 from qlora_lab.finetuning import data, evaluate, models
@@ -51,7 +52,7 @@ def parser() -> Parser:
     p.add_argument("--alpha", type=float, help="default: 2 x rank")
     p.add_argument("--targets", default="all-linear", help="all-linear, or names with commas: q_proj,v_proj")
     length = p.add_mutually_exclusive_group()
-    length.add_argument("--steps", type=_positive_int, help="optimizer steps (default: 26)")
+    length.add_argument("--steps", type=_positive_int, help="optimizer steps (default: 30)")
     length.add_argument("--epochs", type=_positive_float)
     p.add_argument("--batch-size", type=_positive_int, default=8, help="samples a forward pass, over all processes")
     p.add_argument("--accumulation", type=_positive_int, default=1, help="forward passes an optimizer step")
@@ -86,6 +87,8 @@ def main(arguments: list[str] | None = None) -> int:
         if "alloc" not in str(error).lower():  # torch's CPU allocator says "can't allocate memory" in a RuntimeError
             raise
         return _fail(out_of_memory(args, error))
+    except SafetensorError as error:  # damaged files are told where they are read, so this is a failed write
+        return _fail(f"cannot write to {args.output}: {error}; what was saved before is untouched")
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST):
             raise
@@ -118,7 +121,7 @@ def run(args: argparse.Namespace) -> dict | None:
     if left_out:
         _warn(f"note: {left_out}", accelerator)
     batches = data.Batches(samples, args.batch_size, args.accumulation, args.packing, args.max_length, args.seed)
-    steps = args.steps or (math.ceil(args.epochs * batches.steps_per_epoch()) if args.epochs else 26)
+    steps = args.steps or (math.ceil(args.epochs * batches.steps_per_epoch()) if args.epochs else 30)
     judge = _Judge(judged, tokenizer, accelerator, dtype)
 
     before_file = args.output / "before.json"

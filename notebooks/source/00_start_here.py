@@ -76,15 +76,15 @@ def milliseconds(dtype, n=512, repeats=7):
 
 measured = {str(dtype).removeprefix("torch."): milliseconds(dtype) for dtype in (torch.float32, torch.bfloat16)}
 _ = plot_times(new_axes(height=1.8), measured, guess=prediction)
-print(f"bfloat16 takes {measured['bfloat16'] / measured['float32']:.2g} times as long as float32 here")
+print(f"bfloat16 takes {measured['bfloat16'] / measured['float32']:.2f} times as long as float32 here")
 
 # %% [markdown]
 # **What happened?** That depends on whether your hardware *has* bf16. A recent GPU, or a CPU with AVX512-BF16 or AMX,
 # multiplies bf16 natively and wins. A processor without those instructions *imitates* bf16, number by number, and
-# loses by a factor of ten or more. Neither tells you: the result is the same, only the time is not.
+# loses badly. Neither tells you: there is no warning, the product is right, only the time is not.
 #
-# So the **compute dtype**, in which a 4-bit model does its arithmetic, has to be chosen for the machine. It is the first
-# setting that copied tutorials get wrong. The lab looks and chooses:
+# So the **compute dtype**, in which a 4-bit model does its arithmetic, has to be chosen for the machine. It is a
+# setting that no tutorial can choose for you. The lab looks at the hardware:
 
 # %%
 # NBVAL_IGNORE_OUTPUT

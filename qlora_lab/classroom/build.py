@@ -32,7 +32,8 @@ stand in for the region, at its indentation:
     answer = 4 + 32 / 64
     ### END SOLUTION
 
-The solution, folded away, follows the check cell by itself. Hints are yours: markdown cells with `<details>`.
+Hints are yours: markdown cells that begin with `<details>`, behind the check cell. The solution, folded away, follows
+them by itself.
 
 A cell whose output differs from run to run is marked for nbval, with the reason. nbval wants the marker alone on its
 line (it silently ignores `# NBVAL_IGNORE_OUTPUT: reason`), so the reason is the next line and starts with "because":
@@ -201,7 +202,11 @@ def make_notebooks(source: Path) -> tuple[dict, dict]:
     """Return the learner's and the solved notebook, both without outputs, of the script `source`."""
     learner, solved = [], []
     exercise, waiting = None, []  # a cell with a solution, and the solutions whose check is still to come
+    checked = []  # solutions that are to be shown behind the hints that follow their check
     for cell in read_cells(source.read_text(encoding="utf-8")):
+        if checked and not (cell.type == "markdown" and cell.source.startswith("<details>")):
+            learner.append(new_cell("markdown", folded(checked), {}))
+            checked = []
         if cell.type == "markdown":
             learner.append(new_cell("markdown", cell.source, cell.metadata))
             solved.append(new_cell("markdown", cell.source, cell.metadata))
@@ -214,10 +219,11 @@ def make_notebooks(source: Path) -> tuple[dict, dict]:
             exercise = cell
             waiting.append(solution)
         elif waiting and "check_" in solution:
-            learner.append(new_cell("markdown", folded(waiting), {}))
-            waiting = []
+            checked, waiting = waiting, []
         elif waiting:
             break
+    if checked:
+        learner.append(new_cell("markdown", folded(checked), {}))
     if waiting:
         raise BuildError(f"line {exercise.line}: the next code cell must check this exercise: check_...(answer)")
     return new_notebook(learner, source.stem), new_notebook(solved, source.stem)

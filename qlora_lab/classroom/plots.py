@@ -27,6 +27,7 @@ def plot_loss(ax: Axes, losses: list[float], steps: int, guess: int | None = Non
     if guess is not None:
         ax.axvline(guess, color=VERMILION, linestyle="--", label=f"your guess: below {threshold:g} at step {guess}")
     ax.set(xlim=(0.5, steps + 0.5), xlabel="optimizer step", ylabel="loss (nats per token)", yscale="log")
+    ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     ax.legend(frameon=False)
     return ax
 
@@ -60,6 +61,7 @@ def plot_times(ax: Axes, milliseconds: dict[str, float], guess: dict[str, float]
         ax.legend(frameon=False)
     everything = [*milliseconds.values(), *(guess or {}).values()]
     ax.set(xscale="log", xlabel="time (ms, log scale)", xlim=(min(everything) / 3, max(everything) * 6))
+    ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     ax.invert_yaxis()
     return ax
 

@@ -71,9 +71,12 @@ def show_answers(rows: Iterator[tuple[str, ...]], columns: tuple[str, ...]) -> H
     """A table of texts with left-aligned, wrapped cells."""
     style = "text-align:left;vertical-align:top;white-space:pre-wrap;overflow-wrap:anywhere"
     head = "".join(f'<th style="{style}">{html.escape(column)}</th>' for column in columns)
-    body = "".join(
-        "<tr>" + "".join(f'<td style="{style}">{html.escape(text)}</td>' for text in row) + "</tr>" for row in rows
-    )
+
+    def cell(text: str) -> str:
+        breakable = html.escape(text).replace(",&quot;", ",<wbr>&quot;")  # JSON without spaces
+        return f'<td style="{style}">{breakable}</td>'
+
+    body = "".join("<tr>" + "".join(map(cell, row)) + "</tr>" for row in rows)
     return HTML(f'<table style="width:100%"><tr>{head}</tr>{body}</table>')
 
 

@@ -46,7 +46,7 @@ class TrainingDiverged(UserError):
 class StepRecord:
     """What happened in one optimizer step.
 
-    loss: mean over the step's target tokens, before the update. seconds: wall time of the step.
+    loss: mean over the step's target tokens, before the update. seconds: wall time, without writing checkpoints.
     tokens: all tokens that the step's samples have, prompts included, padding not.
     """
 
@@ -58,24 +58,24 @@ class StepRecord:
     seconds: float
 
 
-def train(model, batches: Batches, *, progress: bool = True, **settings) -> list[StepRecord]:
-    """Run `train_steps` to its end behind a progress bar; settings are its arguments.
+def train(model, batches: Batches, *, steps: int, progress: bool = True, **settings) -> list[StepRecord]:
+    """Run `train_steps` to its end behind a progress bar; settings are its other arguments.
 
     Ctrl-C ends the training and returns what was reached: the model holds a usable adapter.
     """
     from tqdm.auto import tqdm
 
     records: list[StepRecord] = []
-    steps = train_steps(model, batches, **settings)
+    running = train_steps(model, batches, steps=steps, **settings)
     try:
-        with tqdm(total=settings["steps"], unit="step", disable=not progress) as bar:
-            for record in steps:
+        with tqdm(total=steps, unit="step", disable=not progress) as bar:
+            for record in running:
                 records.append(record)
                 bar.update(record.step - bar.n)
                 bar.set_postfix_str(f"loss {record.loss:.4f}")
     except KeyboardInterrupt:
-        steps.close()
-        done = f"stopped after {len(records)} of {settings['steps']} steps; the adapter holds what was learned so far"
+        running.close()
+        done = f"stopped after {len(records)} of {steps} steps; the adapter holds what was learned so far"
         print(done, file=sys.stderr)
     return records
 
@@ -123,7 +123,10 @@ def train_steps(
     processes = accelerator.num_processes
     if batches.batch_size % processes:
         raise UserError(f"batch_size={batches.batch_size} cannot be shared evenly by {processes} processes")
-    names, parameters = zip(*((n, p) for n, p in model.named_parameters() if p.requires_grad), strict=True)
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if not trained:
+        raise UserError("the model has nothing to train: give it adapters first, with add_adapter(model)")
+    names, parameters = list(trained), list(trained.values())
     adamw = accelerator.prepare(make_optimizer(optimizer, parameters, learning_rate, weight_decay))
     if gradient_checkpointing:
         checkpoint_activations(model)
@@ -135,8 +138,9 @@ def train_steps(
 
     model.train()
     try:
-        start = time.perf_counter()
         for step, micro_batches in enumerate(islice(batches, len(records), steps), len(records) + 1):
+            start = time.perf_counter()
+            adamw.zero_grad()
             for group in adamw.param_groups:
                 group["lr"] = learning_rate * rate(step, steps, warmup_steps, schedule)
             samples = [sample for rows in micro_batches for row in rows for sample in row]
@@ -156,18 +160,15 @@ def train_steps(
                     f"before this update. Lower the learning rate (now {learning_rate:g}) or warm up for longer"
                 )
             adamw.step()
-            adamw.zero_grad()
 
-            now = time.perf_counter()
             record = StepRecord(
                 step=step,
                 loss=loss.item(),
                 learning_rate=adamw.param_groups[0]["lr"],
                 gradient_norm=norm.item(),
                 tokens=sum(len(sample.ids) for sample in samples),
-                seconds=now - start,
+                seconds=time.perf_counter() - start,
             )
-            start = now
             records.append(record)
             if checkpoints is not None and (step % checkpoint_every == 0 or step == steps):
                 if accelerator.is_main_process:
@@ -175,6 +176,7 @@ def train_steps(
                 accelerator.wait_for_everyone()
             yield record
     finally:
+        adamw.zero_grad()
         model.eval()
         if gradient_checkpointing:
             checkpoint_activations(model, on=False)
@@ -257,7 +259,8 @@ def make_optimizer(name: str, parameters, learning_rate: float, weight_decay: fl
 
     paged = name.startswith("paged")
     if paged and parameters[0].device.type == "cpu":
-        raise UserError(f"{name} pages GPU memory, and this model is on a CPU: use {name.removeprefix('paged_')!r}")
+        unpaged = "adamw_8bit" if name.endswith("8bit") else "adamw_torch"
+        raise UserError(f"{name} pages GPU memory, and this model is on a CPU: use {unpaged!r}")
     optimizer = bnb.optim.AdamW8bit if name.endswith("8bit") else bnb.optim.AdamW32bit
     return optimizer(parameters, lr=learning_rate, weight_decay=weight_decay, is_paged=paged)
 

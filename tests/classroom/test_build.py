@@ -177,6 +177,23 @@ def test_learners_cells(tmp_path):
     assert "SOLUTION" not in str(learner) and "STUB" not in str(learner)
 
 
+def test_solution_comes_behind_the_hints(tmp_path):
+    hints = (
+        "# %% [markdown]\n# <details><summary>Hint 1</summary>a</details>\n\n# %% [markdown]\n# <details>b</details>\n"
+    )
+    source = SOURCE.replace(
+        "check_bytes_of_weights(weight_bytes)\n", f"check_bytes_of_weights(weight_bytes)\n\n{hints}"
+    )
+    learner, _ = make_notebooks(course(tmp_path, n01_demo=source) / "source" / "01_demo.py")
+    check = next(i for i, cell in enumerate(learner["cells"]) if "check_bytes_of_weights(w" in cell["source"])
+    behind = [cell["source"] for cell in learner["cells"][check + 1 : check + 4]]
+    assert [text.partition("</summary>")[0] for text in behind] == [
+        "<details><summary>Hint 1",
+        "<details>b</details>",
+        "<details><summary>Solution",
+    ]
+
+
 def test_solved_cells(tmp_path):
     _, solved = make_notebooks(course(tmp_path, n01_demo=SOURCE) / "source" / "01_demo.py")
     assert kinds(solved) == "mcmcccm"

@@ -238,12 +238,29 @@ def test_schedule():
             {"steps": 1, "optimizer": "paged_adamw_8bit"},
             "pages GPU memory, and this model is on a CPU: use 'adamw_8bit'",
         ),
+        ({"steps": 1, "optimizer": "paged_adamw_32bit"}, "on a CPU: use 'adamw_torch'"),
         ({"steps": 1, "compute_dtype": torch.float64}, "choose torch.float32"),
     ],
 )
 def test_impossible_settings(tiny, settings, message):
     with pytest.raises(UserError, match=message):
         train(tiny, Batches(random_samples(4), 4), progress=False, **settings)
+
+
+def test_model_without_adapters_is_refused(make_tiny):
+    model = make_tiny().unload()
+    model.requires_grad_(False)
+    with pytest.raises(UserError, match="nothing to train: give it adapters first"):
+        train(model, Batches(random_samples(4), 4), steps=1, progress=False)
+
+
+def test_gradients_of_an_interrupted_step_do_not_leak_into_the_next(tiny, start):
+    clean, weights = one_step(fresh(start, tiny), random_samples(4), 4, 1)
+    fresh(start, tiny)
+    token_loss_sum(tiny, collate([[s] for s in random_samples(4, seed=9)], 0)).backward()  # and then Ctrl-C
+    again, weights_again = one_step(tiny, random_samples(4), 4, 1)
+    assert again.gradient_norm == clean.gradient_norm
+    assert all(torch.equal(weights[name], weights_again[name]) for name in weights)
 
 
 def test_bf16_compute_trains_close_to_fp32(tiny, start):

@@ -1,0 +1,99 @@
+import matplotlib
+
+matplotlib.use("agg")
+
+import ipywidgets
+import matplotlib.pyplot as plt
+import pytest
+from IPython.utils.capture import capture_output
+
+from qlora_lab.classroom import plots, widgets
+from qlora_lab.finetuning import StepRecord
+
+
+def record(step: int, loss: float) -> StepRecord:
+    return StepRecord(step, loss, 1e-3, 1.0, 700, 3.0)
+
+
+@pytest.fixture(autouse=True)
+def no_figure_left_open():
+    yield
+    assert plt.get_fignums() == [], "each figure would be shown once more at the end of its cell"
+
+
+def test_explore_redraws_with_the_sliders_value():
+    drawn = []
+
+    def draw(height):
+        drawn.append(height)
+        ax = plots.new_axes()
+        ax.plot([0, 1], [0, height])
+        return ax
+
+    slider = ipywidgets.IntSlider(value=3, min=1, max=9)
+    with capture_output() as shown:
+        box = widgets.explore(draw, height=slider)
+    assert drawn == [3]
+    assert "image/png" in shown.outputs[0].data or "text/plain" in shown.outputs[0].data  # a static figure first
+    assert slider in box.children
+    slider.value = 7
+    assert drawn == [3, 7]
+
+
+def test_live_loss_returns_all_records():
+    with capture_output():
+        records = widgets.live_loss(iter([record(1, 1.5), record(2, 0.4)]), total=2, guess=2)
+    assert [r.loss for r in records] == [1.5, 0.4]
+
+
+def test_interrupted_training_keeps_its_records():
+    def steps():
+        yield record(1, 1.5)
+        raise KeyboardInterrupt
+
+    with capture_output() as shown:
+        records = widgets.live_loss(steps(), total=9)
+    assert len(records) == 1
+    assert "stopped after 1 of 9 steps" in shown.stdout
+
+
+def test_tokens_are_escaped_and_told_apart_without_colour():
+    page = widgets.show_tokens(["<|im_end|>", " a"], [True, False]).data
+    assert "&lt;|im_end|&gt;" in page
+    learned, read = page.split("</span>")[:2]
+    assert "font-weight:bold" in learned and "border" in learned
+    assert "bold" not in read and "·a" in read
+
+
+def test_answers_are_escaped_and_json_may_wrap():
+    page = widgets.show_answers([("<b>", '{"a":1,"b":2}')], ("order", "answer")).data
+    assert "&lt;b&gt;" in page
+    assert "{&quot;a&quot;:1,<wbr>&quot;b&quot;:2}" in page
+
+
+def test_ask_box_asks_what_stands_in_the_line():
+    asked = []
+    box = widgets.ask_box(lambda text: asked.append(text) or {"before": "?", "after": "!"}, first="hello")
+    line, button, _ = box.children
+    button.click()
+    line.value = "again"
+    button.click()
+    assert asked == ["hello", "again"]
+    assert not button.disabled
+
+
+def test_figures_have_labelled_axes_and_tell_nothing_by_colour_alone():
+    ax = plots.plot_loss(plots.new_axes(), [1.5, 0.4, 0.05], steps=3, guess=2)
+    assert ax.get_xlabel() == "optimizer step" and "nats" in ax.get_ylabel()
+    assert ax.lines[0].get_marker() == "o" and ax.lines[-1].get_linestyle() == "--"
+    plt.close("all")
+    ax = plots.plot_shares(plots.new_axes(), {"test": {"measured": 0.9, "your guess": 0.5}}, "share")
+    assert {bar.get_hatch() for bar in ax.patches} == {"", "//"}
+    assert {text.get_text() for text in ax.texts} == {"90%", "50%"}
+    plt.close("all")
+    ax = plots.plot_times(plots.new_axes(), {"float32": 2.0, "bfloat16": 80.0}, guess={"bfloat16": 1.0})
+    assert "ms" in ax.get_xlabel()
+    plt.close("all")
+    ax = plots.plot_weights(plots.new_axes(), {"4 bits": 3.5}, {"this machine": 25.0})
+    assert "GB" in ax.get_xlabel()
+    plt.close("all")
