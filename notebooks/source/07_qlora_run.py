@@ -13,7 +13,7 @@
 #
 # | you need | |
 # |---|---|
-# | time | 5 minutes on two CPU cores, 1 minute on a GPU |
+# | time | 5 minutes on two CPU cores, 2 minutes on a GPU |
 # | memory | 5 GB |
 # | GPU | optional |
 
