@@ -68,6 +68,7 @@ def parser() -> Parser:
     p.add_argument("--checkpoint-every", type=_positive_int, default=10, metavar="STEPS")
     p.add_argument("--output", type=pathlib.Path, default=pathlib.Path("runs/latest"))
     p.add_argument("--resume", action="store_true", help="go on with the run in --output")
+    p.add_argument("--beside", type=pathlib.Path, metavar="RUN", help="an earlier run's folder to show beside this one")
     p.add_argument("--quiet", action="store_true", help="no progress on standard error")
     p.add_argument("--json", action="store_true", help="the report as JSON on standard output, and nothing else there")
     return p
@@ -96,6 +97,8 @@ def main(arguments: list[str] | None = None) -> int:
     if report is None:  # another process than the first
         return 0
     print(json.dumps(report) if args.json else describe(report))
+    if args.beside and not args.json:
+        print("\n" + side_by_side(_read_report(args.beside), report))
     return 130 if report["interrupted"] else 0
 
 
@@ -112,7 +115,9 @@ def run(args: argparse.Namespace) -> dict | None:
     targets = args.targets if args.targets == "all-linear" else [t.strip() for t in args.targets.split(",")]
     optimizer = args.optimizer or ("paged_adamw_32bit" if device.type == "cuda" else "adamw_torch")
 
-    train_samples, judged = load_data(args, say)  # the cheap mistakes first
+    if args.beside:  # the cheap mistakes first
+        _read_report(args.beside)
+    train_samples, judged = load_data(args, say)
     _claim_output(args, accelerator)
     quantization = "nf4" if args.method == "qlora" else None
     say(f"loading {args.model} ({'4-bit NF4, double quantization' if quantization else dtype}, on {device}) ...")
@@ -260,7 +265,7 @@ class _Judge:
 def _claim_output(args: argparse.Namespace, accelerator) -> None:
     """Make the output folder this run's: refuse another run's without --resume, and other settings with it."""
     run_file = args.output / "run.json"
-    per_call = ("output", "resume", "quiet", "json")
+    per_call = ("output", "resume", "beside", "quiet", "json")
     settings = {key: str(value) for key, value in vars(args).items() if key not in per_call}
     if args.resume:
         if not run_file.is_file():
@@ -291,6 +296,13 @@ def save_adapter(model, folder: pathlib.Path) -> None:
 def _steps_done(args: argparse.Namespace) -> int:
     newest = newest_checkpoint(args.output / "checkpoints") if args.resume else None
     return int(newest.name.rpartition("-")[2]) if newest else 0
+
+
+def _read_report(run: pathlib.Path) -> dict:
+    try:
+        return json.loads((run / "report.json").read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{run} holds no finished run to show beside this one: report.json cannot be read") from error
 
 
 def _write_json(path: pathlib.Path, value: dict) -> None:
@@ -325,6 +337,19 @@ def describe(report: dict) -> str:
         f"{'trainable parameters':<24}{report['trainable_parameters']:>20,}",
         f"adapter: {report['adapter']}",
     ]
+    return "\n".join(lines)
+
+
+def side_by_side(*reports: dict) -> str:
+    """One line a run, after training."""
+    columns = ("test", "shifted", "validation", "prose", "tokens/s", "peak GB")
+    lines = [f"{'':<8}" + "".join(f"{column:>12}" for column in columns)]
+    for report in reports:
+        exact, perplexity = report["after"]["exact_match"], report["after"]["perplexity"]
+        cells = [f"{exact[s]:.0%}" if s in exact else "-" for s in JUDGED]
+        cells += [f"{perplexity[s]:.3f}" if s in perplexity else "-" for s in ("validation", "prose")]
+        cells += [f"{report['tokens_per_second']:.0f}", f"{report['peak_memory_bytes'] / 1e9:.2f}"]
+        lines.append(f"{report['method']:<8}" + "".join(f"{cell:>12}" for cell in cells))
     return "\n".join(lines)
 
 

@@ -114,8 +114,15 @@ def test_lora_trains_the_same_number_of_parameters(finished, tiny_folder, tmp_pa
     assert report["losses"] != qlora["losses"]
 
 
-def test_report_for_people(tiny_folder, tmp_path):
-    done = run("--model", tiny_folder, "--output", tmp_path / "run", *QUICK)
+def test_report_for_people(finished, tiny_folder, tmp_path):
+    done = run(
+        "--model", tiny_folder, "--output", tmp_path / "run", "--beside", finished[0], "--method", "lora", *QUICK
+    )
+    beside = [line.split() for line in done.stdout.splitlines()[-2:]]
+    assert [line[0] for line in beside] == ["qlora", "lora"]
+    assert float(beside[0][4]) == pytest.approx(
+        json.loads(finished[1].stdout)["after"]["perplexity"]["prose"], abs=0.001
+    )
     for line in ("exact match, test", "exact match, shifted", "perplexity, prose", "peak memory", "adapter: "):
         assert line in done.stdout
 
@@ -238,6 +245,11 @@ def test_resume_with_other_settings(capsys, finished, tiny_folder):
 def test_resume_without_a_run(capsys, tiny_folder, tmp_path):
     message = fails(capsys, "--model", tiny_folder, "--output", tmp_path / "none", "--resume", *QUICK)
     assert "nothing to resume" in message
+
+
+def test_beside_no_run(capsys, tmp_path):
+    assert "holds no finished run" in fails(capsys, "--beside", tmp_path, "--output", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_output_that_cannot_be_written(capsys, tiny_folder, tmp_path):

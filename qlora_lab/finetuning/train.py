@@ -240,6 +240,8 @@ def make_accelerator(compute_dtype: torch.dtype, device: torch.device):
     precision = {torch.float32: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}
     if compute_dtype not in precision:
         raise UserError(f"compute_dtype is {compute_dtype}: choose torch.float32, torch.bfloat16 or torch.float16")
+    if compute_dtype == torch.float16 and device.type == "cpu":
+        raise UserError("float16 compute needs a GPU: on a CPU use float32, or bfloat16 where the processor has it")
     return Accelerator(mixed_precision=precision[compute_dtype], cpu=device.type == "cpu")
 
 

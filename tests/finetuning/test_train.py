@@ -239,6 +239,7 @@ def test_schedule():
             "pages GPU memory, and this model is on a CPU: use 'adamw_8bit'",
         ),
         ({"steps": 1, "optimizer": "paged_adamw_32bit"}, "on a CPU: use 'adamw_torch'"),
+        ({"steps": 1, "compute_dtype": torch.float16}, "float16 compute needs a GPU"),
         ({"steps": 1, "compute_dtype": torch.float64}, "choose torch.float32"),
     ],
 )
