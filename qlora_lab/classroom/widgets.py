@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import ipywidgets
 import matplotlib.pyplot as plt
-from IPython.display import HTML, display
+from IPython.display import HTML, DisplayHandle, display
 from matplotlib.axes import Axes
 
 from qlora_lab.classroom.plots import new_axes, plot_loss
@@ -19,7 +19,8 @@ def explore(draw: Callable[..., Axes], **sliders: ipywidgets.Widget) -> ipywidge
 
     The first figure is a plain output of the cell; with the first move it gives way to the live one.
     """
-    first = display(draw(**{name: slider.value for name, slider in sliders.items()}).figure, display_id=True)
+    first = DisplayHandle()
+    first.display(draw(**{name: slider.value for name, slider in sliders.items()}).figure)
     plt.close("all")
     live = ipywidgets.Output()
 
@@ -43,7 +44,8 @@ def live_loss(steps: Iterable, total: int, guess: int | None = None) -> list:
     """
     records: list = []
     ax = new_axes()
-    handle = display(ax.figure, display_id=True)
+    handle = DisplayHandle()
+    handle.display(ax.figure)
     try:
         for record in steps:
             records.append(record)

@@ -1,5 +1,6 @@
 """Ask the device how much memory was used."""
 
+import pathlib
 import sys
 
 import torch
@@ -17,10 +18,12 @@ def peak_memory_bytes(device: torch.device) -> int:
         import psutil
 
         return psutil.Process().memory_info().peak_wset
+    if sys.platform == "linux":  # not ru_maxrss, which a process inherits from the one that started it
+        status = pathlib.Path("/proc/self/status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0]) * 1024
     import resource
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
 
 
 def reset_peak(device: torch.device) -> None:

@@ -5,6 +5,7 @@ matplotlib.use("agg")
 import ipywidgets
 import matplotlib.pyplot as plt
 import pytest
+from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 
 from qlora_lab.classroom import plots, widgets
@@ -13,6 +14,14 @@ from qlora_lab.finetuning import StepRecord
 
 def record(step: int, loss: float) -> StepRecord:
     return StepRecord(step, loss, 1e-3, 1.0, 700, 3.0)
+
+
+@pytest.fixture(autouse=True)
+def shell():
+    """What a kernel provides: without it, `display` prints."""
+    InteractiveShell.instance()
+    yield
+    InteractiveShell.clear_instance()
 
 
 @pytest.fixture(autouse=True)

@@ -13,15 +13,15 @@ import torch
 from qlora_lab.memory.measure import peak_memory_bytes
 cpu = torch.device("cpu")
 before = peak_memory_bytes(cpu)
-touched = torch.ones(300_000_000)  # 1.2 GB; importing torch may have peaked above what it keeps
+touched = torch.ones(300_000_000)  # 1.2 GB
 during = peak_memory_bytes(cpu)
 del touched
 print(during - before, peak_memory_bytes(cpu) - during)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     grown, later = map(int, done.stdout.split())
-    assert 0.4e9 < grown < 1.3e9
-    assert 0 <= later < 40e6
+    assert grown == pytest.approx(1.2e9, rel=0.1)
+    assert abs(later) < 40e6  # Linux counts in batches of pages
 
 
 @pytest.mark.gpu
