@@ -137,7 +137,8 @@ def draw(billions):
     return plot_weights(new_axes(height=2.4), sizes, {"this machine": memory / 1e9})
 
 
-explore(draw, billions=ipywidgets.FloatSlider(value=7, min=0.1, max=70, step=0.1, description="parameters (10⁹)"))
+slider = ipywidgets.FloatSlider(value=7, min=0.1, max=70, step=0.1, description="parameters (10⁹)")
+explore(draw, billions=slider)
 
 # %% [markdown]
 # **Exercise 0.2 ●○○ (3 minutes).** Write down the rule that the lab follows. `has_bf16` says whether the hardware has real

@@ -33,6 +33,7 @@ def explore(draw: Callable[..., Axes], **sliders: ipywidgets.Widget) -> ipywidge
         plt.close(figure)
 
     for slider in sliders.values():
+        slider.style.description_width, slider.layout.width = "initial", "60%"
         slider.observe(redraw, names="value")
     return ipywidgets.VBox([*sliders.values(), live])
 
