@@ -11,6 +11,7 @@ PYTHON ?= python3.11 python3.12 python3.13 python3.10 python3
 PIP_FLAGS ?=
 LAB_FLAGS ?=
 RUN_FLAGS ?=
+BENCH_FLAGS ?=
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -20,7 +21,7 @@ LAB := --ServerApp.root_dir=notebooks --LabApp.default_url=/lab/tree/00_start_he
     --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate
 NBVAL = $(PY) -m pytest --nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg
 
-.PHONY: help lab test run check clean model
+.PHONY: help lab test run check bench clean model
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -44,6 +45,9 @@ check: $(STAMP) ## lint, format, and notebooks in step with their source
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
 	$(PY) -m qlora_lab.classroom.build --check
+
+bench: $(STAMP) ## quantization: ours beside bitsandbytes beside a plain copy, in one table
+	@$(PY) tests/quantization/bench.py $(BENCH_FLAGS)
 
 clean: ## remove what make installed; runs/ and the fetched model stay
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis *.egg-info

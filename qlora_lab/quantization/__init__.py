@@ -1,0 +1,72 @@
+"""Numbers in few bits: how they are made, what they cost, what they lose.
+
+    quantize, dequantize            block-wise 4-bit, equal to bitsandbytes' bit for bit (blockwise.py)
+    double_quantize                 the scales in 8 bits (double_quant.py)
+    quantize_absmax, ..._affine     integers of 2 to 8 bits (uniform.py)
+    NF4, FP4, INT4, ...             the levels, and how they are derived (codebooks.py)
+    error_report, level_usage, ...  what was lost, and where (metrics.py)
+
+`reference.py` has the same in slow loops. The room needs torch and nothing else.
+"""
+
+from .blockwise import QuantizedTensor, dequantize, dequantize_plain, quantize, quantize_plain
+from .codebooks import (
+    BITSANDBYTES_NF4,
+    DYNAMIC8,
+    E2M1,
+    FP4,
+    FP4_BIT_PATTERNS,
+    INT4,
+    INT8,
+    NF4,
+    best_codebook,
+    dynamic_map,
+    integer_levels,
+    nearest_level,
+    normal_float,
+    normal_quantiles,
+    thresholds,
+)
+from .double_quant import QuantizedAbsmax, bits_per_parameter, double_quantize, quantize_scales
+from .metrics import ErrorReport, entropy, error_report, level_usage, max_error, relative_rms, snr_db
+from .packing import pack, unpack
+from .uniform import UniformTensor, quantize_absmax, quantize_affine
+
+__all__ = [
+    "BITSANDBYTES_NF4",
+    "DYNAMIC8",
+    "E2M1",
+    "FP4",
+    "FP4_BIT_PATTERNS",
+    "INT4",
+    "INT8",
+    "NF4",
+    "ErrorReport",
+    "QuantizedAbsmax",
+    "QuantizedTensor",
+    "UniformTensor",
+    "best_codebook",
+    "bits_per_parameter",
+    "dequantize",
+    "dequantize_plain",
+    "double_quantize",
+    "dynamic_map",
+    "entropy",
+    "error_report",
+    "integer_levels",
+    "level_usage",
+    "max_error",
+    "nearest_level",
+    "normal_float",
+    "normal_quantiles",
+    "pack",
+    "quantize",
+    "quantize_absmax",
+    "quantize_affine",
+    "quantize_plain",
+    "quantize_scales",
+    "relative_rms",
+    "snr_db",
+    "thresholds",
+    "unpack",
+]

@@ -1,0 +1,114 @@
+"""One table: ours beside bitsandbytes beside a plain copy of the same bytes. `make bench`, or run this file.
+
+A row is measured in turns (ours, theirs, copy, plain, ours, ...), so that whatever else the machine does hits all of
+them, and gives medians. The copy is of the unquantized tensor, into new memory like the others' results: the price of
+moving the data alone. `plain` is our readable version. On a GPU, times are those of CUDA events.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+
+import bitsandbytes
+import bitsandbytes.functional as bnb
+import torch
+
+from qlora_lab.quantization import dequantize, dequantize_plain, double_quantize, quantize, quantize_plain
+
+
+def in_turns(functions: dict[str, Callable], device: str, repeats: int) -> dict[str, list[float]]:
+    """Milliseconds of each call: after a warm-up, `repeats` rounds in which each function runs once."""
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    for repeat in range(-1, repeats):
+        for name, function in functions.items():
+            if device == "cuda":
+                start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                start.record()
+                function()
+                stop.record()
+                torch.cuda.synchronize()
+                elapsed = start.elapsed_time(stop)
+            else:
+                began = time.perf_counter()
+                function()
+                elapsed = 1e3 * (time.perf_counter() - began)
+            if repeat >= 0:
+                times[name].append(elapsed)
+    return times
+
+
+def tasks(x: torch.Tensor) -> dict[str, dict[str, Callable]]:
+    """What is compared: by task, the functions to run."""
+    q = quantize(x)
+    double = double_quantize(q)
+    packed, state = bnb.quantize_4bit(x, quant_type="nf4")
+    packed_double, state_double = bnb.quantize_4bit(x, quant_type="nf4", compress_statistics=True)
+    return {
+        "quantize": {
+            "ours": lambda: quantize(x),
+            "bitsandbytes": lambda: bnb.quantize_4bit(x, quant_type="nf4"),
+            "copy": lambda: x.clone(),
+            "plain": lambda: quantize_plain(x),
+        },
+        "dequantize": {
+            "ours": lambda: dequantize(q),
+            "bitsandbytes": lambda: bnb.dequantize_4bit(packed, state),
+            "copy": lambda: x.clone(),
+            "plain": lambda: dequantize_plain(q),
+        },
+        "dequantize, double": {
+            "ours": lambda: dequantize(double),
+            "bitsandbytes": lambda: bnb.dequantize_4bit(packed_double, state_double),
+            "copy": lambda: x.clone(),
+            "plain": lambda: dequantize_plain(double),
+        },
+    }
+
+
+def report(rows: int, columns: int, device: str, repeats: int) -> dict[str, dict[str, float]]:
+    """Print the table of one device; return its medians in ms, by task and dtype, then by contestant."""
+    medians = {}
+    name = torch.cuda.get_device_name() if device == "cuda" else f"CPU ({platform.machine()})"
+    threads = "" if device == "cuda" else f", {torch.get_num_threads()} threads"
+    print(f"\n{name}{threads}: NF4, block size 64, {rows} x {columns}; medians of {repeats} in ms")
+    print(f"{'':28}{'ours':>9}{'bitsandbytes':>14}{'copy':>9}{'plain':>9}   theirs/ours   ours/copy")
+    for dtype in (torch.float32, torch.bfloat16):
+        torch.manual_seed(0)
+        x = torch.randn(rows, columns, device=device).to(dtype)
+        for task, functions in tasks(x).items():
+            ms = {key: statistics.median(times) for key, times in in_turns(functions, device, repeats).items()}
+            label = f"{task}, {str(dtype).removeprefix('torch.')}"
+            print(
+                f"{label:28}{ms['ours']:9.2f}{ms['bitsandbytes']:14.2f}{ms['copy']:9.2f}{ms['plain']:9.2f}"
+                f"{ms['bitsandbytes'] / ms['ours']:12.2f} x{ms['ours'] / ms['copy']:10.2f} x",
+                flush=True,
+            )
+            medians[label] = ms
+    return medians
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, default=4096)
+    parser.add_argument("--columns", type=int, default=4096)
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="on the CPU")
+    parser.add_argument("--json", action="store_true", help="end with the medians as one line of JSON")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    print(f"torch {torch.__version__}, bitsandbytes {bitsandbytes.__version__}")
+    medians = {
+        device: report(arguments.rows, arguments.columns, device, arguments.repeats)
+        for device in ["cpu"] + ["cuda"] * torch.cuda.is_available()
+    }
+    if arguments.json:
+        print(json.dumps(medians))
+
+
+if __name__ == "__main__":
+    main()
