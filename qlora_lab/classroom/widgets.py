@@ -67,7 +67,7 @@ def show_tokens(pieces: list[str], learned: list[bool]) -> HTML:
         text = html.escape(piece).replace("\n", "⏎<br>").replace(" ", "·")
         style = "border:1px solid currentColor;font-weight:bold" if is_learned else "opacity:0.6"
         spans.append(f'<span style="{style};border-radius:3px;padding:0 1px;margin:1px">{text}</span>')
-    return HTML(f'<div style="font-family:monospace;line-height:1.9">{"".join(spans)}</div>')
+    return HTML(f'<div style="font-family:monospace;line-height:1.9">{"<wbr>".join(spans)}</div>')
 
 
 def show_answers(rows: Iterator[tuple[str, ...]], columns: tuple[str, ...]) -> HTML:

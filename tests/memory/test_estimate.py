@@ -36,6 +36,15 @@ def test_bits_per_parameter():
     assert bits_per_parameter() == pytest.approx(4.126953125)
 
 
+@pytest.mark.parametrize("double", [False, True])
+@pytest.mark.parametrize("block_size", [32, 64, 256])
+def test_bits_per_parameter_are_those_of_quantization(block_size, double):
+    """Written twice: the estimate must not import torch."""
+    from qlora_lab import quantization
+
+    assert bits_per_parameter(block_size, double) == quantization.bits_per_parameter(block_size, double)
+
+
 def test_parts_sum_to_the_peak_and_paged_states_lie_outside():
     paged = estimate(SHAPES["llama-7b"])
     assert paged.peak_allocated == sum(paged.parts.values())
