@@ -41,19 +41,20 @@ for package in ("torch", "transformers", "peft", "bitsandbytes", "datasets", "ac
     print(f"{package:<14}{importlib.metadata.version(package)}")
 
 # %% [markdown]
-# If that printed without an error, you are ready: the whole course runs from here. The third line matters more than it
+# The packages are there. Whether 4-bit works here shows at the end, when a model answers. The third line matters more than it
 # seems to. Let us find out why.
 
 # %% [markdown]
 # ## Fewer bits, faster?
 #
 # A number in `float32` takes 32 bits, in `bfloat16` 16. Half the bits to move, half the bits to multiply. Multiply two
-# matrices of 512 × 512 in `float32`, then in `bfloat16`.
+# matrices of 512 × 512 (8192 × 8192 on a GPU) in `float32`, then in `bfloat16`.
 #
-# **Predict.** If the first takes 2 ms on your machine, how long does the second take? Change the number, then run.
+# **Predict.** How many times as long as the first does the second take? (0.5 would be half the time.) Change the number, then
+# run.
 
 # %%
-prediction = {"bfloat16": 1.0}  # ← your guess in ms, if float32 takes about 2 ms
+prediction = {"bfloat16": 0.5}  # ← your guess: times as long as float32
 
 # %%
 # NBVAL_IGNORE_OUTPUT
@@ -64,7 +65,8 @@ from statistics import median
 from qlora_lab.classroom.plots import new_axes, plot_times
 
 
-def milliseconds(dtype, n=512, repeats=7):
+def milliseconds(dtype, repeats=7):
+    n = 512 if device.type == "cpu" else 8192
     a = torch.randn(n, n, device=device).to(dtype)
     times = []
     for _ in range(repeats):
@@ -75,13 +77,14 @@ def milliseconds(dtype, n=512, repeats=7):
 
 
 measured = {str(dtype).removeprefix("torch."): milliseconds(dtype) for dtype in (torch.float32, torch.bfloat16)}
-_ = plot_times(new_axes(height=1.8), measured, guess=prediction)
+guess = {"bfloat16": prediction["bfloat16"] * measured["float32"]}
+_ = plot_times(new_axes(height=1.8), measured, guess)
 print(f"bfloat16 takes {measured['bfloat16'] / measured['float32']:.2f} times as long as float32 here")
 
 # %% [markdown]
 # **What happened?** That depends on whether your hardware *has* bf16. A recent GPU, or a CPU with AVX512-BF16 or AMX,
-# multiplies bf16 natively and wins. A processor without those instructions *imitates* bf16, number by number, and
-# loses badly. Neither tells you: there is no warning, the product is right, only the time is not.
+# multiplies bf16 natively and wins. On a processor without those instructions PyTorch takes a slow path, and loses badly.
+# Neither tells you: there is no warning, the product is right, only the time is not.
 #
 # So the **compute dtype**, in which a 4-bit model does its arithmetic, has to be chosen for the machine. It is a
 # setting that no tutorial can choose for you. The lab looks at the hardware:
@@ -141,8 +144,9 @@ slider = ipywidgets.FloatSlider(value=7, min=0.1, max=70, step=0.1, description=
 explore(draw, billions=slider)
 
 # %% [markdown]
-# **Exercise 0.2 ●○○ (3 minutes).** Write down the rule that the lab follows. `has_bf16` says whether the hardware has real
-# bf16 instructions; a GPU without them (the T4 that Colab lends) is fast in `float16`; a CPU is not.
+# **Exercise 0.2 ●○○ (3 minutes).** Write the rule that the lab follows, for four kinds of machine: a CPU and a GPU, each with
+# and without bf16. One thing that you have not measured: a GPU without bf16 (the T4 that Colab lends) is fast in `float16`,
+# a CPU is not.
 
 
 # %%
@@ -175,9 +179,11 @@ from qlora_lab.finetuning import generate, load_model
 model, tokenizer = load_model("smollm2-135m-instruct", quantization="nf4")
 question = [{"role": "user", "content": "What is the capital of France?"}]
 print(generate(model, tokenizer, [question], max_new_tokens=12)[0])
+assert model.is_loaded_in_4bit
+assert model.config.num_hidden_layers == 30 and model.config.vocab_size == 49_152
 
 # %% [markdown]
-# It talks. In notebook 07 you teach it a trade.
+# It talks, in 4 bits: **your machine is ready.** In notebook 07 you teach the model a trade.
 
 # %% [markdown]
 # ## The map
@@ -207,7 +213,8 @@ print(generate(model, tokenizer, [question], max_new_tokens=12)[0])
 # - Fewer bits are faster only where the hardware has instructions for them: the compute dtype follows the machine.
 # - Weights take parameters × bits / 8 bytes. Training takes more.
 #
-# These are the six things you will be able to do at the end of the course; the exercises tick them off.
+# These are the six things you will be able to do at the end of the course; the exercises tick them off, item by item. The two
+# of this notebook serve *configure BitsAndBytesConfig* and *measure and compare memory*.
 
 # %%
 # NBVAL_IGNORE_OUTPUT

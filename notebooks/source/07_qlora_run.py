@@ -1,15 +1,19 @@
 # %% [markdown]
 # # 07 · Can I train a real LLM here, now?
 #
-# Yes. In about two minutes of training, a language model that has never done this job learns to turn free text into data:
+# Yes. On two CPU cores, in about two minutes of training, a language model that has never done this job learns to turn
+# free text into data:
+#
+# > *New order for Julia Weber in Budapest: 15 purple bottles, altogether 765 euros.*
+# >
+# > `{"customer":"Julia Weber","item":"bottle","colour":"purple","quantity":15,"city":"Budapest","total":765}`
+#
+# You load the model in 4 bits, ask it to try, and give it an **adapter**: a small set of extra weights, the only ones that
+# are trained. That is QLoRA: a LoRA adapter on a base held in 4 bits. You watch the loss fall, and judge the result twice:
+# on orders like those it has seen, and on orders it was never prepared for, such as this one:
 #
 # > *Not 34 but 31 jackets, please, in pink rather than blue. It is for Deepak Gunawardena over in Samarkand, who has paid
 # > 73 euros.*
-# >
-# > `{"customer":"Deepak Gunawardena","item":"jacket","colour":"pink","quantity":31,"city":"Samarkand","total":73}`
-#
-# You load it in 4 bits, ask it to try, give it a LoRA adapter, watch the loss fall, and judge the result twice: on orders
-# like those it has seen, and on orders it was never prepared for.
 #
 # | you need | |
 # |---|---|
@@ -49,7 +53,8 @@ from qlora_lab.finetuning import (
 from qlora_lab.finetuning.data import tokenize_text
 from qlora_lab.finetuning.models import pick_compute_dtype, pick_device
 
-MODEL = "smollm2-135m-instruct"  # with a GPU and internet, any model of the hub: "Qwen/Qwen2.5-1.5B-Instruct", say
+BUNDLED = "smollm2-135m-instruct"
+MODEL = BUNDLED  # with a GPU and internet, a chat model of the hub: "Qwen/Qwen2.5-1.5B-Instruct", say
 warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated")  # PEFT 0.21 uses an old name
 
 device = pick_device()
@@ -61,8 +66,12 @@ compute_dtype = pick_compute_dtype(device)
 # `transformers` quantizes a model while it loads it, if you hand it a `BitsAndBytesConfig`. Its defaults are *not*
 # QLoRA's: `fp4` instead of `nf4`, no double quantization, `float32` compute.
 #
-# **Exercise 7.1 ●○○ (3 minutes).** Write the config of QLoRA: 4 bits, NF4, double quantization, and `compute_dtype` (see
-# above) to multiply in.
+# - **NF4** names the 16 values that a 4-bit code can stand for (notebook 03).
+# - Every 64 weights share a *scale*. **Double quantization** stores the scales in 8 bits too (notebook 04).
+# - The **compute dtype** is the format that the layers multiply in. Notebook 00 shows why it depends on the machine; the cell
+#   above has picked yours: `compute_dtype`.
+#
+# **Exercise 7.1 ●○○ (3 minutes).** Write the config of QLoRA: 4 bits, NF4, double quantization, and `compute_dtype`.
 
 # %%
 from transformers import BitsAndBytesConfig
@@ -85,8 +94,8 @@ check_bnb_config(config, compute_dtype)
 # <code>bnb_4bit_use_double_quant</code> and <code>bnb_4bit_compute_dtype</code>.</details>
 
 # %% [markdown]
-# **Predict.** The model has 134.5 million parameters. Four bits are half a byte. How many MB (10⁶ bytes) will it take once
-# it is loaded?
+# **Predict.** The bundled model has 134.5 million parameters. Four bits are half a byte. How many MB (10⁶ bytes) will it take
+# once it is loaded?
 
 # %%
 prediction = {"MB": 67}  # ← your guess
@@ -94,11 +103,15 @@ prediction = {"MB": 67}  # ← your guess
 # %%
 # NBVAL_IGNORE_OUTPUT
 # because the embeddings' dtype depends on the machine
-# `load_model` is `AutoModelForCausalLM.from_pretrained(..., quantization_config=config)` with this very config
+# `load_model` is `AutoModelForCausalLM.from_pretrained(..., quantization_config=...)` with the config of exercise 7.1
 model, tokenizer = load_model(MODEL, quantization="nf4", double_quant=True)
+used = model.config.quantization_config
+print(f"config: {used.bnb_4bit_quant_type}, double {used.bnb_4bit_use_double_quant}, {used.bnb_4bit_compute_dtype}")
 linears = [m for name, m in model.named_modules() if hasattr(m, "quant_state")]
 quantized = sum(math.prod(m.quant_state.shape) for m in linears)
 embedding = model.get_input_embeddings().weight
+total = quantized + sum(p.numel() for p in model.parameters() if not hasattr(p, "quant_state"))
+assert MODEL != BUNDLED or (total == 134_515_008 and tokenizer.vocab_size == 49_152)
 print(f"{quantized:>12,} parameters in {len(linears)} linear layers: 4-bit codes, {linears[0].weight.dtype} in memory")
 print(f"{embedding.numel():>12,} parameters in the embeddings: {embedding.dtype}")
 
@@ -111,7 +124,7 @@ megabytes["all"] = sum(megabytes.values())
 for part, size in megabytes.items():
     print(f"{part:<26}{size:7.1f} MB")
 print(f"your guess: {prediction['MB']} MB")
-assert math.isclose(model.get_memory_footprint() / 1e6, megabytes["all"], rel_tol=0.02)
+assert MODEL != BUNDLED or math.isclose(model.get_memory_footprint() / 1e6, megabytes["all"], rel_tol=0.02)
 
 # %% [markdown]
 # **What happened?** The linear layers shrank as promised: 4 bits a parameter and an eighth of a bit for the scales. But *only* the linear
@@ -138,8 +151,8 @@ orders = {split: load_samples("orders", split) for split in ("train", "test", "s
 judged = {split: orders[split].select(range(50))["messages"] for split in ("test", "shifted")}
 
 
-def answers_of(model, chats):
-    return generate(model, tokenizer, [chat[:-1] for chat in chats], max_new_tokens=56, dtype=compute_dtype)
+def answers_of(model, chats, max_new_tokens=56):
+    return generate(model, tokenizer, [chat[:-1] for chat in chats], max_new_tokens, dtype=compute_dtype)
 
 
 def expected(chats):
@@ -152,24 +165,26 @@ def expected(chats):
 from qlora_lab.classroom.widgets import show_answers
 
 shown = judged["test"][:3]
-before = answers_of(model, shown)
+before = answers_of(model, shown, max_new_tokens=120)
 show_answers(zip([chat[-2]["content"] for chat in shown], before, strict=True), ("order", "before training"))
 
 # %% [markdown]
 # It can write, but it does not do the job. Here is the score over more of them, by a strict measure: the answer must be the
-# right JSON object and nothing else. To see later what the training made it forget, we also measure its perplexity on
-# 49 paragraphs of plain English: how many equally likely words it hesitates between, on average.
+# right JSON object and nothing else (right words in another form count as wrong). To see later what the training made it
+# forget, we also measure its **perplexity** on 49 paragraphs of plain English: between how many equally likely next tokens
+# it hesitates, on average.
 
 # %%
 # NBVAL_IGNORE_OUTPUT
 # because another processor rounds otherwise
-score_before = exact_match(answers_of(model, judged["test"][:25]), expected(judged["test"][:25]))
+some = judged["test"][:16] + judged["shifted"][:16]
+score_before = exact_match(answers_of(model, some, max_new_tokens=120), expected(some))
 prose = [tokenize_text(text, tokenizer) for text in load_prose()]
 assert len(prose) == 49
 prose_before = text_loss(model, prose, dtype=compute_dtype).perplexity
-print(f"exactly right before training: {score_before:.0%} of 25 orders")
+print(f"exactly right before training: {score_before:.0%} of {len(some)} orders, test and shifted")
 print(f"perplexity on prose: {prose_before:.2f}")
-assert score_before < 0.05
+assert MODEL != BUNDLED or score_before < 0.05
 
 # %% [markdown]
 # ## 3 · What it learns from
@@ -182,13 +197,14 @@ from qlora_lab.classroom.widgets import show_tokens
 
 samples, left_out = tokenize(orders["train"], tokenizer, max_length=256)
 sample = samples[0]
-assert left_out == ""
+assert left_out == "" and tokenizer.eos_token_id == sample.labels[-1]
+assert MODEL != BUNDLED or tokenizer.pad_token_id == tokenizer.eos_token_id
 show_tokens([tokenizer.decode([i]) for i in sample.ids], [label != -100 for label in sample.labels])
 
 # %% [markdown]
-# Framed and bold: learned. Grey: only read. Look at the last framed token. `<|im_end|>` is how the model says "done". In many
-# models it is *also* the padding token, and a script that masks padding by comparing ids masks it too. Such a model
-# never learns to stop.
+# Framed and bold: learned. Grey: only read. Look at the last framed token. `<|im_end|>` is how the model says "done". In this
+# model, as in many, it is *also* the padding token, and a script that masks padding by comparing ids masks it too. A model
+# trained that way is never taught to stop.
 #
 # **Exercise 7.2 ●●○ (5 minutes).** Write the masking yourself. Two lists of token ids come in; `input_ids` and `labels`, of
 # the same length, go out. (transformers shifts the labels by one itself: label *i* belongs to token *i*.)
@@ -215,7 +231,8 @@ check_labels(mask_prompt)
 # ## 4 · What it learns with
 #
 # The 4-bit weights stay as they are. Beside each linear layer, LoRA puts two thin matrices: A, with `rank` rows, and B, with
-# `rank` columns. Only those are trained.
+# `rank` columns. Only those are trained. What the layer adds to its output is `alpha / rank` × B A x; here that factor is
+# 32 / 16 = 2.
 #
 # **Exercise 7.3 ●●○ (4 minutes).** How many parameters is that? For a linear layer from `i` to `o` features, A is
 # `rank × i` and B is `o × rank`.
@@ -233,13 +250,14 @@ def lora_parameters(rank, shapes):
 check_trainable_parameters(lora_parameters)
 
 # %%
+by_formula = sum(16 * (layer.in_features + layer.out_features) for layer in linears)
 model = add_adapter(model, rank=16, alpha=32, targets="all-linear")
-print(
-    f"{trainable_parameters(model):,} of 134,515,008 parameters train: {trainable_parameters(model) / 134_515_008:.1%}"
-)
+assert trainable_parameters(model) == by_formula
+print(f"{trainable_parameters(model):,} of {total:,} parameters train: {trainable_parameters(model) / total:.1%}")
 
 # %% [markdown]
-# B starts at zero, so the adapter changes nothing yet: the model gives the same answers, bit for bit.
+# B starts at zero, so the adapter changes nothing yet: the *logits*, the model's scores for every next token, are the same
+# bit for bit.
 
 # %%
 with torch.no_grad():
@@ -253,14 +271,14 @@ print("same logits, with and without the adapter")
 # ## 5 · The loop
 #
 # 30 steps of 8 orders: 240 of the 2,000, each seen once. In each step the loop runs the batch forward, back through the
-# frozen 4-bit weights into the adapter, clips the gradient and lets AdamW move A and B. The whole loop is one page:
+# frozen 4-bit weights into the adapter, clips the gradient and lets AdamW move A and B. You can read it: it is the function `train_steps` in
 # [`qlora_lab/finetuning/train.py`](../qlora_lab/finetuning/train.py).
 #
 # One line in it is worth an exercise. When a batch is too big for the memory, it is cut into micro-batches, and their
 # gradients are added up (*accumulation*). Samples differ in length, so micro-batches differ in their number of target tokens.
 #
 # **Exercise 7.4 ●●○ (4 minutes).** Given each micro-batch's mean loss and its number of target tokens: what is the loss of
-# the whole batch, in which every *token* counts the same? For years, many training scripts got this wrong.
+# the whole batch, in which every *token* counts the same?
 
 
 # %%
@@ -279,8 +297,9 @@ check_token_weighted_loss(global_loss)
 # <details><summary>Hint</summary>First turn each mean back into a sum: loss × tokens.</details>
 
 # %% [markdown]
-# **Predict.** The loss starts near 1.5 nats per token. At which of the 30 steps will it first be below 0.1? And how many of
-# 50 orders will the model get exactly right afterwards: of the `test` kind, written like the training orders, and of the
+# **Predict.** The loss is −log of the probability that the model gives the right token, averaged over the answers' tokens. It
+# starts near 1.5: the right token gets about e^−1.5 = 22 %. At which of the 30 steps will it first be below 0.1 (90 %)? And how
+# many of 50 orders will the model get exactly right afterwards: of the `test` kind, written like the training orders, and of the
 # `shifted` kind, with other sentences, names, cities and spellings, and with decoys?
 
 # %%
@@ -306,10 +325,15 @@ records = live_loss(
 )
 first = next((record.step for record in records if record.loss < 0.1), None)
 seconds = sum(record.seconds for record in records)
-print(f"below 0.1 first at step {first}; your guess was {prediction['step']}")
+print(f"loss {records[0].loss:.2f} at step 1, below 0.1 first at step {first}; your guess was {prediction['step']}")
+assert MODEL != BUNDLED or 1.3 < records[0].loss < 1.7
 print(f"{seconds:.0f} s, {sum(r.tokens for r in records) / seconds:.0f} tokens/s on {device}")
 
 # %% [markdown]
+# **What happened?** Most of an answer is the same in every answer (`{"customer":"` …), and most of the rest is copied from the
+# order. Both are learned in a few steps. A low loss *per token* does not yet say how many *whole* answers are right: one wrong
+# token spoils an answer.
+#
 # ## 6 · After
 
 # %%
@@ -330,7 +354,7 @@ from qlora_lab.classroom.plots import new_axes, plot_shares
 score = {split: exact_match(answers[split], expected(judged[split])) for split in judged}
 bars = {f"{split} orders": {"measured": score[split], "your guess": prediction[split]} for split in score}
 _ = plot_shares(new_axes(height=2.4), bars, "exactly right (share of 50 orders)")
-assert score["test"] >= 0.8 > score["shifted"]
+assert MODEL != BUNDLED or (score["test"] >= 0.85 and score["shifted"] < 0.5)
 
 # %% [markdown]
 # **What happened?** On the kind of orders it was trained on, a model that got nothing right is now almost perfect, after two
@@ -346,9 +370,10 @@ import json
 
 def read(answer):
     try:
-        return json.loads(answer)
+        value = json.loads(answer)
     except ValueError:
-        return {}
+        value = None
+    return value if isinstance(value, dict) else {}
 
 
 fields = {field: {} for field in ("customer", "item", "colour", "quantity", "city", "total")}
@@ -357,11 +382,13 @@ for split in judged:
     for field in fields:
         fields[field][split] = sum(got.get(field) == right[field] for got, right in rights) / len(rights)
 _ = plot_shares(new_axes(height=4.2), fields, "field exactly right (share of 50 orders)")
+well_formed = sum(set(read(answer)) == set(fields) for answer in answers["shifted"]) / len(answers["shifted"])
+print(f"shifted: {well_formed:.0%} of the answers are JSON objects with exactly these six fields")
 
 # %% [markdown]
-# The form of the answer it has learned everywhere. What it mixes up are the decoys: the second number, the second city, the
-# other colour, and numbers written as *half a dozen*. The training orders have twelve kinds of sentences and no decoy: a
-# model can do well on them by learning *where* things stand.
+# The form it has learned, as the line under the figure says. What goes into the fields is the problem: decoys (*not 34 but
+# 31*), numbers in words, and values put into the wrong field where there is no decoy at all. Every training order follows one
+# of a dozen patterns: for those it was enough to learn *where* things stand. Here are three that went wrong:
 
 # %%
 # NBVAL_IGNORE_OUTPUT
@@ -461,5 +488,6 @@ ask_box(both, first=mine)
 progress()
 
 # %% [markdown]
-# **Next:** notebook 08 compares the memory this took with what was predicted. Until it is there: raise `steps` to 60, or
-# lower `learning_rate` to 3e-4; predict what happens to `shifted` and to the prose; run again.
+# **Next:** notebook 08, being written, measures the memory of such runs. Until then: set `steps = 60` or
+# `learning_rate=3e-4` in the cell of section 5, predict what happens to `shifted` and to the prose, and choose *Kernel → Restart
+# Kernel and Run All Cells* (running that cell alone would go on training the trained adapter).

@@ -113,7 +113,7 @@ WRONG = [
     (check_bytes_of_weights, lambda p, bits: "538060032", "expected one number"),
     (check_bytes_of_weights, 538060032, "expected a function"),
     (check_bytes_of_weights, lambda p: p, "TypeError"),
-    (check_compute_dtype, lambda device, has: bfloat16, "about 40 times slower"),
+    (check_compute_dtype, lambda device, has: bfloat16, "far slower in bfloat16"),
     (check_compute_dtype, lambda device, has: bfloat16 if has else float16, "slow on a CPU"),
     (check_compute_dtype, lambda device, has: str(choose_dtype(device, has)), "torch.float32."),
     (check_compute_dtype, lambda device, has: "float32", "torch.float32."),
@@ -362,22 +362,35 @@ def test_default_path_is_the_users_data_folder(monkeypatch):
 EXERCISES = (
     Exercise("1.1", "one", "memory", 1),
     Exercise("1.2", "two & a half", "memory", 3),
-    Exercise("2.1", "three", "quantization", 2),
+    Exercise("3.1", "three", "nf4", 2),
 )
 
 
 def test_progress_as_text():
-    shown = repr(Progress(EXERCISES, frozenset({"1.1", "2.1", "9.9"}))).splitlines()
+    shown = repr(Progress(EXERCISES, frozenset({"1.1", "3.1", "9.9"}))).splitlines()
     assert shown[0] == "2 of 3 exercises solved, 3 of 6 points"
     assert len(shown) == 1 + len(CHECKLIST)
     assert [line.split("  ")[0][2:] for line in shown[1:]] == list(CHECKLIST.values())
-    assert [line for line in shown if line.startswith("☑")] == [shown[1]] and "1 of 1" in shown[1]
-    assert "1 of 2" in shown[5] and shown[5].endswith("next: 1.2 two & a half")
-    assert shown[2].startswith("☐") and shown[2].endswith("no exercise yet")
+    assert [line for line in shown if line.startswith("☑")] == [shown[2]] and "1 of 1" in shown[2]
+    assert "1 of 2, more to come" in shown[5] and shown[5].endswith("next: 1.2 two & a half")
+    assert shown[1].startswith("☐") and shown[1].endswith("no exercise yet")
+
+
+def test_item_is_not_ticked_while_a_notebook_of_it_is_missing():
+    rows = Progress(EXERCISES, frozenset({"1.1", "1.2"})).rows()
+    assert rows[4][:3] == ("☐", CHECKLIST["memory"], "2 of 2, more to come")
+    whole = tuple(Exercise(f"{int(n)}.1", "x", "memory", 1) for n in checks.TAUGHT_IN["memory"])
+    assert Progress(whole, frozenset(e.id for e in whole)).rows()[4][:3] == ("☑", CHECKLIST["memory"], "3 of 3")
+
+
+def test_exercises_serve_the_items_that_their_notebook_teaches():
+    assert set(checks.TAUGHT_IN) == set(CHECKLIST)
+    for exercise in checks.all_exercises():
+        assert exercise.id.partition(".")[0].zfill(2) in checks.TAUGHT_IN[exercise.item]
 
 
 def test_progress_as_html():
-    shown = Progress(EXERCISES, frozenset({"2.1"}))._repr_html_()
+    shown = Progress(EXERCISES, frozenset({"3.1"}))._repr_html_()
     assert shown.count("☑") == 1 and shown.count("☐") == 5
     assert "two &amp; a half" not in shown and "1.1 one" in shown  # only the next exercise is named
     assert "two &amp; a half" in Progress(EXERCISES, frozenset({"1.1"}))._repr_html_()
