@@ -386,7 +386,7 @@ well_formed = sum(set(read(answer)) == set(fields) for answer in answers["shifte
 print(f"shifted: {well_formed:.0%} of the answers are JSON objects with exactly these six fields")
 
 # %% [markdown]
-# The form it has learned, as the line under the figure says. What goes into the fields is the problem: decoys (*not 34 but
+# The form it has learned, as the printed line says. What goes into the fields is the problem: decoys (*not 34 but
 # 31*), numbers in words, and values put into the wrong field where there is no decoy at all. Every training order follows one
 # of a dozen patterns: for those it was enough to learn *where* things stand. Here are three that went wrong:
 
