@@ -124,7 +124,7 @@ check_bytes_of_weights(weight_bytes)
 # ## Sliders
 #
 # Most notebooks have a slider. Move this one (it needs a running kernel): which of your favourite models fit this machine,
-# and in which format? These are the weights alone. What training adds to them is what the next notebook is about.
+# and in which format? These are the weights alone. What training adds to them is the subject of notebook 01.
 
 # %%
 # NBVAL_IGNORE_OUTPUT
