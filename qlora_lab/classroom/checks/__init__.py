@@ -1,0 +1,79 @@
+"""Exercise checks and progress.
+
+A check takes the learner's answer and shows one line: not attempted yet (·), what is wrong (✗), or right (✓).
+
+    >>> def weight_bytes(parameters, bits):
+    ...     return parameters * bits
+    >>> check_bytes_of_weights(weight_bytes)
+    ✗ 0.1 weight_bytes(134515008, 32) gives 4,304,480,256, expected 538,060,032. These are bits: eight make a byte.
+
+It never raises, unless QLORA_LAB_STRICT=1 is set: then everything but ✓ raises ExerciseUnsolved. Solved exercises are
+noted in a small JSON file, and `progress()` shows them by item of the course's checklist.
+
+To add a check, write a function from the answer to a Verdict in the notebook's module (n03.py), decorate it, and give
+tests/classroom/answers/n03.py a right answer and the wrong ones it should recognize:
+
+    @exercise("3.2", "level usage", item="nf4", points=2, todo="complete `level_usage`")
+    def check_level_usage(level_usage):
+        came = call(level_usage, codes)          # catches what the learner's code raises, and stubs
+        if ...:
+            return wrong("Your shares sum to 0.5. Which of the two codes in each byte is missing?")
+        return right("...")
+
+`check_level_usage(answer)` then shows, records and, in strict mode, raises; `check_level_usage.verdict(answer)` is the
+pure function for the tests: it returns the Verdict and does nothing else.
+"""
+
+from . import n00, n07
+from .judging import (
+    CHECKLIST,
+    TAUGHT_IN,
+    Exercise,
+    ExerciseUnsolved,
+    Progress,
+    Verdict,
+    progress_path,
+    read_progress,
+    record,
+)
+from .n00 import check_bytes_of_weights, check_compute_dtype
+from .n07 import check_bnb_config, check_labels, check_token_weighted_loss, check_trainable_parameters
+
+NOTEBOOKS = (n00, n07)
+
+
+def all_exercises() -> tuple[Exercise, ...]:
+    """The exercises of all notebooks, in the course's order."""
+    return tuple(
+        check.exercise for module in NOTEBOOKS for check in vars(module).values() if hasattr(check, "exercise")
+    )
+
+
+def progress() -> Progress:
+    """Your progress: which exercises are solved, by item of the course's checklist."""
+    try:
+        solved = read_progress(progress_path())
+    except OSError as error:
+        print(f"· your progress could not be read ({error})")
+        solved = set()
+    return Progress(all_exercises(), frozenset(solved))
+
+
+__all__ = [
+    "CHECKLIST",
+    "TAUGHT_IN",
+    "Exercise",
+    "ExerciseUnsolved",
+    "Progress",
+    "Verdict",
+    "all_exercises",
+    "check_bnb_config",
+    "check_bytes_of_weights",
+    "check_compute_dtype",
+    "check_labels",
+    "check_token_weighted_loss",
+    "check_trainable_parameters",
+    "progress",
+    "progress_path",
+    "record",
+]
