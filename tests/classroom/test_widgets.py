@@ -1,12 +1,17 @@
+import io
+
 import matplotlib
 
 matplotlib.use("agg")
 
 import ipywidgets
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
+from matplotlib.figure import Figure
+from PIL import Image
 
 from qlora_lab.classroom import plots, widgets
 from qlora_lab.finetuning import StepRecord
@@ -47,6 +52,40 @@ def test_explore_redraws_with_the_sliders_value():
     assert slider in box.children
     slider.value = 7
     assert drawn == [3, 7]
+    live = box.children[-1]
+    assert bytes(live.value).startswith(b"\x89PNG") and live.layout.display != "none"
+
+
+def two_panels(height: float, top: float = 10) -> Figure:
+    figure, axes = plt.subplots(1, 2, layout="constrained")
+    for ax in axes:
+        ax.bar([0, 1], [1, height], label="a label")
+        ax.set(ylim=(0, top), xlabel="x (units)", title=f"{height:g}")
+        ax.legend()
+    return figure
+
+
+def pixels(png: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(png))).astype(int)
+
+
+def test_renderer_draws_what_matplotlib_draws():
+    render = widgets.Renderer(two_panels(3))
+    for height, top in [(3, 10), (7, 10), (7, 20), (3, 10)]:  # the frame is drawn anew when a limit changes
+        figure = two_panels(height, top)
+        came = pixels(render(figure))
+        whole = two_panels(height, top)
+        whole.set_layout_engine("none")
+        for ax, box in zip(whole.axes, render.boxes, strict=True):
+            ax.set_position(box)
+        whole.savefig(expected := io.BytesIO(), format="png", dpi=whole.dpi)
+        difference = np.abs(came - pixels(expected.getvalue())[..., :3]).max(axis=2)
+        assert (difference > 32).mean() < 0.001, (height, top)  # where content crosses an axis, which is now below it
+        plt.close("all")
+    figure = two_panels(3)
+    other = pixels(render(two_panels(8)))
+    assert (np.abs(other - pixels(render(figure))).max(axis=2) > 32).mean() > 0.01
+    plt.close("all")
 
 
 def test_live_loss_returns_all_records():

@@ -1,0 +1,77 @@
+"""The notebooks' sliders, moved: every figure follows within 100 ms, at the notebook's own sample size."""
+
+import itertools
+import pathlib
+import time
+
+import ipywidgets
+import matplotlib
+import pytest
+from IPython.core.interactiveshell import InteractiveShell
+from IPython.utils.capture import capture_output
+
+from qlora_lab.classroom import widgets
+from qlora_lab.classroom.build import read_cells
+
+matplotlib.use("agg")
+
+SOURCES = sorted((pathlib.Path(__file__).parent.parent / "notebooks" / "source").glob("*.py"))
+WITH_SLIDERS = [source for source in SOURCES if "explore(" in source.read_text(encoding="utf-8")]
+LIMIT_MS = 100
+MOVES = 60  # the limit holds for 95 of 100 moves: three of these may take longer
+
+
+def positions(slider: ipywidgets.Widget) -> list:
+    """Some values that a learner can move it to, ends included."""
+    if hasattr(slider, "options"):
+        return [value for _, value in slider._options_full]
+    if isinstance(slider, ipywidgets.Checkbox):
+        return [True, False]
+    steps = round((slider.max - slider.min) / slider.step)
+    return [slider.min + type(slider.value)(step * slider.step) for step in sorted({0, *range(0, steps, 7), steps})]
+
+
+def milliseconds_of_moves(sliders: list[ipywidgets.Widget], live: ipywidgets.Image, moves: int) -> list[float]:
+    """Move one slider after the other until so many moves have been made."""
+    times = []
+    for turn in itertools.count():
+        for slider in sliders:
+            values = positions(slider)
+            value = values[turn * 5 % len(values)]
+            if value == slider.value:
+                value = values[(turn * 5 + 1) % len(values)]
+            start = time.perf_counter()
+            slider.value = value
+            times.append(1000 * (time.perf_counter() - start))
+            assert bytes(live.value) != b"" and slider.value == value, (slider.description, value)
+            if len(times) == moves:
+                return times
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", WITH_SLIDERS, ids=lambda source: source.stem)
+def test_figures_follow_within_100_ms(source, monkeypatch, tmp_path):
+    monkeypatch.setenv("QLORA_LAB_PROGRESS", str(tmp_path / "progress.json"))
+    boxes = []
+    explore = widgets.explore
+    monkeypatch.setattr(widgets, "explore", lambda *args, **kwargs: boxes.append(explore(*args, **kwargs)) or boxes[-1])
+    cells = [cell for cell in read_cells(source.read_text(encoding="utf-8")) if cell.type == "code"]
+    last = max(number for number, cell in enumerate(cells) if "explore(" in cell.source)
+    names: dict = {"__name__": "__main__"}
+    InteractiveShell.instance()
+    try:
+        with capture_output():
+            for cell in cells[: last + 1]:
+                exec(compile(cell.source, source.name, "exec"), names)
+            assert boxes
+            for box in boxes:
+                *sliders, live = box.children
+                milliseconds_of_moves(sliders, live, 5)  # warm up
+                times = sorted(milliseconds_of_moves(sliders, live, MOVES))
+                p95 = times[round(0.95 * MOVES) - 1]
+                assert p95 < LIMIT_MS, (
+                    f"{[s.description for s in sliders]}: p95 {p95:.0f} ms, median {times[30]:.0f} ms"
+                )
+    finally:
+        InteractiveShell.clear_instance()
+        matplotlib.pyplot.close("all")
