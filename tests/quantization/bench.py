@@ -3,12 +3,16 @@
 A row is measured in turns (ours, theirs, copy, plain, ours, ...), so that whatever else the machine does hits all of
 them, and gives medians. The copy is of the unquantized tensor, into new memory like the others' results: the price of
 moving the data alone. `plain` is our readable version. On a GPU, times are those of CUDA events.
+
+Below the table: how many codes differ from bitsandbytes', and whether both decode equal codes to equal values.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
+import pathlib
 import platform
 import statistics
 import time
@@ -18,7 +22,7 @@ import bitsandbytes
 import bitsandbytes.functional as bnb
 import torch
 
-from qlora_lab.quantization import dequantize, dequantize_plain, double_quantize, quantize, quantize_plain
+from qlora_lab.quantization import dequantize, dequantize_plain, double_quantize, quantize, quantize_plain, unpack
 
 
 def in_turns(functions: dict[str, Callable], device: str, repeats: int) -> dict[str, list[float]]:
@@ -70,9 +74,19 @@ def tasks(x: torch.Tensor) -> dict[str, dict[str, Callable]]:
     }
 
 
-def report(rows: int, columns: int, device: str, repeats: int) -> dict[str, dict[str, float]]:
-    """Print the table of one device; return its medians in ms, by task and dtype, then by contestant."""
-    medians = {}
+def differences(x: torch.Tensor) -> tuple[int, bool]:
+    """How many NF4 codes of x differ from bitsandbytes', and whether equal codes decode to equal bits."""
+    q = quantize(x)
+    packed, state = bnb.quantize_4bit(x, quant_type="nf4")
+    differ = (unpack(q.codes, x.numel()) != unpack(packed, x.numel())).sum().item()
+    state.absmax = q.absmax
+    theirs = bnb.dequantize_4bit(q.codes[:, None], state)
+    return differ, torch.equal(dequantize(q), theirs)
+
+
+def report(rows: int, columns: int, device: str, repeats: int) -> dict[str, dict]:
+    """Print the table of one device; return its medians in ms (by task, then contestant) and the codes that differ."""
+    medians, differing = {}, {}
     name = torch.cuda.get_device_name() if device == "cuda" else f"CPU ({platform.machine()})"
     threads = "" if device == "cuda" else f", {torch.get_num_threads()} threads"
     print(f"\n{name}{threads}: NF4, block size 64, {rows} x {columns}; medians of {repeats} in ms")
@@ -89,7 +103,10 @@ def report(rows: int, columns: int, device: str, repeats: int) -> dict[str, dict
                 flush=True,
             )
             medians[label] = ms
-    return medians
+        differ, equal = differences(x)
+        print(f"  {differ} of {x.numel():,} codes differ; equal codes decode to {'equal' if equal else 'OTHER'} values")
+        differing[str(dtype).removeprefix("torch.")] = differ
+    return {"milliseconds": medians, "codes that differ": differing}
 
 
 def main() -> None:
@@ -98,16 +115,27 @@ def main() -> None:
     parser.add_argument("--columns", type=int, default=4096)
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="on the CPU")
-    parser.add_argument("--json", action="store_true", help="end with the medians as one line of JSON")
+    parser.add_argument("--output", type=pathlib.Path, help="folder for a record, quantization-<gpu>.json")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     print(f"torch {torch.__version__}, bitsandbytes {bitsandbytes.__version__}")
-    medians = {
+    results = {
         device: report(arguments.rows, arguments.columns, device, arguments.repeats)
         for device in ["cpu"] + ["cuda"] * torch.cuda.is_available()
     }
-    if arguments.json:
-        print(json.dumps(medians))
+    if arguments.output:
+        gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+        record = {
+            "command": "make bench",
+            "device": gpu,
+            "date": datetime.date.today().isoformat(),
+            "versions": {"torch": torch.__version__, "bitsandbytes": bitsandbytes.__version__},
+            "elements": [arguments.rows, arguments.columns],
+            "results": results,
+        }
+        arguments.output.mkdir(parents=True, exist_ok=True)
+        path = arguments.output / f"quantization-{gpu.lower().replace(' ', '-')}.json"
+        path.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

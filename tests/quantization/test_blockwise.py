@@ -47,14 +47,14 @@ def their_bytes(x: torch.Tensor, name: str, block_size: int) -> tuple[torch.Tens
     packed, absmax = torch.ops.bitsandbytes.quantize_4bit.default(x, block_size, name, torch.uint8)
     packed = packed.flatten()
     if name == "fp4":
-        packed = pack(FP4_BIT_PATTERNS.argsort()[unpack(packed).long()])
+        packed = pack(FP4_BIT_PATTERNS.argsort().to(packed.device)[unpack(packed).long()])
     return packed, absmax
 
 
 def their_values(packed, absmax, name, q) -> torch.Tensor:
     """bitsandbytes' decoding of its own bytes."""
     if name == "fp4":
-        packed = pack(FP4_BIT_PATTERNS[unpack(packed).long()])
+        packed = pack(FP4_BIT_PATTERNS.to(packed.device)[unpack(packed).long()])
     arguments = (packed[:, None], absmax, q.block_size, name, q.shape, q.dtype)
     with torch.compiler.set_stance("force_eager"):  # it would compile for every shape with an odd last dimension
         return torch.ops.bitsandbytes.dequantize_4bit.default(*arguments).reshape(q.shape)
