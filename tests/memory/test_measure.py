@@ -1,3 +1,4 @@
+import contextlib
 import json
 import subprocess
 import sys
@@ -161,3 +162,50 @@ def test_record_is_written_after_each_run_and_taken_up_again(tmp_path, capsys):
 def test_settings_kept_aside_are_not_in_the_grid():
     assert not set(record.HELD_OUT) & ({*record.GRID, *record.EXPLAINED})
     assert len(set(record.GRID)) == len(record.GRID)
+
+
+def test_lists_are_worked_through(tmp_path, monkeypatch):
+    """With a pretended GPU: what does not fit is skipped, and the search for a card ends at the first that trains."""
+    asked = []
+
+    def pretended(setting, device, preset=None, **_):
+        asked.append((setting, preset))
+        phases = {"load": {"allocated": 1}}
+        if setting.shape == "llama-33b" and caps and caps[-1] < 24:
+            return {"out_of_memory": {"after": "load", "message": "no"}, "phases": phases}
+        got = {"peak_allocated": 1, "peak_reserved": 1, "managed_bytes": 1, "step_seconds": 1.0}
+        return {"measured": got, "phases": phases}
+
+    @contextlib.contextmanager
+    def card(gigabytes, device):
+        caps.append(gigabytes)
+        yield
+
+    caps: list[int] = []
+    monkeypatch.setattr(record, "measure", pretended)
+    monkeypatch.setattr(record, "card_of", card)
+    monkeypatch.setattr(record, "_expandable_segments", lambda device: "expandable_segments:True")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (50 * 10**9, 80 * 10**9))
+    monkeypatch.setattr(torch.cuda.memory, "_record_memory_history", lambda *_, **__: None)
+    monkeypatch.setattr(torch.cuda.memory, "_snapshot", lambda: {"device_traces": [[]]})
+    device = torch.device("cuda", 0)
+    kept = Record(tmp_path / "memory-x.json", {"device": "x"})
+    record.run_grid(kept, device)
+    record.run_caps(kept, device)
+    record.run_explain(kept, device)
+    written = json.loads(kept.path.read_text())
+    assert len(written["runs"]) == len(record.GRID) + len(record.HELD_OUT)
+    assert [run for run in written["runs"] if "skipped" in run]
+    smallest = {(r["shape"], r["preset"]): r["card_gb"] for r in written["caps"] if "measured" in r}
+    assert len(smallest) == 4 * len(PRESETS)
+    assert smallest["llama-33b", "lean"] == 24
+    assert smallest["llama-65b", "standard"] == 40
+    assert smallest["llama-7b", "lean"] == 5
+    assert len(written["explained"]) == len(record.EXPLAINED) + 2
+
+    before = len(asked)
+    again = Record(kept.path, {"device": "x"})
+    again.read(kept.path)
+    for run in (record.run_grid, record.run_caps, record.run_explain):
+        run(again, device)
+    assert len(asked) == before
