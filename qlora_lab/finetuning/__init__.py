@@ -5,18 +5,29 @@ Importing this room imports torch; transformers, peft, bitsandbytes, datasets an
 
 from qlora_lab.finetuning.data import Batches, TokenizedSample, collate, load_prose, load_samples, tokenize
 from qlora_lab.finetuning.evaluate import Loss, exact_match, generate, is_exact, text_loss
-from qlora_lab.finetuning.models import add_adapter, build_random, fetch, load_model, trainable_parameters
+from qlora_lab.finetuning.models import (
+    add_adapter,
+    build_random,
+    embeddings_to_cpu,
+    fetch,
+    load_model,
+    trainable_parameters,
+)
+from qlora_lab.finetuning.presets import PRESETS, Preset
 from qlora_lab.finetuning.train import StepRecord, TrainingDiverged, train, train_steps
 
 __all__ = [
+    "PRESETS",
     "Batches",
     "Loss",
+    "Preset",
     "StepRecord",
     "TokenizedSample",
     "TrainingDiverged",
     "add_adapter",
     "build_random",
     "collate",
+    "embeddings_to_cpu",
     "exact_match",
     "fetch",
     "generate",

@@ -433,8 +433,9 @@ def add_adapter(
     targets: str | list[str] = "all-linear",
     dropout: float = 0.0,
     seed: int = 0,
+    dtype: torch.dtype = torch.float32,
 ):
-    """Freeze the model and put PEFT's LoRA adapters (fp32) beside its linear layers.
+    """Freeze the model and put PEFT's LoRA adapters beside its linear layers.
 
     There is no `prepare_model_for_kbit_training` here on purpose: it casts every remaining 16-bit weight to fp32
     (+0.5 GB at LLaMA-7B) and readies the inputs for reentrant checkpointing, and our loop needs neither.
@@ -444,6 +445,7 @@ def add_adapter(
         alpha: the adapter's output is scaled by alpha / rank.
         targets: "all-linear" (all but the output head) or names of modules: ["q_proj", "v_proj"].
         seed: for the random A; B starts at zero, so the outputs do not change.
+        dtype: of the adapters, and with them of their gradients: fp32, or bf16 for half the memory.
 
     Returns:
         peft.PeftModel
@@ -463,7 +465,32 @@ def add_adapter(
     with warnings.catch_warnings():
         # PEFT 0.21 asks transformers 5.23 for `is_gradient_checkpointing`, which is renamed
         warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated", category=FutureWarning)
-        return get_peft_model(model, config)
+        if dtype == torch.float32:
+            return get_peft_model(model, config)
+        default = torch.get_default_dtype()
+        torch.set_default_dtype(dtype)  # made in it, rather than made in fp32 and converted: that needs the memory
+        try:
+            return get_peft_model(model, config, autocast_adapter_dtype=False)
+        finally:
+            torch.set_default_dtype(default)
+
+
+def embeddings_to_cpu(model) -> None:
+    """Keep the input embeddings in the computer's memory: looking up a few rows of them needs no GPU.
+
+    Their place on the device, `vocab_size x hidden_size` numbers, becomes free (0.26 GB at LLaMA-7B). To undo it,
+    `model.get_input_embeddings().to(device)`.
+
+    Raises:
+        UserError: the embeddings are tied to the output head, which the GPU does need.
+    """
+    embeddings = model.get_input_embeddings()
+    if embeddings.weight is model.get_output_embeddings().weight:
+        raise UserError("this model's embeddings are its output head too (tied): the GPU needs them")
+    device = embeddings.weight.device
+    embeddings.to("cpu")
+    embeddings.register_forward_pre_hook(lambda module, ids: ids[0].to(module.weight.device))
+    embeddings.register_forward_hook(lambda module, ids, rows: rows.to(device))
 
 
 def _require_targets(model, targets: list[str]) -> None:

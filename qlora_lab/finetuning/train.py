@@ -30,6 +30,7 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 
 import torch
+import torch.utils.checkpoint
 
 from qlora_lab.errors import UserError
 from qlora_lab.finetuning.data import IGNORED, Batches, collate
@@ -88,11 +89,13 @@ def train_steps(
     learning_rate: float = 1.5e-3,
     schedule: str = "cosine",
     warmup_steps: int = 3,
-    max_grad_norm: float = 1.0,
+    max_grad_norm: float | None = 1.0,
     weight_decay: float = 0.0,
     optimizer: str = "adamw_torch",
     compute_dtype: torch.dtype = torch.float32,
     gradient_checkpointing: bool = False,
+    loss_chunk: int | None = None,
+    update_in_backward: bool = False,
     pad_token_id: int = 0,
     checkpoints: str | os.PathLike | None = None,
     checkpoint_every: int = 10,
@@ -105,28 +108,37 @@ def train_steps(
         model: a causal LM of transformers, with adapters.
         steps: optimizer steps to have done in the end, those before a resume included.
         learning_rate, schedule, warmup_steps: linear warm-up to the peak, then "cosine" down to 0 or "constant".
+        max_grad_norm: gradients are scaled down to this norm; None leaves them as they are.
         compute_dtype: bf16 or fp16 run the forward pass under autocast (fp16 with a scaled loss); fp32 does not.
         gradient_checkpointing: keep only each layer's input and compute the rest again in the backward pass.
+        loss_chunk: at most this many positions have logits at a time; None: all at once. The same loss, less memory.
+        update_in_backward: update each parameter as soon as its gradient is there, and drop the gradient. The same
+            numbers as without, but for one micro-batch a step, one process and `max_grad_norm=None`: the norm of all
+            gradients is not known before the last of them.
         checkpoints: a folder for resumable checkpoints, written every `checkpoint_every` steps and atomically.
         resume: continue from the newest checkpoint; its records are yielded first. The steps that follow are, bit for
             bit on a CPU, those of a run that was never interrupted.
 
     Raises:
         UserError: impossible settings. TrainingDiverged: loss or gradient is not finite; the parameters are left as
-            they were before the step.
+            they were before the step (with `update_in_backward`, only when it is the loss).
     """
     if steps < 1:
         raise UserError(f"steps={steps}: must be at least 1")
     if schedule not in SCHEDULES:
         raise UserError(f"schedule is {schedule!r}: choose from {', '.join(SCHEDULES)}")
-    accelerator = accelerator or make_accelerator(compute_dtype, next(model.parameters()).device)
-    processes = accelerator.num_processes
-    if batches.batch_size % processes:
-        raise UserError(f"batch_size={batches.batch_size} cannot be shared evenly by {processes} processes")
+    if loss_chunk is not None and loss_chunk < 1:
+        raise UserError(f"loss_chunk={loss_chunk}: must be at least 1, or None for all positions at once")
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if not trained:
         raise UserError("the model has nothing to train: give it adapters first, with add_adapter(model)")
     names, parameters = list(trained), list(trained.values())
+    accelerator = accelerator or make_accelerator(compute_dtype, parameters[0].device)
+    processes = accelerator.num_processes
+    if batches.batch_size % processes:
+        raise UserError(f"batch_size={batches.batch_size} cannot be shared evenly by {processes} processes")
+    if update_in_backward:
+        _require_whole_gradients(batches, accelerator, max_grad_norm)
     adamw = accelerator.prepare(make_optimizer(optimizer, parameters, learning_rate, weight_decay))
     if gradient_checkpointing:
         checkpoint_activations(model)
@@ -137,6 +149,7 @@ def train_steps(
         yield from records
 
     model.train()
+    early = UpdateInBackward(adamw, parameters) if update_in_backward else None
     try:
         for step, micro_batches in enumerate(islice(batches, len(records), steps), len(records) + 1):
             start = time.perf_counter()
@@ -149,17 +162,20 @@ def train_steps(
             for rows in micro_batches:
                 batch = collate(rows[accelerator.process_index :: processes], pad_token_id)
                 with accelerator.autocast():
-                    share = token_loss_sum(model, batch) / targets
-                accelerator.backward(share)
+                    share = token_loss_sum(model, batch, loss_chunk) / targets
                 loss += share.detach()
-            sum_over_processes(accelerator, [loss, *(p.grad for p in parameters)])
-            norm = accelerator.clip_grad_norm_(parameters, max_grad_norm)
+                if early and not math.isfinite(loss):
+                    raise TrainingDiverged(_diverged(loss, math.nan, step, learning_rate))
+                accelerator.backward(share)
+            if early:  # the parameters are updated and their gradients gone
+                norm = early.norm()
+            else:
+                sum_over_processes(accelerator, [loss, *(p.grad for p in parameters)])
+                norm = accelerator.clip_grad_norm_(parameters, math.inf if max_grad_norm is None else max_grad_norm)
             if not math.isfinite(loss) or not (math.isfinite(norm) or accelerator.scaler):  # a scaler skips such a step
-                raise TrainingDiverged(
-                    f"the loss is {loss.item()} and the gradient norm {norm.item()} at step {step}: training stopped "
-                    f"before this update. Lower the learning rate (now {learning_rate:g}) or warm up for longer"
-                )
-            adamw.step()
+                raise TrainingDiverged(_diverged(loss, norm, step, learning_rate, updated=bool(early)))
+            if not early:
+                adamw.step()
 
             record = StepRecord(
                 step=step,
@@ -177,6 +193,8 @@ def train_steps(
             yield record
     finally:
         adamw.zero_grad()
+        if early:
+            early.remove()
         model.eval()
         if gradient_checkpointing:
             checkpoint_activations(model, on=False)
@@ -185,16 +203,18 @@ def train_steps(
 # ---------------------------------------------------------------------------------------------------------------- steps
 
 
-def token_loss_sum(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+def token_loss_sum(model, batch: dict[str, torch.Tensor], chunk: int | None = None) -> torch.Tensor:
     """Sum of the cross entropies of a batch's target tokens, in fp32: a scalar.
 
     The output head turns hidden states into `vocab_size` logits a token, a fifth of SmolLM2's arithmetic and most of
-    its activations. It runs only at positions where some row has a target.
+    its activations. It runs only at positions where some row has a target; with `chunk`, at so many of them at a time.
     """
-    device = next(model.parameters()).device
+    device = model.get_output_embeddings().weight.device  # the embeddings may lie on the CPU
     batch = {name: values.to(device) for name, values in batch.items()}
     targets = batch["labels"][:, 1:]  # position i predicts token i + 1
     columns = (targets != IGNORED).any(dim=0).nonzero().squeeze(1)
+    if chunk is not None:
+        return _chunked_loss_sum(model, batch, targets[:, columns].flatten(), columns, chunk)
     logits = model(
         input_ids=batch["input_ids"],
         position_ids=batch["position_ids"],
@@ -203,6 +223,77 @@ def token_loss_sum(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     ).logits  # (rows, len(columns), vocab_size)
     return torch.nn.functional.cross_entropy(
         logits.flatten(0, 1).float(), targets[:, columns].flatten(), ignore_index=IGNORED, reduction="sum"
+    )
+
+
+def _chunked_loss_sum(model, batch, targets: torch.Tensor, columns: torch.Tensor, chunk: int) -> torch.Tensor:
+    """The same sum with the logits of `chunk` positions at a time; the backward pass computes them again."""
+    causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model  # what PEFT has wrapped
+    if tuning := [name for name in _AFTER_THE_HEAD if getattr(causal_lm.config, name, None) not in (None, 1, 1.0)]:
+        raise UserError(f"this model changes its logits after the head ({tuning[0]}): use loss_chunk=None")
+    head = causal_lm.get_output_embeddings()
+    hidden = causal_lm.get_decoder()(
+        input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False
+    ).last_hidden_state[:, columns]  # (rows, len(columns), hidden_size)
+
+    def loss_sum(hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(head(hidden).float(), targets, ignore_index=IGNORED, reduction="sum")
+
+    pieces = zip(hidden.flatten(0, 1).split(chunk), targets.split(chunk), strict=True)
+    return sum(torch.utils.checkpoint.checkpoint(loss_sum, *piece, use_reentrant=False) for piece in pieces)
+
+
+_AFTER_THE_HEAD = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")  # in configs
+
+
+class UpdateInBackward:
+    """Updates each parameter the moment the backward pass has its gradient, and drops the gradient.
+
+    So a gradient lives for a moment only, instead of all of them living until the end of the step.
+    """
+
+    def __init__(self, optimizer, parameters: list[torch.Tensor]):
+        self._optimizer = getattr(optimizer, "optimizer", optimizer)  # without 🤗 Accelerate's wrapping
+        self._norms: list[torch.Tensor] = []
+        self._hooks = [p.register_post_accumulate_grad_hook(self._update) for p in parameters]
+
+    def _update(self, parameter: torch.Tensor) -> None:
+        self._norms.append(torch.linalg.vector_norm(parameter.grad, dtype=torch.float32))
+        groups = self._optimizer.param_groups
+        self._optimizer.param_groups = [{**groups[0], "params": [parameter]}]
+        try:
+            self._optimizer.step()
+        finally:
+            self._optimizer.param_groups = groups
+        parameter.grad = None
+
+    def norm(self) -> torch.Tensor:
+        """Of all the gradients since the last call."""
+        norms, self._norms = self._norms, []
+        return torch.linalg.vector_norm(torch.stack(norms))
+
+    def remove(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+
+def _require_whole_gradients(batches: Batches, accelerator, max_grad_norm: float | None) -> None:
+    """What the first gradient of a backward pass is not: summed over micro-batches and processes, clipped, unscaled."""
+    if batches.accumulation > 1:
+        raise UserError(f"update_in_backward needs accumulation=1: it updates after each of {batches.accumulation}")
+    if accelerator.num_processes > 1:
+        raise UserError("update_in_backward needs one process: gradients of several are summed after the backward pass")
+    if accelerator.scaler is not None:
+        raise UserError("update_in_backward cannot unscale fp16 gradients: use bf16 or fp32 compute")
+    if max_grad_norm is not None:
+        raise UserError("update_in_backward needs max_grad_norm=None: the norm is known only after the last update")
+
+
+def _diverged(loss, norm, step: int, learning_rate: float, updated: bool = False) -> str:
+    return (
+        f"the loss is {float(loss)} and the gradient norm {float(norm)} at step {step}: training stopped "
+        f"{'after' if updated else 'before'} this update. Lower the learning rate (now {learning_rate:g}) "
+        "or warm up for longer"
     )
 
 

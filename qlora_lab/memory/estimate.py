@@ -51,13 +51,21 @@ class Shape:
         return self.linear_parameters() + self.embedding_parameters() + self.norm_parameters()
 
 
-# Touvron et al. 2023 (arXiv 2302.13971), table 2; SmolLM2-135M from its config.json
+# LLaMA: Touvron et al. 2023 (arXiv 2302.13971), table 2. The others: each model's config.json.
 SHAPES = {
     "llama-7b": Shape(4096, 11008, 32, 32, 32, 32000),
     "llama-13b": Shape(5120, 13824, 40, 40, 40, 32000),
     "llama-33b": Shape(6656, 17920, 60, 52, 52, 32000),
     "llama-65b": Shape(8192, 22016, 80, 64, 64, 32000),
+    "llama-2-7b": Shape(4096, 11008, 32, 32, 32, 32000),
+    "llama-2-13b": Shape(5120, 13824, 40, 40, 40, 32000),
+    "llama-2-70b": Shape(8192, 28672, 80, 64, 8, 32000),
+    "llama-3-8b": Shape(4096, 14336, 32, 32, 8, 128256),
+    "llama-3-70b": Shape(8192, 28672, 80, 64, 8, 128256),
+    "mistral-7b": Shape(4096, 14336, 32, 32, 8, 32000),
     "smollm2-135m": Shape(576, 1536, 30, 9, 3, 49152, tie_word_embeddings=True),
+    "smollm2-360m": Shape(960, 2560, 32, 15, 5, 49152, tie_word_embeddings=True),
+    "smollm2-1.7b": Shape(2048, 8192, 24, 32, 32, 49152, tie_word_embeddings=True),
 }
 
 

@@ -153,7 +153,7 @@ def test_dropout_goes_on_where_it_was(make_tiny, tmp_path):
 
 
 def test_nan_stops_before_the_update_and_keeps_the_last_checkpoint(tiny, tmp_path, monkeypatch):
-    def poisoned(model, batch):
+    def poisoned(model, batch, chunk):
         loss = token_loss_sum(model, batch)
         calls.append(1)
         return loss * math.nan if len(calls) == 5 else loss
@@ -203,7 +203,7 @@ def test_checkpoints_hold_no_pickle(tiny, tmp_path):
 def test_ctrl_c_returns_what_was_reached(tiny, monkeypatch, capsys):
     calls = []
 
-    def interrupting(model, batch):
+    def interrupting(model, batch, chunk):
         calls.append(1)
         if len(calls) == 4:
             raise KeyboardInterrupt

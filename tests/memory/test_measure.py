@@ -1,10 +1,19 @@
+import contextlib
+import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 
-from qlora_lab.memory.measure import peak_memory_bytes
+from qlora_lab.finetuning import PRESETS
+from qlora_lab.memory import record
+from qlora_lab.memory.estimate import Shape
+from qlora_lab.memory.measure import Meter, Phase, live_at_peak, peak_memory_bytes
+from qlora_lab.memory.record import Record, Setting, measure
+
+MOMENTS = ("forward", "backward", "update")
 
 
 def test_peak_of_a_cpu_sees_what_was_touched_and_is_not_lowered_by_freeing_it():
@@ -39,3 +48,164 @@ def test_peak_of_a_gpu_counts_tensors():
 def test_recorder_without_a_gpu_says_so():
     done = subprocess.run([sys.executable, "-m", "qlora_lab.memory.record"], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (2, "error: no GPU: this records training steps on one\n")
+
+
+# --------------------------------------------------------------------------------------------------- phases and history
+
+
+def test_meter_joins_marks_of_one_name():
+    meter = Meter(torch.device("cpu"))
+    kept = torch.ones(10_000_000)
+    first = meter.mark("load")
+    second = meter.mark("load")
+    assert meter.phases["load"].seconds == pytest.approx(first.seconds + second.seconds)
+    assert meter.phases["load"].peak_allocated >= kept.nbytes
+    assert set(meter.as_dict()["load"]) == {"allocated", "peak_allocated", "peak_reserved", "seconds"}
+
+
+def test_phases_join_to_the_larger_peak_and_the_later_end():
+    assert Phase(1, 9, 3, 1.0) | Phase(2, 5, 4, 0.5) == Phase(2, 9, 4, 1.5)
+
+
+def test_history_is_replayed_up_to_its_peak():
+    def entry(action: str, address: int, size: int, *frames: tuple[str, int, str]) -> dict:
+        keys = ("filename", "line", "name")
+        return {
+            "action": action,
+            "addr": address,
+            "size": size,
+            "frames": [dict(zip(keys, f, strict=True)) for f in frames],
+        }
+
+    linear = ("/x/torch/nn/modules/linear.py", 100, "forward")
+    layer = ("/x/peft/tuners/lora/bnb.py", 221, "forward")
+    trace = [
+        entry("segment_alloc", 0, 1 << 20),
+        entry("alloc", 0, 512, linear, layer),
+        entry("alloc", 512, 512, linear, layer),
+        entry("alloc", 1024, 2048),
+        entry("free_requested", 512, 512),
+        entry("free_completed", 512, 512),
+        entry("alloc", 512, 256, layer),
+        entry("free_requested", 1024, 2048),
+    ]
+    peak, blocks = live_at_peak(trace)
+    assert peak == 512 + 512 + 2048
+    assert blocks == {("lora/bnb.py:221 forward", 512): 2, ("C++", 2048): 1}
+
+
+# ------------------------------------------------------------------------------------------------------------- recorder
+
+
+@pytest.mark.parametrize("preset", [None, *PRESETS])
+@pytest.mark.parametrize("method", ["qlora", "lora", "full"])
+def test_a_run_is_measured_phase_by_phase(method, preset):
+    if method == "full" and preset:
+        return  # presets are for adapters
+    recipe = replace(PRESETS[preset], optimizer="adamw_torch") if preset else None
+    setting = Setting("tiny", method, 2, 16, rank=4, optimizer="adamw_torch")
+    result = measure(setting, torch.device("cpu"), recipe, shape=Shape(64, 192, 2, 4, 2, 97))
+    moments = [f"{step}: {moment}" for step in ("first step", "steady step") for moment in MOMENTS]
+    assert list(result["phases"]) == ["load", "adapter", *moments]
+    assert len(result["measured"]["losses"]) == 3
+    json.dumps(result)
+
+
+def test_running_out_of_memory_is_a_result(monkeypatch):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nMore")
+
+    monkeypatch.setattr(record, "train_steps", full)
+    setting = Setting("tiny", rank=4, optimizer="adamw_torch")
+    result = measure(setting, torch.device("cpu"), shape=Shape(64, 192, 2, 4, 2, 97))
+    assert result["out_of_memory"]["after"] == "adapter"
+    assert result["out_of_memory"]["message"].endswith("20.00 MiB.")
+    assert "measured" not in result
+
+
+def test_managed_memory_is_lent_again():
+    made = []
+
+    def get_paged(*shape, dtype, device):
+        made.append(torch.empty(shape, dtype=dtype))
+        return made[-1]
+
+    lender = record._Lender(torch.device("cpu"), get_paged)
+    first = lender.lend(3, 4, dtype=torch.float32)
+    second = lender.lend(3, 4, dtype=torch.float32)
+    assert first is not second
+    assert lender.lent_bytes == 2 * 48
+    lender.take_back()
+    assert lender.lent_bytes == 0
+    assert lender.lend(3, 4, dtype=torch.float32) is first
+    lender.lend(4, 3, dtype=torch.float32)
+    assert len(made) == 3
+
+
+def test_record_is_written_after_each_run_and_taken_up_again(tmp_path, capsys):
+    path = tmp_path / "memory-x.json"
+    key = {"shape": "llama-7b", "preset": "lean", "card_gb": 5}
+    first = Record(path, {"device": "x"})
+    assert first.wants("caps", key, "llama-7b")
+    first.add("caps", {**key, "out_of_memory": {"after": "load", "message": "no"}})
+    again = Record(path, {"device": "x"}, only=["llama-7b"])
+    again.read(path)
+    assert not again.wants("caps", key, "llama-7b")
+    assert not again.has("caps", key, "measured")
+    assert again.wants("caps", {**key, "card_gb": 6}, "llama-7b")
+    assert not again.wants("caps", {**key, "shape": "llama-65b"}, "llama-65b")
+    with pytest.raises(record.OutOfTime):
+        Record(path, {}, limit_seconds=-1).wants("caps", key, "llama-7b")
+    assert "lean" in capsys.readouterr().out
+
+
+def test_settings_kept_aside_are_not_in_the_grid():
+    assert not set(record.HELD_OUT) & ({*record.GRID, *record.EXPLAINED})
+    assert len(set(record.GRID)) == len(record.GRID)
+
+
+def test_lists_are_worked_through(tmp_path, monkeypatch):
+    """With a pretended GPU: what does not fit is skipped, and the search for a card ends at the first that trains."""
+    asked = []
+
+    def pretended(setting, device, preset=None, **_):
+        asked.append((setting, preset))
+        phases = {"load": {"allocated": 1}}
+        if setting.shape == "llama-33b" and caps and caps[-1] < 24:
+            return {"out_of_memory": {"after": "load", "message": "no"}, "phases": phases}
+        got = {"peak_allocated": 1, "peak_reserved": 1, "managed_bytes": 1, "step_seconds": 1.0}
+        return {"measured": got, "phases": phases}
+
+    @contextlib.contextmanager
+    def card(gigabytes, device):
+        caps.append(gigabytes)
+        yield
+
+    caps: list[int] = []
+    monkeypatch.setattr(record, "measure", pretended)
+    monkeypatch.setattr(record, "card_of", card)
+    monkeypatch.setattr(record, "_expandable_segments", lambda device: "expandable_segments:True")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (50 * 10**9, 80 * 10**9))
+    monkeypatch.setattr(torch.cuda.memory, "_record_memory_history", lambda *_, **__: None)
+    monkeypatch.setattr(torch.cuda.memory, "_snapshot", lambda: {"device_traces": [[]]})
+    device = torch.device("cuda", 0)
+    kept = Record(tmp_path / "memory-x.json", {"device": "x"})
+    record.run_grid(kept, device)
+    record.run_caps(kept, device)
+    record.run_explain(kept, device)
+    written = json.loads(kept.path.read_text())
+    assert len(written["runs"]) == len(record.GRID) + len(record.HELD_OUT)
+    assert [run for run in written["runs"] if "skipped" in run]
+    smallest = {(r["shape"], r["preset"]): r["card_gb"] for r in written["caps"] if "measured" in r}
+    assert len(smallest) == 4 * len(PRESETS)
+    assert smallest["llama-33b", "lean"] == 24
+    assert smallest["llama-65b", "standard"] == 40
+    assert smallest["llama-7b", "lean"] == 5
+    assert len(written["explained"]) == len(record.EXPLAINED) + 2
+
+    before = len(asked)
+    again = Record(kept.path, {"device": "x"})
+    again.read(kept.path)
+    for run in (record.run_grid, record.run_caps, record.run_explain):
+        run(again, device)
+    assert len(asked) == before
