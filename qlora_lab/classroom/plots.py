@@ -76,3 +76,135 @@ def plot_weights(ax: Axes, gigabytes: dict[str, float], memory: dict[str, float]
     ax.invert_yaxis()
     ax.legend(frameon=False, loc="lower right")
     return ax
+
+
+def plot_float_bits(ax: Axes, bits: dict[str, tuple[str, str, str, str]]) -> Axes:
+    """Bits of one number in several floating-point formats, a row each, boxes coloured by what they mean.
+
+    bits: format -> sign, exponent and mantissa as strings of 0 and 1, and the value that they stand for.
+    """
+    styles = [(ORANGE, "", "sign"), (BLUE, "//", "exponent"), (GREEN, "", "mantissa")]
+    for row, (*parts, value) in enumerate(bits.values()):
+        at = 0
+        for part, (colour, hatch, name) in zip(parts, styles, strict=True):
+            boxes = [(at + i + 0.04, 0.92) for i in range(len(part))]
+            label = name if row == 0 else None
+            face = {"facecolor": f"{colour}44", "edgecolor": colour, "hatch": hatch, "linewidth": 0.8}
+            ax.broken_barh(boxes, (row - 0.32, 0.64), label=label, **face)
+            for i, bit in enumerate(part):
+                box = {"facecolor": "white", "edgecolor": "none", "pad": 0.8} if hatch else None
+                ax.text(at + i + 0.5, row, bit, ha="center", va="center", fontsize=9, family="monospace", bbox=box)
+            at += len(part)
+        ax.text(at + 0.6, row, value, va="center", fontsize=9)
+    ax.set(yticks=range(len(bits)), yticklabels=list(bits), xlim=(0, 38.5), ylim=(len(bits) - 0.5, -0.5), xticks=[])
+    ax.spines[["left", "bottom"]].set_visible(False)
+    ax.tick_params(left=False)
+    ax.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
+    return ax
+
+
+def plot_codes(
+    ax: Axes, levels: list[float], values: list[float], codes: list[int], guess: list[int] | None = None
+) -> Axes:
+    """Values on a number line, the levels that integer codes stand for, and the level that each value gets.
+
+    levels: the value of code 0, 1, ... guess: the codes that the learner expects.
+    """
+    ax.vlines(levels, 0, 0.5, color=GREY, linewidth=1)
+    for code, level in enumerate(levels):
+        ax.text(level, -0.12, str(code), ha="center", va="top", fontsize=9, color="black" if code in codes else GREY)
+    ax.text(levels[0], -0.62, "code", va="top", fontsize=9, color=GREY, ha="center")
+    ax.hlines(0, levels[0], levels[-1], color=GREY, linewidth=1)
+    ax.plot(values, [1.0] * len(values), "o", color=BLUE, label="value")
+    for value, code in zip(values, codes, strict=True):
+        ax.annotate("", (levels[code], 0.5), (value, 0.93), arrowprops={"arrowstyle": "->", "color": BLUE})
+        ax.text(value, 1.16, f"{value:g}", ha="center", fontsize=9)
+    if guess is not None:
+        known = [code for code in guess if 0 <= code < len(levels)]
+        ax.plot([levels[code] for code in known], [0.25] * len(known), "D", color=VERMILION, label="your guess")
+    ax.set(xlabel="value", ylim=(-1.0, 1.6), yticks=[])
+    ax.spines["left"].set_visible(False)
+    ax.legend(frameon=False, loc="upper center", ncols=2)
+    return ax
+
+
+def plot_snr(ax: Axes, decibels: dict[str, dict[int, float]], guess: tuple[int, float, str] | None = None) -> Axes:
+    """Signal-to-noise ratio (dB) over bits, a line for each scheme.
+
+    guess: bits, decibels and a text: what the learner expected, a diamond.
+    """
+    styles = [(BLUE, "o", "-"), (ORANGE, "s", "--"), (GREEN, "^", "-."), (GREY, "v", ":")]
+    for (name, line), (colour, marker, dash) in zip(decibels.items(), styles, strict=False):
+        ax.plot(list(line), list(line.values()), color=colour, marker=marker, linestyle=dash, label=name)
+    if guess is not None:
+        ax.plot(*guess[:2], "D", color=VERMILION, markersize=8, label=guess[2])
+    bits = sorted({b for line in decibels.values() for b in line})
+    ax.set(xticks=bits, xlabel="bits of a code", ylabel="signal-to-noise ratio (dB)")
+    ax.grid(axis="y", linewidth=0.5, alpha=0.5)
+    ax.legend(frameon=False, loc="upper left")
+    return ax
+
+
+def plot_error_over_bits(
+    ax: Axes, curves: dict[str, list[tuple[float, float, str]]], points: list[tuple[float, float, str]] = ()
+) -> Axes:
+    """Relative RMS error (log scale) over bits per parameter; every point of the first curve has a direct label.
+
+    curves: name -> points (bits per parameter, error, label), connected. points: single ones, labelled too.
+    """
+    styles = [(BLUE, "o", "-"), (ORANGE, "s", "--"), (GREEN, "^", "-.")]
+    for number, ((name, curve), (colour, marker, dash)) in enumerate(zip(curves.items(), styles, strict=False)):
+        x, y, labels = zip(*curve, strict=True)
+        ax.plot(x, y, color=colour, marker=marker, linestyle=dash, markersize=5, label=name)
+        for at, label in zip(zip(x, y, strict=True), labels, strict=True):
+            if number == 0 and label:
+                ax.annotate(label, at, (5, 3), textcoords="offset points", fontsize=8, color=colour)
+    for bits, error, label in points:
+        ax.plot(bits, error, "*", color=VERMILION, markersize=11)
+        ax.annotate(label, (bits, error), (6, 5), textcoords="offset points", fontsize=8, color=VERMILION)
+    ax.set(yscale="log", xlabel="bits per parameter", ylabel="relative RMS error")
+    ax.legend(frameon=False, loc="upper right")
+    return ax
+
+
+def plot_scaled_values(ax: Axes, shares, edges, levels, title: str = "") -> Axes:
+    """Histogram (share of the values in each bin, log scale) of scaled values, and the levels as ticks below it."""
+    ax.stairs(shares, edges, fill=True, color=BLUE, alpha=0.6, baseline=1e-6)
+    ax.vlines(levels, 3e-6, 1e-5, color=VERMILION, linewidth=1)
+    ax.set(xlim=(-1.05, 1.05), ylim=(2e-6, 2), yscale="log", xticks=[-1, 0, 1])
+    ax.set(yticks=[1e-4, 1e-2, 1], yticklabels=["0.01 %", "1 %", "100 %"])
+    ax.set(xticklabels=["lowest\nlevel", "middle", "highest\nlevel"], ylabel="share of the values in a bin")
+    ax.minorticks_off()
+    ax.set_title(title, fontsize=10, loc="left")
+    return ax
+
+
+def plot_error_sizes(ax: Axes, shares, edges, relative_rms: float, title: str = "") -> Axes:
+    """Histogram of |error| over the RMS of the tensor (log scale), with the relative RMS error as a line."""
+    ax.stairs(shares, edges, fill=True, color=ORANGE, alpha=0.7)
+    ax.axvline(relative_rms, color=VERMILION, linestyle="--", linewidth=1.5)
+    side = (
+        {"ha": "right", "x": relative_rms / 1.15} if relative_rms > 0.03 else {"ha": "left", "x": relative_rms * 1.15}
+    )
+    ax.text(y=0.228, s="relative RMS", fontsize=9, color=VERMILION, **side)
+    ax.set(xscale="log", xlim=(1e-4, 30), ylim=(0, 0.25), xlabel="size of the error / RMS of the tensor")
+    ax.set(xticks=[1e-4, 1e-3, 1e-2, 1e-1, 1, 10], xticklabels=["0.0001", "0.001", "0.01", "0.1", "1", "10"])
+    ax.set(yticks=[0, 0.1, 0.2], yticklabels=["0", "10 %", "20 %"], ylabel="share of the values in a bin")
+    ax.minorticks_off()
+    ax.set_title(title, fontsize=10, loc="left")
+    return ax
+
+
+def plot_weight_histogram(ax: Axes, shares, edges, gaussian, largest: float) -> Axes:
+    """Histogram (log scale) of weights in units of their standard deviation, beside a Gaussian's shares.
+
+    largest: the largest |weight| in the same units, pointed at.
+    """
+    ax.stairs(shares, edges, fill=True, color=BLUE, alpha=0.6, baseline=1e-9, label="embedding weights")
+    ax.stairs(gaussian, edges, color=VERMILION, linestyle="--", linewidth=1.5, baseline=None, label="a Gaussian")
+    arrow = {"arrowstyle": "->", "color": "black"}
+    ax.annotate(f"largest: {largest:.1f}", (largest, 2e-7), (largest, 3e-5), ha="center", arrowprops=arrow)
+    ax.set(yscale="log", ylim=(1e-7, 1), xlim=(-16, 16), xlabel="weight / standard deviation")
+    ax.set(ylabel="share of the values in a bin")
+    ax.legend(frameon=False, loc="upper left")
+    return ax
