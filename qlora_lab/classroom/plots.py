@@ -79,27 +79,24 @@ def plot_weights(ax: Axes, gigabytes: dict[str, float], memory: dict[str, float]
 
 
 def plot_float_bits(ax: Axes, bits: dict[str, tuple[str, str, str, str]]) -> Axes:
-    """Bits of one number in several floating-point formats, a row each, boxes coloured by what they mean.
+    """Bits of one number in several floating-point formats, a row each, boxes coloured and labelled by what they mean.
 
     bits: format -> sign, exponent and mantissa as strings of 0 and 1, and the value that they stand for.
     """
-    styles = [(ORANGE, "", "sign"), (BLUE, "//", "exponent"), (GREEN, "", "mantissa")]
     for row, (*parts, value) in enumerate(bits.values()):
         at = 0
-        for part, (colour, hatch, name) in zip(parts, styles, strict=True):
+        for part, colour, name in zip(parts, (ORANGE, BLUE, GREEN), ("sign", "exponent", "mantissa"), strict=True):
             boxes = [(at + i + 0.04, 0.92) for i in range(len(part))]
-            label = name if row == 0 else None
-            face = {"facecolor": f"{colour}44", "edgecolor": colour, "hatch": hatch, "linewidth": 0.8}
-            ax.broken_barh(boxes, (row - 0.32, 0.64), label=label, **face)
+            ax.broken_barh(boxes, (row - 0.25, 0.5), facecolor=f"{colour}44", edgecolor=colour, linewidth=0.8)
+            label = name if len(part) == 1 else f"{name}: {len(part)}"
+            ax.text(at + len(part) / 2, row - 0.3, label, ha="center", va="bottom", fontsize=8)
             for i, bit in enumerate(part):
-                box = {"facecolor": "white", "edgecolor": "none", "pad": 0.8} if hatch else None
-                ax.text(at + i + 0.5, row, bit, ha="center", va="center", fontsize=9, family="monospace", bbox=box)
+                ax.text(at + i + 0.5, row, bit, ha="center", va="center", fontsize=9, family="monospace")
             at += len(part)
         ax.text(at + 0.6, row, value, va="center", fontsize=9)
-    ax.set(yticks=range(len(bits)), yticklabels=list(bits), xlim=(0, 38.5), ylim=(len(bits) - 0.5, -0.5), xticks=[])
+    ax.set(yticks=range(len(bits)), yticklabels=list(bits), xlim=(0, 38.5), ylim=(len(bits) - 0.6, -0.65), xticks=[])
     ax.spines[["left", "bottom"]].set_visible(False)
     ax.tick_params(left=False)
-    ax.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
     return ax
 
 
@@ -139,9 +136,9 @@ def plot_snr(ax: Axes, decibels: dict[str, dict[int, float]], guess: tuple[int, 
     if guess is not None:
         ax.plot(*guess[:2], "D", color=VERMILION, markersize=8, label=guess[2])
     bits = sorted({b for line in decibels.values() for b in line})
-    ax.set(xticks=bits, xlabel="bits of a code", ylabel="signal-to-noise ratio (dB)")
+    ax.set(xticks=bits, xlabel="bits per parameter", ylabel="signal-to-noise ratio (dB)")
     ax.grid(axis="y", linewidth=0.5, alpha=0.5)
-    ax.legend(frameon=False, loc="upper left")
+    ax.legend(frameon=False, loc="lower right")
     return ax
 
 
@@ -161,17 +158,20 @@ def plot_error_over_bits(
                 ax.annotate(label, at, (5, 3), textcoords="offset points", fontsize=8, color=colour)
     for bits, error, label in points:
         ax.plot(bits, error, "*", color=VERMILION, markersize=11)
-        ax.annotate(label, (bits, error), (6, 5), textcoords="offset points", fontsize=8, color=VERMILION)
+        ax.annotate(label, (bits, error), (0, -17), textcoords="offset points", ha="center", fontsize=8)
     ax.set(yscale="log", xlabel="bits per parameter", ylabel="relative RMS error")
+    ax.set(yticks=[0.03, 0.1, 0.3, 1, 3], yticklabels=["0.03", "0.1", "0.3", "1", "3"])
+    ax.minorticks_off()
     ax.legend(frameon=False, loc="upper right")
     return ax
 
 
 def plot_scaled_values(ax: Axes, shares, edges, levels, title: str = "") -> Axes:
     """Histogram (share of the values in each bin, log scale) of scaled values, and the levels as ticks below it."""
-    ax.stairs(shares, edges, fill=True, color=BLUE, alpha=0.6, baseline=1e-6)
-    ax.vlines(levels, 3e-6, 1e-5, color=VERMILION, linewidth=1)
-    ax.set(xlim=(-1.05, 1.05), ylim=(2e-6, 2), yscale="log", xticks=[-1, 0, 1])
+    ax.stairs(shares, edges, fill=True, color=BLUE, alpha=0.6, baseline=1e-5)
+    ax.vlines(levels, 6e-7, 6e-6, color=VERMILION, linewidth=1)
+    ax.set(xlim=(-1.05, 1.05), ylim=(3e-7, 2), yscale="log", xticks=[-1, 0, 1])
+    ax.spines[["top", "right"]].set_visible(False)
     ax.set(yticks=[1e-4, 1e-2, 1], yticklabels=["0.01 %", "1 %", "100 %"])
     ax.set(xticklabels=["lowest\nlevel", "middle", "highest\nlevel"], ylabel="share of the values in a bin")
     ax.minorticks_off()
@@ -180,16 +180,17 @@ def plot_scaled_values(ax: Axes, shares, edges, levels, title: str = "") -> Axes
 
 
 def plot_error_sizes(ax: Axes, shares, edges, relative_rms: float, title: str = "") -> Axes:
-    """Histogram of |error| over the RMS of the tensor (log scale), with the relative RMS error as a line."""
-    ax.stairs(shares, edges, fill=True, color=ORANGE, alpha=0.7)
+    """Histogram of |error| over the RMS of the tensor (log scales), with the relative RMS error as a line."""
+    ax.stairs(shares, edges, fill=True, color=ORANGE, alpha=0.7, baseline=1e-5)
+    ax.spines[["top", "right"]].set_visible(False)
     ax.axvline(relative_rms, color=VERMILION, linestyle="--", linewidth=1.5)
     side = (
         {"ha": "right", "x": relative_rms / 1.15} if relative_rms > 0.03 else {"ha": "left", "x": relative_rms * 1.15}
     )
-    ax.text(y=0.228, s="relative RMS", fontsize=9, color=VERMILION, **side)
-    ax.set(xscale="log", xlim=(1e-4, 30), ylim=(0, 0.25), xlabel="size of the error / RMS of the tensor")
+    ax.text(y=2.5, s="relative RMS", fontsize=9, color=VERMILION, **side)
+    ax.set(xscale="log", xlim=(1e-4, 30), yscale="log", ylim=(1e-5, 6), xlabel="size of the error / RMS of the tensor")
     ax.set(xticks=[1e-4, 1e-3, 1e-2, 1e-1, 1, 10], xticklabels=["0.0001", "0.001", "0.01", "0.1", "1", "10"])
-    ax.set(yticks=[0, 0.1, 0.2], yticklabels=["0", "10 %", "20 %"], ylabel="share of the values in a bin")
+    ax.set(yticks=[1e-4, 1e-2, 1], yticklabels=["0.01 %", "1 %", "100 %"])
     ax.minorticks_off()
     ax.set_title(title, fontsize=10, loc="left")
     return ax
@@ -198,12 +199,12 @@ def plot_error_sizes(ax: Axes, shares, edges, relative_rms: float, title: str = 
 def plot_weight_histogram(ax: Axes, shares, edges, gaussian, largest: float) -> Axes:
     """Histogram (log scale) of weights in units of their standard deviation, beside a Gaussian's shares.
 
-    largest: the largest |weight| in the same units, pointed at.
+    largest: the weight farthest from 0, in the same units, pointed at.
     """
     ax.stairs(shares, edges, fill=True, color=BLUE, alpha=0.6, baseline=1e-9, label="embedding weights")
     ax.stairs(gaussian, edges, color=VERMILION, linestyle="--", linewidth=1.5, baseline=None, label="a Gaussian")
     arrow = {"arrowstyle": "->", "color": "black"}
-    ax.annotate(f"largest: {largest:.1f}", (largest, 2e-7), (largest, 3e-5), ha="center", arrowprops=arrow)
+    ax.annotate(f"farthest: {largest:.1f}", (largest, 3e-7), (largest, 3e-5), ha="center", arrowprops=arrow)
     ax.set(yscale="log", ylim=(1e-7, 1), xlim=(-16, 16), xlabel="weight / standard deviation")
     ax.set(ylabel="share of the values in a bin")
     ax.legend(frameon=False, loc="upper left")
