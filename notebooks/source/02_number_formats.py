@@ -282,7 +282,7 @@ assert round(before, 3) == 0.188 and after == 1 and round(after / before, 1) == 
 assert round(quantize_absmax(spoiled, 4).scale.item(), 1) == 16.1 and round(gaussian.abs().max().item(), 1) == 4.6
 for scheme, bits in [(quantize_affine, 4), (quantize_absmax, 8), (quantize_affine, 8)]:
     before, after = (error_of_others(x, scheme, bits) for x in (gaussian, spoiled))
-    print(f"{scheme.__name__}, {bits:.2f} bits/param: {before:.3f} → {after:.3f}, {after / before:.0f} times")
+    print(f"{scheme.__name__}, {bits} bits: {before:.3f} → {after:.3f}, {after / before:.0f} times")
 assert error_of_others(spoiled, quantize_affine, 4) > 3
 
 # %% [markdown]
@@ -291,7 +291,7 @@ assert error_of_others(spoiled, quantize_affine, 4) > 3
 # Give every block of 64 values a scale of its own, and an outlier ruins 63 neighbours instead of 65,535. Smaller blocks
 # help the well-behaved tensor too, since most blocks have a smaller maximum than the whole. But scales take bits. So error goes
 # over **bits per parameter**: 4 for the code, and the block's share of its constants. The stars are another way to
-# spend bits: no blocks, longer codes.
+# spend bits: longer codes, no blocks.
 
 # %%
 import matplotlib.pyplot as plt
@@ -309,14 +309,15 @@ for ax, (title, x) in zip(axes, {"well-behaved": gaussian, "one value × 100: er
             (*point, label) for point, label in zip(line, labels)
         ]
     stars = [(bits, error_of_others(x, quantize_absmax, bits), f"{bits} bits, whole") for bits in (5, 6)]
-    plot_error_over_bits(ax, curves, stars).set(title=title, xlim=(3.85, 6.9), ylim=(0.022, 6))
+    plot_error_over_bits(ax, curves, stars, below=x is spoiled).set(title=title, xlim=(3.85, 6.9), ylim=(0.022, 6))
     ax.spines[["top", "right"]].set_visible(False)
+    ax.label_outer()
 
 # %% [markdown]
-# **What happened?** On the right, blocks rescue the tensor: with 64, an error of 0.112 at 4.5 bits, where the whole tensor had
-# 1. A fifth or sixth bit rescues next to nothing, and absmax beats affine, which wins on the left. There, half a bit for
-# blocks of 64 is well spent too (0.188 → 0.107), but beyond that a **fifth bit beats smaller blocks**: 0.088 with no blocks
-# at all, 0.097 with blocks of 32, both at 5 bits. Blocks are an insurance against outliers: a good one, but not free.
+# **What happened?** On the right, blocks rescue the tensor: the error is 0.112 with blocks of 64, at 4.5 bits, against 1 for the
+# whole tensor. A fifth or sixth bit rescues next to nothing, and absmax beats affine, which wins on the left. There, half a
+# bit for blocks of 64 is well spent too (0.188 → 0.107), but beyond that a **fifth bit beats smaller blocks**: 0.088 with no
+# blocks at all, 0.097 with blocks of 32, both at 5 bits. Blocks are an insurance against outliers: a good one, but not free.
 
 # %%
 assert round(error_of_others(spoiled, quantize_absmax, 4, 64), 3) == 0.112
@@ -400,6 +401,8 @@ check_smallest_block(smallest_block)
 # 16 bits change the error in the fourth digit):
 
 # %%
+from dataclasses import replace
+
 ways = {
     "absmax, block 64, float32 scale": (quantize_absmax, 64, 32),
     "absmax, block 32, float16 scale": (quantize_absmax, 32, 16),
@@ -408,7 +411,11 @@ ways = {
 }
 for way, (scheme, block_size, constant_bits) in ways.items():
     bits = bits_per_parameter(block_size, double=False, scale_bits=constant_bits)
-    print(f"{way:<46}{bits} bits   relative RMS {error_of_others(gaussian, scheme, 4, block_size):.4f}")
+    q = scheme(gaussian, 4, block_size)
+    if "float16" in way:  # the constants as float16 holds them
+        minimum = None if q.minimum is None else q.minimum.half().float()
+        q = replace(q, scale=q.scale.half().float(), minimum=minimum)
+    print(f"{way:<46}{bits} bits   relative RMS {relative_rms(gaussian, q.dequantize()):.4f}")
 
 # %% [markdown]
 # The codes are the same 4 bits in every line. What you can still save is in the constants: notebook 04 takes that further.

@@ -5,6 +5,7 @@ differ in dashes, bars in hatching or labels.
 """
 
 import matplotlib.pyplot as plt
+import numpy as np
 from matplotlib.axes import Axes
 
 BLUE, ORANGE, GREEN, VERMILION, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#7F7F7F"
@@ -143,11 +144,15 @@ def plot_snr(ax: Axes, decibels: dict[str, dict[int, float]], guess: tuple[int, 
 
 
 def plot_error_over_bits(
-    ax: Axes, curves: dict[str, list[tuple[float, float, str]]], points: list[tuple[float, float, str]] = ()
+    ax: Axes,
+    curves: dict[str, list[tuple[float, float, str]]],
+    points: list[tuple[float, float, str]] = (),
+    below=False,
 ) -> Axes:
     """Relative RMS error (log scale) over bits per parameter; every point of the first curve has a direct label.
 
     curves: name -> points (bits per parameter, error, label), connected. points: single ones, labelled too.
+    below: put the first curve's labels below its points instead of above.
     """
     styles = [(BLUE, "o", "-"), (ORANGE, "s", "--"), (GREEN, "^", "-.")]
     for number, ((name, curve), (colour, marker, dash)) in enumerate(zip(curves.items(), styles, strict=False)):
@@ -155,7 +160,8 @@ def plot_error_over_bits(
         ax.plot(x, y, color=colour, marker=marker, linestyle=dash, markersize=5, label=name)
         for at, label in zip(zip(x, y, strict=True), labels, strict=True):
             if number == 0 and label:
-                ax.annotate(label, at, (5, 3), textcoords="offset points", fontsize=8, color=colour)
+                shift = (0, -13) if below and label.isdigit() else (5, 3)
+                ax.annotate(label, at, shift, textcoords="offset points", fontsize=8, color=colour)
     for bits, error, label in points:
         ax.plot(bits, error, "*", color=VERMILION, markersize=11)
         ax.annotate(label, (bits, error), (0, -17), textcoords="offset points", ha="center", fontsize=8)
@@ -168,7 +174,7 @@ def plot_error_over_bits(
 
 def plot_scaled_values(ax: Axes, shares, edges, levels, title: str = "") -> Axes:
     """Histogram (share of the values in each bin, log scale) of scaled values, and the levels as ticks below it."""
-    ax.stairs(shares, edges, fill=True, color=BLUE, alpha=0.6, baseline=1e-5)
+    ax.stairs(np.maximum(shares, 1e-5), edges, fill=True, color=BLUE, alpha=0.6, baseline=1e-5)
     ax.vlines(levels, 6e-7, 6e-6, color=VERMILION, linewidth=1)
     ax.set(xlim=(-1.05, 1.05), ylim=(3e-7, 2), yscale="log", xticks=[-1, 0, 1])
     ax.spines[["top", "right"]].set_visible(False)
@@ -190,7 +196,7 @@ def plot_error_sizes(ax: Axes, shares, edges, relative_rms: float, title: str = 
     ax.text(y=2.5, s="relative RMS", fontsize=9, color=VERMILION, **side)
     ax.set(xscale="log", xlim=(1e-4, 30), yscale="log", ylim=(1e-5, 6), xlabel="size of the error / RMS of the tensor")
     ax.set(xticks=[1e-4, 1e-3, 1e-2, 1e-1, 1, 10], xticklabels=["0.0001", "0.001", "0.01", "0.1", "1", "10"])
-    ax.set(yticks=[1e-4, 1e-2, 1], yticklabels=["0.01 %", "1 %", "100 %"])
+    ax.set(yticks=[1e-4, 1e-2, 1], yticklabels=["0.01 %", "1 %", "100 %"], ylabel="share of the values in a bin")
     ax.minorticks_off()
     ax.set_title(title, fontsize=10, loc="left")
     return ax
