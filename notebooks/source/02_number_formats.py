@@ -397,8 +397,7 @@ check_smallest_block(smallest_block)
 # <details><summary>Hint</summary>A parameter takes <code>bits + constant_bits / block_size</code> bits.</details>
 
 # %% [markdown]
-# With 4.5 bits, then, which is the best use of the half bit? Four ways to spend it, on Gaussian values (constants rounded to
-# 16 bits change the error in the fourth digit):
+# With 4.5 bits, then, which is the best use of the half bit? Four ways to spend it, on Gaussian values:
 
 # %%
 from dataclasses import replace
@@ -442,11 +441,12 @@ order = torch.randperm(N, generator=seeded(5))  # the first of these become outl
 # %%
 from qlora_lab.classroom.plots import plot_error_sizes, plot_scaled_values
 
-SCALED_EDGES, ERROR_EDGES = torch.linspace(-1, 1, 102), torch.logspace(-4, 1.4, 55)
+SCALED_EDGES, LOG_ERROR_EDGES = torch.linspace(-1, 1, 102), torch.linspace(-4, 1.4, 55)
 
 
 def shares(values, edges):
-    return torch.histogram(values, edges).hist / len(values)
+    """Share of the values in each of the equally wide bins."""
+    return torch.histc(values, len(edges) - 1, edges[0].item(), edges[-1].item()) / values.numel()
 
 
 def scaled(x, q):
@@ -468,7 +468,8 @@ def draw(bits, block_size, scheme, distribution, outliers):
     levels = torch.linspace(-1, 1, q.levels)
     plot_scaled_values(left, shares(scaled(x, q), SCALED_EDGES), SCALED_EDGES, levels, title)
     title = f"relative RMS {rms:.3g} · SNR {-20 * math.log10(rms):.1f} dB"
-    return plot_error_sizes(right, shares(error.abs().clamp(1e-4, 25), ERROR_EDGES), ERROR_EDGES, rms, title)
+    log_error = error.abs().clamp(1e-4, 25).log10()
+    return plot_error_sizes(right, shares(log_error, LOG_ERROR_EDGES), LOG_ERROR_EDGES, rms, title)
 
 
 # %%

@@ -7,6 +7,7 @@ differ in dashes, bars in hatching or labels.
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.patches import StepPatch
 
 BLUE, ORANGE, GREEN, VERMILION, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#7F7F7F"
 
@@ -173,31 +174,42 @@ def plot_error_over_bits(
 
 
 def plot_scaled_values(ax: Axes, shares, edges, levels, title: str = "") -> Axes:
-    """Histogram (share of the values in each bin, log scale) of scaled values, and the levels as ticks below it."""
-    ax.stairs(np.maximum(shares, 1e-5), edges, fill=True, color=BLUE, alpha=0.6, baseline=1e-5)
-    ax.vlines(levels, 6e-7, 6e-6, color=VERMILION, linewidth=1)
-    ax.set(xlim=(-1.05, 1.05), ylim=(3e-7, 2), yscale="log", xticks=[-1, 0, 1])
+    """Histogram (share of the values in each bin, log scale) of scaled values, and the levels as ticks below it.
+
+    Made for sliders: log10 on linear axes and a bare StepPatch cost half as much time as log axes and `ax.stairs`.
+    """
+    ax.add_artist(
+        StepPatch(np.log10(np.maximum(shares, 1e-5)), edges, baseline=-5, fill=True, linewidth=0, color=BLUE, alpha=0.6)
+    )
+    thin = {"markersize": 22, "markeredgewidth": min(1, 60 / len(levels)), "color": VERMILION}
+    ax.plot(levels, [-5.8] * len(levels), "|", **thin)
     ax.spines[["top", "right"]].set_visible(False)
-    ax.set(yticks=[1e-4, 1e-2, 1], yticklabels=["0.01 %", "1 %", "100 %"])
-    ax.set(xticklabels=["lowest\nlevel", "middle", "highest\nlevel"], ylabel="share of the values in a bin")
-    ax.minorticks_off()
+    ax.set(xlim=(-1.05, 1.05), ylim=(-6.5, 0.3), ylabel="share of the values in a bin")
+    ax.set_xticks([-1, 0, 1], ["lowest\nlevel", "middle", "highest\nlevel"])
+    ax.set_yticks([-4, -2, 0], ["0.01 %", "1 %", "100 %"])
     ax.set_title(title, fontsize=10, loc="left")
     return ax
 
 
-def plot_error_sizes(ax: Axes, shares, edges, relative_rms: float, title: str = "") -> Axes:
-    """Histogram of |error| over the RMS of the tensor (log scales), with the relative RMS error as a line."""
-    ax.stairs(shares, edges, fill=True, color=ORANGE, alpha=0.7, baseline=1e-5)
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.axvline(relative_rms, color=VERMILION, linestyle="--", linewidth=1.5)
-    side = (
-        {"ha": "right", "x": relative_rms / 1.15} if relative_rms > 0.03 else {"ha": "left", "x": relative_rms * 1.15}
+def plot_error_sizes(ax: Axes, shares, log_edges, relative_rms: float, title: str = "") -> Axes:
+    """Histogram of |error| over the RMS of the tensor (log scales), with the relative RMS error as a line.
+
+    The first bin holds all smaller errors too. log_edges: log10 of the bins' edges.
+    """
+    ax.add_artist(
+        StepPatch(
+            np.log10(np.maximum(shares, 1e-5)), log_edges, baseline=-5, fill=True, linewidth=0, color=ORANGE, alpha=0.7
+        )
     )
-    ax.text(y=2.5, s="relative RMS", fontsize=9, color=VERMILION, **side)
-    ax.set(xscale="log", xlim=(1e-4, 30), yscale="log", ylim=(1e-5, 6), xlabel="size of the error / RMS of the tensor")
-    ax.set(xticks=[1e-4, 1e-3, 1e-2, 1e-1, 1, 10], xticklabels=["0.0001", "0.001", "0.01", "0.1", "1", "10"])
-    ax.set(yticks=[1e-4, 1e-2, 1], yticklabels=["0.01 %", "1 %", "100 %"], ylabel="share of the values in a bin")
-    ax.minorticks_off()
+    ax.spines[["top", "right"]].set_visible(False)
+    at = np.log10(relative_rms)
+    ax.plot([at, at], [-5, 0.8], color=VERMILION, linestyle="--", linewidth=1.5)
+    side = {"ha": "right", "x": at - 0.06} if at > -1.5 else {"ha": "left", "x": at + 0.06}
+    ax.text(y=0.4, s="relative RMS", fontsize=9, color=VERMILION, **side)
+    ax.set(xlim=(-4, 1.5), ylim=(-5, 0.8), ylabel="share of the values in a bin")
+    ax.set(xlabel="size of the error / RMS of the tensor")
+    ax.set_xticks(range(-4, 2), ["<0.0001", "", "0.01", "0.1", "1", "10"])
+    ax.set_yticks([-4, -2, 0], ["0.01 %", "1 %", "100 %"])
     ax.set_title(title, fontsize=10, loc="left")
     return ax
 
