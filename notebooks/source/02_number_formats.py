@@ -63,7 +63,7 @@ prediction = {"1 + 0.003 in BF16": 1.003, "70,000 in FP16": 70_000}  # ← your 
 one, small = torch.tensor(1.0, dtype=torch.bfloat16), torch.tensor(0.003, dtype=torch.bfloat16)
 result = {"1 + 0.003 in BF16": (one + small).item(), "70,000 in FP16": torch.tensor(70_000.0).half().item()}
 for case, value in result.items():
-    print(f"{case}: {value:g}   (your guess: {prediction[case]:g})")
+    print(f"{case}: {value:g}   (your guess: {prediction[case]})")
 for value in (1.005, 70_000.0, 1e-8):
     print(f"{value:>9g} → " + ", ".join(f"{n} {torch.tensor(value).to(d).item():.9g}" for n, (d, _) in FORMATS.items()))
 
@@ -115,7 +115,7 @@ levels = [(values.min() + package.scale * code).item() for code in range(16)]
 _ = plot_codes(new_axes(height=2.2), levels, values.tolist(), codes.int().tolist(), prediction["codes"])
 error = (restored - values)[0].abs().item()
 print(f"codes {codes.int().tolist()}, restored {[round(v, 4) for v in restored.tolist()]}")
-print(f"error of 0.5234: {error:.3f}, your guess: {prediction['error of 0.5234']:g}")
+print(f"error of 0.5234: {error:.3f}, your guess: {prediction['error of 0.5234']}")
 assert codes.tolist() == [12, 0, 15] and round(restored[0].item(), 4) == 0.4670 and round(error, 3) == 0.056
 
 # %% [markdown]

@@ -119,7 +119,7 @@ def plot_codes(
         ax.annotate("", (levels[code], 0.5), (value, 0.93), arrowprops={"arrowstyle": "->", "color": BLUE})
         ax.text(value, 1.16, f"{value:g}", ha="center", fontsize=9)
     if guess is not None:
-        known = [code for code in guess if 0 <= code < len(levels)]
+        known = [int(code) for code in guess if 0 <= code < len(levels)]
         ax.plot([levels[code] for code in known], [0.25] * len(known), "D", color=VERMILION, label="your guess")
     ax.set(xlabel="value", ylim=(-1.0, 1.6), yticks=[])
     ax.spines["left"].set_visible(False)
