@@ -40,6 +40,7 @@ from .n00 import check_bytes_of_weights, check_compute_dtype
 from .n02 import check_fixed_rows, check_smallest_block, check_zero_point
 from .n03 import check_fingerprints, check_level_usage, check_normal_levels, check_suspects
 from .n07 import check_bnb_config, check_labels, check_token_weighted_loss, check_trainable_parameters
+from .n08 import check_card_usage, check_fastest_preset, check_savings
 
 NOTEBOOKS = (n00, n02, n03, n07)
 
@@ -71,12 +72,15 @@ __all__ = [
     "all_exercises",
     "check_bnb_config",
     "check_bytes_of_weights",
+    "check_card_usage",
     "check_compute_dtype",
+    "check_fastest_preset",
     "check_fingerprints",
     "check_fixed_rows",
     "check_labels",
     "check_level_usage",
     "check_normal_levels",
+    "check_savings",
     "check_smallest_block",
     "check_suspects",
     "check_token_weighted_loss",
