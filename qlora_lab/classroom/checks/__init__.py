@@ -24,7 +24,7 @@ tests/classroom/answers/n03.py a right answer and the wrong ones it should recog
 pure function for the tests: it returns the Verdict and does nothing else.
 """
 
-from . import n00, n07
+from . import n00, n04, n07
 from .judging import (
     CHECKLIST,
     TAUGHT_IN,
@@ -37,9 +37,17 @@ from .judging import (
     record,
 )
 from .n00 import check_bytes_of_weights, check_compute_dtype
+from .n04 import (
+    DISEASES,
+    check_bits_per_parameter,
+    check_diagnosis,
+    check_triple_quantization,
+    check_zero_point_cost,
+    ill_restorations,
+)
 from .n07 import check_bnb_config, check_labels, check_token_weighted_loss, check_trainable_parameters
 
-NOTEBOOKS = (n00, n07)
+NOTEBOOKS = (n00, n04, n07)
 
 
 def all_exercises() -> tuple[Exercise, ...]:
@@ -61,18 +69,24 @@ def progress() -> Progress:
 
 __all__ = [
     "CHECKLIST",
+    "DISEASES",
     "TAUGHT_IN",
     "Exercise",
     "ExerciseUnsolved",
     "Progress",
     "Verdict",
     "all_exercises",
+    "check_bits_per_parameter",
     "check_bnb_config",
     "check_bytes_of_weights",
     "check_compute_dtype",
+    "check_diagnosis",
     "check_labels",
     "check_token_weighted_loss",
     "check_trainable_parameters",
+    "check_triple_quantization",
+    "check_zero_point_cost",
+    "ill_restorations",
     "progress",
     "progress_path",
     "record",

@@ -1,0 +1,547 @@
+# %% [markdown]
+# # 04 · What do the scales cost?
+#
+# 65 billion weights at half a byte each are 32 GB. Load LLaMA-65B in NF4 and the same weights take 36 GB. Four gigabytes
+# are no weights at all: they are *scales*, one for every 64 weights. QLoRA takes three of the four back by quantizing the scales too:
+# **double quantization**. You build it here in five lines, equal to bitsandbytes', and find out what it costs.
+# (Notebook 02 explains scales and blocks, 03 the sixteen levels of NF4.)
+#
+# | you need | |
+# |---|---|
+# | time | 20 minutes, 15 seconds of them computing on two CPU cores |
+# | memory | 2 GB |
+# | GPU | not needed |
+
+# %%
+import matplotlib.pyplot as plt
+import torch
+from safetensors import safe_open
+
+from qlora_lab.classroom.checks import (
+    DISEASES,
+    check_bits_per_parameter,
+    check_diagnosis,
+    check_triple_quantization,
+    check_zero_point_cost,
+    ill_restorations,
+    progress,
+)
+from qlora_lab.classroom.plots import (
+    new_axes,
+    plot_block_costs,
+    plot_code_levels,
+    plot_restored,
+    plot_scale_histograms,
+    plot_stacked,
+    plot_step_sizes,
+)
+from qlora_lab.finetuning import fetch
+from qlora_lab.memory.estimate import SHAPES
+from qlora_lab.quantization import (
+    DYNAMIC8,
+    INT8,
+    NF4,
+    dequantize,
+    double_quantize,
+    nearest_level,
+    quantize,
+    relative_rms,
+)
+
+linears_65b = SHAPES["llama-65b"].linear_parameters()  # what QLoRA quantizes: all but embeddings, head and norms
+assert f"{linears_65b * 4 / 8 / 1e9:.1f} {linears_65b * 4.5 / 8 / 1e9:.1f}" == "32.4 36.4"  # GB, 10^9 bytes
+
+# %% [markdown]
+# ## 1 · Bytes that are not weights
+#
+# A block of NF4 is 64 codes of 4 bits, and one scale, the largest absolute value in the block (*absmax*).
+#
+# **Predict.** What share of a 4-bit model's bytes holds no weights? One number in 65 is a scale: that would be 1.5 %.
+
+# %%
+prediction = {"scales": 1.5}  # ← your guess, in % of all bytes
+
+# %%
+x = torch.randn(1024, 1024, generator=torch.Generator().manual_seed(0))  # stands in for a layer's weights
+q = quantize(x, NF4, block_size=64)
+codes, scales = q.codes.nbytes, q.absmax.nbytes
+share = 100 * scales / (codes + scales)
+rows = {
+    "measured": {"codes": 100 - share, "scales": share},
+    "your guess": {"codes": 100 - prediction["scales"], "scales": prediction["scales"]},
+}
+plot_stacked(new_axes(height=1.9), rows, "share of the bytes (%)")
+print(f"{codes:,} bytes of codes, {scales:,} bytes of {q.absmax.dtype} scales: {share:.1f} % are scales")
+print(f"{q.bits_per_parameter} bits per parameter")
+assert f"{share:.1f}" == "11.1" and q.bits_per_parameter == 4 + 32 / 64 == 4.5
+
+# %% [markdown]
+# **What happened?** A scale is one number in 65, but it is eight times as wide as a code: 32 bits for 64 × 4 bits. One byte in
+# nine holds no weights.
+#
+# Bigger blocks would need fewer scales. They would also let one outlier spoil more neighbours. Here are both sides, for a
+# real tensor: rows of the embedding matrix of the bundled model, whose other weights went through 4 bits once
+# already (notebook 03 shows how one can tell).
+
+# %%
+with safe_open(fetch() / "model.safetensors", framework="pt") as checkpoint:
+    matrix = checkpoint.get_tensor("model.embed_tokens.weight")
+embedding = matrix[::32].float()  # every 32nd token's row: enough, and quick
+assert matrix.shape == (49_152, 576) and matrix.dtype == torch.bfloat16
+
+block_sizes = [32, 64, 128, 256, 512, 1024, 2048, 4096]
+quantized = {size: quantize(embedding, NF4, size) for size in block_sizes}
+plain = [(q.bits_per_parameter, relative_rms(embedding, dequantize(q)), size) for size, q in quantized.items()]
+_ = plot_block_costs(new_axes(height=3.0), {"NF4, float32 scales, by block size": plain})
+
+# %% [markdown]
+# Each halving of the blocks lowers the error by about as much as the one before, and costs twice as many bits. Small
+# blocks are worth having. So: cheaper scales.
+#
+# ## 2 · Look at the scales
+
+# %%
+scales = {"Gaussian numbers": q.absmax, "embedding matrix": quantized[64].absmax}
+histograms = {}
+for name, s in scales.items():
+    print(f"{name}: {len(s):,} scales, smallest {s.min() / s.mean():.2f}, largest {s.max() / s.mean():.2f} of the mean")
+    counts, edges = torch.histogram(s / s.mean(), bins=60, range=(0, 3), density=True)
+    histograms[name] = (counts.tolist(), edges.tolist())
+_ = plot_scale_histograms(new_axes(height=2.6), histograms, "scale, in units of the mean scale")
+assert all(s.min() > 0.2 * s.mean() for s in scales.values())
+
+# %% [markdown]
+# All positive, none near zero, most of them near their mean. Store them in 8 bits the way weights are stored: blocks, here
+# of 256, each divided by *its* absmax, each number replaced by the nearest level. INT8 has the levels −127/127 … 127/127.
+
+
+# %%
+def in_8_bits(numbers, levels):
+    """Codes, second-level scales, and the numbers as they come back."""
+    blocks = numbers.view(-1, 256)
+    scale = blocks.abs().amax(1, keepdim=True)
+    codes = nearest_level(blocks * (1 / scale), levels)
+    return codes, scale, (levels[codes] * scale).flatten()
+
+
+# %% [markdown]
+# **Predict.** Scales have no sign, so half of the 255 levels of INT8 lie idle. How many levels will the Gaussian scales use?
+
+# %%
+prediction = {"levels used": 128}  # ← your guess
+
+# %%
+unsigned = torch.arange(256) / 255  # for comparison: 0/255 ... 255/255
+for name, s in scales.items():
+    mean = s.mean()
+    ways = {"INT8": (s, INT8), "INT8, minus mean": (s - mean, INT8), "unsigned": (s, unsigned)}
+    for way, (numbers, levels) in ways.items():
+        codes, _, restored = in_8_bits(numbers, levels)
+        error = (restored - numbers).norm() / s.norm()
+        print(f"{name:<17}{way:<17}{len(codes.unique()):>4} levels used, relative RMS error {error:.4f}")
+        if name == "Gaussian numbers" and way == "INT8":
+            assert len(codes.unique()) < 95
+print(f"your guess: {prediction['levels used']} levels for Gaussian scales in INT8")
+
+# %% [markdown]
+# **What happened?** Not even half of the levels are in use: nothing lies near zero either. Without the mean, scales spread over
+# both signs, use nearly all levels, and lose less than half as much (Gaussian).
+#
+# Is the mean the best way? An unsigned code needs none, is close behind for Gaussian scales, and *ahead* for the real ones,
+# where one large scale stretches a block's range on both sides of the mean. bitsandbytes has a signed 8-bit code, used for optimizer states
+# too, and the mean makes it fit.
+#
+# ## 3 · Double quantization
+#
+# You have it already. Subtract the mean, quantize in blocks of 256, keep codes, second-level scales and the mean:
+
+# %%
+offset = q.absmax.mean()
+codes, second_scales, restored = in_8_bits(q.absmax - offset, INT8)
+
+ours = double_quantize(q, codebook=INT8).absmax  # the package's version
+assert torch.equal(ours.codes, codes.flatten().to(torch.uint8))
+assert torch.equal(ours.absmax, second_scales.flatten())
+assert torch.equal(ours.dequantize(), restored + offset)
+print(f"{len(q.absmax):,} scales: {codes.numel():,} codes of 8 bits, {second_scales.numel()} float32 and one mean")
+
+# %% [markdown]
+# One thing is different in bitsandbytes: its 8-bit levels are not INT8's. Its **dynamic code** has 64 levels in
+# [0.1, 1), 32 in [0.01, 0.1), 16 in the next decade, and so on. Each is the middle of one of equal parts of its
+# decade. With the negative ones, 0 and 1, that makes 256.
+
+# %%
+levels = [0.0, 1.0]
+for decade in range(7):
+    edges = torch.linspace(0.1, 1, 2 ** (6 - decade) + 1)
+    middles = 10**-decade * ((edges[:-1] + edges[1:]) / 2)
+    levels += [*middles.tolist(), *(-middles).tolist()]
+dynamic = torch.tensor(sorted(levels))
+assert len(dynamic) == 256 and torch.equal(dynamic, DYNAMIC8)
+_ = plot_code_levels(new_axes(height=1.9), {"INT8": INT8.tolist(), "dynamic": dynamic.tolist()}, "level")
+
+# %% [markdown]
+# **Predict.** The dynamic code is fine where numbers are small, INT8 is the same everywhere. Which one restores the scales
+# with less error? The designers of QLoRA chose the dynamic one.
+
+# %%
+prediction = {"less error": "dynamic"}  # ← "dynamic" or "INT8"
+
+# %%
+errors = {}
+for name, s in scales.items():
+    for code, levels in {"INT8": INT8, "dynamic": dynamic}.items():
+        _, _, restored = in_8_bits(s - s.mean(), levels)
+        errors[name, code] = relative_rms(s, restored + s.mean())
+        print(f"{name:<17}{code:<8} relative RMS error of the scales {errors[name, code]:.4f}")
+    assert errors[name, "INT8"] < errors[name, "dynamic"]
+print(f"your guess: {prediction['less error']}")
+
+# %% [markdown]
+# **What happened?** Look at where the centred, scaled numbers lie, and how far apart the levels are there:
+
+# %%
+centred = (q.absmax - offset).view(-1, 256)
+scaled = (centred / centred.abs().amax(1, keepdim=True)).flatten()
+counts, edges = torch.histogram(scaled, bins=50, range=(-1, 1), density=True)
+steps = {name: (c.diff().tolist(), c.tolist()) for name, c in {"INT8": INT8[:255], "dynamic": dynamic}.items()}
+label = "scale minus mean, over the largest of its block (grey: how many)"
+_ = plot_step_sizes(new_axes(), steps, (counts.tolist(), edges.tolist()), label)
+near_zero = (scaled.abs() < 0.1).float().mean()
+coarser = dynamic.diff()[-10] / INT8.diff()[-10]
+print(f"{near_zero:.0%} lie within ±0.1; outside, dynamic steps are {coarser:.1f} times as wide as INT8's")
+assert near_zero < 0.33 and f"{coarser:.1f}" == "1.8"
+
+# %% [markdown]
+# The dynamic code spends half of its levels on [−0.1, 0.1], and less than a third of the scales lie there. It was made for
+# numbers that span many decades, such as Adam's second moments. Scales minus their mean do not. Does it matter? Section 6
+# measures it in the weights.
+
+# %% [markdown]
+# **Exercise 4.1 ●●○ (5 minutes).** Four programs store the same 2,048 scales in 8 bits and restore them. One of the scales has
+# been made 20 times as large. Three of the programs are ill. Look at what each makes of the scales, and name what it has.
+
+# %%
+some = q.absmax[:2048].clone()
+some[700] *= 20
+restored = ill_restorations(some)
+fig, axes = plt.subplots(1, 4, figsize=(8, 2.6), layout="constrained", sharex=True, sharey=True)
+errors = {name: (values - some).tolist() for name, values in restored.items()}
+plot_restored(axes, some.tolist(), errors)
+_ = axes[0].set(xlim=(1.4, 4.2), ylim=(-0.35, 0.35))  # the large scale lies outside
+for name, values in restored.items():
+    print(f"{name}: relative RMS error {relative_rms(some, values):.3f}")
+for key, disease in DISEASES.items():
+    print(f"{key!r}: {disease}")
+
+# %%
+### BEGIN SOLUTION
+### STUB: diagnosis = {"A": ..., "B": ..., "C": ..., "D": ...}  # one of the five keys above for each
+diagnosis = {"A": "wrong block", "B": "no sign", "C": "healthy", "D": "one scale"}
+### END SOLUTION
+
+# %%
+check_diagnosis(diagnosis)
+
+# %% [markdown]
+# <details><summary>Hint 1</summary>Dots on the dashed line come back right. Which do not: those below the mean, those far from
+# it, or all of them?</details>
+# <details><summary>Hint 2</summary>The large scale stretches the steps of whatever shares its second-level scale. That should be one block of eight,
+# not all.</details>
+
+# %% [markdown]
+# ## 4 · To six digits
+#
+# **Exercise 4.2 ●○○ (3 minutes).** How many bits does a parameter take? 4 for its code, its share of an 8-bit scale, and its
+# share of that scale's float32 scale.
+
+
+# %%
+def bits(block_size, scale_block_size):
+    """block_size weights share a scale, scale_block_size scales share a second-level scale."""
+    ### BEGIN SOLUTION (about 1 line)
+    return 4 + 8 / block_size + 32 / (block_size * scale_block_size)
+    ### END SOLUTION
+
+
+# %%
+check_bits_per_parameter(bits)
+
+# %% [markdown]
+# <details><summary>Hint 1</summary>64 weights share 8 bits: 8 / 64 each.</details>
+# <details><summary>Hint 2</summary>How many weights share one second-level scale? 64 × 256.</details>
+
+# %%
+d = double_quantize(q)  # with the dynamic code, blocks of 256
+parts = {
+    "codes": d.codes.nbytes,
+    "8-bit scales": d.absmax.codes.nbytes,
+    "scales of scales": d.absmax.absmax.nbytes,
+    "level tables, mean": d.codebook.nbytes + d.absmax.codebook.nbytes + d.absmax.offset.nbytes,
+}
+assert d.nbytes == sum(parts.values()) and parts["level tables, mean"] == 1092
+for part, size in parts.items():
+    print(f"{part:<19}{size:>8,} bytes {8 * size / x.numel():>9.6f} bits per parameter")
+print(f"without tables {d.bits_per_parameter:.6f} bits, before {q.bits_per_parameter:.6f}")
+assert d.bits_per_parameter == 4 + 8 / 64 + 32 / (64 * 256) and f"{d.bits_per_parameter:.6f}" == "4.126953"
+
+# %% [markdown]
+# 4.126953 bits. The tables (16 and 256 levels of 4 bytes, and the mean) take 1,092 bytes whatever the tensor's size. That is
+# nothing for LLaMA's millions of weights, and all tensors could share them.
+#
+# ## 5 · Gigabytes
+#
+# You may have been taught this about double quantization: *"Weights get a scale and a zero point in FP32. Quantize both
+# to INT8. This saves about 0.4 GB for a 65B model."* Three claims. The second you have measured: 8 bits, yes; INT8, no. The
+# last next.
+#
+# **Predict.** How many GB (10⁹ bytes) does double quantization save at 65B?
+
+# %%
+prediction = {"65B": 0.4}  # ← your guess, in GB
+
+# %%
+saved_bits = q.bits_per_parameter - d.bits_per_parameter
+saved = {
+    size: SHAPES[f"llama-{size.lower()}"].linear_parameters() * saved_bits / 8 / 1e9
+    for size in ("7B", "13B", "33B", "65B")
+}
+ends = {size: f"{gigabytes:.2f} GB" for size, gigabytes in saved.items()}
+rows = {size: {"saved": gigabytes} for size, gigabytes in saved.items()}
+plot_stacked(new_axes(height=2.4), rows, "saved by double quantization (GB, 10$^9$ bytes)", ends, prediction)
+print(f"{saved_bits:.3f} bits per parameter; 65B: {saved['65B']:.1f} GB, {saved['65B'] / 0.4:.1f} times 0.4 GB")
+assert (
+    ends == {"7B": "0.30 GB", "13B": "0.59 GB", "33B": "1.50 GB", "65B": "3.02 GB"} and f"{saved_bits:.3f}" == "0.373"
+)
+
+# %% [markdown]
+# **What happened?** 0.4 is about the number of *bits per parameter*, 0.373. At 65B that makes 3.0 GB (the paper says
+# "approximately 3 GB" too), at 7B 0.30 GB. It is the difference between fitting a card and not fitting it, at 65B more than at 7B.
+#
+# And the zero point? Look for it in what bitsandbytes keeps:
+
+# %%
+import bitsandbytes.functional as bnb
+
+packed, state = bnb.quantize_4bit(x, quant_type="nf4", compress_statistics=True)
+for name, value in {
+    "packed": packed,
+    "absmax": state.absmax,
+    "offset": state.offset,
+    "state2.absmax": state.state2.absmax,
+}.items():
+    print(f"{name:<14}{str(value.dtype):<15}{tuple(value.shape)}")
+assert 0 in state.code and not hasattr(state, "zero_point")
+
+# %% [markdown]
+# There is none. NF4 needs none: 0 is one of its levels. The one `offset` is the mean of all scales, a single number for
+# the tensor.
+#
+# **Exercise 4.3 ●●○ (4 minutes).** Affine INT4 does have a zero point for each block. Suppose it were double-quantized like the
+# scale: 8 bits for each block of 64, and a float32 for every 256 of them. How many GB would zero points *add* to a model?
+
+
+# %%
+def extra_gigabytes(parameters):
+    """GB (10^9 bytes) that zero points of so many parameters take."""
+    ### BEGIN SOLUTION (about 2 lines)
+    bits_of_zero_points = 8 / 64 + 32 / (64 * 256)
+    return parameters * bits_of_zero_points / 8 / 1e9
+    ### END SOLUTION
+
+
+# %%
+check_zero_point_cost(extra_gigabytes)
+
+# %% [markdown]
+# <details><summary>Hint</summary>They cost exactly what the scales cost after double quantization: <code>bits(64, 256) − 4</code>
+# bits per parameter. Then bits → bytes → GB.</details>
+#
+# ## 6 · What did it cost?
+#
+# **Predict.** The weights' relative error was 0.0920 with float32 scales. What is it now that the scales are wrong too, by
+# 0.2 % (dynamic)?
+
+# %%
+prediction = {"error": 0.094}  # ← your guess: 0.092 and 0.002 is 0.094
+
+# %%
+before = relative_rms(x, dequantize(q))
+of_scales = relative_rms(q.absmax, d.absmax.dequantize())
+after = {
+    "dynamic": relative_rms(x, dequantize(d)),
+    "INT8": relative_rms(x, dequantize(double_quantize(q, codebook=INT8))),
+}
+print(f"float32 scales      {q.bits_per_parameter:.3f} bits   error {before:.5f}")
+for code, error in after.items():
+    print(f"8 bits, {code:<12}{d.bits_per_parameter:.3f} bits   error {error:.5f}")
+print(f"your guess                       {prediction['error']:.5f}")
+together = (before**2 + of_scales**2) ** 0.5
+print(f"√({before:.4f}² + {of_scales:.4f}²) = {together:.5f}")
+assert abs(after["dynamic"] - before) < 5e-5 and abs(together - after["dynamic"]) < 1e-5
+assert after["INT8"] < after["dynamic"] and f"{before:.4f} {of_scales:.3f}" == "0.0920 0.002"
+
+# %% [markdown]
+# **What happened?** Errors that know nothing of each other add up as squares. Beside 0.092, an error of 0.002 is invisible:
+# it shows in the fifth decimal. That is why nobody minds that INT8 would have done better.
+#
+# So 0.373 bits were nearly free. What else could one have done with the scales?
+#
+# - **16-bit scales.** A scale is the absolute value of one of the block's own weights. If the checkpoint is bf16, so is every scale:
+#   what are the lower 16 of its 32 bits?
+# - **Bigger blocks.** Blocks of 256 with float32 scales take 4.125 bits, as good as the same.
+
+# %%
+lower_halves = quantized[64].absmax.view(torch.int32) & 0xFFFF
+print(f"scales of the bf16 embedding matrix with lower bits other than 0: {lower_halves.count_nonzero()}")
+assert lower_halves.count_nonzero() == 0
+
+doubled = {size: double_quantize(q, block_size=256) for size, q in quantized.items()}
+double_dots = [(q.bits_per_parameter, relative_rms(embedding, dequantize(q)), size) for size, q in doubled.items()]
+curves = {
+    "float32 scales": plain,
+    "double quantization": double_dots,
+    "bf16 scales": [(bits - 16 / size, error, size) for bits, error, size in plain],
+}
+_ = plot_block_costs(new_axes(), curves)
+cheap, dear = double_dots[1], plain[3]
+print(f"64, double: {cheap[0]:.3f} bits, error {cheap[1]:.4f}. 256, float32: {dear[0]:.3f} bits, error {dear[1]:.4f}")
+assert (cheap[2], dear[2]) == (64, 256) and cheap[1] < dear[1]
+
+# %% [markdown]
+# At (almost) the same bits, small blocks with cheap scales beat big blocks with exact ones. And two thirds of the saving
+# (16 of 24 bits a scale) was to be had without any error at all: half of each float32 scale is zeros. Counted from there, double
+# quantization saves 0.123 bits, 1.0 GB at 65B.
+
+# %%
+beyond_bf16 = 4 + 16 / 64 - d.bits_per_parameter
+print(f"{beyond_bf16:.3f} bits, {linears_65b * beyond_bf16 / 8 / 1e9:.1f} GB at 65B")
+assert f"{beyond_bf16:.3f} {linears_65b * beyond_bf16 / 8 / 1e9:.1f}" == "0.123 1.0"
+
+# %% [markdown]
+# **Exercise 4.4 ●●● (5 minutes).** Why stop at two? The second-level scales are float32 again. Quantize them to 8 bits
+# as well, with a float32 for every 256 of *them*. How many MB does that save? Guess first: at 65B, the second step
+# saved 3,020 MB.
+
+
+# %%
+def third_saving(parameters):
+    """MB (10^6 bytes) saved by the third quantization; blocks of 64 weights, 256 scales, 256 second-level scales."""
+    ### BEGIN SOLUTION (about 2 lines)
+    second_level_scales = parameters / (64 * 256)
+    return second_level_scales * (32 - 8 - 32 / 256) / 8 / 1e6
+    ### END SOLUTION
+
+
+# %%
+check_triple_quantization(third_saving)
+
+# %% [markdown]
+# <details><summary>Hint 1</summary>How many second-level scales are there? One for every 64 × 256 parameters.</details>
+# <details><summary>Hint 2</summary>Each takes 32 bits now, and would take 8 and its share of a third-level float32: 32 / 256.</details>
+#
+# ## 7 · Is it what bitsandbytes does?
+#
+# `packed` and `state` above are bitsandbytes' own, with double quantization. Compare them with `d`, part by part:
+
+# %%
+# NBVAL_IGNORE_OUTPUT
+# because the mean of the scales is added up in another order on another processor
+theirs = state.absmax
+different = (theirs != d.absmax.codes).nonzero().flatten()
+print(f"4-bit codes equal: {torch.equal(packed.flatten(), d.codes)}, mean equal: {torch.equal(state.offset, offset)}")
+print(f"8-bit levels equal: {torch.equal(state.state2.code, dynamic)}")
+print(f"second-level scales equal: {torch.equal(state.state2.absmax, d.absmax.absmax)}")
+print(
+    f"8-bit codes: {len(different)} of {len(theirs):,} differ, by {(theirs.int() - d.absmax.codes.int()).abs().max()}"
+)
+assert torch.equal(packed.flatten(), d.codes) and torch.equal(state.state2.absmax, d.absmax.absmax)
+
+# %% [markdown]
+# Who is right? The nearest level is the right one, so measure: how much farther from the number is their level than ours?
+# bitsandbytes' CPU code finds the nearest level by a table: it rounds the number to one of 65,536 grid points between −1 and
+# 1, and looks that point's level up. The number moves by half a grid step at most, so its level can be one whole step, 2/65535,
+# farther away than the nearest. No more.
+
+# %%
+# NBVAL_IGNORE_OUTPUT
+# because the mean of the scales is added up in another order on another processor
+numbers = (centred * (1 / centred.abs().amax(1, keepdim=True))).flatten()
+farther = (dynamic[theirs.int()] - numbers).abs() - (dynamic[d.absmax.codes.int()] - numbers).abs()
+grid_step = 2 / 65535
+print(f"theirs is farther by {farther.max() / grid_step:.2f} grid steps at most; ours never by more than rounding")
+assert farther.max() <= grid_step + 1e-6 and farther.min() >= -1e-6  # float32 rounds numbers near 1 by 6e-8
+
+# %% [markdown]
+# Where two levels are about equally near, the table sometimes names the other one. Otherwise all is equal, and from
+# the same codes come the same weights, bit for bit:
+
+# %%
+import dataclasses
+
+with_their_codes = dataclasses.replace(d, absmax=dataclasses.replace(d.absmax, codes=theirs))
+assert torch.equal(dequantize(with_their_codes), bnb.dequantize_4bit(packed, state))
+print("same codes, same weights")
+
+# %% [markdown]
+# ## 8 · Choose your own
+#
+# Everything at once, on the rows of the embedding matrix: bits at the left, error over bits at the right, your choice
+# ringed. The upper bar has the error printed below. Can you beat it in bits *and* error? (Needs a running kernel.)
+
+# %%
+second_sizes = [32, 64, 128, 256, 512, 1024, 2048, 4096]
+errors = {(size, None): error for _, error, size in plain}
+for size, single in quantized.items():
+    for second in second_sizes:
+        errors[size, second] = relative_rms(embedding, dequantize(double_quantize(single, second)))
+print(f"float32 scales, block 64: 4.5 bits, error {errors[64, None]:.4f}")
+
+# %%
+import ipywidgets
+
+from qlora_lab.classroom.widgets import explore
+from qlora_lab.quantization import bits_per_parameter
+
+
+def draw(block, second, double, model):
+    _, (left, right) = plt.subplots(1, 2, figsize=(8, 3.4), layout="constrained")
+    rows = {"NF4, 64,\nfloat32": {"codes": 4, "scales": 0.5}}
+    rows["yours"] = {"codes": 4, "scales": 8 / block if double else 32 / block}
+    rows["yours"]["scales of scales"] = 32 / (block * second) if double else 0
+    gigabytes = SHAPES[f"llama-{model.lower()}"].linear_parameters() / 8 / 1e9
+    ends = {name: f"{sum(row.values()):.3f}\n{gigabytes * sum(row.values()):.2f} GB" for name, row in rows.items()}
+    for ax in (left, right):
+        ax.spines[["top", "right"]].set_visible(False)
+    plot_stacked(left, rows, "bits per parameter", ends).set_xlim(0, 6.6)
+    bits, error = bits_per_parameter(block, double, second), errors[block, second if double else None]
+    plot_block_costs(right, {name: curves[name] for name in ("float32 scales", "double quantization")}, (bits, error))
+    right.set(xlim=(3.75, 5.15), ylim=(0.08, 0.2), title=f"error {error:.4f}")
+    return left
+
+
+explore(
+    draw,
+    block=ipywidgets.SelectionSlider(options=block_sizes, value=64, description="block size"),
+    second=ipywidgets.SelectionSlider(options=second_sizes, value=256, description="scales that share a scale"),
+    double=ipywidgets.Checkbox(value=True, description="double quantization"),
+    model=ipywidgets.SelectionSlider(options=["7B", "13B", "33B", "65B"], value="65B", description="LLaMA"),
+)
+
+# %% [markdown]
+# ## Recap
+#
+# - Float32 scales are a ninth of a 4-bit model's bytes: 4.5 bits per parameter.
+# - Double quantization: scales minus their mean, in blocks of 256, in 8 bits. 4.126953 bits per parameter, 3.0 GB less at 65B (not 0.4).
+# - The weights hardly notice, for independent errors add as squares. Equal steps would do even better than the dynamic code.
+# - NF4 has no zero point. Small blocks with cheap scales beat big blocks with exact ones.
+#
+# All of it serves the item *explain how quantization works*.
+
+# %%
+# NBVAL_IGNORE_OUTPUT
+# because it counts what you have solved
+progress()
+
+# %% [markdown]
+# **Next:** [07 · Can I train a real LLM here, now?](07_qlora_run.ipynb)
