@@ -1,10 +1,10 @@
 # %% [markdown]
 # # 04 · What do the scales cost?
 #
-# 65 billion weights at half a byte each are 32 GB. Load LLaMA-65B in NF4 and the same weights take 36 GB. Four gigabytes
-# are no weights at all: they are *scales*, one for every 64 weights. QLoRA takes three of the four back by quantizing the
-# scales too: **double quantization**. You build it here in a few lines, hold it against bitsandbytes', and find out what
-# it costs. (Notebook 02 explains scales and blocks, 03 the sixteen levels of NF4.)
+# 65 billion weights at half a byte each are 32 GB. Load LLaMA-65B in NF4 and the same weights take 36 GB. Four
+# gigabytes are no weights at all: they are *scales*, one for every 64 weights. QLoRA takes three of the four back by
+# quantizing the scales too: **double quantization**. You build it here in a few lines, hold it against bitsandbytes',
+# and find out what it costs. (Notebook 02 explains scales and blocks, 03 the sixteen levels of NF4.)
 #
 # | you need | |
 # |---|---|
@@ -77,11 +77,12 @@ print(f"{q.bits_per_parameter} bits per parameter")
 assert f"{share:.1f}" == "11.1" and q.bits_per_parameter == 4 + 32 / 64 == 4.5
 
 # %% [markdown]
-# **What happened?** A scale is one number in 65, but it is eight times as wide as a code: 32 bits for 64 × 4 bits. One byte in
-# nine holds no weights.
+# **What happened?** A scale is one number in 65, but it is eight times as wide as a code: 32 bits for 64 × 4 bits. One
+# byte in nine holds no weights.
 #
-# Bigger blocks need fewer scales. They also let one outlier spoil more neighbours. Here are both sides, for a real tensor:
-# the embedding matrix of the bundled model. (Its other weights went through 4 bits once already, see notebook 03.)
+# Bigger blocks need fewer scales. They also let one outlier spoil more neighbours. Here are both sides, for a real
+# tensor: the embedding matrix of the bundled model. (Its other weights went through 4 bits once already, see notebook
+# 03.)
 
 # %%
 with safe_open(fetch() / "model.safetensors", framework="pt") as checkpoint:
@@ -113,9 +114,9 @@ _ = plot_scale_histograms(new_axes(height=2.6), histograms, "scale, in units of 
 assert all(s.min() > 0.2 * s.mean() for s in scales.values())
 
 # %% [markdown]
-# All positive, none near zero; the Gaussian ones lie close together, the real ones less so. Store them in 8 bits the way
-# weights are stored: blocks, here of 256, each divided by *its* absmax, each number replaced by the nearest level. INT8 has
-# the levels −127/127 … 127/127.
+# All positive, none near zero; the Gaussian ones lie close together, the real ones less so. Store them in 8 bits the
+# way weights are stored: blocks, here of 256, each divided by *its* absmax, each number replaced by the nearest level.
+# INT8 has the levels −127/127 … 127/127.
 
 
 # %%
@@ -128,7 +129,8 @@ def in_8_bits(numbers, levels):
 
 
 # %% [markdown]
-# **Predict.** Scales have no sign, so half of the 255 levels of INT8 lie idle. How many levels will the Gaussian scales use?
+# **Predict.** Scales have no sign, so half of the 255 levels of INT8 lie idle. How many levels will the Gaussian scales
+# use?
 
 # %%
 prediction = {"levels used": 128}  # ← your guess
@@ -155,8 +157,8 @@ assert gaussian[1] < gaussian[2] and real[2] < real[1] < real[0]
 # subtracted, scales spread over both signs, use nearly all levels, and Gaussian ones lose less than half as much.
 #
 # Is that the best way? Levels without a sign need no mean. They are behind for Gaussian scales and *ahead* for the real
-# ones, where one large scale stretches a block's range on both sides of the mean. But the 8-bit code that bitsandbytes uses,
-# for optimizer states too, has a sign, and the mean makes the scales fit it.
+# ones, where one large scale stretches a block's range on both sides of the mean. But the 8-bit code that bitsandbytes
+# uses, for optimizer states too, has a sign, and the mean makes the scales fit it.
 #
 # ## 3 · Double quantization
 #
@@ -173,9 +175,9 @@ assert torch.equal(ours.dequantize(), restored + offset)
 print(f"{len(q.absmax):,} scales: {codes.numel():,} codes of 8 bits, {second_scales.numel()} float32 and one mean")
 
 # %% [markdown]
-# One thing is different in bitsandbytes: its 8-bit levels are not INT8's. Its **dynamic code** has 64 levels in
-# [0.1, 1), 32 in [0.01, 0.1), 16 in the next decade, and so on down to one. Each is the middle of one of the equal parts
-# of its decade. With their negatives, 0 and 1, that makes 256.
+# One thing is different in bitsandbytes: its 8-bit levels are not INT8's. Its **dynamic code** has 64 levels from 0.1
+# to 1, 32 from 0.01 to 0.1, 16 in the next decade, and so on down to one. Each is the middle of one of the equal parts of
+# its decade. With their negatives, 0 and 1, that makes 256.
 
 # %%
 levels = [0.0, 1.0]
@@ -188,8 +190,8 @@ assert len(dynamic) == 256 and torch.equal(dynamic, DYNAMIC8)
 _ = plot_code_levels(new_axes(height=1.9), {"INT8": INT8.tolist(), "dynamic": dynamic.tolist()}, "level")
 
 # %% [markdown]
-# **Predict.** The dynamic code is fine where numbers are small, INT8 is the same everywhere. Which one restores the scales
-# with less error? The designers of QLoRA chose the dynamic one.
+# **Predict.** The dynamic code is fine where numbers are small, INT8 is the same everywhere. Which one restores the
+# scales with less error? The designers of QLoRA chose the dynamic one.
 
 # %%
 prediction = {"less error": "dynamic"}  # ← "dynamic" or "INT8"
@@ -220,13 +222,14 @@ print(f"{near_zero:.0%} lie within ±0.1; outside, dynamic steps are {coarser:.1
 assert near_zero < 0.33 and f"{coarser:.1f}" == "1.8" and (dynamic.abs() < 0.1).sum() == 127
 
 # %% [markdown]
-# The dynamic code spends half of its levels on [−0.1, 0.1], and less than a third of the scales lie there. It was made for
-# numbers that span many decades, such as an optimizer's states. Scales minus their mean do not. Does it matter? Section 6
-# measures it in the weights.
+# The dynamic code spends half of its levels between −0.1 and 0.1, and less than a third of the scales lie there. It was made
+# for numbers that span many decades, such as an optimizer's states. Scales minus their mean do not. Does it matter?
+# Section 6 measures it in the weights.
 
 # %% [markdown]
-# **Exercise 4.1 ●●○ (5 minutes).** Four programs store the same 2,048 scales in 8 bits and restore them. One of the scales has
-# been made 20 times as large. Three of the programs are ill. Look at what each makes of the scales, and name what it has.
+# **Exercise 4.1 ●●○ (5 minutes).** Four programs store the same 2,048 scales in 8 bits and restore them. One of the
+# scales has been made 20 times as large. Three of the programs are ill. Look at what each makes of the scales, and name
+# what it has.
 
 # %%
 some = q.absmax[:2048].clone()
@@ -251,16 +254,16 @@ diagnosis = {"A": "wrong block", "B": "no sign", "C": "healthy", "D": "one scale
 check_diagnosis(diagnosis)
 
 # %% [markdown]
-# <details><summary>Hint 1</summary>Dots on the dashed line come back right. Which do not: those below the mean, those far from
-# it, or all of them?</details>
+# <details><summary>Hint 1</summary>Dots on the dashed line come back right. Which do not: those below the mean, those
+# far from it, or all of them?</details>
 # <details><summary>Hint 2</summary>The large scale stretches the steps of whatever shares its second-level scale. That
 # should be one block of eight, not all.</details>
 
 # %% [markdown]
 # ## 4 · To six digits
 #
-# **Exercise 4.2 ●○○ (3 minutes).** How many bits does a parameter take? 4 for its code, its share of an 8-bit scale, and its
-# share of that scale's float32 scale.
+# **Exercise 4.2 ●○○ (3 minutes).** How many bits does a parameter take? 4 for its code, its share of an 8-bit scale,
+# and its share of that scale's float32 scale.
 
 
 # %%
@@ -293,14 +296,14 @@ print(f"without tables {d.bits_per_parameter:.6f} bits, before {q.bits_per_param
 assert d.bits_per_parameter == 4 + 8 / 64 + 32 / (64 * 256) and f"{d.bits_per_parameter:.6f}" == "4.126953"
 
 # %% [markdown]
-# 4.126953 bits. The tables (16 and 256 levels of 4 bytes, and the mean) take 1,092 bytes whatever the tensor's size. That is
-# nothing for LLaMA's millions of weights, and all tensors could share them.
+# 4.126953 bits. The tables (16 and 256 levels of 4 bytes, and the mean) take 1,092 bytes whatever the tensor's size.
+# That is nothing for LLaMA's millions of weights, and all tensors could share them.
 #
 # ## 5 · Gigabytes
 #
 # You may have been taught this about double quantization: *"Weights get a scale and a zero point in FP32. Quantize both
-# to INT8. This saves about 0.4 GB for a 65B model."* Three claims. One you have seen: 8 bits, yes, but not INT8. Now the
-# last one.
+# to INT8. This saves about 0.4 GB for a 65B model."* Three claims. One you have seen: 8 bits, yes, but not INT8. Now
+# the last one.
 #
 # **Predict.** How many GB (10⁹ bytes) does double quantization save at 65B?
 
@@ -316,14 +319,16 @@ saved = {
 ends = {size: f"{gigabytes:.2f} GB" for size, gigabytes in saved.items()}
 rows = {size: {"saved": gigabytes} for size, gigabytes in saved.items()}
 plot_stacked(new_axes(height=2.4), rows, "saved by double quantization (GB, 10$^9$ bytes)", ends, prediction)
-print(f"{saved_bits:.3f} bits per parameter; 65B: {saved['65B']:.1f} GB, {saved['65B'] / 0.4:.1f} times 0.4 GB")
+print(
+    f"{saved_bits:.3f} bits per parameter; 65B: {saved['65B']:.1f} GB, {saved['65B'] / prediction['65B']:.1f} times your guess"
+)
 assert (
     ends == {"7B": "0.30 GB", "13B": "0.59 GB", "33B": "1.50 GB", "65B": "3.02 GB"} and f"{saved_bits:.3f}" == "0.373"
 )
 
 # %% [markdown]
-# **What happened?** 0.4 looks like the number of *bits per parameter*, 0.373, with the wrong unit. For 65 billion of them
-# that makes 3.0 GB; QLoRA's paper says "approximately 3 GB". At 7B, 0.30 GB.
+# **What happened?** 0.4 looks like the number of *bits per parameter*, 0.373, with the wrong unit. For 65 billion of
+# them that makes 3.0 GB; QLoRA's paper says "approximately 3 GB". At 7B, 0.30 GB.
 #
 # And the zero point? Look for it in what bitsandbytes keeps:
 
@@ -341,8 +346,9 @@ assert 0 in state.code
 # There is none. NF4 needs none: 0 is one of its levels. The one `offset` is the mean of all scales, a single number for
 # the tensor.
 #
-# **Exercise 4.3 ●●○ (4 minutes).** Affine INT4 does have a zero point for each block. Suppose it were double-quantized like the
-# scale: 8 bits for each block of 64, and a float32 for every 256 of them. How many GB would zero points *add* to a model?
+# **Exercise 4.3 ●●○ (4 minutes).** Affine INT4 does have a zero point for each block. Suppose it were double-quantized
+# like the scale: 8 bits for each block of 64, and a float32 for every 256 of them. How many GB would zero points *add*
+# to a model?
 
 
 # %%
@@ -358,14 +364,14 @@ def extra_gigabytes(parameters):
 check_zero_point_cost(extra_gigabytes)
 
 # %% [markdown]
-# <details><summary>Hint</summary>They cost exactly what the scales cost after double quantization: <code>bits(64, 256) − 4</code>
-# bits per parameter. Then bits → bytes → GB.</details>
+# <details><summary>Hint</summary>They cost exactly what the scales cost after double quantization: <code>bits(64, 256)
+# − 4</code> bits per parameter. Then bits → bytes → GB.</details>
 
 # %% [markdown]
 # ## 6 · What did it cost?
 #
-# **Predict.** The weights' relative error was 0.0920 with float32 scales. What is it now that the scales are wrong too, by
-# 0.2 % (dynamic)?
+# **Predict.** The weights' relative error was 0.0920 with float32 scales. What is it now that the scales are wrong too,
+# by 0.2 % (dynamic)?
 
 # %%
 prediction = {"error": 0.094}  # ← your guess: 0.092 and 0.002 is 0.094
@@ -387,14 +393,15 @@ assert abs(after["dynamic"] - before) < 5e-5 and abs(together - after["dynamic"]
 assert after["INT8"] < after["dynamic"] and f"{before:.4f} {of_scales:.3f}" == "0.0920 0.002"
 
 # %% [markdown]
-# **What happened?** Errors that know nothing of each other add up as squares. Beside 0.092, an error of 0.002 is invisible:
-# it shows in the fifth decimal. That is why nobody minds that INT8 would have done better.
+# **What happened?** Errors that know nothing of each other add up as squares. Beside 0.092, an error of 0.002 is
+# invisible: it shows in the fifth decimal. That is why nobody minds that INT8 would have done better.
 #
 # So 0.373 bits were nearly free. What else could one have done with the scales?
 #
-# - **16-bit scales.** A scale is the absolute value of one of the block's own weights. Where those came as bf16, what are the
-#   lower 16 bits of a float32 scale?
-# - **Bigger blocks.** Blocks of 256 with float32 scales take 4.125 bits, almost as few as blocks of 64 with 8-bit scales.
+# - **16-bit scales.** A scale is the absolute value of one of the block's own weights. Where those came as bf16, what
+#   are the lower 16 bits of a float32 scale?
+# - **Bigger blocks.** Blocks of 256 with float32 scales take 4.125 bits, almost as few as blocks of 64 with 8-bit
+#   scales.
 
 # %%
 lower_halves = quantized[64].absmax.view(torch.int32) & 0xFFFF
@@ -416,8 +423,8 @@ assert (cheap[2], dear[2]) == (64, 256) and cheap[1] < dear[1]
 
 # %% [markdown]
 # At almost the same bits, small blocks with cheap scales beat big blocks with exact ones. And two thirds of the saving
-# (16 of some 24 bits a scale) can be had without any error at all, since half of every float32 scale is zeros. Counted from
-# there, double quantization saves 0.123 bits, 1.0 GB at 65B.
+# (16 of some 24 bits a scale) can be had without any error at all, since half of every float32 scale is zeros. Counted
+# from there, double quantization saves 0.123 bits, 1.0 GB at 65B.
 
 # %%
 beyond_bf16 = 4 + 16 / 64 - d.bits_per_parameter
@@ -466,10 +473,10 @@ print(
 assert torch.equal(packed.flatten(), d.codes) and torch.equal(state.state2.absmax, d.absmax.absmax)
 
 # %% [markdown]
-# Who is right? The nearest level is the right one, so measure: how much farther from the number is their level than ours?
-# bitsandbytes' CPU code finds the nearest level by a table: it rounds the number to one of 65,536 grid points between −1 and
-# 1, and looks that point's level up. The number moves by half a grid step at most, so its level can be one whole step, 2/65535,
-# farther away than the nearest, and no more. (Its CUDA code searches the nearest level.)
+# Who is right? The nearest level is the right one, so measure: how much farther from the number is their level than
+# ours? bitsandbytes' CPU code finds the nearest level by a table: it rounds the number to one of 65,536 grid points
+# between −1 and 1, and looks that point's level up. The number moves by half a grid step at most, so its level can be
+# one whole step, 2/65535, farther away than the nearest, and no more. (Its CUDA code searches the nearest level.)
 
 # %%
 # NBVAL_IGNORE_OUTPUT
@@ -494,8 +501,9 @@ print("same codes, same weights")
 # %% [markdown]
 # ## 8 · Choose your own
 #
-# Everything at once, on the rows of the embedding matrix: bits at the left, error over bits at the right, your choice
-# ringed. The upper bar has the error printed below. Can you beat it in bits *and* error? (Needs a running kernel.)
+# Everything at once, on the rows of the embedding matrix. At the left the bits: codes, then scales, then scales of
+# scales. At the right error over bits, your choice ringed. The upper bar, blocks of 64 with float32 scales, has the
+# error printed below. Can you beat it in bits *and* error? (Needs a running kernel.)
 
 # %%
 second_sizes = [32, 64, 128, 256, 512, 1024, 2048, 4096]
@@ -512,22 +520,22 @@ import ipywidgets
 from qlora_lab.classroom.widgets import explore
 from qlora_lab.quantization import bits_per_parameter
 
+two_curves = {name: curves[name] for name in ("float32 scales", "double quantization")}
+
 
 def draw(block, second, double, model):
     _, (left, right) = plt.subplots(1, 2, figsize=(8, 3.4), layout="constrained")
-    rows = {"NF4, 64,\nfloat32": {"codes": 4, "scales": 0.5}}
-    rows["yours"] = {"codes": 4, "scales": 8 / block if double else 32 / block}
-    rows["yours"]["scales of scales"] = 32 / (block * second) if double else 0
-    gigabytes = SHAPES[f"llama-{model.lower()}"].linear_parameters() / 8 / 1e9
-    ends = {
-        name: f"{sum(row.values()):.3f}\n{model}: {gigabytes * sum(row.values()):.1f} GB" for name, row in rows.items()
-    }
-    for ax in (left, right):
-        ax.spines[["top", "right"]].set_visible(False)
-    plot_stacked(left, rows, "bits per parameter", ends).set_xlim(0, 6.6)
+    left.spines[["top", "right"]].set_visible(False)
+    right.spines[["top", "right"]].set_visible(False)
+    scales = {"scales": 8 / block, "scales of scales": 32 / (block * second)} if double else {"scales": 32 / block}
+    rows = {"float32,\n64": {"codes": 4, "scales": 0.5}, "yours": {"codes": 4} | scales}
+    billions = SHAPES[f"llama-{model.lower()}"].linear_parameters() / 1e9
+    ends = {name: f"{billions * sum(row.values()) / 8:.1f} GB" for name, row in rows.items()}
+    plot_stacked(left, rows, "bits per parameter", ends, legend=False).set_xlim(0, 6)
+    left.set_title(" + ".join(f"{part:.3g}" for part in rows["yours"].values()) + " bits", fontsize=10)
     bits, error = bits_per_parameter(block, double, second), errors[block, second if double else None]
-    plot_block_costs(right, {name: curves[name] for name in ("float32 scales", "double quantization")}, (bits, error))
-    right.set(xlim=(3.75, 5.15), ylim=(0.08, 0.2), title=f"error {error:.4f}")
+    plot_block_costs(right, two_curves, (bits, error), sparse=True).set(xlim=(3.65, 5.15), ylim=(0.07, 0.19))
+    right.set_title(f"{bits:.3f} bits, error {error:.4f}", fontsize=10)
     return left
 
 
@@ -541,15 +549,17 @@ explore(
 )
 
 # %% [markdown]
-# <details><summary>One that beats it</summary>Blocks of 32, double quantization: half the block size, and still fewer bits.
-# bitsandbytes can do it: <code>blocksize=32</code>.</details>
+# <details><summary>One that beats it</summary>Blocks of 32, double quantization: half the block size, and still fewer
+# bits. bitsandbytes can do it: <code>blocksize=32</code>.</details>
 
 # %% [markdown]
 # ## Recap
 #
 # - Float32 scales are a ninth of a 4-bit model's bytes: 4.5 bits per parameter.
-# - Double quantization: scales minus their mean, in blocks of 256, in 8 bits. 4.126953 bits per parameter, 3.0 GB less at 65B (not 0.4).
-# - The weights hardly notice, for independent errors add as squares. Equal steps would do even better than the dynamic code.
+# - Double quantization: scales minus their mean, in blocks of 256, in 8 bits. 4.126953 bits per parameter, 3.0 GB less
+#   at 65B (not 0.4).
+# - The weights hardly notice, for independent errors add as squares. Equal steps would do even better than the dynamic
+#   code.
 # - NF4 has no zero point. Small blocks with cheap scales beat big blocks with exact ones.
 #
 # All of it serves the item *explain how quantization works*.

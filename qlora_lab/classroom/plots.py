@@ -79,7 +79,12 @@ def plot_weights(ax: Axes, gigabytes: dict[str, float], memory: dict[str, float]
 
 
 def plot_stacked(
-    ax: Axes, rows: dict[str, dict[str, float]], xlabel: str, ends: dict[str, str] | None = None, guess=None
+    ax: Axes,
+    rows: dict[str, dict[str, float]],
+    xlabel: str,
+    ends: dict[str, str] | None = None,
+    guess: dict[str, float] | None = None,
+    legend: bool = True,
 ) -> Axes:
     """Horizontal bars of parts laid end to end; the outer keys are the bars, the inner ones the parts.
 
@@ -98,7 +103,7 @@ def plot_stacked(
         ax.plot(list(guess.values()), list(guess), "D", color=VERMILION, markersize=9, label="your guess")
     ax.set(xlabel=xlabel, xlim=(0, 1.25 * max([*left.values(), *(guess or {}).values()])))
     ax.invert_yaxis()
-    if len(parts) > 1 or guess:
+    if legend and (len(parts) > 1 or guess):
         ax.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=4)
     return ax
 
@@ -145,22 +150,28 @@ def plot_step_sizes(ax: Axes, steps: dict[str, tuple], histogram: tuple, xlabel:
     return ax
 
 
-def plot_block_costs(ax: Axes, curves: dict[str, list[tuple]], point: tuple[float, float] | None = None) -> Axes:
+def plot_block_costs(
+    ax: Axes, curves: dict[str, list[tuple]], point: tuple[float, float] | None = None, sparse: bool = False
+) -> Axes:
     """Relative RMS error over bits per parameter, a dot for each block size.
 
     curves: by name, (bits per parameter, error, block size) of each dot: the cheapest curve is labelled.
-    point: bits and error to be ringed.
+    point: bits and error to be ringed. sparse: no block sizes, names in place of the legend: quicker to draw.
     """
     styles = [(VERMILION, "--", "s"), (BLUE, "-", "o"), (GREEN, ":", "^")]
     for (name, dots), (colour, style, marker) in zip(curves.items(), styles, strict=False):
-        bits, errors, sizes = zip(*dots, strict=True)
+        bits, errors, _ = zip(*dots, strict=True)
         ax.plot(bits, errors, color=colour, linestyle=style, marker=marker, markersize=5, label=name)
-    for bit, error, size in min(curves.values(), key=lambda dots: dots[0][0]):
+        if sparse:
+            below = {"xytext": (8, -20), "textcoords": "offset points", "ha": "right"}
+            ax.annotate(name, (bits[0], errors[0]), color=colour, fontsize=9, **below)
+    for bit, error, size in [] if sparse else min(curves.values(), key=lambda dots: dots[0][0]):
         ax.annotate(f"{size}", (bit, error), (-5, -6), textcoords="offset points", ha="right", va="center", fontsize=8)
     if point:
         ax.plot(*point, "o", markersize=15, markerfacecolor="none", markeredgecolor="black", markeredgewidth=2)
     ax.set(xlabel="bits per parameter", ylabel="relative RMS error", xlim=(3.92, None))
-    ax.legend(frameon=False, loc="upper right")
+    if not sparse:
+        ax.legend(frameon=False, loc="upper right")
     return ax
 
 
