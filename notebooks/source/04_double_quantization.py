@@ -177,7 +177,8 @@ print(f"{len(q.absmax):,} scales: {codes.numel():,} codes of 8 bits, {second_sca
 # %% [markdown]
 # One thing is different in bitsandbytes: its 8-bit levels are not INT8's. Its **dynamic code** has 64 levels from 0.1
 # to 1, 32 from 0.01 to 0.1, 16 in the next decade, and so on down to one. Each is the middle of one of the equal parts of
-# its decade. With their negatives, 0 and 1, that makes 256.
+# its decade. With their negatives, 0 and 1, that makes 256. (In the byte: a sign, a zero bit for each decade below the
+# first, a one, and the bits that are left count the parts.)
 
 # %%
 levels = [0.0, 1.0]
@@ -319,9 +320,7 @@ saved = {
 ends = {size: f"{gigabytes:.2f} GB" for size, gigabytes in saved.items()}
 rows = {size: {"saved": gigabytes} for size, gigabytes in saved.items()}
 plot_stacked(new_axes(height=2.4), rows, "saved by double quantization (GB, 10$^9$ bytes)", ends, prediction)
-print(
-    f"{saved_bits:.3f} bits per parameter; 65B: {saved['65B']:.1f} GB, {saved['65B'] / prediction['65B']:.1f} times your guess"
-)
+print(f"{saved_bits:.3f} bits per parameter; 65B: {saved['65B']:.1f} GB, your guess: {prediction['65B']} GB")
 assert (
     ends == {"7B": "0.30 GB", "13B": "0.59 GB", "33B": "1.50 GB", "65B": "3.02 GB"} and f"{saved_bits:.3f}" == "0.373"
 )
@@ -467,16 +466,15 @@ different = (theirs != d.absmax.codes).nonzero().flatten()
 print(f"4-bit codes equal: {torch.equal(packed.flatten(), d.codes)}, mean equal: {torch.equal(state.offset, offset)}")
 print(f"8-bit levels equal: {torch.equal(state.state2.code, dynamic)}")
 print(f"second-level scales equal: {torch.equal(state.state2.absmax, d.absmax.absmax)}")
-print(
-    f"8-bit codes: {len(different)} of {len(theirs):,} differ, by {(theirs.int() - d.absmax.codes.int()).abs().max()}"
-)
+print(f"8-bit codes: {len(different)} of {len(theirs):,} differ")
 assert torch.equal(packed.flatten(), d.codes) and torch.equal(state.state2.absmax, d.absmax.absmax)
 
 # %% [markdown]
 # Who is right? The nearest level is the right one, so measure: how much farther from the number is their level than
 # ours? bitsandbytes' CPU code finds the nearest level by a table: it rounds the number to one of 65,536 grid points
-# between −1 and 1, and looks that point's level up. The number moves by half a grid step at most, so its level can be
-# one whole step, 2/65535, farther away than the nearest, and no more. (Its CUDA code searches the nearest level.)
+# between −1 and 1, and looks that point's level up. The number moves by half a grid step at most, towards one
+# level and away from the other. So the level it gets can be a whole step, 2/65535, farther away than the nearest, and no
+# more. (Its CUDA code searches the nearest level.)
 
 # %%
 # NBVAL_IGNORE_OUTPUT
@@ -528,10 +526,10 @@ def draw(block, second, double, model):
     left.spines[["top", "right"]].set_visible(False)
     right.spines[["top", "right"]].set_visible(False)
     scales = {"scales": 8 / block, "scales of scales": 32 / (block * second)} if double else {"scales": 32 / block}
-    rows = {"float32,\n64": {"codes": 4, "scales": 0.5}, "yours": {"codes": 4} | scales}
+    rows = {"blocks of 64,\nfloat32 scales": {"codes": 4, "scales": 0.5}, "yours": {"codes": 4} | scales}
     billions = SHAPES[f"llama-{model.lower()}"].linear_parameters() / 1e9
     ends = {name: f"{billions * sum(row.values()) / 8:.1f} GB" for name, row in rows.items()}
-    plot_stacked(left, rows, "bits per parameter", ends, legend=False).set_xlim(0, 6)
+    plot_stacked(left, rows, "bits per parameter", ends, legend=False).set_xlim(0, 6.5)
     left.set_title(" + ".join(f"{part:.3g}" for part in rows["yours"].values()) + " bits", fontsize=10)
     bits, error = bits_per_parameter(block, double, second), errors[block, second if double else None]
     plot_block_costs(right, two_curves, (bits, error), sparse=True).set(xlim=(3.65, 5.15), ylim=(0.07, 0.19))
