@@ -88,7 +88,7 @@ WRONG = [  # and what the learner must be told
     (check_normal_levels, double_throughout, "6 of 16 levels are equal to the last bit"),
     (check_normal_levels, lambda offset: -normal_float(4, offset).flip(0), "NF4 mirrored"),
     (check_normal_levels, lambda offset: NF4, "is it used?"),
-    (check_normal_levels, lambda offset: torch.arange(-7, 9) / 8, "Level 0 is -0.8750, expected -1.0000"),
+    (check_normal_levels, lambda offset: torch.arange(-7, 9) / 8, "Level 13 is 0.7500, expected 0.5626"),
     (check_normal_levels, lambda offset: "levels", "expected a list or 1-D tensor"),
     (check_level_usage, lambda codes: counted(codes, "high") / (2 * len(codes)), "sum to 0.5. You counted one"),
     (check_level_usage, lambda codes: counted(codes, "low") / len(codes), "the high nibble is missing"),
