@@ -86,7 +86,7 @@ histogram = {
 _ = plot_histogram(new_axes(), histogram, edges, NF4)
 
 # %% [markdown]
-# Real weights are close to Gaussian, with more of them near zero. And there is something at the edges that no normal distribution
+# Real weights have a bell of their own, with more of them near zero. And there is something at the edges that no normal distribution
 # has: *every* block has a number at exactly −1 or +1, the one that it was divided by. Remember those spikes.
 #
 # ## 3 · NF4, to the last bit

@@ -106,7 +106,15 @@ def plot_scaled_values(ax: Axes, shares, edges, levels, title: str = "") -> Axes
     Made for sliders: log10 on linear axes and a bare StepPatch cost half as much time as log axes and `ax.stairs`.
     """
     ax.add_artist(
-        StepPatch(np.log10(np.maximum(shares, 1e-5)), edges, baseline=-5, fill=True, linewidth=0, color=BLUE, alpha=0.6)
+        StepPatch(
+            np.log10(np.maximum(np.asarray(shares), 1e-5)),
+            edges,
+            baseline=-5,
+            fill=True,
+            linewidth=0,
+            color=BLUE,
+            alpha=0.6,
+        )
     )
     thin = {"markersize": 22, "markeredgewidth": min(1, 60 / len(levels)), "color": VERMILION}
     ax.plot(levels, [-5.8] * len(levels), "|", **thin)
@@ -125,7 +133,13 @@ def plot_error_sizes(ax: Axes, shares, log_edges, relative_rms: float, title: st
     """
     ax.add_artist(
         StepPatch(
-            np.log10(np.maximum(shares, 1e-5)), log_edges, baseline=-5, fill=True, linewidth=0, color=ORANGE, alpha=0.7
+            np.log10(np.maximum(np.asarray(shares), 1e-5)),
+            log_edges,
+            baseline=-5,
+            fill=True,
+            linewidth=0,
+            color=ORANGE,
+            alpha=0.7,
         )
     )
     ax.spines[["top", "right"]].set_visible(False)
