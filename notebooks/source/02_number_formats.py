@@ -34,7 +34,7 @@ def seeded(seed):
 # between them). Here are the bits of 1.005 in the three formats that training uses:
 
 # %%
-from qlora_lab.classroom.plots import plot_float_bits
+from qlora_lab.classroom.plots.n02 import plot_float_bits
 
 FORMATS = {"FP32": (torch.float32, 8), "BF16": (torch.bfloat16, 8), "FP16": (torch.float16, 5)}  # exponent bits
 
@@ -104,7 +104,7 @@ def affine(x, bits):
 prediction = {"codes": [10, 0, 13], "error of 0.5234": 0.0001}  # ← your guesses; now the lesson's
 
 # %%
-from qlora_lab.classroom.plots import plot_codes
+from qlora_lab.classroom.plots.n02 import plot_codes
 
 values = torch.tensor([0.5234, -1.2341, 0.8923])
 codes, restored = affine(values, bits=4)
@@ -215,7 +215,7 @@ assert gain["after a ReLU"] > 2 and round(1 - 1 / gain["Gaussian"], 2) == 0.17
 prediction = {"times": 2.0}  # ← your guess
 
 # %%
-from qlora_lab.classroom.plots import plot_snr
+from qlora_lab.classroom.plots.n02 import plot_snr
 
 error = {bits: relative_rms(gaussian, quantize_absmax(gaussian, bits).dequantize()) for bits in range(2, 9)}
 decibels = {
@@ -296,7 +296,7 @@ assert error_of_others(spoiled, quantize_affine, 4) > 3
 # %%
 import matplotlib.pyplot as plt
 
-from qlora_lab.classroom.plots import plot_error_over_bits
+from qlora_lab.classroom.plots.n02 import plot_error_over_bits
 
 SIZES = (32, 64, 128, 256, 1024, 4096, None)
 _, axes = plt.subplots(1, 2, figsize=(8, 4), layout="constrained", sharey=True)
@@ -427,19 +427,14 @@ for way, (scheme, block_size, constant_bits) in ways.items():
 # middle level. Choose blocks of 64 and see it spread out. Which distribution needs no blocks? Where does affine lose?
 
 # %%
+from qlora_lab.classroom.samples import DISTRIBUTIONS, sample
+
 N = 65_536
-laplace = torch.rand(N, generator=seeded(1)) - 0.5
-chi_square = torch.randn(3, N, generator=seeded(2)).square().mean(0)
-SAMPLES = {
-    "Gaussian": gaussian,
-    "Laplace": -laplace.sign() * (1 - 2 * laplace.abs()).clamp(min=1e-7).log(),
-    "Student t, 3 degrees": torch.randn(N, generator=seeded(3)) / chi_square.sqrt(),
-    "uniform": 2 * torch.rand(N, generator=seeded(4)) - 1,
-}
+SAMPLES = {name: sample(name, N) for name in DISTRIBUTIONS}
 order = torch.randperm(N, generator=seeded(5))  # the first of these become outliers
 
 # %%
-from qlora_lab.classroom.plots import plot_error_sizes, plot_scaled_values
+from qlora_lab.classroom.plots.n02 import plot_error_sizes, plot_scaled_values
 
 SCALED_EDGES, LOG_ERROR_EDGES = torch.linspace(-1, 1, 102), torch.linspace(-4, 1.4, 55)
 
@@ -495,14 +490,10 @@ explore(
 # layers: notebook 03 shows why this checkpoint's would flatter INT4.)
 
 # %%
-from safetensors import safe_open
+from qlora_lab.classroom.plots.n02 import plot_weight_histogram
+from qlora_lab.classroom.samples import bundled_weight
 
-from qlora_lab.classroom.plots import plot_weight_histogram
-from qlora_lab.finetuning import fetch
-
-with safe_open(fetch("smollm2-135m-instruct") / "model.safetensors", framework="pt") as checkpoint:
-    weights = checkpoint.get_tensor("model.embed_tokens.weight")[::8].float()
-
+weights = bundled_weight("model.embed_tokens.weight")[::8].float()
 z = weights.flatten() / weights.std()
 edges = torch.linspace(-16, 16, 129)
 bell = torch.special.ndtr(edges[1:].double()) - torch.special.ndtr(edges[:-1].double())

@@ -21,14 +21,8 @@ import torch
 
 import qlora_lab
 from qlora_lab.classroom.checks import check_card_usage, check_fastest_preset, check_savings, progress
-from qlora_lab.classroom.plots import (
-    new_axes,
-    plot_cards,
-    plot_groups,
-    plot_parts,
-    plot_predictions,
-    plot_stacked,
-)
+from qlora_lab.classroom.plots import new_axes
+from qlora_lab.classroom.plots.n08 import plot_cards, plot_groups, plot_parts, plot_predictions
 from qlora_lab.finetuning import PRESETS
 from qlora_lab.finetuning.models import pick_device
 from qlora_lab.memory.estimate import SHAPES, estimate
@@ -76,7 +70,7 @@ rows = {
     for name, phase in phases.items()
 }
 ends = {name: f"{phase['peak_allocated'] / GB:.2f}" for name, phase in phases.items()}
-ax = plot_stacked(new_axes(height=3.0), rows, "allocated (GB, 10$^9$ bytes), number: the phase's peak", ends)
+ax = plot_parts(new_axes(height=3.0), rows, "allocated (GB, 10$^9$ bytes); number: the phase's peak", 6, ends)
 ax.axvline(prediction["7B"], color="#D55E00", linestyle="--")
 _ = ax.annotate(f"your guess: {prediction['7B']} ", (prediction["7B"], 4.4), ha="right", color="#D55E00", fontsize=9)
 

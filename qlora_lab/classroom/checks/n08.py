@@ -27,26 +27,28 @@ def row_of(method: str, loaded: int, allocated: int, reserved: int, **settings) 
     }
 
 
-# Peaks in GB. The pairs save 60 % (rank 64), 50 % (4 samples) and 56 % (13B); rows without a partner try to mislead.
+# Pairs that save 55 % (rank 64), 48 % (4 samples), 60 % (13B), 56 % (33B); rows without a partner try to mislead.
 ROWS = [
     row_of("lora", 14_000_000_000, 15_000_000_000, 15_500_000_000),
-    row_of("qlora", 4_000_000_000, 6_000_000_000, 6_500_000_000),
-    row_of("qlora", 4_000_000_000, 10_000_000_000, 14_000_000_000, batch_size=4),
+    row_of("qlora", 4_000_000_000, 6_750_000_000, 7_000_000_000),
+    row_of("qlora", 4_000_000_000, 10_400_000_000, 14_000_000_000, batch_size=4),
     row_of("lora", 14_000_000_000, 20_000_000_000, 25_000_000_000, batch_size=4),
     row_of("lora", 26_000_000_000, 25_000_000_000, 26_000_000_000, shape="llama-13b"),
-    row_of("qlora", 7_000_000_000, 11_000_000_000, 12_000_000_000, shape="llama-13b"),
+    row_of("qlora", 7_000_000_000, 10_000_000_000, 12_000_000_000, shape="llama-13b"),
     row_of("lora", 14_000_000_000, 14_500_000_000, 15_000_000_000, rank=16, batch_size=16),
     row_of("qlora", 4_000_000_000, 12_000_000_000, 13_000_000_000, batch_size=16),
     row_of("qlora", 4_000_000_000, 11_500_000_000, 12_000_000_000, batch_size=4, targets=["q_proj", "v_proj"]),
     row_of("full", 27_000_000_000, 80_000_000_000, 82_000_000_000),
+    row_of("qlora", 17_400_000_000, 22_000_000_000, 23_500_000_000, shape="llama-33b"),
+    row_of("lora", 66_000_000_000, 50_000_000_000, 52_000_000_000, shape="llama-33b"),
 ]
 
 
 @exercise("8.1", "the least saving", item="memory", points=2, todo="complete `least_saving`")
 def check_savings(least_saving: Callable[[list[dict]], float]) -> Verdict:
     """least_saving(rows): per cent that QLoRA saves at the peak, for the pair of rows where that is least."""
-    pairs = [(ROWS[0], ROWS[1]), (ROWS[3], ROWS[2]), (ROWS[4], ROWS[5])]
-    for first, expected in [(0, 50.0), (4, 56.0)]:
+    pairs = [(ROWS[0], ROWS[1]), (ROWS[3], ROWS[2]), (ROWS[4], ROWS[5]), (ROWS[11], ROWS[10])]
+    for first, expected in [(0, 48.0), (4, 56.0)]:
         chosen = pairs if first == 0 else pairs[2:]
         peaks = [tuple(row["measured"]["peak_allocated"] for row in pair) for pair in chosen]
         reserved = [tuple(row["measured"]["peak_reserved"] for row in pair) for pair in chosen]
