@@ -24,7 +24,7 @@ tests/classroom/answers/n03.py a right answer and the wrong ones it should recog
 pure function for the tests: it returns the Verdict and does nothing else.
 """
 
-from . import n00, n02, n03, n04, n07
+from . import n00, n02, n03, n04, n07, n08
 from .judging import (
     CHECKLIST,
     TAUGHT_IN,
