@@ -94,7 +94,7 @@ def check_savings(least_saving: Callable[[list[dict]], float]) -> Verdict:
     return right("In the H100's record it is 41 %: what grows with the tokens is not quantized.")
 
 
-@exercise("8.2", "the missing gigabytes", item="memory", points=2, todo="complete `bytes_on_the_card`")
+@exercise("8.2", "the missing gigabytes", item="memory", points=1, todo="complete `bytes_on_the_card`")
 def check_card_usage(bytes_on_the_card: Callable[[dict, int], float]) -> Verdict:
     """bytes_on_the_card(run, context): bytes that the driver should count, reserved and managed and context."""
     for allocated, reserved, managed, context in [

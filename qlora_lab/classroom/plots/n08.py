@@ -51,7 +51,7 @@ def plot_predictions(axes: list[Axes], points: dict[str, tuple[list[float], list
     everything = [value for pair in points.values() for values in pair for value in values]
     limits = (0.7 * min(everything), 1.4 * max(everything))
     left.plot(limits, limits, color=GREY, linewidth=1)
-    left.annotate("equal", (limits[0] * 1.5, limits[0] * 1.7), rotation=45, color=GREY, fontsize=9)
+    left.annotate("equal", (limits[1] / 1.3, limits[1] / 2), ha="center", color=GREY, fontsize=9)
     right.axhline(0, color=GREY, linewidth=1)
     right.axhspan(-bands[0], bands[0], color=GREY, alpha=0.15, linewidth=0)
     for band in bands[1:]:
@@ -77,41 +77,47 @@ def plot_predictions(axes: list[Axes], points: dict[str, tuple[list[float], list
     return left
 
 
-def plot_cards(ax: Axes, outcomes: dict[tuple[str, str], dict[int, bool]], cards: list[int]) -> Axes:
+def plot_cards(ax: Axes, outcomes: dict[tuple[str, str], dict[int, str]], cards: list[int]) -> Axes:
     """Which model trains on which card: a row for each (model, preset), a column for each card (GB).
 
-    outcomes: by row, the cards that were tried and whether training ran. A dot marks the smallest card on which it did,
-    a line the larger ones, a cross a card on which it ran out of memory.
+    outcomes: by row and card, "fits" (a dot), "pages" (a ring) or "fails" (a cross); nothing where it was not tried.
     """
-    y, ticks = 0.0, {}
-    for (model, preset), tried in outcomes.items():
-        if ticks and model not in [row[0] for row in ticks]:
-            y += 0.6
-            ax.axhline(y - 0.8, color="0.85", linewidth=0.8)
-        ticks[model, preset] = y
-        works = [cards.index(card) for card, ran in tried.items() if ran]
-        fails = [cards.index(card) for card, ran in tried.items() if not ran]
-        if works:
-            ax.plot([min(works), len(cards) - 0.6], [y, y], color=BLUE, linewidth=3, solid_capstyle="butt")
-            ax.plot(min(works), y, "o", color=BLUE, markersize=9)
-        ax.plot(fails, [y] * len(fails), "X", color=VERMILION, markersize=9)
+    marks = {
+        "fits": ("o", BLUE, BLUE, "trains, optimizer states included"),
+        "pages": ("o", BLUE, "white", "trains, but the states would have to move out"),
+        "fails": ("X", VERMILION, VERMILION, "out of memory"),
+    }
+    rows, y = {}, 0.0
+    for model, preset in outcomes:
+        if rows and model not in [row[0] for row in rows]:
+            y += 0.5
+            ax.axhline(y - 0.75, color="0.85", linewidth=0.8)
+        rows[model, preset] = y
         y += 1
-    ax.plot([], [], "-o", color=BLUE, linewidth=3, markersize=9, label="trains, and on larger cards")
-    ax.plot([], [], "X", color=VERMILION, markersize=9, label="out of memory")
+    for how, (marker, colour, face, label) in marks.items():
+        at = [(cards.index(card), rows[row]) for row, by in outcomes.items() for card, got in by.items() if got == how]
+        x, heights = zip(*at, strict=True) if at else ((), ())
+        style = {"color": colour, "markerfacecolor": face, "markersize": 9, "markeredgewidth": 1.6}
+        ax.plot(x, heights, marker, label=label, **style)
     ax.set(xticks=range(len(cards)), xticklabels=cards, xlim=(-0.5, len(cards) - 0.5), xlabel="card (GB, 10$^9$ bytes)")
-    ax.set(yticks=list(ticks.values()), yticklabels=[f"{model}  {preset}" for model, preset in ticks])
+    ax.set(yticks=list(rows.values()), yticklabels=[f"{model}  {preset}" for model, preset in rows])
     ax.set_ylim(y - 0.4, -0.6)
     ax.tick_params(axis="y", length=0)
-    ax.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
+    ax.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.4, 1), ncols=3, fontsize=9, columnspacing=1.2)
     return ax
 
 
 def plot_parts(
-    ax: Axes, rows: dict[str, dict[str, float]], xlabel: str, limit: float, ends: dict[str, str] | None = None
+    ax: Axes,
+    rows: dict[str, dict[str, float]],
+    xlabel: str,
+    limit: float,
+    ends: dict[str, str] | None = None,
+    guess: float | None = None,
 ) -> Axes:
     """Horizontal bars of up to seven parts, laid end to end; what lies beyond `limit` is cut off.
 
-    ends: a text behind a bar.
+    ends: a text behind a bar. guess: what the learner expects, a dashed line.
     """
     parts = list(dict.fromkeys(part for row in rows.values() for part in row))
     left = [0.0] * len(rows)
@@ -121,6 +127,8 @@ def plot_parts(
         left = [start + size for start, size in zip(left, sizes, strict=True)]
     for y, (name, end) in enumerate(zip(rows, left, strict=True)):
         ax.annotate(f" {(ends or {}).get(name, '')}", (min(end, limit), y), va="center", fontsize=9)
+    if guess is not None:
+        ax.axvline(guess, color=VERMILION, linestyle="--", label=f"your guess: {guess}")
     ax.set(xlabel=xlabel, xlim=(0, 1.12 * limit), yticks=range(len(rows)), yticklabels=list(rows))
     ax.set_ylim(len(rows) - 0.5, -0.5)
     ax.tick_params(axis="y", length=0)
