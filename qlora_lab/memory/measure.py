@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import difflib
 import gc
 import pathlib
 import sys
@@ -142,7 +143,7 @@ def measure_memory(
         UserError: no such model or target, a number below 1, no GPU where one is asked for or needed.
     """
     from qlora_lab.finetuning import Preset, add_adapter, build_random, load_model, train
-    from qlora_lab.finetuning.models import pick_compute_dtype, pick_device
+    from qlora_lab.finetuning.models import CATALOGUE, pick_compute_dtype, pick_device
 
     numbers = {"rank": rank, "batch_size": batch_size, "sequence_length": sequence_length - 1}
     for name, number in numbers.items():
@@ -152,6 +153,10 @@ def measure_memory(
     device = torch.device(device) if device is not None else pick_device()
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError("no GPU: torch sees none here; leave device out to measure on the CPU")
+    known = [*SHAPES, *CATALOGUE]
+    near = difflib.get_close_matches(str(model_name).lower(), known, n=2, cutoff=0.7)
+    if near and model_name not in known and not pathlib.Path(model_name).exists():
+        raise UserError(f"unknown model {model_name!r}: did you mean {' or '.join(near)}?")
     shape, dtype = SHAPES.get(model_name), pick_compute_dtype(device)
     if shape and device.type == "cpu":
         _require_room(model_name, shape, use_qlora, dtype)
