@@ -22,7 +22,7 @@ import torch
 import qlora_lab
 from qlora_lab.classroom.checks import check_card_usage, check_fastest_preset, check_savings, progress
 from qlora_lab.classroom.plots import new_axes
-from qlora_lab.classroom.plots.n08 import plot_cards, plot_groups, plot_parts, plot_predictions
+from qlora_lab.classroom.plots.n08 import plot_cards, plot_groups, plot_parts, plot_predictions, plot_waterfall
 from qlora_lab.finetuning import PRESETS
 from qlora_lab.finetuning.models import pick_device
 from qlora_lab.memory import SHAPES, estimate
@@ -427,11 +427,12 @@ for row in (row for row in caps if "measured" in row):
     standard = find(caps, shape=row["shape"], preset="standard", card_gb=smallest[model, "standard"])
     relative.setdefault(row["preset"], []).append(got["step_seconds"] / standard["measured"]["step_seconds"])
 assert all(max(values) / min(values) < 1.002 for values in losses.values())
-assert max(relative["bf16-adapters"]) < 0.9 and 0.75 < min(relative["lean"]) < max(relative["lean"]) < 1.2
+assert max(relative["bf16-adapters"]) < 0.9
+assert [f"{change(relative['lean']) - 1:+.1%}" for change in (min, max)] == ["-19.8%", "+12.5%"]
 
 # %% [markdown]
-# On this GPU nearly nothing: bf16 adapters need no autocast and were *faster* at every size; *lean* was between 25 % faster
-# and 20 % slower. (One step each: do not read much into 10 %.) With states moving to and fro it would be slower: that
+# On this GPU nearly nothing: bf16 adapters need no autocast and were *faster* at every size; *lean* took between 19.8 % less
+# and 12.5 % more time. (One step each: do not read much into 10 %.) With states moving to and fro it would be slower: that
 # was not measured. The losses agree to 0.2 %, on random tokens: the recipes compute the same. Whether they *learn* alike
 # takes longer runs on real text.
 #
@@ -500,11 +501,8 @@ def draw(shape, method, tokens, checkpointing, rank):
     knobs = {"rank": rank, "batch_size": batch, "sequence_length": length, "gradient_checkpointing": checkpointing}
     parts = grouped(estimate(SHAPES[shape], method, **knobs).parts)
     peak = recorded.get((shape, method, batch, length, checkpointing, rank))
-    rows = {"predicted": parts, "measured": dict.fromkeys(parts, 0.0) | {"measured": peak or 0.0}}
-    total = sum(parts.values())
-    ends = {"predicted": f"{total:.1f}", "measured": f"{peak:.1f}" if peak else "not recorded"}
-    limit = next((limit for limit in (20, 40) if total <= limit), 80)
-    return plot_parts(new_axes(height=2.6), rows, "peak of a step, allocated (GB, 10$^9$ bytes)", limit, ends)
+    totals = {"predicted peak": sum(parts.values()), "measured peak": peak}
+    return plot_waterfall(new_axes(height=3.2), parts, totals, "allocated (GB, 10$^9$ bytes)", 60)
 
 
 # %%
@@ -513,9 +511,11 @@ explore(
     shape=ipywidgets.Dropdown(options=[f"llama-{size.lower()}" for size in SIZES], description="model"),
     method=ipywidgets.Dropdown(options=["qlora", "lora"], description="method"),
     tokens=ipywidgets.SelectionSlider(
-        options=[(f"{b} × {n}", (b, n)) for n in (512, 2048) for b in (1, 4, 16)], description="batch × length"
+        options=[(f"{b} × {n}", (b, n)) for n in (512, 2048) for b in (1, 4, 16)],
+        value=(4, 512),
+        description="batch × length",
     ),
-    checkpointing=ipywidgets.Checkbox(value=True, description="gradient checkpointing"),
+    checkpointing=ipywidgets.Checkbox(value=False, description="gradient checkpointing"),
     rank=ipywidgets.SelectionSlider(options=[16, 64], value=64, description="rank"),
 )
 

@@ -134,3 +134,26 @@ def plot_parts(
     ax.tick_params(axis="y", length=0)
     ax.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.45, 1), ncols=4, fontsize=9)
     return ax
+
+
+def plot_waterfall(
+    ax: Axes, parts: dict[str, float], totals: dict[str, float | None], xlabel: str, limit: float
+) -> Axes:
+    """Parts as bars that begin where the one above ends, and below them bars of totals.
+
+    totals: None says "not recorded". What lies beyond `limit` is cut off.
+    """
+    sizes = list(parts.values())
+    left = [sum(sizes[:i]) for i in range(len(sizes))] + [0.0] * len(totals)
+    widths = sizes + [size or 0.0 for size in totals.values()]
+    colours = [ORANGE] * len(parts) + [BLUE, GREEN][: len(totals)]
+    ax.barh(range(len(widths)), widths, 0.75, left, color=colours)
+    texts = [f"{size:.2f}" for size in sizes]
+    texts += ["not recorded" if size is None else f"{size:.2f}" for size in totals.values()]
+    for y, (start, width, text) in enumerate(zip(left, widths, texts, strict=True)):
+        ax.text(min(start + width, limit) + 0.01 * limit, y, text, va="center", fontsize=9)
+    ax.axhline(len(parts) - 0.5, color=GREY, linewidth=0.8)
+    ax.set(xlabel=xlabel, xlim=(0, 1.15 * limit), yticks=range(len(widths)), yticklabels=[*parts, *totals])
+    ax.set_ylim(len(widths) - 0.4, -0.6)
+    ax.tick_params(axis="y", length=0)
+    return ax
