@@ -298,7 +298,7 @@ def run_caps(record: Record, device: torch.device) -> None:
 def run_explain(record: Record, device: torch.device) -> None:
     """Peaks taken apart: which lines of Python had asked for the blocks that were alive then.
 
-    Not of "lean": with torch 2.11, computing a chunk of the loss again fails while the history is recorded ("SystemError:
+    Not of "lean": with torch 2.11, computing a chunk of the loss again fails while history is recorded ("SystemError:
     cross_entropy_loss returned NULL without setting an exception"), and only then.
     """
     recipes = [(setting, None) for setting in EXPLAINED]
