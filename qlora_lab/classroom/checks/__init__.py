@@ -24,7 +24,7 @@ tests/classroom/answers/n03.py a right answer and the wrong ones it should recog
 pure function for the tests: it returns the Verdict and does nothing else.
 """
 
-from . import n00, n03, n07
+from . import n00, n01, n03, n07
 from .judging import (
     CHECKLIST,
     TAUGHT_IN,
@@ -37,10 +37,11 @@ from .judging import (
     record,
 )
 from .n00 import check_bytes_of_weights, check_compute_dtype
+from .n01 import check_12_gb, check_largest_model, check_logits, check_model_bytes
 from .n03 import check_fingerprints, check_level_usage, check_normal_levels, check_suspects
 from .n07 import check_bnb_config, check_labels, check_token_weighted_loss, check_trainable_parameters
 
-NOTEBOOKS = (n00, n03, n07)
+NOTEBOOKS = (n00, n01, n03, n07)
 
 
 def all_exercises() -> tuple[Exercise, ...]:
@@ -68,12 +69,16 @@ __all__ = [
     "Progress",
     "Verdict",
     "all_exercises",
+    "check_12_gb",
     "check_bnb_config",
     "check_bytes_of_weights",
     "check_compute_dtype",
     "check_fingerprints",
     "check_labels",
+    "check_largest_model",
     "check_level_usage",
+    "check_logits",
+    "check_model_bytes",
     "check_normal_levels",
     "check_suspects",
     "check_token_weighted_loss",
