@@ -1,26 +1,53 @@
 """How much GPU memory does a training step take? Arithmetic on plain numbers: no torch, no GPU, no model.
 
-A step passes three moments that can be its peak, and the estimate is the largest of them:
+A step passes several moments that can be its peak, and the estimate is the largest of them:
 
-    loss       the whole forward pass is remembered, and the logits stand twice in fp32
+    forward    the whole forward pass is remembered, and the logits have been turned into a loss
+    loss       the backward pass begins: the gradients of the loss and of the logits stand beside the log-softmax
     backward   it has come down to the first layer: every adapter has its gradient, one layer's activations are left
     update     gradients and optimizer states, and what the optimizer itself needs
 
-Sizes are bytes. GB is 10^9, GiB is 2^30. Activations are those of transformers' LLaMA layers under bf16 autocast with
-SDPA (flash) attention, PEFT's LoRA and bitsandbytes' `Linear4bit`; each line below says which tensor it counts.
+Sizes are bytes. GB is 10^9, GiB is 2^30. Activations are those of transformers' LLaMA layers with SDPA (flash)
+attention, PEFT's LoRA and bitsandbytes' `Linear4bit`; each line below says which tensor it counts.
 `python -m pytest tests/memory` holds the result against steps measured on a GPU (`data/records/`).
 """
 
+from __future__ import annotations
+
+import difflib
 from dataclasses import dataclass
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-CUBLAS_WORKSPACE = 32 * 2**20  # of an H100; torch's allocator holds it
+METHODS = ("full", "lora", "qlora")
+CUBLAS_WORKSPACE = 32 * 2**20  # of an H100, for each thread that multiplies; torch's allocator holds it
 CUDA_CONTEXT = 500_000_000  # what the driver takes before the first tensor; about 0.5 GB on recent cards
+
+
+def _require_known(what: str, name: str, known, first: str | None = None) -> None:
+    """Raise ValueError, in one sentence with near matches, unless `name` is in `known`."""
+    if name in known:
+        return
+    options = [first, *known] if first else list(known)
+    near = difflib.get_close_matches(str(name), options, n=2, cutoff=0.5)
+    hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+    raise ValueError(f"unknown {what} {name!r}: {hint}choose from {', '.join(options)}")
+
+
+def _require_counts(**counts: int) -> None:
+    for name, count in counts.items():
+        if count < 1:
+            raise ValueError(f"{name} is {count}: it must be at least 1")
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A LLaMA-architecture model; the names are those of transformers' configs."""
+    """A LLaMA-architecture model; the names are those of transformers' configs.
+
+    biased: names of the linears that have a bias (Qwen2: q, k and v). head_dim: None for hidden_size / heads.
+
+    Raises:
+        ValueError: a size below 1, or head counts that do not divide.
+    """
 
     hidden_size: int
     intermediate_size: int
@@ -29,15 +56,28 @@ class Shape:
     num_key_value_heads: int
     vocab_size: int
     tie_word_embeddings: bool = False
+    biased: tuple[str, ...] = ()
+    head_dim: int | None = None
+
+    def __post_init__(self):
+        sizes = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+        _require_counts(**{name: getattr(self, name) for name in (*sizes, "vocab_size")})
+        heads, key_value_heads = self.num_attention_heads, self.num_key_value_heads
+        if self.head_dim is None and self.hidden_size % heads:
+            raise ValueError(f"hidden_size {self.hidden_size} cannot be cut into {heads} heads: it must divide evenly")
+        if heads % key_value_heads:
+            raise ValueError(f"{heads} attention heads cannot share {key_value_heads} key-value heads evenly")
 
     def linears(self) -> dict[str, tuple[int, int]]:
         """(in_features, out_features) of one layer's linears, by name."""
         hidden, mlp = self.hidden_size, self.intermediate_size
-        key_value = hidden // self.num_attention_heads * self.num_key_value_heads
-        sizes = [(hidden, hidden), (hidden, key_value), (hidden, key_value), (hidden, hidden)]
+        head = self.head_dim or hidden // self.num_attention_heads
+        query, key_value = head * self.num_attention_heads, head * self.num_key_value_heads
+        sizes = [(hidden, query), (hidden, key_value), (hidden, key_value), (query, hidden)]
         return dict(zip(LINEARS, [*sizes, (hidden, mlp), (hidden, mlp), (mlp, hidden)], strict=True))
 
     def linear_parameters(self) -> int:
+        """Weights of all layers' linears: what QLoRA quantizes."""
         return self.num_hidden_layers * sum(i * o for i, o in self.linears().values())
 
     def embedding_parameters(self) -> int:
@@ -45,10 +85,14 @@ class Shape:
         return self.vocab_size * self.hidden_size * (1 if self.tie_word_embeddings else 2)
 
     def norm_parameters(self) -> int:
+        """Two RMSNorms in each layer, and a last one."""
         return self.hidden_size * (2 * self.num_hidden_layers + 1)
 
+    def bias_parameters(self) -> int:
+        return self.num_hidden_layers * sum(self.linears()[name][1] for name in self.biased)
+
     def parameters(self) -> int:
-        return self.linear_parameters() + self.embedding_parameters() + self.norm_parameters()
+        return self.linear_parameters() + self.embedding_parameters() + self.norm_parameters() + self.bias_parameters()
 
 
 # LLaMA: Touvron et al. 2023 (arXiv 2302.13971), table 2. The others: each model's config.json.
@@ -63,24 +107,67 @@ SHAPES = {
     "llama-3-8b": Shape(4096, 14336, 32, 32, 8, 128256),
     "llama-3-70b": Shape(8192, 28672, 80, 64, 8, 128256),
     "mistral-7b": Shape(4096, 14336, 32, 32, 8, 32000),
+    "qwen2.5-7b": Shape(3584, 18944, 28, 28, 4, 152064, biased=("q_proj", "k_proj", "v_proj")),
     "smollm2-135m": Shape(576, 1536, 30, 9, 3, 49152, tie_word_embeddings=True),
     "smollm2-360m": Shape(960, 2560, 32, 15, 5, 49152, tie_word_embeddings=True),
     "smollm2-1.7b": Shape(2048, 8192, 24, 32, 32, 49152, tie_word_embeddings=True),
 }
+
+# What each of `finetuning.PRESETS` sets; written twice, since this file imports nothing of ours. A test compares them.
+PRESETS = {
+    "standard": {},
+    "in-backward": {"update_in_backward": True},
+    "bf16-adapters": {"adapter_dtype": "bfloat16"},
+    "lean": {
+        "adapter_dtype": "bfloat16",
+        "loss_chunk": 128,
+        "update_in_backward": True,
+        "embeddings_on_cpu": True,
+    },
+}
+
+
+def shape_named(name: str) -> Shape:
+    """`SHAPES[name]`, in any case of letters.
+
+    Raises:
+        ValueError: an unknown name; near matches are named.
+    """
+    _require_known("shape", name.lower(), SHAPES)
+    return SHAPES[name.lower()]
 
 
 def from_config(config) -> Shape:
     """The shape of a transformers config with LLaMA's names (Llama, Mistral, Qwen2, SmolLM2, ...).
 
     Raises:
-        ValueError: a config without them, such as GPT-2's.
+        ValueError: a config of another architecture: GPT-2's, an encoder's, one with experts.
     """
+    kind = type(config).__name__
     names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
-    if missing := [name for name in names if getattr(config, name, None) is None]:
-        raise ValueError(f"{type(config).__name__} has no {missing[0]}: only LLaMA-like models can be estimated")
+    if getattr(config, "is_encoder_decoder", False):
+        raise ValueError(f"{kind} is an encoder with a decoder: only LLaMA-like decoders can be estimated")
+    # encoders such as BERT have all the names, but LayerNorms
+    if missing := [name for name in (*names, "rms_norm_eps") if getattr(config, name, None) is None]:
+        raise ValueError(f"{kind} has no {missing[0]}: only LLaMA-like decoders can be estimated")
+    if experts := [name for name in ("num_experts", "num_local_experts", "n_routed_experts") if hasattr(config, name)]:
+        raise ValueError(f"{kind} has experts ({experts[0]}): only LLaMA-like decoders without can be estimated")
     hidden, mlp, layers, heads, vocabulary = (getattr(config, name) for name in names)
-    key_value_heads = getattr(config, "num_key_value_heads", None) or heads
-    return Shape(hidden, mlp, layers, heads, key_value_heads, vocabulary, bool(config.tie_word_embeddings))
+    biased = ["q_proj", "k_proj", "v_proj"] if getattr(config, "model_type", "") == "qwen2" else []
+    biased += LINEARS[:4] if getattr(config, "attention_bias", False) else []
+    biased += LINEARS[4:] if getattr(config, "mlp_bias", False) else []
+    head = getattr(config, "head_dim", None)
+    return Shape(
+        hidden,
+        mlp,
+        layers,
+        heads,
+        getattr(config, "num_key_value_heads", None) or heads,
+        vocabulary,
+        bool(config.tie_word_embeddings),
+        tuple(biased),
+        None if head is None or head * heads == hidden else head,
+    )
 
 
 @dataclass(frozen=True)
@@ -89,7 +176,7 @@ class MemoryBreakdown:
 
     parts: what lies in torch's allocator; sums to `peak_allocated`.
     outside: what the card holds besides (CUDA context, paged optimizer states).
-    moment: which of the three moments is the peak.
+    moment: which of the moments is the peak.
     """
 
     parts: dict[str, int]
@@ -103,6 +190,7 @@ class MemoryBreakdown:
 
     @property
     def total(self) -> int:
+        """With what lies outside torch's allocator."""
         return self.peak_allocated + sum(self.outside.values())
 
     def table(self) -> str:
@@ -114,7 +202,12 @@ class MemoryBreakdown:
 
 
 def trainable_parameters(shape, rank: int, targets="all-linear") -> int:
-    """PEFT's count: A is (rank, in_features) and B (out_features, rank) for every target in every layer."""
+    """PEFT's count: A is (rank, in_features) and B (out_features, rank) for every target in every layer.
+
+    Raises:
+        ValueError: a rank below 1, an unknown target.
+    """
+    _require_counts(rank=rank)
     chosen = _chosen(shape, targets)
     return shape.num_hidden_layers * sum(rank * (i + o) for i, o in chosen.values())
 
@@ -122,6 +215,36 @@ def trainable_parameters(shape, rank: int, targets="all-linear") -> int:
 def bits_per_parameter(block_size: int = 64, double: bool = True, scale_block_size: int = 256) -> float:
     """4 bits and the share of the scale: fp32 for each block, or 8 bits and an fp32 for each block of scales."""
     return 4 + (8 / block_size + 32 / (block_size * scale_block_size) if double else 32 / block_size)
+
+
+def kbit_preparation_bytes(shape) -> int:
+    """What `peft.prepare_model_for_kbit_training` adds to a 4-bit model in bf16: every 16-bit parameter becomes fp32.
+
+    Those are the embeddings, the output head, the norms and the biases. `finetuning.add_adapter` does without it.
+    """
+    return 2 * (shape.embedding_parameters() + shape.norm_parameters() + shape.bias_parameters())
+
+
+def optimizer_state_bytes(tensors: list[int], optimizer: str, parameter_bytes: int = 4) -> tuple[int, int]:
+    """(bytes in torch's allocator, bytes in managed memory) of AdamW's two states.
+
+    Args:
+        tensors: elements of each trained tensor.
+        optimizer: transformers' name.
+        parameter_bytes: of a trained number; torch's own states have its dtype, bitsandbytes' are fp32 or 8 bits.
+    """
+    _require_known("optimizer", optimizer, OPTIMIZERS)
+    held = managed = 0
+    for elements in tensors:
+        if optimizer == "adamw_torch":
+            states, scales = 2 * parameter_bytes * elements, 0
+        elif optimizer.endswith("8bit") and elements >= _MIN_8BIT:
+            states, scales = 2 * elements, 2 * 4 * -(-elements // 256)  # an fp32 scale for each block of 256
+        else:
+            states, scales = 2 * 4 * elements, 0
+        paged = optimizer.startswith("paged") and elements >= _MIN_PAGED
+        held, managed = held + scales + (0 if paged else states), managed + (states if paged else 0)
+    return held, managed
 
 
 def estimate(
@@ -137,61 +260,98 @@ def estimate(
     adapter_dtype: str = "float32",
     quant_type: str = "nf4",
     double_quant: bool = True,
+    full_precision: str = "float32",
+    loss_chunk: int | None = None,
+    update_in_backward: bool = False,
+    embeddings_on_cpu: bool = False,
+    preset: str | None = None,
 ) -> MemoryBreakdown:
     """Predict the memory of one training step on a GPU.
 
     Args:
         shape: `SHAPES["llama-7b"]`, or anything with the attributes and methods of `Shape`.
-        method: "lora" (16-bit base) or "qlora" (4-bit base).
-        rank, targets: of the adapters; targets is "all-linear" or a list of names from `LINEARS`.
+        method: "full" (every parameter is trained), "lora" (16-bit base) or "qlora" (4-bit base).
+        rank, targets: of the adapters; targets is "all-linear", or one or a list of names from `LINEARS`.
         batch_size, sequence_length: samples in one forward pass, and tokens in each.
         gradient_checkpointing: keep each layer's input only, and compute the layer again in the backward pass.
         optimizer: transformers' name.
-        adapter_dtype: "float32" (PEFT's default) or "bfloat16"; gradients and fp32 optimizer states follow it.
+        adapter_dtype: "float32" (PEFT's default, under bf16 autocast) or "bfloat16" (without autocast); gradients
+            follow it.
         quant_type: "nf4" or "fp4": the same size.
         double_quant: 4.127 instead of 4.5 bits a quantized parameter.
+        full_precision: of "full". "float32": fp32 weights and gradients, bf16 autocast. "mixed": bf16 weights and
+            gradients, and fp32 master weights. Both take 16 bytes a parameter, AdamW's fp32 states included.
+        loss_chunk, update_in_backward, embeddings_on_cpu: as in `finetuning.Preset` and `finetuning.train_steps`.
+        preset: one of `PRESETS`, which sets adapter_dtype and the three above.
+
+    Returns:
+        parts by name: "base weights" (of the linears), "quantization constants", "embeddings and head", "norms",
+        "biases", "master weights", "adapters", "gradients", "optimizer states", "bf16 copies", "activations",
+        "logits and loss", "dequantized weight", "update", "cuBLAS workspace"; only those that are not 0 at the peak.
 
     Raises:
-        ValueError: an unknown method, optimizer, dtype or target.
+        ValueError: an unknown method, optimizer, dtype, target or preset; a rank, length or batch below 1.
     """
-    if method not in ("lora", "qlora"):
-        raise ValueError(f"method is {method!r}: choose 'lora' or 'qlora'")
-    if adapter_dtype not in ("float32", "bfloat16"):
-        raise ValueError(f"adapter_dtype is {adapter_dtype!r}: choose 'float32' or 'bfloat16'")
-    if optimizer not in _STATE_BYTES:
-        raise ValueError(f"optimizer is {optimizer!r}: choose from {', '.join(_STATE_BYTES)}")
-    adapters = trainable_parameters(shape, rank, targets)
-    adapter_bytes = 4 if adapter_dtype == "float32" else 2
+    if preset is not None:
+        _require_known("preset", preset, PRESETS)
+        knobs = {"adapter_dtype": adapter_dtype, "loss_chunk": loss_chunk, "update_in_backward": update_in_backward}
+        knobs = {**knobs, "embeddings_on_cpu": embeddings_on_cpu, **PRESETS[preset]}
+        adapter_dtype, loss_chunk = knobs["adapter_dtype"], knobs["loss_chunk"]
+        update_in_backward, embeddings_on_cpu = knobs["update_in_backward"], knobs["embeddings_on_cpu"]
+    _require_known("method", method, METHODS)
+    _require_known("adapter_dtype", adapter_dtype, ("float32", "bfloat16"))
+    _require_known("quant_type", quant_type, ("nf4", "fp4"))
+    _require_known("full_precision", full_precision, ("float32", "mixed"))
+    _require_known("optimizer", optimizer, OPTIMIZERS)
+    _require_counts(rank=rank, batch_size=batch_size, sequence_length=sequence_length)
+    if loss_chunk is not None:
+        _require_counts(loss_chunk=loss_chunk)
+    full, quantized, mixed = method == "full", method == "qlora", full_precision == "mixed"
+    tensors = trained_tensors(shape, method, rank, targets)
+    trained = sum(tensors)
+    trained_bytes = (2 if mixed else 4) if full else (4 if adapter_dtype == "float32" else 2)
+    base_bytes = trained_bytes if full else 2
+    autocast = trained_bytes == 4
     tokens = batch_size * sequence_length
-    quantized = method == "qlora"
+    layers = shape.num_hidden_layers
 
     linear = shape.linear_parameters()
+    input_embeddings = shape.vocab_size * shape.hidden_size
+    gone = input_embeddings if embeddings_on_cpu and not shape.tie_word_embeddings else 0
+    states, managed = optimizer_state_bytes(tensors, optimizer, 4 if full else trained_bytes)
     held = {
-        "base weights": linear // 2 if quantized else 2 * linear,
+        "base weights": linear // 2 if quantized else base_bytes * linear,
         "quantization constants": round(linear * (bits_per_parameter(double=double_quant) - 4) / 8) if quantized else 0,
-        "embeddings and head": 2 * shape.embedding_parameters(),
-        "norms": 2 * shape.norm_parameters(),
-        "adapters": adapter_bytes * adapters,
+        "embeddings and head": base_bytes * (shape.embedding_parameters() - gone),
+        "norms": base_bytes * shape.norm_parameters(),
+        "biases": base_bytes * shape.bias_parameters(),
+        "master weights": 4 * trained if full and mixed else 0,
+        "adapters": 0 if full else trained_bytes * trained,
+        "optimizer states": states,
+        "cuBLAS workspace": 2 * CUBLAS_WORKSPACE,  # of the thread of the forward pass and that of the backward pass
     }
-    states = _STATE_BYTES[optimizer] * adapters
-    paged = optimizer.startswith("paged")
-    if not paged:
-        held["optimizer states"] = states
 
-    held["cuBLAS workspace"] = CUBLAS_WORKSPACE
     layer = tokens * layer_activation_bytes(shape, method, rank, targets)
     inputs = tokens * 2 * shape.hidden_size  # one layer's input, bf16
-    layers = shape.num_hidden_layers
-    # bitsandbytes dequantizes one whole weight, forward and backward; with it goes the product's 16-bit output
+    # bitsandbytes dequantizes one whole weight, forward and backward
     workspace = 2 * max(i * o for i, o in shape.linears().values()) if quantized else 0
-    # in fp32: the logits, their log-softmax, and the gradients of both
-    logits = tokens * shape.vocab_size * (4 + 4 + 4 + 4)
-    gradients = adapter_bytes * adapters
+    predicted = batch_size * (sequence_length - 1)  # the last token has no next one
+    logits = (min(loss_chunk, predicted) if loss_chunk else predicted) * shape.vocab_size
+    # autocast casts each fp32 weight once and keeps the copy until the forward pass ends, or backward needs it
+    copies = 2 * (sum(tensors) - (shape.norm_parameters() if full else 0)) if autocast else 0
+    remembered = layers * (inputs if gradient_checkpointing else layer)
+    gradients = 0 if update_in_backward else trained_bytes * trained
 
     moments = {
+        "forward": {
+            "activations": remembered,
+            "bf16 copies": copies,
+            "logits and loss": (2 + 4 + 4) * logits,  # the head's bf16, the same in fp32, their log-softmax
+        },
         "loss": {
-            "activations": layers * (inputs if gradient_checkpointing else layer),
-            "logits and loss": logits,
+            "activations": remembered,
+            "bf16 copies": 0 if gradient_checkpointing else copies,
+            "logits and loss": (4 + 4 + 4) * logits,  # log-softmax, its gradient, the logits' gradient
         },
         "backward": {
             "activations": inputs + layer,
@@ -201,13 +361,24 @@ def estimate(
         "update": {
             "gradients": gradients,
             # torch's AdamW computes the denominators of all parameters at once; bitsandbytes' needs nothing
-            "update": adapter_bytes * adapters if optimizer == "adamw_torch" else 0,
+            "update": trained_bytes * trained if optimizer == "adamw_torch" and not update_in_backward else 0,
         },
     }
     moment = max(moments, key=lambda name: sum(moments[name].values()))
     parts = {name: size for name, size in {**held, **moments[moment]}.items() if size}
-    outside = {"CUDA context": CUDA_CONTEXT, "paged optimizer states": states if paged else 0}
+    outside = {"CUDA context": CUDA_CONTEXT, "paged optimizer states": managed}
     return MemoryBreakdown(parts, outside, moment)
+
+
+def trained_tensors(shape, method: str, rank: int = 64, targets="all-linear") -> list[int]:
+    """Elements of every tensor that training changes: A and B of each target, or all the model's parameters."""
+    linears, layers = shape.linears(), shape.num_hidden_layers
+    if method != "full":
+        _require_counts(rank=rank)
+        return layers * [rank * side for sizes in _chosen(shape, targets).values() for side in sizes]
+    layer = [i * o for i, o in linears.values()] + [linears[name][1] for name in shape.biased]
+    matrices = [shape.vocab_size * shape.hidden_size] * (1 if shape.tie_word_embeddings else 2)
+    return layers * layer + matrices + (2 * layers + 1) * [shape.hidden_size]
 
 
 def layer_activation_bytes(shape, method: str, rank: int, targets="all-linear") -> int:
@@ -228,12 +399,16 @@ def layer_activation_bytes(shape, method: str, rank: int, targets="all-linear") 
     return norms + adapters + attention + mlp_products
 
 
-_STATE_BYTES = {"adamw_torch": 8, "adamw_8bit": 2, "paged_adamw_32bit": 8, "paged_adamw_8bit": 2}  # a parameter
+OPTIMIZERS = ("adamw_torch", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit")  # transformers' names
+_MIN_8BIT = 4_096  # bitsandbytes' `min_8bit_size`: states of smaller tensors are fp32
+_MIN_PAGED = 100_000  # elements: bitsandbytes' `get_state_buffer` does not page smaller ones
 
 
 def _chosen(shape, targets) -> dict[str, tuple[int, int]]:
     linears = shape.linears()
-    names = LINEARS if targets == "all-linear" else tuple(targets)
-    if unknown := [name for name in names if name not in linears]:
-        raise ValueError(f"unknown target {unknown[0]!r}: choose 'all-linear' or from {', '.join(LINEARS)}")
+    names = LINEARS if targets == "all-linear" else (targets,) if isinstance(targets, str) else tuple(targets)
+    if not names:
+        raise ValueError(f"no target: choose 'all-linear' or from {', '.join(LINEARS)}")
+    for name in names:
+        _require_known("target", name, linears, first="all-linear")
     return {name: linears[name] for name in names}

@@ -71,7 +71,7 @@ def test_from_config_reads_transformers_names():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"method": "full"}, {"optimizer": "sgd"}, {"targets": ["qproj"]}, {"adapter_dtype": "fp8"}]
+    "wrong", [{"method": "ful"}, {"optimizer": "sgd"}, {"targets": ["qproj"]}, {"adapter_dtype": "fp8"}]
 )
 def test_unknown_names(wrong):
     with pytest.raises(ValueError, match="choose"):
