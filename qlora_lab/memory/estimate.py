@@ -2,14 +2,16 @@
 
 A step passes several moments that can be its peak, and the estimate is the largest of them:
 
-    forward    the whole forward pass is remembered, and the logits have been turned into a loss
+    forward    the whole forward pass is remembered, and the logits have just been turned into a loss
     loss       the backward pass begins: the gradients of the loss and of the logits stand beside the log-softmax
-    backward   it has come down to the first layer: every adapter has its gradient, one layer's activations are left
+    backward   it has come down to the first layer, which is computed again: all other layers have their gradients
     update     gradients and optimizer states, and what the optimizer itself needs
 
 Sizes are bytes. GB is 10^9, GiB is 2^30. Activations are those of transformers' LLaMA layers with SDPA (flash)
-attention, PEFT's LoRA and bitsandbytes' `Linear4bit`; each line below says which tensor it counts.
-`python -m pytest tests/memory` holds the result against steps measured on a GPU (`data/records/`).
+attention, PEFT's LoRA and bitsandbytes' `Linear4bit`. Each line below says which tensor it counts; its source is the
+list of tensors that were alive at the peak of real steps, by the line of code that had asked for each ("explained" in
+`data/records/memory-*.json`). No number is fitted. What is left over, mostly what torch's allocator adds when it
+rounds blocks up, is printed by `python -m qlora_lab.memory.record --compare`.
 """
 
 from __future__ import annotations
@@ -286,8 +288,9 @@ def estimate(
 
     Returns:
         parts by name: "base weights" (of the linears), "quantization constants", "embeddings and head", "norms",
-        "biases", "master weights", "adapters", "gradients", "optimizer states", "bf16 copies", "activations",
-        "logits and loss", "dequantized weight", "update", "cuBLAS workspace"; only those that are not 0 at the peak.
+        "biases", "master weights", "adapters", "gradients", "optimizer states", "bf16 copies" (autocast's),
+        "activations", "logits and loss", "dequantized weight" (one, while it is used), "update" (what the optimizer
+        needs for itself), "cuBLAS workspace"; only those that are not 0 at the peak.
 
     Raises:
         ValueError: an unknown method, optimizer, dtype, target or preset; a rank, length or batch below 1.
@@ -306,59 +309,67 @@ def estimate(
     _require_counts(rank=rank, batch_size=batch_size, sequence_length=sequence_length)
     if loss_chunk is not None:
         _require_counts(loss_chunk=loss_chunk)
-    full, quantized, mixed = method == "full", method == "qlora", full_precision == "mixed"
+    full, autocast = method == "full", (full_precision if method == "full" else adapter_dtype) == "float32"
     tensors = trained_tensors(shape, method, rank, targets)
-    trained = sum(tensors)
-    trained_bytes = (2 if mixed else 4) if full else (4 if adapter_dtype == "float32" else 2)
-    base_bytes = trained_bytes if full else 2
-    autocast = trained_bytes == 4
+    trained, trained_bytes = sum(tensors), 4 if autocast else 2
+    layers, hidden, vocabulary = shape.num_hidden_layers, shape.hidden_size, shape.vocab_size
     tokens = batch_size * sequence_length
-    layers = shape.num_hidden_layers
+    stream = 4 if full and autocast else 2  # bytes of a number that goes from layer to layer
 
-    linear = shape.linear_parameters()
-    input_embeddings = shape.vocab_size * shape.hidden_size
-    gone = input_embeddings if embeddings_on_cpu and not shape.tie_word_embeddings else 0
-    states, managed = optimizer_state_bytes(tensors, optimizer, 4 if full else trained_bytes)
-    held = {
-        "base weights": linear // 2 if quantized else base_bytes * linear,
-        "quantization constants": round(linear * (bits_per_parameter(double=double_quant) - 4) / 8) if quantized else 0,
-        "embeddings and head": base_bytes * (shape.embedding_parameters() - gone),
-        "norms": base_bytes * shape.norm_parameters(),
-        "biases": base_bytes * shape.bias_parameters(),
-        "master weights": 4 * trained if full and mixed else 0,
-        "adapters": 0 if full else trained_bytes * trained,
-        "optimizer states": states,
-        "cuBLAS workspace": 2 * CUBLAS_WORKSPACE,  # of the thread of the forward pass and that of the backward pass
-    }
+    held = model_parts(shape, method, double_quant, full_precision)
+    if embeddings_on_cpu and not shape.tie_word_embeddings:
+        held["embeddings and head"] //= 2
+    held["master weights"] = 4 * trained if full and not autocast else 0
+    held["adapters"] = 0 if full else trained_bytes * trained
+    # torch's AdamW keeps its states in the parameters' dtype, in fp32 for master weights
+    held["optimizer states"], managed = optimizer_state_bytes(tensors, optimizer, 4 if full else trained_bytes)
+    held["cuBLAS workspace"] = 2 * CUBLAS_WORKSPACE  # of the forward pass's thread and of the backward pass's
 
-    layer = tokens * layer_activation_bytes(shape, method, rank, targets)
-    inputs = tokens * 2 * shape.hidden_size  # one layer's input, bf16
-    # bitsandbytes dequantizes one whole weight, forward and backward
-    workspace = 2 * max(i * o for i, o in shape.linears().values()) if quantized else 0
-    predicted = batch_size * (sequence_length - 1)  # the last token has no next one
-    logits = (min(loss_chunk, predicted) if loss_chunk else predicted) * shape.vocab_size
-    # autocast casts each fp32 weight once and keeps the copy until the forward pass ends, or backward needs it
-    copies = 2 * (sum(tensors) - (shape.norm_parameters() if full else 0)) if autocast else 0
-    remembered = layers * (inputs if gradient_checkpointing else layer)
+    # autocast casts each fp32 matrix once, and keeps the copy until the forward pass ends or the backward pass used it
+    head = vocabulary * hidden if full else 0
+    of_layers = trained - shape.norm_parameters() - (shape.embedding_parameters() if full else 0) if full else trained
+    copies = 2 * (of_layers + head) if autocast else 0
+    layer = tokens * layer_activation_bytes(shape, method, rank, targets, autocast)
+    layer_input = tokens * stream * hidden
+    remembered = layers * (layer_input if gradient_checkpointing else layer) + tokens * _end_bytes(
+        shape, full, autocast
+    )
+    if not full and not gradient_checkpointing:
+        remembered -= tokens * (4 * hidden + 4)  # the first norm: nothing before it is trained
+    # Checkpointing makes the embeddings' output a leaf that needs a gradient (`enable_input_require_grads`). Both stay
+    # until the next step's loss takes the place of this one's.
+    leaf = 2 * layer_input if gradient_checkpointing and not full else 0
+    logits = batch_size * (sequence_length - 1) * vocabulary  # the last token has no next one
+    if loss_chunk is not None:
+        logits = min(logits, loss_chunk * vocabulary)
+        remembered += tokens * 2 * hidden  # the last hidden states, from which each chunk's logits are computed again
+
     gradients = 0 if update_in_backward else trained_bytes * trained
+    first = (layer_tensors := len(tensors) // layers) and sum(tensors[:layer_tensors])  # elements of the first layer
+    if full and not shape.tie_word_embeddings:
+        first += vocabulary * hidden
+    without_first = trained_bytes * (max(tensors) if update_in_backward else trained - first)
+    again = tokens * _recomputing_bytes(shape, method, targets, autocast)
 
     moments = {
         "forward": {
-            "activations": remembered,
+            "activations": remembered + leaf,
             "bf16 copies": copies,
-            "logits and loss": (2 + 4 + 4) * logits,  # the head's bf16, the same in fp32, their log-softmax
+            "logits and loss": (2 + 4 + 4) * logits,  # the head's in bf16, the same in fp32, their log-softmax
         },
         "loss": {
             "activations": remembered,
-            "bf16 copies": 0 if gradient_checkpointing else copies,
+            "bf16 copies": copies if not gradient_checkpointing else 2 * head * autocast,
             "logits and loss": (4 + 4 + 4) * logits,  # log-softmax, its gradient, the logits' gradient
         },
         "backward": {
-            "activations": inputs + layer,
-            "dequantized weight": workspace,
-            "gradients": gradients,
+            "activations": layer_input + layer + again,
+            "bf16 copies": 2 * sum(tensors[:layer_tensors]) if autocast else 0,
+            "dequantized weight": dequantization_bytes(shape, double_quant) if method == "qlora" else 0,
+            "gradients": without_first,
         },
         "update": {
+            "activations": leaf,
             "gradients": gradients,
             # torch's AdamW computes the denominators of all parameters at once; bitsandbytes' needs nothing
             "update": trained_bytes * trained if optimizer == "adamw_torch" and not update_in_backward else 0,
@@ -368,6 +379,40 @@ def estimate(
     parts = {name: size for name, size in {**held, **moments[moment]}.items() if size}
     outside = {"CUDA context": CUDA_CONTEXT, "paged optimizer states": managed}
     return MemoryBreakdown(parts, outside, moment)
+
+
+def model_parts(
+    shape, method: str = "qlora", double_quant: bool = True, full_precision: str = "float32"
+) -> dict[str, int]:
+    """Bytes of the loaded model by part, before anything is added to train it: 4-bit linears, or 16 or 32 bits."""
+    _require_known("method", method, METHODS)
+    quantized = method == "qlora"
+    each = 4 if method == "full" and full_precision == "float32" else 2
+    constants = sum(_quantization_constants(i * o, double_quant) for i, o in shape.linears().values())
+    return {
+        "base weights": shape.linear_parameters() // 2 if quantized else each * shape.linear_parameters(),
+        "quantization constants": shape.num_hidden_layers * constants if quantized else 0,
+        "embeddings and head": each * shape.embedding_parameters(),
+        "norms": each * shape.norm_parameters(),
+        "biases": each * shape.bias_parameters(),
+    }
+
+
+def _quantization_constants(elements: int, double: bool) -> int:
+    """Of one 4-bit linear, blocks of 64: bitsandbytes' `QuantState`, whose tables every linear has for itself."""
+    blocks = -(-elements // 64)
+    code = 16 * 4  # the 16 values of NF4, in fp32
+    if not double:
+        return 4 * blocks + code  # a scale in fp32 for each block
+    # a scale in 8 bits, an fp32 scale for 256 of those, the 256 values of the 8-bit code, the scales' mean
+    return blocks + 4 * -(-blocks // 256) + code + 256 * 4 + 4
+
+
+def dequantization_bytes(shape, double_quant: bool = True) -> int:
+    """bitsandbytes dequantizes one whole weight to bf16 for each product, forward and backward; here of the largest."""
+    elements = max(i * o for i, o in shape.linears().values())
+    scales = 2 * 4 * elements // 64 if double_quant else 0  # in fp32 again, before and after their mean is added
+    return 2 * elements + scales
 
 
 def trained_tensors(shape, method: str, rank: int = 64, targets="all-linear") -> list[int]:
@@ -381,22 +426,51 @@ def trained_tensors(shape, method: str, rank: int = 64, targets="all-linear") ->
     return layers * layer + matrices + (2 * layers + 1) * [shape.hidden_size]
 
 
-def layer_activation_bytes(shape, method: str, rank: int, targets="all-linear") -> int:
-    """Bytes a token that one layer keeps for its backward pass."""
+def layer_activation_bytes(shape, method: str, rank: int = 64, targets="all-linear", autocast: bool = True) -> int:
+    """Bytes a token that one layer keeps for its backward pass.
+
+    Args:
+        autocast: the trained parameters are fp32, and autocast casts them and what they meet to bf16.
+    """
     hidden, mlp = shape.hidden_size, shape.intermediate_size
-    key_value = hidden // shape.num_attention_heads * shape.num_key_value_heads
-    norms = 2 * 4 * hidden  # each RMSNorm keeps its input in fp32
-    chosen = _chosen(shape, targets)
-    if method == "qlora":
-        # x in bf16, which q, k and v share, and gate and up; o's is the attention's output, counted there
-        inputs = {("q_proj", "k_proj", "v_proj"): hidden, ("gate_proj", "up_proj"): hidden, ("down_proj",): mlp}
-        adapters = sum(2 * size for group, size in inputs.items() if set(group) & set(chosen))
-    else:  # PEFT's dense layer casts x to the adapter's dtype, and autocast casts it back: a copy for each target
-        adapters = sum(2 * i for i, _ in chosen.values())
-    adapters += 2 * rank * len(chosen)  # A x, in bf16
-    attention = 2 * (hidden + 2 * key_value) + 2 * hidden + 4 * shape.num_attention_heads  # q, k, v, output, logsumexp
-    mlp_products = 3 * 2 * mlp  # gate, silu(gate), up
-    return norms + adapters + attention + mlp_products
+    linears, chosen = shape.linears(), _chosen(shape, "all-linear" if method == "full" else targets)
+    query, key_value = linears["q_proj"][1], linears["k_proj"][1]
+    copied = autocast and method != "qlora"  # see below
+    # RMSNorm computes in fp32: its input, a root for each token; and the normalized input where its weight is trained
+    norms = 2 * (4 * hidden + 4 + (0 if method != "full" else 4 * hidden if autocast else 2 * hidden))
+    # the inputs x of the trained linears, in bf16
+    if copied and method == "lora":  # PEFT's dense layer casts x to fp32 and autocast casts it back: a copy for each
+        inputs = sum(2 * i for i, _ in chosen.values())
+    elif copied:  # the residual stream is fp32: a copy for each linear behind a norm; the others' x are bf16 already
+        inputs = 5 * 2 * hidden + 2 * mlp
+    else:  # q, k and v share theirs, and gate and up; o's is the attention's output, which attention keeps
+        groups = {("q_proj", "k_proj", "v_proj"): hidden, ("gate_proj", "up_proj"): hidden, ("down_proj",): mlp}
+        inputs = sum(2 * size for group, size in groups.items() if set(group) & set(chosen))
+    low_rank = 0 if method == "full" else 2 * rank * len(chosen)  # A x, in bf16
+    attention = 2 * (query + 2 * key_value + query) + 4 * shape.num_attention_heads  # q, k, v, output; logsumexp
+    products = 3 * 2 * mlp  # gate, silu(gate), up
+    return norms + inputs + low_rank + attention + products
+
+
+def _end_bytes(shape, full: bool, autocast: bool) -> int:
+    """Bytes a token that are kept outside the layers: the last norm's, the head's input, rotary cosines and sines."""
+    stream = 4 if full and autocast else 2
+    head_dim = shape.linears()["q_proj"][1] // shape.num_attention_heads
+    last_norm = 4 * shape.hidden_size + 4  # its input in fp32
+    if full:  # normalized input, and the trained head's x
+        last_norm += (stream + 2) * shape.hidden_size
+    return last_norm + 2 * stream * head_dim
+
+
+def _recomputing_bytes(shape, method: str, targets, autocast: bool) -> int:
+    """Bytes a token while a layer's last linear (down) is computed again, beside what the layer keeps."""
+    hidden, mlp = shape.hidden_size, shape.intermediate_size
+    stream = 4 if method == "full" and autocast else 2
+    passing = 2 * stream * hidden  # the stream between attention and MLP, and the linear's result
+    passing += 2 * stream * hidden  # the gradient of the layer's output, and the same times alpha / rank
+    if method == "lora" and autocast and "down_proj" in _chosen(shape, targets):
+        passing += 2 * mlp + 4 * mlp  # x before it is cast, and in fp32
+    return passing
 
 
 OPTIMIZERS = ("adamw_torch", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit")  # transformers' names
