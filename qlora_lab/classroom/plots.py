@@ -246,11 +246,13 @@ def plot_memory(
     for name, size in left.items():
         shift, side = ((5, 0), "left") if size < 0.9 * limit else ((0, 24), "right")
         text = (ends or {}).get(name, f"{size:.1f} GB")
-        ax.annotate(text, (min(size, limit), at[name]), shift, textcoords="offset points", va="center", ha=side)
+        place = {"textcoords": "offset points", "va": "center", "ha": side, "bbox": _ON_WHITE}
+        ax.annotate(text, (min(size, limit), at[name]), shift, **place)
     if guess:
         ax.plot(list(guess.values()), [at[name] for name in guess], "D", color="black", markersize=8, zorder=5)
         name, size = next(iter(guess.items()))
-        ax.annotate("your guess", (size, at[name]), (0, 13), textcoords="offset points", ha="center", fontsize=9)
+        place = {"ha": "center", "va": "bottom", "fontsize": 9, "bbox": _ON_WHITE}
+        ax.annotate("your guess", (size, at[name] - 0.33), **place)
     ax.set(yticks=list(at.values()), yticklabels=list(at), ylim=(len(at) - 0.5, -0.6), xlim=(0, limit))
     ax.set_xlabel("memory (GB, 10$^9$ bytes)")
     if legend:
@@ -261,6 +263,7 @@ def plot_memory(
     return ax
 
 
+_ON_WHITE = {"facecolor": "white", "edgecolor": "none", "pad": 1}
 _CARD_TEXT = {"textcoords": "offset points", "ha": "center", "va": "bottom", "fontsize": 8, "color": "#333333"}
 
 
@@ -283,10 +286,12 @@ def plot_growth(
     for card in cards:
         if card <= top:
             ax.axhline(card, color=GREY, linestyle="--", linewidth=1, zorder=0)
-            ax.annotate(f"{card:g} GB card", (0, card), (4, 2), textcoords="offset points", fontsize=8, color="#555555")
+            place = {"textcoords": "offset points", "fontsize": 8, "color": "#333333", "ha": "right"}
+            ax.annotate(f"{card:g} GB card", (1.32 * tokens[-1], card), (0, 2), **place)
     if guess:
         ax.plot(*guess, "D", color="black", markersize=8, zorder=5)
-        ax.annotate("your guess", guess, (8, 0), textcoords="offset points", va="center", fontsize=9)
+        place = {"textcoords": "offset points", "va": "center", "fontsize": 9, "bbox": _ON_WHITE}
+        ax.annotate("your guess", guess, (9, 0), **place)
     ax.set(xlim=(0, 1.32 * tokens[-1]), ylim=(0, top), xticks=tokens, xlabel="tokens in a step (batch size × length)")
     ax.set_ylabel("memory (GB, 10$^9$ bytes)")
     ax.set_xticks(tokens, [f"{count:,}" for count in tokens], fontsize=9)
