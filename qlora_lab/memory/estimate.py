@@ -2,16 +2,17 @@
 
 A step passes several moments that can be its peak, and the estimate is the largest of them:
 
-    forward    the whole forward pass is remembered, and the logits have just been turned into a loss
+    forward    in the last layer while its largest product is computed, or when the logits have become a loss
     loss       the backward pass begins: the gradients of the loss and of the logits stand beside the log-softmax
-    backward   it has come down to the first layer, which is computed again: all other layers have their gradients
+    backward   in the last layer, with everything remembered, or in the first, with almost all gradients made
     update     gradients and optimizer states, and what the optimizer itself needs
 
 Sizes are bytes. GB is 10^9, GiB is 2^30. Activations are those of transformers' LLaMA layers with SDPA (flash)
 attention, PEFT's LoRA and bitsandbytes' `Linear4bit`. Each line below says which tensor it counts; its source is the
 list of tensors that were alive at the peak of real steps, by the line of code that had asked for each ("explained" in
-`data/records/memory-*.json`). No number is fitted. What is left over, mostly what torch's allocator adds when it
-rounds blocks up, is printed by `python -m qlora_lab.memory.record --compare`.
+`data/records/memory-*.json`). No number is fitted. What is left over is printed by
+`python -m qlora_lab.memory.record --compare`; where torch's allocator was told to let its segments grow
+(`expandable_segments`), it is below 0.1 %, elsewhere the allocator rounds blocks up by as much as 1 MiB each.
 """
 
 from __future__ import annotations
@@ -327,15 +328,14 @@ def estimate(
 
     # autocast casts each fp32 matrix once, and keeps the copy until the forward pass ends or the backward pass used it
     head = vocabulary * hidden if full else 0
-    of_layers = trained - shape.norm_parameters() - (shape.embedding_parameters() if full else 0) if full else trained
-    copies = 2 * (of_layers + head) if autocast else 0
+    in_layers = shape.linear_parameters() + shape.bias_parameters() if full else trained
+    copies = 2 * (in_layers + head) if autocast else 0
     layer = tokens * layer_activation_bytes(shape, method, rank, targets, autocast)
     layer_input = tokens * stream * hidden
-    remembered = layers * (layer_input if gradient_checkpointing else layer) + tokens * _end_bytes(
-        shape, full, autocast
-    )
+    of_all_layers = layers * (layer_input if gradient_checkpointing else layer)
     if not full and not gradient_checkpointing:
-        remembered -= tokens * (4 * hidden + 4)  # the first norm: nothing before it is trained
+        of_all_layers -= tokens * (4 * hidden + 4)  # the first norm: nothing before it is trained
+    remembered = of_all_layers + tokens * _end_bytes(shape, full, autocast)
     # Checkpointing makes the embeddings' output a leaf that needs a gradient (`enable_input_require_grads`). Both stay
     # until the next step's loss takes the place of this one's.
     leaf = 2 * layer_input if gradient_checkpointing and not full else 0
@@ -344,39 +344,72 @@ def estimate(
         logits = min(logits, loss_chunk * vocabulary)
         remembered += tokens * 2 * hidden  # the last hidden states, from which each chunk's logits are computed again
 
-    gradients = 0 if update_in_backward else trained_bytes * trained
-    first = (layer_tensors := len(tensors) // layers) and sum(tensors[:layer_tensors])  # elements of the first layer
-    if full and not shape.tie_word_embeddings:
-        first += vocabulary * hidden
-    without_first = trained_bytes * (max(tensors) if update_in_backward else trained - first)
-    again = tokens * _recomputing_bytes(shape, method, targets, autocast)
+    of_a_layer = sum(tensors[: len(tensors) // layers])  # trained numbers; tensors come layer by layer
+    later = trained - of_a_layer - (vocabulary * hidden if full and not shape.tie_word_embeddings else 0)
+    one = trained_bytes * max(tensors) if update_in_backward else 0  # the only gradient at a time
+    dequantized = dequantization_bytes(shape, double_quant) if method == "qlora" else 0
+    # in a layer's last linear (down), beside what the layer keeps: the stream around the MLP and the linear's result;
+    # in the backward pass the gradient of the layer's output, and the same times alpha / rank
+    around = gradient = 2 * layer_input
+    if method == "lora" and autocast and "down_proj" in _chosen(shape, targets):
+        around += tokens * (2 + 4) * shape.intermediate_size  # x before PEFT's cast, and in fp32
+    x = tokens * 2 * (hidden + shape.intermediate_size)  # of gate and up, and of down
 
-    moments = {
-        "forward": {
-            "activations": remembered + leaf,
-            "bf16 copies": copies,
-            "logits and loss": (2 + 4 + 4) * logits,  # the head's in bf16, the same in fp32, their log-softmax
-        },
-        "loss": {
-            "activations": remembered,
-            "bf16 copies": copies if not gradient_checkpointing else 2 * head * autocast,
-            "logits and loss": (4 + 4 + 4) * logits,  # log-softmax, its gradient, the logits' gradient
-        },
-        "backward": {
-            "activations": layer_input + layer + again,
-            "bf16 copies": 2 * sum(tensors[:layer_tensors]) if autocast else 0,
-            "dequantized weight": dequantization_bytes(shape, double_quant) if method == "qlora" else 0,
-            "gradients": without_first,
-        },
-        "update": {
-            "activations": leaf,
-            "gradients": gradients,
-            # torch's AdamW computes the denominators of all parameters at once; bitsandbytes' needs nothing
-            "update": trained_bytes * trained if optimizer == "adamw_torch" and not update_in_backward else 0,
-        },
-    }
-    moment = max(moments, key=lambda name: sum(moments[name].values()))
-    parts = {name: size for name, size in {**held, **moments[moment]}.items() if size}
+    moments = [
+        (
+            "forward",
+            {
+                "activations": of_all_layers + leaf + around + (x if gradient_checkpointing else 0),
+                "bf16 copies": copies - 2 * head * autocast,
+                "dequantized weight": dequantized,
+            },
+        ),
+        (
+            "forward",
+            {
+                "activations": remembered + leaf,
+                "bf16 copies": copies,
+                "logits and loss": (2 + 4 + 4) * logits,  # the head's in bf16, the same in fp32, their log-softmax
+            },
+        ),
+        (
+            "loss",
+            {
+                "activations": remembered,
+                "bf16 copies": 2 * head * autocast if gradient_checkpointing else copies,
+                "logits and loss": (4 + 4 + 4) * logits,  # log-softmax, its gradient, the logits' gradient
+            },
+        ),
+        (
+            "backward",
+            {
+                "activations": of_all_layers + gradient + (layer + around if gradient_checkpointing else 0),
+                "bf16 copies": 2 * of_a_layer * autocast if gradient_checkpointing else copies,
+                "dequantized weight": dequantized,
+                "gradients": one,
+            },
+        ),
+        (
+            "backward",
+            {
+                "activations": layer_input + layer + around + gradient,
+                "bf16 copies": 2 * of_a_layer * autocast,
+                "dequantized weight": dequantized,
+                "gradients": one if update_in_backward else trained_bytes * later,
+            },
+        ),
+        (
+            "update",
+            {
+                "activations": leaf,
+                "gradients": 0 if update_in_backward else trained_bytes * trained,
+                # torch's AdamW computes the denominators of all parameters at once; bitsandbytes' needs nothing
+                "update": trained_bytes * trained if optimizer == "adamw_torch" and not update_in_backward else 0,
+            },
+        ),
+    ]
+    moment, at_peak = max(moments, key=lambda candidate: sum(candidate[1].values()))
+    parts = {name: size for name, size in {**held, **at_peak}.items() if size}
     outside = {"CUDA context": CUDA_CONTEXT, "paged optimizer states": managed}
     return MemoryBreakdown(parts, outside, moment)
 
@@ -460,17 +493,6 @@ def _end_bytes(shape, full: bool, autocast: bool) -> int:
     if full:  # normalized input, and the trained head's x
         last_norm += (stream + 2) * shape.hidden_size
     return last_norm + 2 * stream * head_dim
-
-
-def _recomputing_bytes(shape, method: str, targets, autocast: bool) -> int:
-    """Bytes a token while a layer's last linear (down) is computed again, beside what the layer keeps."""
-    hidden, mlp = shape.hidden_size, shape.intermediate_size
-    stream = 4 if method == "full" and autocast else 2
-    passing = 2 * stream * hidden  # the stream between attention and MLP, and the linear's result
-    passing += 2 * stream * hidden  # the gradient of the layer's output, and the same times alpha / rank
-    if method == "lora" and autocast and "down_proj" in _chosen(shape, targets):
-        passing += 2 * mlp + 4 * mlp  # x before it is cast, and in fp32
-    return passing
 
 
 OPTIMIZERS = ("adamw_torch", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit")  # transformers' names

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import collections
+import difflib
+import gc
 import pathlib
 import sys
 import time
 from dataclasses import asdict, dataclass
 
 import torch
+
+from qlora_lab.errors import UserError
+from qlora_lab.memory.estimate import SHAPES, model_parts
 
 
 def peak_memory_bytes(device: torch.device) -> int:
@@ -98,6 +103,111 @@ class Meter:
     def _restart(self) -> None:
         reset_peak(self.device)
         self._start = time.perf_counter()
+
+
+@dataclass(frozen=True)
+class MeasuredMemory:
+    """Bytes on `device`: of the loaded model, and at the peak of a training step.
+
+    On a GPU what tensors occupy ("allocated"), without what was there before. On a CPU what the whole process has
+    resident, Python and libraries included; its peak is the highest so far, which may be an earlier one.
+    """
+
+    device: str
+    loaded: int
+    peak: int
+
+
+def measure_memory(
+    model_name: str = "smollm2-135m-instruct",
+    use_qlora: bool = True,
+    *,
+    rank: int = 64,
+    targets: str | list[str] = "all-linear",
+    batch_size: int = 1,
+    sequence_length: int = 512,
+    gradient_checkpointing: bool = True,
+    device: str | torch.device | None = None,
+) -> MeasuredMemory:
+    """Load a model, train two steps on random tokens, and say what the second one needed; nothing is kept.
+
+    Args:
+        model_name: anything that `finetuning.load_model` takes, or a shape in `SHAPES`, built with random weights.
+        use_qlora: adapters on a 4-bit base (NF4, double quantization); else LoRA on a 16-bit base (fp32 on a CPU
+            without bf16).
+        rank, targets, batch_size, sequence_length, gradient_checkpointing: as in `estimate`.
+        device: default: the GPU if there is one. There the optimizer is paged AdamW, whose states do not count; on a
+            CPU it is torch's.
+
+    Raises:
+        UserError: no such model or target, a number below 1, no GPU where one is asked for or needed.
+    """
+    from qlora_lab.finetuning import Preset, add_adapter, build_random, load_model, train
+    from qlora_lab.finetuning.models import CATALOGUE, pick_compute_dtype, pick_device
+
+    numbers = {"rank": rank, "batch_size": batch_size, "sequence_length": sequence_length - 1}
+    for name, number in numbers.items():
+        if number < 1:
+            least = 2 if name == "sequence_length" else 1
+            raise UserError(f"{name}={number + least - 1}: must be at least {least}")
+    device = torch.device(device) if device is not None else pick_device()
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError("no GPU: torch sees none here; leave device out to measure on the CPU")
+    known = [*SHAPES, *CATALOGUE]
+    near = difflib.get_close_matches(str(model_name).lower(), known, n=2, cutoff=0.7)
+    if near and model_name not in known and not pathlib.Path(model_name).exists():
+        raise UserError(f"unknown model {model_name!r}: did you mean {' or '.join(near)}?")
+    shape, dtype = SHAPES.get(model_name), pick_compute_dtype(device)
+    if shape and device.type == "cpu":
+        _require_room(model_name, shape, use_qlora, dtype)
+    gc.collect()
+    before = memory_bytes(device) if device.type == "cuda" else 0
+    quantization = "nf4" if use_qlora else None
+    if shape:
+        model = build_random(shape, quantization, device=device, compute_dtype=dtype)
+    else:
+        model, _ = load_model(model_name, quantization, device=device, compute_dtype=dtype)
+    loaded = memory_bytes(device) - before
+    model = add_adapter(model, rank=rank, alpha=2 * rank, targets=targets)
+    optimizer = "paged_adamw_32bit" if device.type == "cuda" else "adamw_torch"
+    preset = Preset("", optimizer=optimizer, gradient_checkpointing=gradient_checkpointing)
+    batches = random_batches(model.config.vocab_size, batch_size, sequence_length)
+    forget_accelerate()
+    settings = {**preset.settings(dtype), "learning_rate": 1e-4, "progress": False}
+    train(model, batches, steps=1, **settings)
+    reset_peak(device)
+    train(model, batches, steps=1, **settings)
+    peak = peak_memory_bytes(device) - before
+    del model
+    gc.collect()
+    return MeasuredMemory(str(device), loaded, peak)
+
+
+def random_batches(vocabulary: int, batch_size: int, sequence_length: int):
+    """`finetuning.Batches` of random tokens, all but the first of them targets; the same ones each time."""
+    from qlora_lab.finetuning import Batches, TokenizedSample
+
+    draw = torch.Generator().manual_seed(0)
+    rows = (torch.randint(3, vocabulary, (sequence_length,), generator=draw).tolist() for _ in range(batch_size))
+    return Batches([TokenizedSample(tuple(row), 1) for row in rows], batch_size)
+
+
+def forget_accelerate() -> None:
+    """Accelerate keeps the first precision that it hears for the whole process."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(True)
+
+
+def _require_room(name: str, shape, use_qlora: bool, dtype: torch.dtype) -> None:
+    import psutil
+
+    need = sum(model_parts(shape, "qlora" if use_qlora else "lora").values()) * dtype.itemsize // 2
+    free = psutil.virtual_memory().available
+    if need > free:
+        raise UserError(
+            f"{name} needs a GPU: its weights take {need / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free here"
+        )
 
 
 class MomentsOfAStep:

@@ -4,6 +4,7 @@
     python -m qlora_lab.memory.record --caps       which shape trains on a card of 5, 6, ... 48 GB, with which preset
     python -m qlora_lab.memory.record --explain    what was alive at the peak, by the line that asked for it
     python -m qlora_lab.memory.record --list       what --grid would do, and what it should need; needs no GPU
+    python -m qlora_lab.memory.record --compare    every recorded run: measured, predicted, the difference; no GPU
 
 The models have random weights (`finetuning.build_random`), so nothing is downloaded: memory and time do not depend on
 what the weights say. Everything goes to `memory-<gpu>.json`, written anew after each run.
@@ -24,10 +25,10 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from qlora_lab.finetuning import PRESETS, Batches, Preset, TokenizedSample, build_random, train_steps
+from qlora_lab.finetuning import PRESETS, Preset, build_random, train_steps
 from qlora_lab.finetuning.train import make_accelerator
 from qlora_lab.memory.estimate import CUDA_CONTEXT, SHAPES, MemoryBreakdown, Shape, estimate
-from qlora_lab.memory.measure import Meter, MomentsOfAStep, live_at_peak
+from qlora_lab.memory.measure import Meter, MomentsOfAStep, forget_accelerate, live_at_peak, random_batches
 
 STEPS = 3
 SPARE = 4_000_000_000  # bytes of the card that no run is planned to use
@@ -48,14 +49,10 @@ class Setting:
     optimizer: str = "paged_adamw_32bit"
     adapter_dtype: str = "float32"
 
-    def predicted(self) -> MemoryBreakdown | None:
-        """None where `estimate` does not know the method."""
+    def predicted(self, preset: str | None = None) -> MemoryBreakdown:
+        """preset: one of `PRESETS`, as in `estimate`."""
         knobs = asdict(self)
-        shape, method = SHAPES[knobs.pop("shape")], knobs.pop("method")
-        try:
-            return estimate(shape, method, **knobs)
-        except ValueError:
-            return None
+        return estimate(SHAPES[knobs.pop("shape")], knobs.pop("method"), **knobs, preset=preset)
 
 
 def _rows(shape: str, method: str, rank: int, rows: list[tuple[int, int, bool]]) -> list[Setting]:
@@ -170,18 +167,11 @@ def _train(setting: Setting, device, preset: Preset | None, shape: Shape, steps:
             model = preset.adapt(model, rank=setting.rank, alpha=2 * setting.rank, targets=targets)
     meter.mark("adapter")
 
-    draw = torch.Generator().manual_seed(0)
-    samples = [
-        TokenizedSample(
-            tuple(torch.randint(3, shape.vocab_size, (setting.sequence_length,), generator=draw).tolist()), 1
-        )
-        for _ in range(setting.batch_size)
-    ]
-    _forget_accelerate()
+    forget_accelerate()
     settings = preset.settings(bf16)
     moments = MomentsOfAStep(make_accelerator(settings["compute_dtype"], device), meter)
     moments.step = "first step"
-    batches = Batches(samples, setting.batch_size)
+    batches = random_batches(shape.vocab_size, setting.batch_size, setting.sequence_length)
     records = []
     for record in train_steps(model, batches, steps=steps, learning_rate=1e-4, accelerator=moments, **settings):
         meter.mark(f"{moments.step}: update")
@@ -204,13 +194,6 @@ def _clean_up(device: torch.device) -> None:
         torch.cuda.synchronize(device)
         getattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: None)()
         torch.cuda.empty_cache()
-
-
-def _forget_accelerate() -> None:
-    """Accelerate keeps the first precision that it hears for the whole process."""
-    from accelerate.state import AcceleratorState
-
-    AcceleratorState._reset_state(True)
 
 
 class _Lender:
@@ -283,7 +266,7 @@ def run_grid(record: Record, device: torch.device) -> None:
             predicted = setting.predicted()
             if not record.wants("runs", key, setting.shape):
                 continue
-            need = (predicted.peak_allocated + predicted.outside["paged optimizer states"]) if predicted else 0
+            need = predicted.peak_allocated + predicted.outside["paged optimizer states"]
             if need + SPARE > torch.cuda.mem_get_info(device)[0]:
                 record.add("runs", {**key, "skipped": f"needs {need / 1e9:.1f} GB"})
                 continue
@@ -313,9 +296,13 @@ def run_caps(record: Record, device: torch.device) -> None:
 
 
 def run_explain(record: Record, device: torch.device) -> None:
-    """Peaks taken apart: which lines of Python had asked for the blocks that were alive then."""
+    """Peaks taken apart: which lines of Python had asked for the blocks that were alive then.
+
+    Not of "lean": with torch 2.11, computing a chunk of the loss again fails while history is recorded ("SystemError:
+    cross_entropy_loss returned NULL without setting an exception"), and only then.
+    """
     recipes = [(setting, None) for setting in EXPLAINED]
-    recipes += [(Setting("llama-7b"), name) for name in ("in-backward", "lean")]
+    recipes.append((Setting("llama-7b"), "in-backward"))
     for setting, name in recipes:
         key = {**_plain(setting), "preset": name}
         if not record.wants("explained", key, setting.shape):
@@ -336,9 +323,7 @@ def _plain(setting: Setting) -> dict:
     return {**asdict(setting), "targets": setting.targets if isinstance(setting.targets, str) else [*setting.targets]}
 
 
-def _prediction(breakdown: MemoryBreakdown | None) -> dict | None:
-    if breakdown is None:
-        return None
+def _prediction(breakdown: MemoryBreakdown) -> dict:
     return {"parts": breakdown.parts, "peak_allocated": breakdown.peak_allocated, "moment": breakdown.moment}
 
 
@@ -403,11 +388,15 @@ class Record:
         return [run for run in self.sections[section] if all(run.get(name) == value for name, value in key.items())]
 
 
-def _line(run: dict) -> str:
+def _run_name(run: dict) -> str:
     name = " ".join(str(run.get(k)) for k in ("shape", "method", "preset", "batch_size", "sequence_length", "rank"))
     name += " checkpointing" * run["gradient_checkpointing"] if "gradient_checkpointing" in run else ""
     name += f" {run['optimizer']} {run['adapter_dtype']}" if "optimizer" in run else ""
-    name += f" on {run['card_gb']} GB" if "card_gb" in run else ""
+    return name + (f" on {run['card_gb']} GB" if "card_gb" in run else "")
+
+
+def _line(run: dict) -> str:
+    name = _run_name(run)
     if "skipped" in run:
         return f"{name}: skipped, {run['skipped']}"
     if "out_of_memory" in run:
@@ -438,14 +427,72 @@ def _list() -> None:
     for held_out, settings in ((False, GRID), (True, HELD_OUT)):
         for setting in settings:
             predicted = setting.predicted()
-            need = f"{predicted.peak_allocated / 1e9:6.2f} GB ({predicted.moment})" if predicted else "unknown"
+            need = f"{predicted.peak_allocated / 1e9:6.2f} GB ({predicted.moment})"
             knobs = " ".join(str(value) for value in asdict(setting).values())
             print(f"{knobs}{' held out' if held_out else ''}: {need}")
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """A recorded run and what `estimate` says of it now, in bytes of peak allocated.
+
+    kind: "development", "held out" or "preset" (made under a cap). explained: the sum of the tensors that were alive
+    at the peak, where the run's history was replayed; what is measured beyond is the allocator's rounding.
+    """
+
+    name: str
+    kind: str
+    measured: int
+    predicted: int
+    explained: int | None = None
+
+    @property
+    def deviation(self) -> float:
+        """As a share of what was measured; negative when too little was predicted."""
+        return self.predicted / self.measured - 1
+
+
+def comparisons(path: pathlib.Path) -> list[Comparison]:
+    """Every run in a record that was measured, beside what is predicted for it."""
+    sections = json.loads(path.read_text())
+    fields = Setting.__dataclass_fields__
+    explained = {}
+    rows = []
+    for section in ("explained", "runs", "caps"):
+        for run in sections.get(section, []):
+            if "measured" not in run:
+                continue
+            targets = run["targets"] if isinstance(run["targets"], str) else tuple(run["targets"])
+            setting = Setting(**{**{name: run[name] for name in fields}, "targets": targets})
+            preset = run.get("preset")
+            if section == "explained":
+                explained[setting, preset] = run["replayed_peak"]
+            kind = "preset" if preset else "held out" if run.get("held_out") else "development"
+            predicted = setting.predicted(preset).peak_allocated
+            of_tensors = explained.get((setting, preset)) if "card_gb" not in run else None
+            rows.append(Comparison(_run_name(run), kind, run["measured"]["peak_allocated"], predicted, of_tensors))
+    return rows
+
+
+def _compare(folder: pathlib.Path) -> None:
+    for path in sorted(folder.glob("memory-*.json")):
+        rows = comparisons(path)
+        print(f"{path.name}: peak allocated in GB; what is unexplained in MB")
+        print(f"{'kind':<12}{'measured':>9}{'predicted':>10}{'':>8}{'unexplained':>12}  run")
+        for row in sorted(rows, key=lambda row: row.kind):
+            line = f"{row.kind:<12}{row.measured / 1e9:9.3f}{row.predicted / 1e9:10.3f}{row.deviation:+8.2%}"
+            line += f"{(row.measured - row.predicted) / 1e6:12.1f}  {row.name}"
+            if row.explained:
+                line += f" (tensors alive: {row.explained / 1e9:.3f})"
+            print(line)
+        for kind in sorted({row.kind for row in rows}):
+            of_kind = [row.deviation for row in rows if row.kind == kind]
+            print(f"{kind}: {len(of_kind)} runs, {min(of_kind):+.2%} to {max(of_kind):+.2%}")
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m qlora_lab.memory.record", description=__doc__.splitlines()[0])
-    for name in ("grid", "caps", "explain", "list"):
+    for name in ("grid", "caps", "explain", "list", "compare"):
         parser.add_argument(f"--{name}", action="store_true")
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("data/records"), help="folder")
     parser.add_argument("--only", nargs="+", choices=list(SHAPES), metavar="SHAPE", help="only these shapes")
@@ -454,6 +501,9 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     if args.list:
         _list()
+        return 0
+    if args.compare:
+        _compare(args.output)
         return 0
     if not torch.cuda.is_available():
         print("error: no GPU: this records training steps on one", file=sys.stderr)

@@ -7,9 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from qlora_lab.errors import UserError
 from qlora_lab.finetuning import PRESETS
-from qlora_lab.memory import record
-from qlora_lab.memory.estimate import Shape
+from qlora_lab.memory import measure_memory, record
+from qlora_lab.memory.estimate import SHAPES, Shape, estimate
 from qlora_lab.memory.measure import Meter, Phase, live_at_peak, peak_memory_bytes
 from qlora_lab.memory.record import Record, Setting, measure
 
@@ -201,7 +202,7 @@ def test_lists_are_worked_through(tmp_path, monkeypatch):
     assert smallest["llama-33b", "lean"] == 24
     assert smallest["llama-65b", "standard"] == 40
     assert smallest["llama-7b", "lean"] == 5
-    assert len(written["explained"]) == len(record.EXPLAINED) + 2
+    assert len(written["explained"]) == len(record.EXPLAINED) + 1
 
     before = len(asked)
     again = Record(kept.path, {"device": "x"})
@@ -209,3 +210,69 @@ def test_lists_are_worked_through(tmp_path, monkeypatch):
     for run in (record.run_grid, record.run_caps, record.run_explain):
         run(again, device)
     assert len(asked) == before
+
+
+def test_every_recorded_run_is_compared(capsys):
+    assert record.main(["--compare"]) == 0
+    printed = capsys.readouterr().out
+    for word in ("development: ", "held out: 10 runs", "preset: ", "unexplained", "tensors alive"):
+        assert word in printed
+
+
+# ------------------------------------------------------------------------------------------------------- measure_memory
+
+
+def test_the_memory_room_loads_neither_torch_nor_transformers():
+    code = """
+import sys
+import qlora_lab.memory as memory
+assert not {"torch", "transformers"} & set(sys.modules)
+assert memory.estimate(memory.SHAPES["llama-7b"]).peak_allocated > 5e9
+assert memory.trainable_parameters(memory.SHAPES["llama-7b"], 64) == 159_907_840
+assert not {"torch", "transformers"} & set(sys.modules)
+from qlora_lab.memory import MeasuredMemory, MemoryBreakdown, measure_memory
+assert callable(measure_memory) and callable(memory.estimate)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("use_qlora", [True, False])
+def test_measure_memory(use_qlora, monkeypatch):
+    monkeypatch.setitem(SHAPES, "tiny", Shape(64, 192, 2, 4, 2, 97))
+    got = measure_memory("tiny", use_qlora, rank=4, sequence_length=16, device="cpu")
+    assert got.device == "cpu"
+    assert 0 < got.loaded <= got.peak
+
+
+@pytest.mark.gpu
+def test_measured_on_a_gpu_is_what_is_predicted():
+    for use_qlora in (True, False):
+        got = measure_memory("smollm2-360m", use_qlora, device="cuda")
+        predicted = estimate(SHAPES["smollm2-360m"], "qlora" if use_qlora else "lora")
+        assert got.peak == pytest.approx(predicted.peak_allocated, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"model_name": "lama-7b"}, "unknown model 'lama-7b': did you mean llama-7b"),
+        ({"model_name": "smollm2-135m-instuct"}, "unknown model .*did you mean smollm2-135m-instruct"),
+        ({"rank": 0}, "rank=0: must be at least 1"),
+        ({"sequence_length": 1}, "sequence_length=1: must be at least 2"),
+        ({"model_name": "tiny", "targets": ["qproj"]}, "the model has no linear layer named 'qproj'"),
+    ],
+)
+def test_measure_memory_tells_what_is_wrong(wrong, message, monkeypatch):
+    monkeypatch.setitem(SHAPES, "tiny", Shape(64, 192, 2, 4, 2, 97))
+    with pytest.raises(UserError, match=f"^{message}"):
+        measure_memory(**wrong, device="cpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_missing_gpu_is_told_in_one_sentence(monkeypatch):
+    with pytest.raises(UserError, match="^no GPU: torch sees none here"):
+        measure_memory(device="cuda")
+    free = type("Free", (), {"available": 10**9})
+    monkeypatch.setattr("psutil.virtual_memory", lambda: free)
+    with pytest.raises(UserError, match=r"^llama-65b needs a GPU: its weights take \d+\.\d GB, and 1.0 GB are free"):
+        measure_memory("llama-65b")
