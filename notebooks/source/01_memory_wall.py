@@ -406,7 +406,10 @@ def draw(model, method, targets, **knobs):
     limit = next((size for size in (26, 100, 400, 1600) if memory.total < 0.88e9 * size), 6400)
     bar = dict.fromkeys(MEMORY_STYLES, 0.0) | grouped(memory)
     ax = plot_memory(new_axes(height=2.7), {"": bar}, CARDS, limit=limit)
-    ax.set_title(f"{model} · {method}: peak allocated {memory.peak_allocated / 1e9:.1f} GB", fontsize=11, pad=18)
+    title = (
+        f"{model} · {method}: peak allocated {memory.peak_allocated / 1e9:.1f} GB, in all {memory.total / 1e9:.1f} GB"
+    )
+    ax.set_title(title, fontsize=11, pad=18)
     return ax
 
 

@@ -257,6 +257,7 @@ def plot_memory(
         ax.annotate("your guess", (size, at[name] - 0.33), **place)
     ax.set(yticks=list(at.values()), yticklabels=list(at), ylim=(len(at) - 0.5, -0.6), xlim=(0, limit))
     ax.set_xlabel("memory (GB, 10$^9$ bytes)")
+    ax.tick_params(axis="y", length=0)
     if legend:
         entries = len(ax.get_legend_handles_labels()[1])
         columns = entries if entries < 6 else (entries + 1) // 2
