@@ -1,9 +1,8 @@
 """Exercises of 01_memory_wall."""
 
-import math
 from collections.abc import Callable
 
-from qlora_lab.memory.estimate import SHAPES, estimate
+from qlora_lab.memory.estimate import SHAPES, estimate, model_parts
 
 from .judging import Verdict, call, described, exercise, expect_number, right, told, written, wrong
 
@@ -78,8 +77,8 @@ def check_model_bytes(model_bytes: Callable[[object], float]) -> Verdict:
             once = linear * (4 + constants) / 8 + 2 * (both / 2 + norms)
             mistakes.append((once, "Embeddings and output head are two matrices here: one of them is missing."))
         came = call(model_bytes, shape)
-        tables = 7 * shape.num_hidden_layers * 1092  # bitsandbytes' tables, which `estimate` counts: right as well
-        if isinstance(came, (int, float)) and math.isclose(came, expected + tables, rel_tol=1e-6):
+        exactly = sum(model_parts(shape).values())  # with bitsandbytes' tables, one for each linear: right as well
+        if isinstance(came, (int, float)) and came == exactly:
             continue
         # 1e-6: 4.126953 bits are near enough
         expect_number(f"model_bytes(SHAPES[{name!r}])", came, expected, mistakes, 1e-6)
