@@ -192,9 +192,9 @@ assert model.config.num_hidden_layers == 30 and model.config.vocab_size == 49_15
 # |---|---|
 # | **00** | is my machine ready? |
 # | 01 | why can I not just fine-tune a 7B model? |
-# | 02 | what is lost with fewer bits? |
-# | 03 | which 16 numbers are best? |
-# | 04 | what do the scales cost? |
+# | [**02**](02_number_formats.ipynb) | what is lost with fewer bits? |
+# | [**03**](03_nf4.ipynb) | which 16 numbers are best? |
+# | [**04**](04_double_quantization.ipynb) | what do the scales cost? |
 # | 05 | why does a low rank suffice? |
 # | 06 | what happens when the base is 4-bit? |
 # | [**07**](07_qlora_run.ipynb) | can I train a real LLM here, now? |

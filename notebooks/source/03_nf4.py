@@ -25,8 +25,8 @@ from qlora_lab.classroom.checks import (
     check_suspects,
     progress,
 )
-from qlora_lab.classroom.plots import (
-    new_axes,
+from qlora_lab.classroom.plots import new_axes
+from qlora_lab.classroom.plots.n03 import (
     plot_codebooks,
     plot_error_over_bits,
     plot_errors_by_block,
@@ -38,7 +38,7 @@ from qlora_lab.classroom.samples import DISTRIBUTIONS, bundled_weight, sample
 from qlora_lab.quantization import BITSANDBYTES_NF4, FP4, INT4, NF4, quantize
 
 gaussian = sample("Gaussian", 2**20)  # a million numbers from the normal distribution
-weights = bundled_weight("model.embed_tokens.weight")[::48].contiguous()  # every 48th row of a real model's embeddings
+weights = bundled_weight("model.embed_tokens.weight")[::48].float()  # every 48th row of a real model's embeddings
 
 # %% [markdown]
 # ## 1 · Five tables of sixteen
@@ -86,7 +86,7 @@ histogram = {
 _ = plot_histogram(new_axes(), histogram, edges, NF4)
 
 # %% [markdown]
-# Real weights are close to Gaussian, with more of them near zero. And there is something at the edges that no normal distribution
+# Real weights have a bell of their own, with more of them near zero. And there is something at the edges that no normal distribution
 # has: *every* block has a number at exactly −1 or +1, the one that it was divided by. Remember those spikes.
 #
 # ## 3 · NF4, to the last bit
@@ -432,7 +432,7 @@ assert error_with(E2M1) < error_with(INT4) < error_with(FP4)
 from qlora_lab.quantization import quantize_absmax
 
 suspicious = {
-    "linear": bundled_weight("model.layers.0.mlp.down_proj.weight"),
+    "linear": bundled_weight("model.layers.0.mlp.down_proj.weight").float(),
     "embedding": weights,
     "Gaussian": gaussian,
 }

@@ -32,7 +32,7 @@ def sample(distribution: str, count: int, seed: int = 0) -> torch.Tensor:
 
 
 def bundled_weight(name: str = "model.embed_tokens.weight") -> torch.Tensor:
-    """One tensor of the bundled model, by its name in the checkpoint: float32, read without loading the model.
+    """One tensor of the bundled model, by its name in the checkpoint: bfloat16, read without loading the model.
 
     Raises:
         KeyError: no such tensor; the message lists some names.
@@ -44,4 +44,4 @@ def bundled_weight(name: str = "model.embed_tokens.weight") -> torch.Tensor:
     with safe_open(fetch() / "model.safetensors", "pt") as checkpoint:
         if name not in checkpoint.keys():  # noqa: SIM118  (it is no dict)
             raise KeyError(f"no tensor {name!r}; there are {', '.join(list(checkpoint.keys())[:9])}, ...")
-        return checkpoint.get_tensor(name).float()
+        return checkpoint.get_tensor(name)

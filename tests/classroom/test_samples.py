@@ -34,5 +34,5 @@ def test_unknown_names():
 
 def test_weight_is_the_models(bundled):
     weight = bundled_weight("model.layers.0.self_attn.q_proj.weight")
-    assert weight.shape == (576, 576) and weight.dtype == torch.float32
+    assert weight.shape == (576, 576) and weight.dtype == torch.bfloat16
     assert bundled_weight().shape == (49152, 576)

@@ -24,7 +24,7 @@ tests/classroom/answers/n03.py a right answer and the wrong ones it should recog
 pure function for the tests: it returns the Verdict and does nothing else.
 """
 
-from . import n00, n01, n03, n07
+from . import n00, n01, n02, n03, n04, n07
 from .judging import (
     CHECKLIST,
     TAUGHT_IN,
@@ -38,10 +38,19 @@ from .judging import (
 )
 from .n00 import check_bytes_of_weights, check_compute_dtype
 from .n01 import check_12_gb, check_largest_model, check_logits, check_model_bytes
+from .n02 import check_fixed_rows, check_smallest_block, check_zero_point
 from .n03 import check_fingerprints, check_level_usage, check_normal_levels, check_suspects
+from .n04 import (
+    DISEASES,
+    check_bits_per_parameter,
+    check_diagnosis,
+    check_triple_quantization,
+    check_zero_point_cost,
+    ill_restorations,
+)
 from .n07 import check_bnb_config, check_labels, check_token_weighted_loss, check_trainable_parameters
 
-NOTEBOOKS = (n00, n01, n03, n07)
+NOTEBOOKS = (n00, n01, n02, n03, n04, n07)
 
 
 def all_exercises() -> tuple[Exercise, ...]:
@@ -63,6 +72,7 @@ def progress() -> Progress:
 
 __all__ = [
     "CHECKLIST",
+    "DISEASES",
     "TAUGHT_IN",
     "Exercise",
     "ExerciseUnsolved",
@@ -70,19 +80,27 @@ __all__ = [
     "Verdict",
     "all_exercises",
     "check_12_gb",
+    "check_bits_per_parameter",
     "check_bnb_config",
     "check_bytes_of_weights",
     "check_compute_dtype",
+    "check_diagnosis",
     "check_fingerprints",
+    "check_fixed_rows",
     "check_labels",
     "check_largest_model",
     "check_level_usage",
     "check_logits",
     "check_model_bytes",
     "check_normal_levels",
+    "check_smallest_block",
     "check_suspects",
     "check_token_weighted_loss",
     "check_trainable_parameters",
+    "check_triple_quantization",
+    "check_zero_point",
+    "check_zero_point_cost",
+    "ill_restorations",
     "progress",
     "progress_path",
     "record",
