@@ -404,7 +404,7 @@ TARGETS = {
 def draw(model, method, targets, **knobs):
     mixed = {"targets": TARGETS[targets], "full_precision": "mixed"}
     memory = estimate(SHAPES[model], METHODS[method], **mixed, **knobs)
-    limit = next((size for size in (26, 100, 400, 1600) if memory.total < 0.88e9 * size), 6400)
+    limit = next((size for size in (26, 104, 420, 1650) if memory.total < 0.88e9 * size), 6400)
     bar = dict.fromkeys(MEMORY_STYLES, 0.0) | grouped(memory)
     ax = plot_memory(new_axes(height=2.7), {"": bar}, CARDS, limit=limit)
     title = (

@@ -2,6 +2,7 @@
 
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
+from matplotlib.transforms import ScaledTranslation
 
 from . import BLUE, GREEN, GREY, ORANGE, VERMILION
 
@@ -45,10 +46,12 @@ def plot_memory(
             left[name] += size
             label = "_"
     limit = limit or 1.18 * max([*left.values(), *(guess or {}).values()])
-    for card in cards:
-        if card <= limit:
-            ax.axvline(card, color="#333333", linestyle="--", linewidth=1, zorder=0)
+    labelled = 2 * limit
+    for card in sorted((card for card in cards if card <= limit), reverse=True):
+        ax.axvline(card, color="#333333", linestyle="--", linewidth=1, zorder=0)
+        if labelled - card > 0.06 * limit:  # else the labels would meet
             ax.annotate(f"{card:g} GB", (card, 1), (0, 2), xycoords=("data", "axes fraction"), **_CARD_TEXT)
+            labelled = card
     for name, size in left.items():
         shift, side = ((5, 0), "left") if size < 0.9 * limit else ((0, 24), "right")
         text = (ends or {}).get(name, f"{size:.1f} GB")
@@ -66,8 +69,9 @@ def plot_memory(
         entries = len(ax.get_legend_handles_labels()[1])
         columns = entries if entries < 6 else (entries + 1) // 2
         legend_style = {"frameon": False, "fontsize": 9, "ncols": columns}
-        below = -(42 / 72) / (ax.figure.get_figheight() - 0.9)  # of the axes' height, in inches
-        ax.legend(loc="upper center", bbox_to_anchor=(0.45, below), **legend_style).set_gid("frame")
+        below = ScaledTranslation(0, -38 / 72, ax.figure.dpi_scale_trans)  # the axis, in inches
+        place = {"loc": "upper center", "bbox_to_anchor": (0.45, 0), "bbox_transform": ax.transAxes + below}
+        ax.legend(**place, **legend_style).set_gid("frame")
     return ax
 
 
