@@ -191,14 +191,14 @@ assert model.config.num_hidden_layers == 30 and model.config.vocab_size == 49_15
 # | | question |
 # |---|---|
 # | **00** | is my machine ready? |
-# | 01 | why can I not just fine-tune a 7B model? |
+# | [**01**](01_memory_wall.ipynb) | why can I not just fine-tune a 7B model? |
 # | [**02**](02_number_formats.ipynb) | what is lost with fewer bits? |
 # | [**03**](03_nf4.ipynb) | which 16 numbers are best? |
 # | [**04**](04_double_quantization.ipynb) | what do the scales cost? |
 # | 05 | why does a low rank suffice? |
 # | 06 | what happens when the base is 4-bit? |
 # | [**07**](07_qlora_run.ipynb) | can I train a real LLM here, now? |
-# | 08 | was the prediction right? |
+# | [**08**](08_memory_comparison.ipynb) | was the prediction right? |
 # | 09 | what did 4 bits cost? |
 # | 10 | which knob buys what? |
 # | 11 | how do I use it? |
@@ -222,4 +222,5 @@ assert model.config.num_hidden_layers == 30 and model.config.vocab_size == 49_15
 progress()
 
 # %% [markdown]
-# **Next:** [07 · Can I train a real LLM here, now?](07_qlora_run.ipynb)
+# **Next:** [01 · Why can I not just fine-tune a 7B model?](01_memory_wall.ipynb), or straight to
+# [07 · Can I train a real LLM here, now?](07_qlora_run.ipynb)

@@ -75,14 +75,14 @@ assert round(1 / 128, 4) == 0.0078 and 0.003 < 1 / 128 / 2
 # %% [markdown]
 # **What happened?** Between 1 and 2, BF16 has 128 marks, 1/128 = 0.0078 apart. What is less than half a step is rounded
 # away: the weight *never* moves, however often you add 0.003. FP16 has marks eight times as fine, but its ruler ends at 65,504, and at
-# the other end 1e-8 becomes 0. So the **mantissa buys precision, the exponent buys range**. That is why adapters are
-# trained in FP32, and why BF16 is preferred for the arithmetic in between: there, an overflow is worse than a coarse step.
+# the other end 1e-8 becomes 0. So the **mantissa buys precision, the exponent buys range**. That is why PEFT keeps
+# the small matrices that LoRA trains (*adapters*) in FP32 by default, and why BF16 is preferred for the arithmetic in between: there, an overflow is worse than a coarse step.
 
 # %% [markdown]
 # ## 2 · Integers: equal steps
 #
-# With 4 bits there is nothing left to spend on exponents. So the exponent is shared: many numbers get **integer codes**,
-# and *one* scale says how long a step is. The affine scheme lays the codes 0 to 15 evenly from the smallest value to the
+# Four bits could still hold a tiny exponent (notebook 03 meets such a format, FP4). The usual way is to share it: many numbers
+# get **integer codes**, and *one* scale says how long a step is. The affine scheme lays the codes 0 to 15 evenly from the smallest value to the
 # largest:
 
 
@@ -131,7 +131,7 @@ assert torch.allclose(restored[1:], values[1:], atol=1e-7) and 0.1 < error / 0.5
 assert round((0.5234 + 1.2341) / ((0.8923 + 1.2341) / 13)) == 11
 
 # %% [markdown]
-# **Exercise 2.1 ●●○ (6 minutes).** Integer kernels multiply the codes themselves; a float minimum is in the way. They hold
+# **Exercise 2.1 ●●○ (6 minutes).** Programs that multiply integers (*kernels*) use the codes themselves; a float minimum is in the way. They hold
 # an integer **zero point** instead, the code that stands for 0: `restored = (codes - zero_point) * scale`. The scale stays as it is; the
 # zero point is −minimum / scale, rounded; a code is value / scale, rounded, plus the zero point. Keep codes within 0 to
 # 2**bits − 1. (The blocks that the check uses have negative and positive values.)
@@ -161,7 +161,7 @@ check_zero_point(zero_point_quantize)
 # ## 3 · Absmax: zero in the middle
 #
 # Weights lie about evenly around 0. The **absmax** scheme uses that: no minimum, just a scale, and codes from −7 to 7. Zero
-# stays exactly zero. Sixteen codes, one of them unused.
+# stays exactly zero. Sixteen codes, one of them unused (GGUF's Q4_0 uses it: −8 … 7).
 
 
 # %%
@@ -180,7 +180,7 @@ print(f"codes {codes.int().tolist()}, restored {[round(v, 4) for v in restored.t
 # %% [markdown]
 # Which is better? Compare them on 65,536 Gaussian values, like weights, and on the same values after a ReLU, like activations
 # (negative ones set to 0). Every 64 values share their constants (section 5 says why). Error means **relative RMS**: the
-# root mean square of the error over that of the tensor. An error has a price, so the bits stand beside it: a code takes 4
+# root mean square of the error over that of the tensor; the **SNR** is the same in decibels, −20 log₁₀ of it. An error has a price, so the bits stand beside it: a code takes 4
 # bits, and each block adds a scale of 32 bits, in the affine scheme also a minimum of 32 bits.
 
 # %%
@@ -246,8 +246,8 @@ assert two_bits.levels == 3 and (two_bits.codes == 0).float().mean() > 0.97
 # %% [markdown]
 # ## 5 · One bad value
 #
-# Those were well-behaved numbers. Those in language models are not: a few are many times larger than the rest, as section 7
-# shows.
+# Those were well-behaved numbers. Some tensors of language models are not: a few values are many times larger than the rest,
+# as section 7 shows.
 #
 # **Predict.** Multiply the first of the 65,536 values by 100. Quantize with absmax, 4 bits, one scale for the whole tensor. How
 # many times as large does the error of all the *others* become?
@@ -315,8 +315,9 @@ for ax, (title, x) in zip(axes, {"well-behaved": gaussian, "one value × 100: er
 
 # %% [markdown]
 # **What happened?** On the right, blocks rescue the tensor: the error is 0.112 with blocks of 64, at 4.5 bits, against 1 for the
-# whole tensor. A fifth or sixth bit rescues next to nothing, and absmax beats affine, which wins on the left. There, half a
-# bit for blocks of 64 is well spent too (0.188 → 0.107), but beyond that a **fifth bit beats smaller blocks**: 0.088 with no
+# whole tensor. A fifth or sixth bit rescues next to nothing, and absmax beats affine, which wins on the left: beside a value as extreme as this, absmax turns the others into 0, affine
+# into whatever level is nearest. On the left, half a
+# bit for blocks of 64 is well spent too (0.188 → 0.107), but beyond that, with float32 scales, a **fifth bit beats smaller blocks**: 0.088 with no
 # blocks at all, 0.097 with blocks of 32, both at 5 bits. Blocks are an insurance against outliers: a good one, but not free.
 
 # %%
@@ -394,7 +395,7 @@ def smallest_block(budget, bits, constant_bits):
 check_smallest_block(smallest_block)
 
 # %% [markdown]
-# <details><summary>Hint</summary>A parameter takes <code>bits + constant_bits / block_size</code> bits.</details>
+# <details><summary>Hint</summary>How many bits does a parameter take with blocks of 64? Try the sizes, smallest first.</details>
 
 # %% [markdown]
 # With 4.5 bits, then, which is the best use of the half bit? Four ways to spend it, on Gaussian values:
@@ -414,10 +415,14 @@ for way, (scheme, block_size, constant_bits) in ways.items():
     if "float16" in way:  # the constants as float16 holds them
         minimum = None if q.minimum is None else q.minimum.half().float()
         q = replace(q, scale=q.scale.half().float(), minimum=minimum)
-    print(f"{way:<46}{bits} bits   relative RMS {relative_rms(gaussian, q.dequantize()):.4f}")
+    error[way] = relative_rms(gaussian, q.dequantize())
+    print(f"{way:<46}{bits} bits   relative RMS {error[way]:.4f}")
+assert sorted(ways, key=error.get)[0].startswith("affine, block 64, float16")
+assert error["affine, block 64, float16 scale and minimum"] < error["absmax, block 32, float16 scale"]
 
 # %% [markdown]
-# The codes are the same 4 bits in every line. What you can still save is in the constants: notebook 04 takes that further.
+# Affine with float16 constants wins, ahead of twice as many scales for absmax. The codes are the same 4 bits in every line: what you
+# can still save is in the constants, and notebook 04 takes that further.
 
 # %% [markdown]
 # ## 6 · Try it
@@ -487,7 +492,8 @@ explore(
 # ## 7 · Real weights
 #
 # How well-behaved is a real model? Here is every eighth row of SmolLM2's embedding matrix, 3.5 million weights. (Not its linear
-# layers: notebook 03 shows why this checkpoint's would flatter INT4.)
+# layers: notebook 03 shows why this checkpoint's would flatter INT4. It is one matrix of one small model, and one that QLoRA
+# leaves in 16 bits; the layers of another checkpoint may be tamer or wilder.)
 
 # %%
 from qlora_lab.classroom.plots.n02 import plot_weight_histogram
@@ -522,13 +528,18 @@ for scheme, bits, size in choices:
     print(f"{name:<24}{q.bits_per_parameter:>10.2f}{error[name]:>14.3f}")
 print(f"your guesses: {prediction}")
 assert round(error["absmax 4 bits, whole"], 2) == 0.52 and round(error["absmax 4 bits, 64"], 3) == 0.155
+ends = {
+    name: torch.stack([x.reshape(-1, 64).amax(1), -x.reshape(-1, 64).amin(1)])
+    for name, x in {"e": weights, "g": gaussian}.items()
+}
+assert [round((e.amin(0) / e.amax(0)).mean().item(), 2) for e in ends.values()] == [0.67, 0.82]
 assert round(error["affine 4 bits, 128"], 3) == 0.138 and round(error["absmax 5 bits, whole"], 3) == 0.247
 
 # %% [markdown]
-# **What happened?** The tails. A real weight can be 12.9 standard deviations out, so one scale for all loses half the
+# **What happened?** The tails. The farthest weight is 12.9 standard deviations out (of the whole tensor: rows differ in size), so one scale for all loses half the
 # signal: 0.52. Here blocks beat the fifth bit: 0.155 at 4.5 bits against 0.247 at 5. And affine beats absmax by more than
 # on Gaussian values, 0.138 at the *same* 4.5 bits: a large weight seldom has a twin on the other side, where absmax keeps
-# levels for one.
+# levels for one: in a block of 64 the smaller end is 0.67 times the larger one on average, on Gaussian values 0.82.
 #
 # All these schemes put their levels at *equal* distances, although most weights lie near 0. Sixteen numbers could be
 # placed better: that is NF4.

@@ -176,8 +176,7 @@ print(f"{len(q.absmax):,} scales: {codes.numel():,} codes of 8 bits, {second_sca
 # %% [markdown]
 # One thing is different in bitsandbytes: its 8-bit levels are not INT8's. Its **dynamic code** has 64 levels from 0.1
 # to 1, 32 from 0.01 to 0.1, 16 in the next decade, and so on down to one. Each is the middle of one of the equal parts of
-# its decade. With their negatives, 0 and 1, that makes 256. (In the byte: a sign, a zero bit for each decade below the
-# first, a one, and the bits that are left count the parts.)
+# its decade. With their negatives, 0 and 1, that makes 256.
 
 # %%
 levels = [0.0, 1.0]
@@ -223,8 +222,27 @@ assert near_zero < 0.33 and f"{coarser:.1f}" == "1.8" and (dynamic.abs() < 0.1).
 
 # %% [markdown]
 # The dynamic code spends half of its levels between −0.1 and 0.1, and less than a third of the scales lie there. It was made
-# for numbers that span many decades, such as an optimizer's states. Scales minus their mean do not. Does it matter?
-# Section 6 measures it in the weights.
+# for numbers that span many decades, such as an optimizer's states. These scales do not.
+#
+# **Predict.** Now make one scale in each block of 256 twenty times as large. Which code has less error?
+
+# %%
+prediction = {"less error": "INT8"}  # ← "dynamic" or "INT8"
+
+# %%
+spoiled = q.absmax.clone()
+spoiled[::256] *= 20
+for code, levels in {"INT8": INT8, "dynamic": dynamic}.items():
+    _, _, restored = in_8_bits(spoiled - spoiled.mean(), levels)
+    errors["spoiled", code] = relative_rms(spoiled, restored + spoiled.mean())
+    print(f"{code:<8} relative RMS error of the scales {errors['spoiled', code]:.4f}")
+print(f"your guess: {prediction['less error']}")
+assert 5 < errors["spoiled", "INT8"] / errors["spoiled", "dynamic"] < 6
+
+# %% [markdown]
+# **What happened?** The large one stretches INT8's steps for all its neighbours. They lie near zero now, where the dynamic code
+# has half of its levels. It is an insurance: a little worse on tame scales, five times better beside an outlier. Does any of it
+# show in the weights? Section 6 measures that.
 
 # %% [markdown]
 # **Exercise 4.1 ●●○ (5 minutes).** Four programs store the same 2,048 scales in 8 bits and restore them. One of the
@@ -364,8 +382,7 @@ def extra_gigabytes(parameters):
 check_zero_point_cost(extra_gigabytes)
 
 # %% [markdown]
-# <details><summary>Hint</summary>They cost exactly what the scales cost after double quantization: <code>bits(64, 256)
-# − 4</code> bits per parameter. Then bits → bytes → GB.</details>
+# <details><summary>Hint</summary>You have already computed what 8 bits for each 64 weights and a float32 for each 256 of those cost.</details>
 
 # %% [markdown]
 # ## 6 · What did it cost?
@@ -394,7 +411,7 @@ assert after["INT8"] < after["dynamic"] and f"{before:.4f} {of_scales:.3f}" == "
 
 # %% [markdown]
 # **What happened?** Errors that know nothing of each other add up as squares. Beside 0.092, an error of 0.002 is
-# invisible: it shows in the fifth decimal. That is why nobody minds that INT8 would have done better.
+# invisible: it shows in the fifth decimal. So the choice between the two codes does not matter here.
 #
 # So 0.373 bits were nearly free. What else could one have done with the scales?
 #
@@ -423,8 +440,8 @@ assert (cheap[2], dear[2]) == (64, 256) and cheap[1] < dear[1]
 
 # %% [markdown]
 # At almost the same bits, small blocks with cheap scales beat big blocks with exact ones. And two thirds of the saving
-# (16 of some 24 bits a scale) can be had without any error at all, since half of every float32 scale is zeros. Counted
-# from there, double quantization saves 0.123 bits, 1.0 GB at 65B.
+# (16 of some 24 bits a scale) can be had without any error at all: a scale is one of the weights, and 16 bits hold it exactly in the
+# checkpoint's own format (bf16 here). Counted from there, double quantization saves 0.123 bits, 1.0 GB at 65B.
 
 # %%
 beyond_bf16 = 4 + 16 / 64 - d.bits_per_parameter
@@ -548,7 +565,8 @@ explore(
 
 # %% [markdown]
 # <details><summary>One that beats it</summary>Blocks of 32, double quantization: half the block size, and still fewer
-# bits. bitsandbytes can do it: <code>blocksize=32</code>.</details>
+# bits. bitsandbytes' <code>quantize_4bit(..., blocksize=32)</code> can do it; <code>BitsAndBytesConfig</code> has no such
+# setting.</details>
 
 # %% [markdown]
 # ## Recap
@@ -556,8 +574,8 @@ explore(
 # - Float32 scales are a ninth of a 4-bit model's bytes: 4.5 bits per parameter.
 # - Double quantization: scales minus their mean, in blocks of 256, in 8 bits. 4.126953 bits per parameter, 3.0 GB less
 #   at 65B (not 0.4).
-# - The weights hardly notice, for independent errors add as squares. Equal steps would do even better than the dynamic
-#   code.
+# - The weights hardly notice, for independent errors add as squares. Equal steps are better for tame scales, the dynamic code
+#   beside an outlier.
 # - NF4 has no zero point. Small blocks with cheap scales beat big blocks with exact ones.
 #
 # All of it serves the item *explain how quantization works*.

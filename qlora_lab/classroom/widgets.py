@@ -15,6 +15,7 @@ from IPython.display import HTML, DisplayHandle, display
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
 from PIL import Image
 
 from qlora_lab.classroom.plots import new_axes, plot_loss
@@ -48,17 +49,21 @@ def explore(draw: Callable[..., Axes], **sliders: ipywidgets.Widget) -> ipywidge
     return ipywidgets.VBox([*sliders.values(), live])
 
 
+KEPT_FRAMES = 6  # about a megabyte each
+
+
 class Renderer:
     """Figure -> PNG bytes, for figures that differ from the first in their data.
 
-    Two thirds of the time that matplotlib needs go into tick labels. So the frame (axes, ticks, labels) is drawn once
-    and kept, and later figures with the same frame are drawn on top of it. The layout is the first figure's.
+    Two thirds of the time that matplotlib needs go into tick labels. So the frame (axes, ticks, labels, and a legend
+    whose gid is "frame") is drawn once and kept, and later figures with the same frame are drawn on top of it. The last
+    few frames are kept. The layout is the first figure's.
     """
 
     def __init__(self, figure: Figure):
         figure.draw_without_rendering()  # computes the layout
         self.boxes = [ax.get_position() for ax in figure.axes]
-        self.frame_key, self.frame = None, None
+        self.frames: dict[tuple, np.ndarray] = {}
 
     def __call__(self, figure: Figure) -> bytes:
         figure.set_layout_engine("none")
@@ -66,21 +71,24 @@ class Renderer:
             ax.set_position(box)
         canvas = FigureCanvasAgg(figure)
         frames = [part for ax in figure.axes for part in (ax.patch, ax.xaxis, ax.yaxis, *ax.spines.values())]
+        frames += [legend for ax in figure.axes if (legend := framed_legend(ax))]
         content = [
             part for ax in figure.axes for part in ax.get_children() if part not in frames and part.get_visible()
         ]
-        key = [frame_of(ax) for ax in figure.axes]
-        if key != self.frame_key:
+        key = tuple(frame_of(ax) for ax in figure.axes)
+        if key not in self.frames:
             for part in content:
                 part.set_visible(False)
             canvas.draw()
-            self.frame_key, self.frame = key, np.array(canvas.buffer_rgba())
+            if len(self.frames) == KEPT_FRAMES:
+                del self.frames[next(iter(self.frames))]  # the oldest
+            self.frames[key] = np.array(canvas.buffer_rgba())
             for part in content:
                 part.set_visible(True)
         for part in [figure.patch, *frames]:
             part.set_visible(False)
         canvas.draw()  # on a transparent ground
-        picture = Image.fromarray(self.frame)
+        picture = Image.fromarray(self.frames[key])
         picture.alpha_composite(Image.fromarray(np.asarray(canvas.buffer_rgba())))
         png = io.BytesIO()
         picture.convert("RGB").save(png, "png", compress_level=1)
@@ -94,7 +102,15 @@ def frame_of(ax: Axes) -> tuple:
         (tuple(axis.get_majorticklocs()), tuple(getattr(axis.get_major_formatter(), "seq", ())))
         for axis in (ax.xaxis, ax.yaxis)
     ]
-    return (*labels, *ticks)
+    legend = framed_legend(ax)
+    entries = [text.get_text() for text in legend.get_texts()] if legend else []
+    return (*labels, *ticks, *entries)
+
+
+def framed_legend(ax: Axes) -> Legend | None:
+    """The legend, if it belongs to the frame."""
+    legend = ax.get_legend()
+    return legend if legend and legend.get_gid() == "frame" else None
 
 
 def live_loss(steps: Iterable, total: int, guess: int | None = None) -> list:

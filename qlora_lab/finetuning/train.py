@@ -327,12 +327,16 @@ def sum_over_processes(accelerator, tensors: list[torch.Tensor]) -> None:
 def make_accelerator(compute_dtype: torch.dtype, device: torch.device):
     """🤗 Accelerate for this compute dtype, on the device where the model lies."""
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
 
     precision = {torch.float32: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}
     if compute_dtype not in precision:
         raise UserError(f"compute_dtype is {compute_dtype}: choose torch.float32, torch.bfloat16 or torch.float16")
     if compute_dtype == torch.float16 and device.type == "cpu":
         raise UserError("float16 compute needs a GPU: on a CPU use float32, or bfloat16 where the processor has it")
+    # Accelerate keeps one precision for the whole process; a notebook may train twice, in two
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision[compute_dtype]:
+        AcceleratorState._reset_state()
     return Accelerator(mixed_precision=precision[compute_dtype], cpu=device.type == "cpu")
 
 

@@ -56,12 +56,12 @@ def test_explore_redraws_with_the_sliders_value():
     assert bytes(live.value).startswith(b"\x89PNG") and live.layout.display != "none"
 
 
-def two_panels(height: float, top: float = 10) -> Figure:
+def two_panels(height: float, top: float = 10, gid: str | None = None) -> Figure:
     figure, axes = plt.subplots(1, 2, layout="constrained")
     for ax in axes:
         ax.bar([0, 1], [1, height], label="a label")
         ax.set(ylim=(0, top), xlabel="x (units)", title=f"{height:g}")
-        ax.legend()
+        ax.legend().set_gid(gid)
     return figure
 
 
@@ -69,12 +69,15 @@ def pixels(png: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(png))).astype(int)
 
 
-def test_renderer_draws_what_matplotlib_draws():
-    render = widgets.Renderer(two_panels(3))
-    for height, top in [(3, 10), (7, 10), (7, 20), (3, 10)]:  # the frame is drawn anew when a limit changes
-        figure = two_panels(height, top)
+@pytest.mark.parametrize("gid", [None, "frame"])
+def test_renderer_draws_what_matplotlib_draws(gid, monkeypatch):
+    monkeypatch.setattr(widgets, "KEPT_FRAMES", 2)
+    render = widgets.Renderer(two_panels(3, gid=gid))
+    for height, top in [(3, 10), (7, 10), (7, 20), (3, 10), (3, 30), (3, 10)]:  # another limit is another frame
+        figure = two_panels(height, top, gid)
         came = pixels(render(figure))
-        whole = two_panels(height, top)
+        assert len(render.frames) <= 2
+        whole = two_panels(height, top, gid)
         whole.set_layout_engine("none")
         for ax, box in zip(whole.axes, render.boxes, strict=True):
             ax.set_position(box)

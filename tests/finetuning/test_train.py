@@ -8,7 +8,7 @@ import torch
 
 from qlora_lab.errors import UserError
 from qlora_lab.finetuning import Batches, TokenizedSample, TrainingDiverged, collate, train, train_steps
-from qlora_lab.finetuning.train import newest_checkpoint, rate, save_checkpoint, token_loss_sum
+from qlora_lab.finetuning.train import make_accelerator, newest_checkpoint, rate, save_checkpoint, token_loss_sum
 
 
 def random_samples(count: int, seed: int = 0, longest: int = 24) -> list[TokenizedSample]:
@@ -285,3 +285,11 @@ def test_save_replaces_the_same_step(tiny, tmp_path):
         save_checkpoint(tmp_path, tiny, names, optimizer, records)
     shutil.rmtree(newest_checkpoint(tmp_path))
     assert newest_checkpoint(tmp_path) is None
+
+
+def test_one_process_may_train_in_two_precisions(make_tiny):
+    """Accelerate alone would refuse the second."""
+    cpu = torch.device("cpu")
+    assert make_accelerator(torch.bfloat16, cpu).mixed_precision == "bf16"
+    assert make_accelerator(torch.float32, cpu).mixed_precision == "no"
+    assert make_accelerator(torch.float32, cpu).mixed_precision == "no"

@@ -24,7 +24,7 @@ tests/classroom/answers/n03.py a right answer and the wrong ones it should recog
 pure function for the tests: it returns the Verdict and does nothing else.
 """
 
-from . import n00, n02, n03, n04, n07, n08
+from . import n00, n01, n02, n03, n04, n07, n08
 from .judging import (
     CHECKLIST,
     TAUGHT_IN,
@@ -37,6 +37,7 @@ from .judging import (
     record,
 )
 from .n00 import check_bytes_of_weights, check_compute_dtype
+from .n01 import check_12_gb, check_largest_model, check_logits, check_model_bytes
 from .n02 import check_fixed_rows, check_smallest_block, check_zero_point
 from .n03 import check_fingerprints, check_level_usage, check_normal_levels, check_suspects
 from .n04 import (
@@ -50,7 +51,7 @@ from .n04 import (
 from .n07 import check_bnb_config, check_labels, check_token_weighted_loss, check_trainable_parameters
 from .n08 import check_card_usage, check_fastest_preset, check_savings
 
-NOTEBOOKS = (n00, n02, n03, n04, n07, n08)
+NOTEBOOKS = (n00, n01, n02, n03, n04, n07, n08)
 
 
 def all_exercises() -> tuple[Exercise, ...]:
@@ -79,6 +80,7 @@ __all__ = [
     "Progress",
     "Verdict",
     "all_exercises",
+    "check_12_gb",
     "check_bits_per_parameter",
     "check_bnb_config",
     "check_bytes_of_weights",
@@ -89,7 +91,10 @@ __all__ = [
     "check_fingerprints",
     "check_fixed_rows",
     "check_labels",
+    "check_largest_model",
     "check_level_usage",
+    "check_logits",
+    "check_model_bytes",
     "check_normal_levels",
     "check_savings",
     "check_smallest_block",

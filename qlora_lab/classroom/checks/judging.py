@@ -133,8 +133,10 @@ def call(function: Callable, *arguments):
         raise Mistake(f"expected a function, got {described(function)}: hand over its name, without parentheses.")
     try:
         came = function(*arguments)
-    except NotImplementedError:
-        raise
+    except NotImplementedError as error:
+        if not error.args:  # a stub's; torch's own say what is not implemented
+            raise
+        raise Mistake(f"{written(function, arguments)} raised {told(error)}") from error
     except Exception as error:
         line = line_of(function, error)
         place = f", in the line `{line}`" if line else ""

@@ -96,6 +96,7 @@ WRONG = [  # and what the learner must be told
     (check_level_usage, lambda codes: counted(codes, "low", "high") / len(codes), "Your shares sum to 2"),
     (check_level_usage, lambda codes: torch.bincount(codes >> 5) / len(codes), "bincount takes minlength=16"),
     (check_level_usage, lambda codes: torch.bincount(codes, minlength=256) / len(codes), "are bytes counted"),
+    (check_level_usage, lambda codes: torch.bincount(codes / 16), "raised NotImplementedError: "),
     (check_level_usage, lambda codes: torch.full((16,), 1 / 16), "The share of level"),
     (check_fingerprints, {"linear": ("affine", 4, 32)}, 'keys "linear" and "embedding"'),
     (check_fingerprints, PAST | {"linear": "Q4_1"}, "expected three things"),
