@@ -272,9 +272,9 @@ def test_divergence_is_one_sentence(capsys, tiny_folder, tmp_path, monkeypatch):
     module = sys.modules["qlora_lab.finetuning.train"]
     original, calls = module.token_loss_sum, []
 
-    def poisoned(model, batch):
+    def poisoned(model, batch, *chunk):
         calls.append(model.training)
-        return original(model, batch) * (float("nan") if sum(calls) == 4 else 1)
+        return original(model, batch, *chunk) * (float("nan") if sum(calls) == 4 else 1)
 
     monkeypatch.setattr(module, "token_loss_sum", poisoned)
     message = fails(capsys, "--model", tiny_folder, "--output", tmp_path / "run", *QUICK)

@@ -142,7 +142,7 @@ def measure_memory(
     Raises:
         UserError: no such model or target, a number below 1, no GPU where one is asked for or needed.
     """
-    from qlora_lab.finetuning import Preset, add_adapter, build_random, load_model, train
+    from qlora_lab.finetuning import Preset, add_adapter, build_random, load_model, train_steps
     from qlora_lab.finetuning.models import CATALOGUE, pick_compute_dtype, pick_device
 
     numbers = {"rank": rank, "batch_size": batch_size, "sequence_length": sequence_length - 1}
@@ -173,10 +173,11 @@ def measure_memory(
     preset = Preset("", optimizer=optimizer, gradient_checkpointing=gradient_checkpointing)
     batches = random_batches(model.config.vocab_size, batch_size, sequence_length)
     forget_accelerate()
-    settings = {**preset.settings(dtype), "learning_rate": 1e-4, "progress": False}
-    train(model, batches, steps=1, **settings)
+    steps = train_steps(model, batches, steps=2, learning_rate=1e-4, **preset.settings(dtype))
+    next(steps)  # from now on the optimizer has its states
     reset_peak(device)
-    train(model, batches, steps=1, **settings)
+    next(steps)
+    steps.close()
     peak = peak_memory_bytes(device) - before
     del model
     gc.collect()
