@@ -488,6 +488,6 @@ ask_box(both, first=mine)
 progress()
 
 # %% [markdown]
-# **Next:** notebook 08, being written, measures the memory of such runs. Until then: set `steps = 60` or
-# `learning_rate=3e-4` in the cell of section 5, predict what happens to `shifted` and to the prose, and choose *Kernel → Restart
-# Kernel and Run All Cells* (running that cell alone would go on training the trained adapter).
+# **Next:** [08 · Was the prediction right?](08_memory_comparison.ipynb) measures the memory of such runs. Or go on here:
+# set `steps = 60` or `learning_rate=3e-4` in the cell of section 5, predict what happens to `shifted` and to the prose, and
+# choose *Kernel → Restart Kernel and Run All Cells* (running that cell alone would go on training the trained adapter).

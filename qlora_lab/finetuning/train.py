@@ -186,11 +186,11 @@ def train_steps(
                 seconds=time.perf_counter() - start,
             )
             records.append(record)
+            yield record  # first, so that Ctrl-C while a checkpoint is written does not lose count of a step
             if checkpoints is not None and (step % checkpoint_every == 0 or step == steps):
                 if accelerator.is_main_process:
                     save_checkpoint(pathlib.Path(checkpoints), model, names, adamw, records)
                 accelerator.wait_for_everyone()
-            yield record
     finally:
         adamw.zero_grad()
         if early:
