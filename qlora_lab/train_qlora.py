@@ -27,7 +27,7 @@ import torch
 from safetensors import SafetensorError
 
 from qlora_lab.errors import UserError
-from qlora_lab.finetuning import data, evaluate, models
+from qlora_lab.finetuning import PRESETS, Preset, data, evaluate, models
 from qlora_lab.finetuning.train import OPTIMIZERS, StepRecord, make_accelerator, newest_checkpoint, train
 from qlora_lab.memory.estimate import estimate, from_config
 from qlora_lab.memory.measure import peak_memory_bytes, reset_peak
@@ -60,6 +60,9 @@ def parser() -> Parser:
     p.add_argument("--max-length", type=_positive_int, default=256, help="longer samples are left out, and counted")
     p.add_argument("--lr", type=_positive_float, default=1.5e-3, help="peak learning rate (default: %(default)s)")
     p.add_argument("--schedule", choices=["cosine", "constant"], default="cosine")
+    p.add_argument(
+        "--preset", choices=PRESETS, help="a recipe that trades something for GPU memory: see finetuning/presets.py"
+    )
     p.add_argument("--optimizer", choices=OPTIMIZERS, help="default: paged_adamw_32bit on a GPU, adamw_torch on a CPU")
     p.add_argument("--gradient-checkpointing", action="store_true", help="less memory for one more forward pass")
     p.add_argument("--compute-dtype", choices=DTYPES, help="default: bfloat16 where the hardware has it")
@@ -109,11 +112,11 @@ def run(args: argparse.Namespace) -> dict | None:
     state = PartialState(cpu=not torch.cuda.is_available())
     device = state.device
     dtype = DTYPES.get(args.compute_dtype) or models.pick_compute_dtype(device)
-    accelerator = make_accelerator(dtype, device)
+    preset, settings = recipe(args, device, dtype)
+    accelerator = make_accelerator(settings["compute_dtype"], device)
     say = _speaker(args.quiet or not accelerator.is_main_process)
     alpha = args.alpha if args.alpha is not None else 2 * args.rank
     targets = args.targets if args.targets == "all-linear" else [t.strip() for t in args.targets.split(",")]
-    optimizer = args.optimizer or ("paged_adamw_32bit" if device.type == "cuda" else "adamw_torch")
 
     if args.beside:  # the cheap mistakes first
         _read_report(args.beside)
@@ -138,7 +141,7 @@ def run(args: argparse.Namespace) -> dict | None:
         if accelerator.is_main_process:
             _write_json(before_file, before)
 
-    model = models.add_adapter(base, args.rank, alpha, targets, seed=args.seed)
+    model = preset.adapt(base, rank=args.rank, alpha=alpha, targets=targets, seed=args.seed)
     trainable = models.trainable_parameters(model)
     say(f"training {trainable:,} parameters for {steps} steps of {args.batch_size * args.accumulation} samples ...")
     reset_peak(device)
@@ -151,9 +154,7 @@ def run(args: argparse.Namespace) -> dict | None:
         learning_rate=args.lr,
         schedule=args.schedule,
         warmup_steps=max(1, steps // 10),
-        optimizer=optimizer,
-        compute_dtype=dtype,
-        gradient_checkpointing=args.gradient_checkpointing,
+        **settings,
         pad_token_id=tokenizer.pad_token_id,
         checkpoints=args.output / "checkpoints",
         checkpoint_every=args.checkpoint_every,
@@ -192,6 +193,25 @@ def run(args: argparse.Namespace) -> dict | None:
     }
     _write_json(args.output / "report.json", report)
     return report
+
+
+def recipe(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> tuple[Preset, dict]:
+    """How to adapt the model, and the arguments of `train` that depend on memory: --preset's, or the other flags'.
+
+    An --optimizer of the user's comes before the preset's.
+    """
+    if args.preset is None:
+        optimizer = args.optimizer or ("paged_adamw_32bit" if device.type == "cuda" else "adamw_torch")
+        preset = Preset("as the flags say", "float32", optimizer, args.gradient_checkpointing)
+        return preset, preset.settings(dtype)
+    preset = PRESETS[args.preset]
+    if preset.adapter_dtype == "bfloat16" and dtype != torch.bfloat16:
+        raise UserError(
+            f"--preset {args.preset} keeps its adapters in bfloat16 and this run computes in "
+            f"{str(dtype).removeprefix('torch.')}: choose in-backward, or --compute-dtype bfloat16"
+        )
+    settings = preset.settings(dtype)
+    return preset, {**settings, "optimizer": args.optimizer} if args.optimizer else settings
 
 
 # ----------------------------------------------------------------------------------------------------------------- data
@@ -356,8 +376,9 @@ def side_by_side(*reports: dict) -> str:
 def out_of_memory(args: argparse.Namespace, error: BaseException) -> str:
     """What the step was predicted to need, and the knob to turn first."""
     knobs = [
-        ("--gradient-checkpointing", not args.gradient_checkpointing),
+        ("--gradient-checkpointing", not args.gradient_checkpointing and args.preset is None),
         ("--method qlora", args.method == "lora"),
+        ("--preset lean", args.preset != "lean" and torch.cuda.is_available()),
         (f"--batch-size {args.batch_size // 2} --accumulation {args.accumulation * 2}", args.batch_size > 1),
         ("a shorter --max-length", True),
     ]
@@ -375,8 +396,9 @@ def out_of_memory(args: argparse.Namespace, error: BaseException) -> str:
             targets=targets,
             batch_size=args.batch_size,
             sequence_length=args.max_length,
-            gradient_checkpointing=args.gradient_checkpointing,
-            optimizer=args.optimizer or "adamw_torch",
+            gradient_checkpointing=args.gradient_checkpointing or args.preset is not None,
+            optimizer=args.optimizer or ("paged_adamw_32bit" if args.preset else "adamw_torch"),
+            preset=args.preset,
         )
         text += f"; predicted for samples of {args.max_length} tokens on a GPU:\n{predicted.table()}"
     return text

@@ -283,6 +283,33 @@ def test_divergence_is_one_sentence(capsys, tiny_folder, tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits the address space")
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (["--preset", "lean"], "--preset lean keeps its adapters in bfloat16 and this run computes in float32"),
+        (["--preset", "in-backward"], "paged_adamw_32bit pages GPU memory, and this model is on a CPU"),
+        (["--preset", "in-backward", "--optimizer", "adamw_torch", "--accumulation", "2"], "needs accumulation=1"),
+        (["--preset", "slim"], "invalid choice: 'slim'"),
+    ],
+)
+def test_presets_that_cannot_run_here_are_refused(arguments, sentence, tiny_folder, tmp_path, capsys):
+    command = ["--model", tiny_folder, "--output", tmp_path / "run", *QUICK, "--compute-dtype", "float32", *arguments]
+    assert train_qlora.main(list(map(str, command))) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_a_preset_trains(tiny_folder, tmp_path, capsys):
+    """Without clipping, and with checkpointing, as the preset has it; otherwise as without."""
+    command = ["--model", tiny_folder, "--json", *QUICK, "--eval-samples", "0", "--optimizer", "adamw_torch"]
+    losses = []
+    for name, arguments in {"plain": [], "preset": ["--preset", "in-backward"]}.items():
+        assert train_qlora.main([*map(str, command), "--output", str(tmp_path / name), *arguments]) == 0
+        losses.append(json.loads(capsys.readouterr().out)["losses"])
+    assert losses[0][0] == pytest.approx(losses[1][0], rel=1e-5)
+    assert losses[0][1:] != losses[1][1:]
+    assert losses[1][-1] < losses[1][0]
+
+
 def test_out_of_memory_tells_the_prediction_and_a_knob(bundled, tmp_path):
     """A real failure: the process may not have the memory that 64 rows of 256 tokens want."""
     limit = "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (8 << 30,) * 2); "

@@ -40,7 +40,7 @@ def text_loss(
     depends on how the samples are batched if it is taken per batch.
     """
     model.eval()
-    device = next(model.parameters()).device
+    device = model.get_output_embeddings().weight.device  # the input's may lie on the CPU
     ordered = sorted(samples, key=lambda sample: len(sample.ids))
     total = 0.0
     for start in range(0, len(ordered), batch_size):
@@ -65,7 +65,7 @@ def generate(
     `max_new_tokens` is cut there.
     """
     model.eval()
-    device = next(model.parameters()).device
+    device = model.get_output_embeddings().weight.device  # the input's may lie on the CPU
     texts = [prompt_text(messages, tokenizer) for messages in conversations]
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # similar lengths together: less padding
     answers = [""] * len(texts)
