@@ -2,10 +2,12 @@
 
     python -m qlora_lab.finetuning.compare accuracy [--seeds 5] [--jobs 4]   what do few bits cost?
     python -m qlora_lab.finetuning.compare presets  [--seeds 3]              does a recipe buy memory with bad training?
+    python -m qlora_lab.finetuning.compare knobs    [--seeds 1]              what does each setting buy, alone?
 
-`accuracy` compares the bases of `METHODS`, `presets` the recipes of `presets.py`. All else is the same: the bundled
-model, `train_qlora`'s settings, and for each seed the same adapter to begin with and the same order of the samples, so
-that ways can be compared seed by seed. Needs a GPU; writes `<what>-<gpu>.json`, anew after each run.
+`accuracy` compares the bases of `METHODS`, `presets` the recipes of `presets.py`, `knobs` the changes in `KNOBS`. All
+else is the same: the bundled model, `train_qlora`'s settings, and for each seed the same adapter to begin with and the
+same order of the samples, so that ways can be compared seed by seed. Needs a GPU; writes `<what>-<gpu>.json`, anew
+after each run.
 
 With `--jobs` several runs share the GPU: a model this small keeps it waiting for the next kernel most of the time.
 Seconds and tokens/s would mean nothing then. So `accuracy` measures them apart, one run of each method at a time.
@@ -14,6 +16,7 @@ Seconds and tokens/s would mean nothing then. So `accuracy` measures them apart,
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import importlib.metadata
 import json
@@ -30,10 +33,10 @@ from qlora_lab.errors import UserError
 from qlora_lab.finetuning.data import Batches, load_prose, load_samples, tokenize, tokenize_chat, tokenize_text
 from qlora_lab.finetuning.evaluate import generate, is_exact, text_loss
 from qlora_lab.finetuning.lora import add_lora
-from qlora_lab.finetuning.models import load_model
+from qlora_lab.finetuning.models import add_adapter, load_model, trainable_parameters
 from qlora_lab.finetuning.presets import PRESETS
 from qlora_lab.finetuning.quantized_linear import quantize_linears
-from qlora_lab.finetuning.train import StepRecord, train_steps
+from qlora_lab.finetuning.train import StepRecord, TrainingDiverged, train_steps
 from qlora_lab.quantization import INT4, quantize
 
 STEPS, BATCH_SIZE, RANK, LEARNING_RATE, MAX_LENGTH = 30, 8, 16, 1.5e-3, 256
@@ -63,6 +66,45 @@ METHODS = {
     "nf4-double": Method("QLoRA, NF4 + double quantization", 4.127, "nf4", double_quant=True),
     "fp4": Method("QLoRA, FP4", 4.5, "fp4"),
     "int4": Method("QLoRA, INT4", 4.5, "int4"),
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """QLoRA's (NF4, double quantization), as `train_qlora` has them on a GPU with room; a knob changes some."""
+
+    rank: int = RANK
+    targets: str | tuple[str, ...] = "all-linear"
+    learning_rate: float = LEARNING_RATE
+    batch_size: int = BATCH_SIZE
+    accumulation: int = 1
+    packing: bool = False
+    optimizer: str = "adamw_torch"
+    gradient_checkpointing: bool = False
+    compute_dtype: torch.dtype = torch.bfloat16
+
+
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+KNOBS = {
+    "as it is": {},
+    "checkpointing": {"gradient_checkpointing": True},
+    "adamw_8bit": {"optimizer": "adamw_8bit"},
+    "paged_adamw_32bit": {"optimizer": "paged_adamw_32bit"},
+    "paged_adamw_8bit": {"optimizer": "paged_adamw_8bit"},
+    "batch 4 x 2": {"batch_size": 4, "accumulation": 2},
+    "batch 1 x 8": {"batch_size": 1, "accumulation": 8},
+    "batch 32": {"batch_size": 32},
+    "packing": {"batch_size": 3, "packing": True},  # rows of MAX_LENGTH tokens: about as many as 8 orders have
+    "float16": {"compute_dtype": torch.float16},
+    "float32": {"compute_dtype": torch.float32},
+    "rank 4": {"rank": 4},
+    "rank 64": {"rank": 64},
+    "q, v": {"targets": ("q_proj", "v_proj")},
+    "q, k, v, o": {"targets": ATTENTION},
+    "lr 1.5e-4": {"learning_rate": 1.5e-4},
+    "lr 5e-4": {"learning_rate": 5e-4},
+    "lr 5e-3": {"learning_rate": 5e-3},
+    "lr 1.5e-2": {"learning_rate": 1.5e-2},
 }
 
 
@@ -108,7 +150,7 @@ def train_method(
     texts = held_out(tokenizer, judged)
     before = text_losses(model, texts, tokenizer, dtype)
     settings = {"compute_dtype": dtype, "optimizer": "adamw_torch"}
-    records, peak = trained(model, tokenizer, seed, steps, batch_size, settings)
+    records, peak = trained(model, tokenizer, steps, settings, batch_size=batch_size, seed=seed)
     chats = {split: load_samples("orders", split).select(range(judged))["messages"] for split in ("test", "shifted")}
     return {
         "method": name,
@@ -133,7 +175,7 @@ def train_preset(name: str, seed: int, device: torch.device, steps: int = STEPS,
     base, tokenizer = load_model(quantization="nf4", device=device, compute_dtype=torch.bfloat16)
     model = preset.adapt(base, rank=RANK, alpha=2 * RANK, seed=seed)
     settings = preset.settings(torch.bfloat16)
-    records, peak = trained(model, tokenizer, seed, steps, BATCH_SIZE, settings)
+    records, peak = trained(model, tokenizer, steps, settings, batch_size=BATCH_SIZE, seed=seed)
     dtype = settings["compute_dtype"]
     exact = exactness(model, tokenizer, load_samples("orders", "test").select(range(judged))["messages"], dtype)
     return {
@@ -147,17 +189,51 @@ def train_preset(name: str, seed: int, device: torch.device, steps: int = STEPS,
     }
 
 
-def trained(
-    model, tokenizer, seed: int, steps: int, batch_size: int, settings: dict
-) -> tuple[list[StepRecord], int | None]:
-    """Train on the orders; the records, and the peak of allocated bytes on a GPU."""
+def train_knob(name: str, seed: int, device: torch.device, steps: int = STEPS, **overrides) -> dict:
+    """Train the bundled 4-bit model with one knob of KNOBS turned; overrides are other `Settings`, for a CPU's sake.
+
+    A run that ends in non-finite numbers is a result too: its losses end before.
+
+    Returns:
+        knob, seed, losses (nats per token, one a step), validation_loss (the same on held-out orders, None if the
+        training diverged), trainable (numbers), tokens (a step, median), peak_allocated (bytes while training, None on
+        a CPU), tokens_per_second, seconds_per_step (medians).
+    """
+    knobs = Settings(**{**overrides, **KNOBS[name]})
+    dtype = knobs.compute_dtype
+    base, tokenizer = load_model(quantization="nf4", device=device, compute_dtype=dtype)
+    targets = knobs.targets if isinstance(knobs.targets, str) else list(knobs.targets)
+    model = add_adapter(base, rank=knobs.rank, alpha=2 * knobs.rank, targets=targets, seed=seed)
+    batches = {"batch_size": knobs.batch_size, "accumulation": knobs.accumulation, "packing": knobs.packing}
+    names = ("learning_rate", "optimizer", "gradient_checkpointing", "compute_dtype")
+    settings = {name: getattr(knobs, name) for name in names}
+    records, peak = trained(model, tokenizer, steps, settings, max_length=MAX_LENGTH, seed=seed, **batches)
+    finished = len(records) == steps
+    return {
+        "knob": name,
+        "seed": seed,
+        "losses": [record.loss for record in records],
+        "validation_loss": text_losses(model, held_out(tokenizer), tokenizer, dtype)["validation"]
+        if finished
+        else None,
+        "trainable": trainable_parameters(model),
+        "tokens": statistics.median(record.tokens for record in records) if records else None,
+        "peak_allocated": peak,
+        **(speed(records) if records else dict.fromkeys(SPEED)),
+    }
+
+
+def trained(model, tokenizer, steps: int, settings: dict, **batches) -> tuple[list[StepRecord], int | None]:
+    """Train on the orders, to the end or until it diverges; the records, and the peak of allocated bytes on a GPU."""
     device = model.get_output_embeddings().weight.device
     samples, _ = tokenize(load_samples("orders", "train"), tokenizer, MAX_LENGTH)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    batches = Batches(samples, batch_size, seed=seed)
     settings = {"learning_rate": LEARNING_RATE, "pad_token_id": tokenizer.pad_token_id, **settings}
-    records = list(train_steps(model, batches, steps=steps, **settings))
+    records = []
+    with contextlib.suppress(TrainingDiverged):
+        for record in train_steps(model, Batches(samples, **batches), steps=steps, **settings):
+            records.append(record)
     return records, torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
 
 
@@ -246,6 +322,23 @@ def compare_presets(seeds: int, output: pathlib.Path) -> pathlib.Path:
     return path
 
 
+def compare_knobs(seeds: int, output: pathlib.Path) -> pathlib.Path:
+    """Run every knob at every seed, one at a time: seconds count here."""
+    path, record = new_record("knobs", output)
+    for seed in range(seeds):
+        for name in KNOBS:
+            run = train_knob(name, seed, torch.device("cuda"))
+            record["runs"].append(run)
+            write(path, record)
+            loss = "diverged" if run["validation_loss"] is None else f"{run['validation_loss']:.4f}"
+            print(
+                f"{name:<18} seed {seed}: validation {loss}, {run['tokens_per_second'] or 0:.0f} tokens/s, "
+                f"{run['peak_allocated'] / 1e9:.2f} GB",
+                flush=True,
+            )
+    return path
+
+
 def new_record(what: str, output: pathlib.Path) -> tuple[pathlib.Path, dict]:
     """Where a record goes, and all of it but the runs."""
     gpu = torch.cuda.get_device_name()
@@ -275,12 +368,12 @@ def write(path: pathlib.Path, record: dict) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m qlora_lab.finetuning.compare", description=__doc__.split("\n")[0])
-    parser.add_argument("what", choices=["accuracy", "presets"])
-    parser.add_argument("--seeds", type=int, help="default: 5 for accuracy, 3 for presets")
+    parser.add_argument("what", choices=["accuracy", "presets", "knobs"])
+    parser.add_argument("--seeds", type=int, help="default: 5 for accuracy, 3 for presets, 1 for knobs")
     parser.add_argument("--jobs", type=int, default=1, help="accuracy only: runs that share the GPU")
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("data/records"), help="folder")
     args = parser.parse_args(arguments)
-    seeds = {"accuracy": 5, "presets": 3}[args.what] if args.seeds is None else args.seeds
+    seeds = {"accuracy": 5, "presets": 3, "knobs": 1}[args.what] if args.seeds is None else args.seeds
     try:
         if not torch.cuda.is_available():
             raise UserError("no GPU here: bf16, 4-bit kernels and paged optimizers are compared on one")
@@ -290,7 +383,7 @@ def main(arguments: list[str] | None = None) -> int:
         if args.what == "accuracy":
             path = compare_accuracy(seeds, args.output, args.jobs)
         else:
-            path = compare_presets(seeds, args.output)
+            path = {"presets": compare_presets, "knobs": compare_knobs}[args.what](seeds, args.output)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -198,7 +198,8 @@ class Batches:
 
     A row is what stands in one row of the input tensor: one sample, or with `packing` as many as fit `max_length`.
     Without packing, samples of similar length come together, so that little is padded. The same seed gives the same
-    stream, so a resumed run continues it by skipping the steps that were done.
+    stream, so a resumed run continues it by skipping the steps that were done. 4 rows x 2 micro-batches are the same
+    step as 8 rows at once.
 
     Args:
         samples: at least one.
@@ -231,7 +232,7 @@ class Batches:
     def __iter__(self) -> Iterator[list[list[list[TokenizedSample]]]]:
         rows_a_step = self.batch_size * self.accumulation
         draw = torch.Generator().manual_seed(self.seed)
-        rows, step = [], []
+        rows = []
         while True:
             while len(rows) < rows_a_step:
                 epoch = _shuffled(self.samples, draw)
@@ -240,12 +241,9 @@ class Batches:
             window, rows = rows[:size], rows[size:]
             if not self.packing:
                 window.sort(key=lambda row: len(row[0].ids))
-            micro_batches = [window[i : i + self.batch_size] for i in range(0, size, self.batch_size)]
-            for micro_batch in _shuffled(micro_batches, draw):
-                step.append(micro_batch)
-                if len(step) == self.accumulation:
-                    yield step
-                    step = []
+            steps = [window[i : i + rows_a_step] for i in range(0, size, rows_a_step)]
+            for step in _shuffled(steps, draw):
+                yield [step[i : i + self.batch_size] for i in range(0, rows_a_step, self.batch_size)]
 
     def _pack(self, samples: list[TokenizedSample]) -> list[list[TokenizedSample]]:
         """Greedy: a sample goes into the row that is open, or opens the next one."""

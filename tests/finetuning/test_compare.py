@@ -98,3 +98,41 @@ def test_accuracy_is_recorded_run_by_run_and_speed_alone(monkeypatch, tmp_path, 
     assert "test 1/2" in capsys.readouterr().out
     assert compare.main(["accuracy", "--jobs", "0"]) == 2
     assert "--jobs 0: at least 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", compare.KNOBS)
+def test_every_knob_is_a_setting_and_trains(tiny_model, monkeypatch, name):
+    """What needs a GPU is replaced by what a CPU has, one by one."""
+    knobs = dict(compare.KNOBS[name])
+    if knobs.get("compute_dtype") == torch.float16:
+        knobs["compute_dtype"] = torch.bfloat16
+    if "paged" in knobs.get("optimizer", ""):
+        knobs["optimizer"] = knobs["optimizer"].replace("paged_adamw_32bit", "adamw_torch").replace("paged_", "")
+    monkeypatch.setitem(compare.KNOBS, name, knobs)
+    monkeypatch.setattr(compare, "held_out", lambda tokenizer: {})
+    monkeypatch.setattr(compare, "text_losses", lambda *_: {"validation": 1.0})
+    run = compare.train_knob(name, 0, torch.device("cpu"), steps=2, compute_dtype=torch.float32)
+    assert len(run["losses"]) == 2 and run["validation_loss"] == 1.0
+    if name.startswith("rank"):
+        assert run["trainable"] % int(name.removeprefix("rank ")) == 0
+
+
+def test_accumulation_and_batches_make_the_same_step(tiny_model, monkeypatch):
+    monkeypatch.setattr(compare, "held_out", lambda tokenizer: {})
+    monkeypatch.setattr(compare, "text_losses", lambda *_: {"validation": 1.0})
+    runs = [
+        compare.train_knob(name, 0, torch.device("cpu"), steps=2, compute_dtype=torch.float32)
+        for name in ("as it is", "batch 4 x 2", "batch 1 x 8")
+    ]
+    for run in runs[1:]:
+        assert run["losses"] == pytest.approx(runs[0]["losses"], rel=1e-4)
+
+
+def test_a_diverged_run_is_a_result(tiny_model, monkeypatch):
+    def diverge(*arguments, **settings):
+        raise compare.TrainingDiverged("the loss is nan")
+        yield
+
+    monkeypatch.setattr(compare, "train_steps", diverge)
+    run = compare.train_knob("as it is", 0, torch.device("cpu"), steps=2, compute_dtype=torch.float32)
+    assert (run["losses"], run["validation_loss"], run["tokens_per_second"]) == ([], None, None)
