@@ -63,7 +63,8 @@ def judge(claim, *cases):
 #
 # 1. *"NF4 has sixteen bins of equal mass, so every code is used equally often."* (online tutorials)
 # 2. *"NF4 loses less than INT4."* (nearly everybody)
-# 3. *"Double quantization saves about 0.37 bits per parameter, 3 GB for a 65B model."* (QLoRA's paper)
+# 3. *"Double quantization saves an average of about 0.37 bits per parameter (approximately 3 GB for a 65B model)."*
+#    (QLoRA's paper)
 
 # %%
 votes |= {  # "true", "false" or "depends"
@@ -140,7 +141,7 @@ assert f"{saved_bits:.3f} {saved:.2f}" == "0.373 3.02"
 # ## 2 · Memory
 #
 # 4. *"7B × 0.5 bytes = 3.5 GB, + 40 MB adapter + 80 MB optimizer: QLoRA trains a 7B model in 3.7 GB."* (the lesson plan)
-# 5. *"QLoRA finetunes a 65B model on a single 48 GB GPU."* (QLoRA's paper)
+# 5. *"Reduces memory usage enough to finetune a 65B parameter model on a single 48GB GPU."* (QLoRA's paper)
 # 6. *"Use a paged optimizer: what does not fit moves to the CPU, and training goes on instead of running out of memory."*
 #    (online tutorials)
 
@@ -188,11 +189,12 @@ for row in big:
     print(f"{row['card_gb']} GB, {row['preset']:<14}{got}")
 judge(5, any("measured" in row for row in big if row["preset"] == "standard" and row["card_gb"] == 48))
 states = next(row["measured"]["managed_bytes"] for row in big if "measured" in row) / GB
-assert f"{states:.1f}" == "6.4" and any("measured" in row for row in big if row["card_gb"] == 40)
+reserved = max(row["measured"]["peak_reserved"] for row in big if "measured" in row) / GB
+assert f"{reserved:.1f} {states:.1f}" == "42.8 6.4" and any("measured" in row for row in big if row["card_gb"] == 40)
 
 # %% [markdown]
-# **True**, by the paper's recipe and with batch 1 × 512. It is tight: the 6.4 GB of optimizer states, paged, do not all find
-# room beside the rest. With bf16 adapters, even 40 GB will do ([notebook 08](08_memory_comparison.ipynb)).
+# **True**, by the paper's recipe and with batch 1 × 512. It is tight: 42.8 GB and 6.4 GB of optimizer states are
+# more than 48, so some of the states have to move out. With bf16 adapters, a cap of 40 GB holds too ([notebook 08](08_memory_comparison.ipynb)).
 #
 # ### Claim 6: never out of memory?
 #
@@ -219,15 +221,16 @@ judge(6, not failed, *(share == 1 for share in list(shares.values())[1:]))
 # %%
 assert len(failed) == 9 and len(memory["caps"]) == 25 and "1e5" in source
 assert {row["optimizer"] for row in memory["caps"]} == {"paged_adamw_32bit"}
+assert {row["out_of_memory"]["after"] for row in failed} == {"adapter", "first step: forward"}  # no update yet
 assert [f"{share:.0%}" for share in shares.values()] == ["100%", "42%", "0%"]
 at_16 = [run["measured"]["managed_bytes"] for run in memory["runs"] if (run["shape"], run["rank"]) == ("llama-7b", 16)]
 assert f"{shares[16, 10] * 39_976_960 * 8:.0f}" == str(max(at_16))  # the record says the same
 
 # %% [markdown]
-# **False.** 9 of 25 recorded runs ended out of memory all the same. Only optimizer states can move, and only those of tensors
-# with 100,000 elements or more; weights, gradients and activations never do. With the recipe that most tutorials print
-# beside this sentence (rank 16 on q, k, v, o) a matrix has 16 × 4096 = 65,536 elements: *nothing* is paged. In fairness:
-# at rank 64 everything is, and that is how 65B fits 48 GB.
+# **False.** 9 of 25 recorded runs ended out of memory all the same, in the first forward or backward pass, when there was no
+# optimizer state yet. Only states can move; weights, gradients and activations never do. And only the states of tensors
+# with 100,000 elements or more: with the recipe that tutorials print beside this sentence (rank 16 on q, k, v, o), a matrix
+# has 16 × 4096 = 65,536 elements, and *nothing* is paged. In fairness: at rank 64 all states are, and 65B on 48 GB needs it.
 #
 # ## 3 · Libraries
 #
@@ -235,7 +238,7 @@ assert f"{shares[16, 10] * 39_976_960 * 8:.0f}" == str(max(at_16))  # the record
 # 8. *"r = 16 on q, k, v, o: trainable params: 4,194,304 || all params: 6,742,609,920 || trainable%: 0.06."* (the lesson plan)
 # 9. *"trainable params: 79953920.0 || all params: 3660320768 || trainable: 2.18."* (what the script of QLoRA's authors
 #    prints for LLaMA-7B, rank 64, all linears)
-# 10. *"CPU: QLoRA 4-bit ✅."* (bitsandbytes' README. Tutorials say: needs an NVIDIA GPU)
+# 10. *"CPU | QLoRA 4-bit ✅"* (bitsandbytes' table of what it supports. Tutorials say that it needs an NVIDIA GPU)
 # 11. *"`from_pretrained(..., trust_remote_code=True)`."* (the lesson plan, to load LLaMA: is it needed?)
 # 12. *"Without `prepare_model_for_kbit_training` the first backward pass fails."* (online tutorials)
 
@@ -261,8 +264,8 @@ judge(7, default.bnb_4bit_quant_type == "nf4")
 assert not default.bnb_4bit_use_double_quant and default.bnb_4bit_compute_dtype == torch.float32
 
 # %% [markdown]
-# **False**, three times over: FP4, no double quantization, and float32 compute, which leaves a GPU's tensor cores idle. Nothing
-# warns you. Write all four arguments.
+# **False**, three times over: FP4, no double quantization, and float32 compute, which is slow on a GPU. Nothing warns you.
+# Write all four arguments.
 #
 # ### Claim 8: 4,194,304?
 #
@@ -299,6 +302,8 @@ model, tokenizer = load_model("smollm2-135m-instruct", quantization="nf4", devic
 obvious = sum(p.numel() for p in model.parameters())
 print(f"{obvious:,} by numel(), {SHAPES['smollm2-135m'].parameters():,} by the shapes")
 
+
+# %%
 shape = SHAPES["llama-7b"]
 adapter = shape.num_hidden_layers * sum(64 * (i + o) for i, o in shape.linears().values())
 packed = shape.linear_parameters() // 2 + shape.embedding_parameters() + shape.norm_parameters()
@@ -539,7 +544,10 @@ for off, on in pairs(gradient_checkpointing=(False, True)):
     a, b = off["measured"], on["measured"]
     memory_change = 100 * (b["peak_allocated"] / a["peak_allocated"] - 1)
     speed_change = 100 * (a["step_seconds"] / b["step_seconds"] - 1)
-    effect[f"{described(off)}, {off['method']}"] = {"peak memory": memory_change, "tokens/s": speed_change}
+    effect[f"{described(off)}, {off['method'].replace('lora', 'LoRA').replace('q', 'Q')}"] = {
+        "peak memory": memory_change,
+        "tokens/s": speed_change,
+    }
 claimed = {"peak memory": (-50, -50), "tokens/s": (-20, -20)}
 _ = plot_changes(new_axes(height=4.6), effect, claimed, "with gradient checkpointing, against without (%)")
 judge(14, *(abs(row["peak memory"] + 50) < 10 and abs(row["tokens/s"] + 20) < 5 for row in effect.values()))
@@ -612,6 +620,8 @@ measures = {
     "perplexity, prose": lambda run: run["after"]["perplexity"]["prose"],
     "perplexity, prose, before training": lambda run: run["before"]["perplexity"]["prose"],
 }
+
+# %%
 cost = {name: 100 * (of(qlora) / of(lora) - 1) for name, of in measures.items()}
 for name, of in measures.items():
     print(f"{name:<36}LoRA {of(lora):>8.4f}   QLoRA {of(qlora):>8.4f}   {cost[name]:+6.1f} %")
@@ -685,6 +695,8 @@ configs = {
     "Mixtral": transformers.MixtralConfig(**sizes, **mlp, num_local_experts=8),
 }
 nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+
+# %%
 share = {}
 for name, config in configs.items():
     with quiet_transformers():
@@ -703,15 +715,10 @@ with torch.device("meta"):  # the real size, without weights
     mixtral = AutoModelForCausalLM.from_config(transformers.MixtralConfig())
 linears = sum(m.weight.numel() for m in mixtral.model.modules() if isinstance(m, torch.nn.Linear))
 whole = sum(p.numel() for p in mixtral.parameters())
-print(
-    f"Mixtral-8x7B: {linears / 1e9:.2f} of {whole / 1e9:.1f} billion parameters are in linear layers: {linears / whole:.1%}"
-)
-print(f"in 16 bits {2 * whole / GB:.0f} GB, 'in 4 bits' {(2 * whole - 1.484 * linears) / GB:.0f} GB")
-assert f"{linears / 1e9:.2f} {whole / 1e9:.1f} {linears / whole:.1%}" == "1.34 46.7 2.9%"
-assert (
-    f"{2 * whole / GB:.0f} {(2 * whole - 1.484 * linears) / GB:.0f}" == "93 91"
-    and f"{2 - bits_per_parameter() / 8:.3f}" == "1.484"
-)
+in_4_bits = 2 * whole - (2 - bits_per_parameter() / 8) * linears
+print(f"Mixtral-8x7B: {linears / 1e9:.2f} of {whole / 1e9:.1f} billion parameters are in linear layers")
+print(f"in 16 bits {2 * whole / GB:.0f} GB, in '4 bits' {in_4_bits / GB:.0f} GB")
+assert f"{linears / 1e9:.2f} {whole / 1e9:.1f} {2 * whole / GB:.0f} {in_4_bits / GB:.0f}" == "1.34 46.7 93 91"
 
 # %% [markdown]
 # **It depends** on whether the weights are in *linear layers*: only those are replaced. GPT-2's odd `Conv1D` is known and
@@ -748,7 +755,6 @@ print(", ".join(f"{theme}: {hit} of {len(ballot[theme])}" for theme, hit in hits
 count = {answer: list(verdicts.values()).count(answer) for answer in ("true", "depends", "false")}
 print(f"the evidence: {count}")
 assert sorted(verdicts) == list(range(1, 19))
-
 assert count == {"true": 3, "depends": 5, "false": 10}
 
 # %% [markdown]
@@ -787,11 +793,11 @@ teams = {
     "delivery": ["my parcel is late", "the box came empty", "I want another address", "the courier lost it"],
 }
 greetings = ["Hello,", "Hi there,", "Dear team,"]
-endings = {"No hurry.": False, "When you have time.": False, "It is urgent!": True, "I need help today.": True}
+endings = {"No hurry.": "later", "When you have time.": "later", "It is urgent!": "now", "I need help today.": "now"}
 lines = [
-    {"prompt": f"{hello} {what}. {end}", "response": json.dumps({"team": team, "urgent": urgent})}
+    {"prompt": f"{hello} {what}. {end}", "response": f"{team}, {when}"}
     for team, whats in teams.items()
-    for hello, what, (end, urgent) in itertools.product(greetings, whats, endings.items())
+    for hello, what, (end, when) in itertools.product(greetings, whats, endings.items())
 ]
 data = scratch / "requests.jsonl"
 data.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
@@ -812,26 +818,27 @@ def train_qlora(*arguments):
     return json.loads(done.stdout)
 
 
-report = train_qlora("--data", data, "--output", scratch / "try", "--steps", 3, "--eval-samples", 0)
+report = train_qlora("--data", data, "--output", scratch / "try", "--steps", 3, "--batch-size", 4, "--eval-samples", 0)
 print(f"{report['steps']} steps, loss falls: {report['losses'][-1] < report['losses'][0]}")
 print("the run's folder holds", ", ".join(sorted(path.name for path in (scratch / "try").iterdir())))
 
 # %% [markdown]
-# **Exercise 12.3 ●●● (as long as you like).** Your turn. Write at least 50 lines about something of *yours*, train on them
-# (8 steps or more) and judge: a tenth of the lines is held out for that, if `--eval-samples` allows. In a terminal:
+# **Exercise 12.3 ●●● (as long as you like).** Your turn. Write at least 50 lines about something of *yours* and train on
+# them, 8 steps or more. In a terminal:
 #
 # ```
 # python -m qlora_lab.train_qlora --data my.jsonl --output runs/mine --steps 30
 # ```
 #
-# or here, by `train_qlora(...)`. Then name the folder. The check reads its report: has the loss fallen by half, is there an
-# adapter, was it judged on lines that it was not trained on?
+# or here, by `train_qlora(...)`. A tenth of the lines is held out, and the model is judged on them before and after, unless
+# you say `--eval-samples 0`, as above to save time. Then name the folder. The check reads the run's report: are the lines
+# yours, has the loss fallen by half, is there an adapter?
 
 # %%
 ### BEGIN SOLUTION
 ### STUB: project = ...  # "runs/mine"
 project = scratch / "mine"
-train_qlora("--data", data, "--output", project, "--steps", 8, "--eval-samples", 5)
+report = train_qlora("--data", data, "--output", project, "--steps", 8, "--batch-size", 4, "--eval-samples", 0)
 ### END SOLUTION
 
 # %%
