@@ -53,7 +53,8 @@ def judge(claim, *cases):
     """Note and print the verdict of the cases, each of them true or false."""
     answers = {bool(case) for case in cases}
     verdicts[claim] = "depends" if len(answers) == 2 else "true" if answers == {True} else "false"
-    print(f"→ claim {claim}: {verdicts[claim]} (your vote: {votes.get(claim)})")
+    votes[claim] = str(votes.get(claim, "none")).lower()  # True and "True" count as "true"
+    print(f"→ claim {claim}: {verdicts[claim]} (your vote: {votes[claim]})")
 
 
 # %% [markdown]
@@ -727,7 +728,7 @@ THEMES = {
     "Afterwards": {16: "costs under 2 %", 17: "a 16-bit merge loses nothing", 18: "works with most models"},
 }
 ballot = {
-    theme: [(f"{text}  {number:>2}", votes.get(number), verdicts[number]) for number, text in claims.items()]
+    theme: [(f"{text}  {number:>2}", votes[number], verdicts[number]) for number, text in claims.items()]
     for theme, claims in THEMES.items()
 }
 _ = plot_ballot(new_axes(height=6.6), ballot)
