@@ -24,7 +24,7 @@ tests/classroom/answers/n03.py a right answer and the wrong ones it should recog
 pure function for the tests: it returns the Verdict and does nothing else.
 """
 
-from . import n00, n01, n02, n03, n04, n07, n08
+from . import n00, n01, n02, n03, n04, n07, n08, n12
 from .judging import (
     CHECKLIST,
     TAUGHT_IN,
@@ -50,8 +50,9 @@ from .n04 import (
 )
 from .n07 import check_bnb_config, check_labels, check_token_weighted_loss, check_trainable_parameters
 from .n08 import check_card_usage, check_fastest_preset, check_savings
+from .n12 import check_faults, check_project, check_real_parameters
 
-NOTEBOOKS = (n00, n01, n02, n03, n04, n07, n08)
+NOTEBOOKS = (n00, n01, n02, n03, n04, n07, n08, n12)
 
 
 def all_exercises() -> tuple[Exercise, ...]:
@@ -88,6 +89,7 @@ __all__ = [
     "check_compute_dtype",
     "check_diagnosis",
     "check_fastest_preset",
+    "check_faults",
     "check_fingerprints",
     "check_fixed_rows",
     "check_labels",
@@ -96,6 +98,8 @@ __all__ = [
     "check_logits",
     "check_model_bytes",
     "check_normal_levels",
+    "check_project",
+    "check_real_parameters",
     "check_savings",
     "check_smallest_block",
     "check_suspects",

@@ -23,10 +23,10 @@ CHECKLIST = {
     "accuracy": "analyse the loss of accuracy, LoRA against QLoRA",
 }
 TAUGHT_IN = {  # notebooks whose exercises serve an item: it is ticked when all of them are there and solved
-    "quantization": ("02", "03", "04"),
+    "quantization": ("02", "03", "04", "12"),
     "nf4": ("03",),
-    "config": ("00", "07"),
-    "train": ("06", "07"),
+    "config": ("00", "07", "12"),
+    "train": ("06", "07", "12"),
     "memory": ("00", "01", "08"),
     "accuracy": ("09",),
 }
