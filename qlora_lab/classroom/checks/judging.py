@@ -26,7 +26,7 @@ TAUGHT_IN = {  # notebooks whose exercises serve an item: it is ticked when all 
     "quantization": ("02", "03", "04"),
     "nf4": ("03",),
     "config": ("00", "07"),
-    "train": ("06", "07"),
+    "train": ("05", "06", "07"),
     "memory": ("00", "01", "08"),
     "accuracy": ("09",),
 }
