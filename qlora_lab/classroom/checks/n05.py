@@ -52,7 +52,7 @@ def check_correction(correction: Callable) -> Verdict:
     draw = torch.Generator().manual_seed(0)
     for leading, inputs, outputs, rank, alpha in [((3,), 6, 4, 2, 8), ((2, 3), 5, 5, 3, 4)]:
         x = torch.randn(*leading, inputs, generator=draw)
-        A, B = torch.randn(rank, inputs, generator=draw), torch.randn(outputs, rank, generator=draw)  # noqa: N806
+        A, B = torch.randn(rank, inputs, generator=draw), torch.randn(outputs, rank, generator=draw)
         bare = x @ A.T @ B.T
         came = call(correction, x.clone(), A.clone(), B.clone(), alpha)
         if not isinstance(came, torch.Tensor):
@@ -110,7 +110,7 @@ def check_rank_of(rank_of: Callable) -> Verdict:
     from qlora_lab.memory.estimate import LINEARS, SHAPES, trainable_parameters
 
     attention = list(LINEARS[:4])
-    cases = [("llama-7b", ["q_proj", "v_proj"], 8), ("llama-3-8b", attention, 16), ("smollm2-135m", list(LINEARS), 4)]
+    cases = [("smollm2-135m", list(LINEARS), 4), ("llama-3-8b", attention, 16), ("llama-7b", ["q_proj", "v_proj"], 8)]
     for name, targets, rank in cases:
         shape = SHAPES[name]
         layers, trainable = shape.num_hidden_layers, trainable_parameters(shape, rank, targets)

@@ -41,8 +41,8 @@ def plot_truncation(
 ) -> Axes:
     """Left: share of the update's squared norm below and above a rank. Right: the loss with either part alone.
 
-    ranks: where it was measured. kept: share (0 to 1) of the largest `rank` directions. losses: by name, a loss for each
-    rank. ends: the loss before and after training. here: index of the rank to mark.
+    ranks: where it was measured. kept: share (0 to 1) of the largest `rank` directions. losses: by name, a loss
+    for each rank. ends: the loss before and after training. here: index of the rank to mark.
     """
     _, (left, right) = plt.subplots(1, 2, figsize=(8.6, 3.6), width_ratios=[1, 2], layout="constrained")
     parts = [kept[here], 1 - kept[here]]
