@@ -15,6 +15,7 @@
 # %%
 import math
 import tempfile
+import warnings
 
 import ipywidgets
 import torch
@@ -36,6 +37,7 @@ from qlora_lab.classroom.widgets import explore
 from qlora_lab.finetuning import collate, load_model, load_samples, lora_layers, tokenize, trainable_parameters
 from qlora_lab.memory import SHAPES
 
+warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated")  # PEFT 0.21 uses an old name
 assert 576 * 576 == 331_776 and 8 * (576 + 576) == 9_216
 
 # %% [markdown]
@@ -142,7 +144,7 @@ at_8 = {name: values[7] for name, values in shares.items()}
 print(", ".join(f"{name} {share:.0%}" for name, share in at_8.items()), "in 8 of 576 directions")
 
 # %%
-assert at_8["gradients, summed"] > 0.9 and 0.55 < at_8["update by AdamW"] < 0.8
+assert at_8["gradients, summed"] > 0.9 and 0.6 < at_8["update by AdamW"] < 0.75
 assert 0.1 < at_8["the weights themselves"] < 0.3 and at_8["random numbers"] < 0.06
 rank_of_update = min(torch.linalg.matrix_rank(update[name]).item() for name in queries)
 assert rank_of_update > 500
@@ -202,7 +204,7 @@ print(f" (your guess: {prediction['loss']})")
 print(f"rank 1: {kept[0]:.0%} of the squared norm, {gain[1]:.0%} of the gain")
 print(f"without the first 32 directions: {1 - kept[5]:.0%} of the squared norm, loss {rest[5]:.2f}")
 assert 0.5 < kept[3] < 0.72 and gain[8] > 0.9 and gain[1] > 2 * kept[0] and kept[0] < 0.3
-assert 0.12 < 1 - kept[5] < 0.25 and rest[5] > 0.8 * untrained_loss
+assert 0.125 < 1 - kept[5] < 0.25 and rest[5] > 0.8 * untrained_loss
 
 # %% [markdown]
 # **What happened?** Norm is not what the loss cares about. Eight directions hold less than three quarters of the squared norm and
@@ -312,7 +314,7 @@ for start in ("A random, B zero", "both random", "both zero"):
     torch.manual_seed(0)
     layer = MyLora(base, rank=8, alpha=16)
     if start == "both random":
-        layer.B.data.normal_(std=0.02)
+        nn.init.kaiming_uniform_(layer.B, a=math.sqrt(5))  # as A is
     if start == "both zero":
         layer.A.data.zero_()
     (layer(x) - base(x) - 1).square().mean().backward()  # any loss that the base does not solve
@@ -330,8 +332,7 @@ print(f"your guess: {prediction[next(iter(prediction))]} times")
 # first step moves B alone, and from the second on both learn. With both random, the model starts
 # damaged; with both zero, each waits for the other for ever.
 #
-# Now train LoRA on the ten batches that the full training had. (AdamW needs a larger learning rate for it; section 4 says
-# why.)
+# Now train LoRA on the ten batches that the full training had. It wants a larger learning rate: 0.005 here, 0.0003 above.
 
 # %%
 # NBVAL_IGNORE_OUTPUT
@@ -356,14 +357,15 @@ for name, (numbers, loss) in results.items():
 
 # %%
 assert [numbers for numbers, _ in results.values()] == [0, 13_271_040, 322_560, 40_320]
-assert results["LoRA, rank 8"][1] < 0.2 and results["LoRA, rank 1"][1] < alone[0]
+assert results["LoRA, rank 8"][1] < 1.5 * full_loss and results["LoRA, rank 1"][1] < alone[0]
 
 # %% [markdown]
-# 322,560 numbers instead of 13 million, and a loss close to that of full training. Even rank 1, 40,320 numbers, does
-# better than the best single direction of the full update: trained as rank 1 from the start, it finds a better one.
+# 322,560 numbers instead of 13 million, and about the loss of full training. (LoRA's learning rate was the better of two, the
+# full training's the first that was tried: read this as "as good", not "better".) Rank 1, 40,320 numbers, does better than the largest single
+# direction of the full update did: trained as rank 1 from the start, it finds a direction that pays more.
 #
-# Do not overdo it. This is one easy task. The paper that named LoRA found rank 1 to 8 enough on its tasks; for hard ones
-# (much data, far from what the base has seen) higher ranks and full training can win. It is an experiment, never a theorem.
+# Do not overdo it. This is one easy task and ten steps. Where there is much to learn that the base has never seen, a higher rank or full
+# training can win. That a low rank suffices is an experiment, to be repeated on your task.
 #
 # **Exercise 5.2 ●●○ (8 minutes).** Five LoRA layers around the same base, rank 4, alpha 32, dropout 0.1 on the correction's input.
 # Four have a bug, and none of the bugs raises an error. Look at each, and name what it has.

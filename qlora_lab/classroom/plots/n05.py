@@ -32,7 +32,7 @@ def plot_energy(ax: Axes, shares: dict[str, list[float]], guess: tuple[int, floa
         ax.plot(*guess, "D", color=VERMILION, markersize=9, label="your guess")
     ax.set(ylim=(0, 1.03), ylabel="share of the squared norm")
     ax.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    ax.legend(frameon=False, loc="upper left", fontsize=9)
+    ax.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=5, fontsize=9, columnspacing=1.2)
     return ax
 
 
@@ -60,6 +60,7 @@ def plot_truncation(
     for loss, name in zip(ends, ("before training", "whole update"), strict=True):
         right.axhline(loss, color=GREY, linewidth=1, linestyle=":")
         right.annotate(name, (ranks[-1], loss), (0, 3), textcoords="offset points", ha="right", fontsize=9, color=GREY)
+    right.legend(frameon=False, loc="center right", fontsize=9).set_gid("frame")
     rank_axis(right, ranks, "rank (log scale)")
     right.set(ylabel="loss on unseen orders (nats per token)", ylim=(0, 1.15 * max(ends)))
     for ax in (left, right):
