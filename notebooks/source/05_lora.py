@@ -1,10 +1,10 @@
 # %% [markdown]
 # # 05 · Why does a low rank suffice?
 #
-# LoRA freezes a weight matrix of 576 × 576 = 331,776 numbers and trains two thin ones beside it, 9,216 numbers at rank 8. It
-# works, and the usual explanation is: *updates of weights are of low rank.* Are they? You train real matrices
-# in full, take the update apart, and find the explanation wrong and the method right. Then you build LoRA, see what its `alpha` really
-# is, and catch a famous printout that cannot be true.
+# LoRA freezes a weight matrix of 576 × 576 = 331,776 numbers and trains two thin ones beside it, 9,216 numbers at
+# rank 8. It works, and the usual explanation is: *updates of weights are of low rank.* Are they? You train real
+# matrices in full, take the update apart, and find the explanation wrong and the method right. Then you build LoRA,
+# see what its `alpha` really is, and catch a famous printout that cannot be true.
 #
 # | you need | |
 # |---|---|
@@ -43,8 +43,9 @@ assert 576 * 576 == 331_776 and 8 * (576 + 576) == 9_216
 # %% [markdown]
 # ## 1 · A real update
 #
-# Take the bundled model and train three kinds of matrices in its last 10 of 30 layers, *in full*: no adapter, every number may
-# move. The 20 layers below are frozen, so what they compute is computed once. The task is that of notebook 07: orders into JSON.
+# Take the bundled model and train three kinds of matrices in its last 10 of 30 layers, *in full*: no adapter, every
+# number may move. The 20 layers below are frozen, so what they compute is computed once. The task is that of
+# notebook 07: orders into JSON.
 
 # %%
 model, tokenizer = load_model("smollm2-135m-instruct", compute_dtype=torch.float32, device="cpu")
@@ -112,9 +113,9 @@ print(f"loss on 12 unseen orders: {untrained_loss:.2f} before, {full_loss:.2f} a
 assert len(trained) == 30 and 1 < untrained_loss < 1.2 and full_loss < 0.12
 
 # %% [markdown]
-# Ten steps did the job. How much is in these updates? The **singular value decomposition** (SVD) writes a matrix as a sum of
-# outer products, *directions*, from the largest to the smallest. A matrix of rank 8 is a sum of eight. The sum of the squared singular values is
-# the squared norm, so each direction has its share of it.
+# Ten steps did the job. How much is in these updates? The **singular value decomposition** (SVD) writes a matrix as
+# a sum of outer products, *directions*, from the largest to the smallest. A matrix of rank 8 is a sum of eight. The
+# sum of the squared singular values is the squared norm, so each direction has its share of it.
 #
 # **Predict.** A 576 × 576 matrix has 576 directions. What share of the updates' squared norm do the 8 largest hold?
 
@@ -150,10 +151,10 @@ rank_of_update = min(torch.linalg.matrix_rank(update[name]).item() for name in q
 assert rank_of_update > 500
 
 # %% [markdown]
-# **What happened?** The update is far from random, and far from rank 8: about a third of it lies elsewhere, spread over more than 500
-# directions. The *gradients* are nearly of low rank: over 90 %. What AdamW makes of them is not. It divides every entry
-# by that entry's usual size, so a tiny one moves as far as a large one. Take that to the end, and all that is left of a
-# gradient is its signs:
+# **What happened?** The update is far from random, and far from rank 8: about a third of it lies elsewhere, spread
+# over more than 500 directions. The *gradients* are nearly of low rank: over 90 %. What AdamW makes of them is not.
+# It divides every entry by that entry's usual size, so a tiny one moves as far as a large one. Take that to the end,
+# and all that is left of a gradient is its signs:
 
 # %%
 # NBVAL_IGNORE_OUTPUT
@@ -165,10 +166,11 @@ assert 0.4 < signs < 0.7 and signs < at_8["update by AdamW"]
 # %% [markdown]
 # ## 2 · What the loss needs
 #
-# So by its norm the update is not of low rank. Truncate it all the same: in all 30 matrices keep the 8 largest directions
-# and throw the rest away.
+# So by its norm the update is not of low rank. Truncate it all the same: in all 30 matrices keep the 8 largest
+# directions and throw the rest away.
 #
-# **Predict.** The loss was about 1.1 before training, and is below 0.1 with the whole update. What is it with 8 directions?
+# **Predict.** The loss was about 1.1 before training, and is below 0.1 with the whole update. What is it with 8
+# directions?
 
 # %%
 prediction = {"loss": 0.4}  # ← your guess: 0.4 if a third of the update is a third of the gain
@@ -207,9 +209,10 @@ assert 0.5 < kept[3] < 0.72 and gain[8] > 0.9 and gain[1] > 2 * kept[0] and kept
 assert 0.125 < 1 - kept[5] < 0.25 and rest[5] > 0.8 * untrained_loss
 
 # %% [markdown]
-# **What happened?** Norm is not what the loss cares about. Eight directions hold less than three quarters of the squared norm and
-# bring more than 90 % of the gain. What comes after the 32nd holds more than an eighth of it, and alone it does next to nothing: AdamW moved
-# those numbers because it moves everything, not because the loss had asked.
+# **What happened?** Norm is not what the loss cares about. Eight directions hold less than three quarters of the
+# squared norm and bring more than 90 % of the gain. What comes after the 32nd holds more than an eighth of it, and
+# alone it does next to nothing: AdamW moved those numbers because it moves everything, not because the loss had
+# asked.
 #
 # Move the slider. Orange is the other half of the experiment: *without* the largest directions.
 
@@ -230,18 +233,19 @@ explore(draw_truncation, rank=ipywidgets.SelectionSlider(options=RANKS, value=8,
 assert rest[0] < alone[0] and (untrained_loss - rest[0]) / (untrained_loss - full_loss) > 0.8
 
 # %% [markdown]
-# Did you see the left end? The largest direction alone does more than half of the job, and *without* it the others do
-# over 80 %. So there is more than one way to the same loss. That is why a method may restrict the
-# update from the start: it need not find the update that full training would have found, only one that does as well.
+# Did you see the left end? The largest direction alone does more than half of the job, and *without* it the others
+# do over 80 %. So there is more than one way to the same loss. That is why a method may restrict the update from the
+# start: it need not find the update that full training would have found, only one that does as well.
 #
 # ## 3 · LoRA
 #
-# An update of rank r is a product: B A, with A of shape (r, in) and B of shape (out, r). LoRA trains these two, and scales what they do:
+# An update of rank r is a product: B A, with A of shape (r, in) and B of shape (out, r). LoRA trains these two, and
+# scales what they do:
 #
 # $$y = W x + \frac{\alpha}{r} B A x$$
 #
-# **Exercise 5.1 ●○○ (4 minutes).** Write the second term. `x` has shape (..., in), with any number of dimensions in front. Do not build
-# the matrix B A: at 4096 × 4096 it would cost what LoRA saves.
+# **Exercise 5.1 ●○○ (4 minutes).** Write the second term. `x` has shape (..., in), with any number of dimensions in
+# front. Do not build the matrix B A: at 4096 × 4096 it would cost what LoRA saves.
 
 
 # %%
@@ -281,7 +285,8 @@ class MyLora(nn.Module):
 
 
 # %% [markdown]
-# The package's `LoraLinear` does the same and more (dropout, dtypes, merging that can be undone). From the same seed:
+# The package's `LoraLinear` does the same and more (dropout, dtypes, merging that can be undone). From the same
+# seed:
 
 # %%
 from qlora_lab.finetuning import LoraLinear, add_lora, unload
@@ -302,9 +307,11 @@ torch.testing.assert_close(mine(x), x @ mine.merged().T)
 torch.testing.assert_close(mine.merged(), base.weight + theirs.delta())
 
 # %% [markdown]
-# Because B starts at zero, an adapted model begins exactly where the base is, bit for bit: adding a zero changes nothing.
+# Because B starts at zero, an adapted model begins exactly where the base is, bit for bit: adding a zero changes
+# nothing.
 #
-# **Predict.** B is zero, A is random. In the very first step, how large is the norm of A's gradient, as a multiple of B's?
+# **Predict.** B is zero, A is random. In the very first step, how large is the norm of A's gradient, as a multiple
+# of B's?
 
 # %%
 prediction = {"A's gradient / B's": 1.0}  # ← your guess
@@ -328,11 +335,12 @@ for start in ("A random, B zero", "both random", "both zero"):
 print(f"your guess: {prediction[next(iter(prediction))]} times")
 
 # %% [markdown]
-# **What happened?** A's gradient is *zero*. The chain rule puts B in front of it: whatever A does, B = 0 wipes it out. B's gradient has A in front, and A is random. So the
-# first step moves B alone, and from the second on both learn. With both random, the model starts
-# damaged; with both zero, each waits for the other for ever.
+# **What happened?** A's gradient is *zero*. The chain rule puts B in front of it: whatever A does, B = 0 wipes it
+# out. B's gradient has A in front, and A is random. So the first step moves B alone, and from the second on both
+# learn. With both random, the model starts damaged; with both zero, each waits for the other for ever.
 #
-# Now train LoRA on the ten batches that the full training had. It wants a larger learning rate: 0.005 here, 0.0003 above.
+# Now train LoRA on the ten batches that the full training had. It wants a larger learning rate: 0.005 here, 0.0003
+# above.
 
 # %%
 # NBVAL_IGNORE_OUTPUT
@@ -360,15 +368,16 @@ assert [numbers for numbers, _ in results.values()] == [0, 13_271_040, 322_560, 
 assert results["LoRA, rank 8"][1] < 1.5 * full_loss and results["LoRA, rank 1"][1] < alone[0]
 
 # %% [markdown]
-# 322,560 numbers instead of 13 million, and about the loss of full training. (LoRA's learning rate was the better of two, the
-# full training's the first that was tried: read this as "as good", not "better".) Rank 1, 40,320 numbers, does better than the largest single
-# direction of the full update did: trained as rank 1 from the start, it finds a direction that pays more.
+# 322,560 numbers instead of 13 million, and about the loss of full training. (LoRA's learning rate was the better of
+# two, the full training's the first that was tried: read this as "as good", not "better".) Rank 1, 40,320 numbers,
+# does better than the largest single direction of the full update did: trained as rank 1 from the start, it finds a
+# direction that pays more.
 #
-# Do not overdo it. This is one easy task and ten steps. Where there is much to learn that the base has never seen, a higher rank or full
-# training can win. That a low rank suffices is an experiment, to be repeated on your task.
+# Do not overdo it. This is one easy task and ten steps. Where there is much to learn that the base has never seen, a
+# higher rank or full training can win. That a low rank suffices is an experiment, to be repeated on your task.
 #
-# **Exercise 5.2 ●●○ (8 minutes).** Five LoRA layers around the same base, rank 4, alpha 32, dropout 0.1 on the correction's input.
-# Four have a bug, and none of the bugs raises an error. Look at each, and name what it has.
+# **Exercise 5.2 ●●○ (8 minutes).** Five LoRA layers around the same base, rank 4, alpha 32, dropout 0.1 on the
+# correction's input. Four have a bug, and none of the bugs raises an error. Look at each, and name what it has.
 
 # %%
 square = nn.Linear(576, 576, bias=False)
@@ -402,15 +411,15 @@ diagnosis = {"A": "transposed", "B": "healthy", "C": "wet base", "D": "both zero
 check_lora_suspects(diagnosis)
 
 # %% [markdown]
-# <details><summary>Hint 1</summary>Go line by line: what should a sound layer print? The base's output at first; a gradient for B and
-# none for A; the expected correction; and what it merges is what it computes.</details>
+# <details><summary>Hint 1</summary>Go line by line: what should a sound layer print? The base's output at first; a gradient
+# for B and none for A; the expected correction; and what it merges is what it computes.</details>
 # <details><summary>Hint 2</summary>Each bug breaks one line only.</details>
 
 # %% [markdown]
 # ## 4 · What alpha does
 #
-# Every recipe has it: `alpha = 2 * rank`. It scales the correction by alpha / rank, which sounds like a volume knob. But
-# B is *trained*: if you turn the knob up, B could just stay smaller.
+# Every recipe has it: `alpha = 2 * rank`. It scales the correction by alpha / rank, which sounds like a volume knob.
+# But B is *trained*: if you turn the knob up, B could just stay smaller.
 #
 # Here is a small problem: 64 inputs and outputs, and a base that is wrong by a matrix of rank 4.
 
@@ -437,8 +446,8 @@ def losses_of(rank, alpha, lr_a=1e-3, lr_b=1e-3, steps=60, optimizer=torch.optim
 
 
 # %% [markdown]
-# **Predict.** You double alpha. With which changes of the two learning rates would you have had *the very same* training at
-# the old alpha?
+# **Predict.** You double alpha. With which changes of the two learning rates would you have had *the very same*
+# training at the old alpha?
 
 # %%
 prediction = {"learning rate of A": 2, "learning rate of B": 2}  # ← your guess: times what?
@@ -461,14 +470,15 @@ sgd = {"optimizer": torch.optim.SGD}
 assert losses_of(8, 16, 0.1, 0.4, **sgd) == losses_of(8, 32, 0.1, 0.1, **sgd)
 
 # %% [markdown]
-# **What happened?** A × 1, B × 2. AdamW's steps do not depend on the size of the gradient, so B moves as far as before, and
-# all that it does counts double. It starts at zero, so that is all. Under AdamW, **alpha is a learning rate for B**, and nothing
-# else. (Under plain SGD doubling alpha is B × 4: the gradient doubles too.)
+# **What happened?** A × 1, B × 2. AdamW's steps do not depend on the size of the gradient, so B moves as far as
+# before, and all that it does counts double. It starts at zero, so that is all. Under AdamW, **alpha is a learning
+# rate for B**, and nothing else. (Under plain SGD doubling alpha is B × 4: the gradient doubles too.)
 #
-# What, then, of the rule? With alpha = 2 × rank, the scale is 2 at every rank. Compare ranks at one learning rate, as many tutorials do.
+# What, then, of the rule? With alpha = 2 × rank, the scale is 2 at every rank. Compare ranks at one learning rate,
+# as many tutorials do.
 #
-# **Predict.** At which of the ranks 2, 4, 8, 16, 64 is the loss after 60 steps lowest if each rank may have its own best
-# learning rate: only the highest, or all from which on?
+# **Predict.** At which of the ranks 2, 4, 8, 16, 64 is the loss after 60 steps lowest if each rank may have its own
+# best learning rate: only the highest, or all from which on?
 
 # %%
 prediction = {"as good as any from rank": 64}  # ← your guess
@@ -491,15 +501,15 @@ best = {r: min(final[r]) for r in ranks}
 assert best[4] < 4 * best[64] and best[8] < 2 * best[64] and best[2] > 200 * best[4]
 
 # %% [markdown]
-# **What happened?** At one learning rate, rank 64 beats rank 8 a hundredfold, and it looks as if rank had done it. But at
-# scale 2, more rows of A pull in the same direction: a larger rank takes larger steps. Give each its own learning rate, and
-# rank 4 is within a factor of 4 of rank 64, rank 8 within 2. Only rank 2 fails for good, because the base is
-# wrong by rank 4. Before you believe that a rank is better, tune the learning rate of the other.
+# **What happened?** At one learning rate, rank 64 beats rank 8 a hundredfold, and it looks as if rank had done it.
+# But at scale 2, more rows of A pull in the same direction: a larger rank takes larger steps. Give each its own
+# learning rate, and rank 4 is within a factor of 4 of rank 64, rank 8 within 2. Only rank 2 fails for good, because
+# the base is wrong by rank 4. Before you believe that a rank is better, tune the learning rate of the other.
 #
 # ## 5 · A printout that cannot be
 #
-# A script of the kind that one finds everywhere: LLaMA-7B, `r=16`, `target_modules=["q_proj", "k_proj", "v_proj", "o_proj"]`, and
-# the line that it is said to print:
+# A script of the kind that one finds everywhere: LLaMA-7B, `r=16`, `target_modules=["q_proj", "k_proj", "v_proj",
+# "o_proj"]`, and the line that it is said to print:
 #
 # > `trainable params: 4,194,304 || all params: 6,742,609,920 || trainable%: 0.06`
 #
@@ -525,11 +535,12 @@ assert (
 assert llama.parameters() + 4_194_304 == 6_742_609_920
 
 # %% [markdown]
-# **What happened?** It is 16,777,216, four times as many. The printed line is real, though: its total is LLaMA-7B and an adapter of 4,194,304.
-# It is just from another run. From which?
+# **What happened?** It is 16,777,216, four times as many. The printed line is real, though: its total is LLaMA-7B
+# and an adapter of 4,194,304. It is just from another run. From which?
 #
 # **Exercise 5.3 ●●○ (6 minutes).** Given a shape, the targets and the number of trainable parameters, find the rank.
-# `shape.linears()` gives `{"q_proj": (in, out), ...}` for one layer, `shape.num_hidden_layers` how many layers there are.
+# `shape.linears()` gives `{"q_proj": (in, out), ...}` for one layer, `shape.num_hidden_layers` how many layers there
+# are.
 
 
 # %%
@@ -562,11 +573,12 @@ for r in sorted({r for r, _ in fits}, reverse=True):
 assert {(r, len(s)) for r, s in fits} == {(16, 1), (8, 2), (4, 4)} and all(set(s) <= set(attention) for _, s in fits)
 
 # %% [markdown]
-# Of all sets of targets and all ranks up to 64, only three kinds fit. `r=8` on q and v is PEFT's default for LLaMA and the
-# setting of the LoRA paper: somebody changed the settings and kept the old output. Count before you quote.
+# Of all sets of targets and all ranks up to 64, only three kinds fit. `r=8` on q and v is PEFT's default for LLaMA
+# and the setting of the LoRA paper: somebody changed the settings and kept the old output. Count before you quote.
 #
-# **Exercise 5.4 ●●○ (5 minutes).** Now the other way. Your card has some GB (10⁹ bytes) left for the adapter: its float32 numbers,
-# a float32 gradient for each, and AdamW's two float32 states. What is the largest rank? `count(shape, rank, targets)` counts.
+# **Exercise 5.4 ●●○ (5 minutes).** Now the other way. Your card has some GB (10⁹ bytes) left for the adapter: its
+# float32 numbers, a float32 gradient for each, and AdamW's two float32 states. What is the largest rank?
+# `count(shape, rank, targets)` counts.
 
 
 # %%
@@ -588,8 +600,8 @@ check_largest_rank(largest_rank)
 # %% [markdown]
 # ## 6 · The same as PEFT's
 #
-# Your layer is LoRA. Is it *PEFT's* LoRA, the one that everybody's files are for? Put the trained adapter of section 3 back on
-# the base, save it, and let PEFT read it.
+# Your layer is LoRA. Is it *PEFT's* LoRA, the one that everybody's files are for? Put the trained adapter of section
+# 3 back on the base, save it, and let PEFT read it.
 
 # %%
 from peft import PeftModel
@@ -621,10 +633,13 @@ assert len(lora_layers(model)) == 30 and trainable_parameters(model) == 322_560
 # %% [markdown]
 # ## Recap
 #
-# - Measured on a real model: AdamW's update is *not* of low rank by its norm, but a few of its directions do nearly all of the work.
-# - LoRA trains B A beside a frozen W. B starts at zero: not one bit of the output changes, and A has no gradient in the first step.
+# - Measured on a real model: AdamW's update is *not* of low rank by its norm, but a few of its directions do nearly
+# all of the work.
+# - LoRA trains B A beside a frozen W. B starts at zero: not one bit of the output changes, and A has no gradient in
+# the first step.
 # - Under AdamW, alpha is a learning rate for B. Compare ranks only when each has its own learning rate.
-# - rank × (in + out) numbers for each matrix. LLaMA-7B, rank 16 on q, k, v, o: 16,777,216, or 0.2484 %. 4,194,304 is rank 8 on q and v.
+# - rank × (in + out) numbers for each matrix. LLaMA-7B, rank 16 on q, k, v, o: 16,777,216, or 0.2484 %. 4,194,304 is
+# rank 8 on q and v.
 #
 # This serves *train a QLoRA model successfully*: a QLoRA model is this one on a base in 4 bits.
 

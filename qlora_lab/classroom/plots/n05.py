@@ -2,7 +2,7 @@
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import LogLocator, NullLocator
 
 from . import BLUE, GREEN, GREY, ORANGE, VERMILION
 
@@ -74,6 +74,9 @@ def plot_runs(ax: Axes, runs: dict[str, list[float]], ylabel: str) -> Axes:
     for (name, losses), (colour, style, width) in zip(runs.items(), styles, strict=False):
         ax.plot(range(1, len(losses) + 1), losses, color=colour, linestyle=style, linewidth=width, label=name)
     ax.set(xlabel="optimizer step", ylabel=ylabel, yscale="log")
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
+    ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    ax.yaxis.set_minor_locator(NullLocator())
     ax.legend(frameon=False, fontsize=9)
     return ax
 
