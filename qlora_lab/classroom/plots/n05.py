@@ -32,7 +32,7 @@ def plot_energy(ax: Axes, shares: dict[str, list[float]], guess: tuple[int, floa
         ax.plot(*guess, "D", color=VERMILION, markersize=9, label="your guess")
     ax.set(ylim=(0, 1.03), ylabel="share of the squared norm")
     ax.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    ax.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=5, fontsize=9, columnspacing=1.2)
+    ax.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, fontsize=9)
     return ax
 
 
