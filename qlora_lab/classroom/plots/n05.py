@@ -41,27 +41,25 @@ def plot_truncation(
 ) -> Axes:
     """Left: share of the update's squared norm below and above a rank. Right: the loss with either part alone.
 
-    ranks: where it was measured. kept: share (0 to 1) of the largest `rank` directions. losses: by name, a loss
-    for each rank. ends: the loss before and after training. here: index of the rank to mark.
+    ranks: where it was measured, powers of two. kept: share (0 to 1) of the largest `rank` directions. losses: by
+    name, a loss for each rank. ends: the loss before and after training. here: index of the rank to mark.
     """
     _, (left, right) = plt.subplots(1, 2, figsize=(8.6, 3.6), width_ratios=[1, 2], layout="constrained")
-    parts = [kept[here], 1 - kept[here]]
-    styles = [(BLUE, "o", "-", ""), (ORANGE, "s", "--", "//")]
-    for at, (share, (colour, _, _, hatch)) in enumerate(zip(parts, styles, strict=True)):
-        left.bar(at, share, 0.7, color=colour, hatch=hatch, edgecolor="white")
-        left.annotate(f"{share:.0%}", (at, share), (0, 3), textcoords="offset points", ha="center", fontsize=10)
+    styles = [(BLUE, "o", "-"), (ORANGE, "s", "--")]
+    for at, (share, (colour, _, _)) in enumerate(zip((kept[here], 1 - kept[here]), styles, strict=True)):
+        left.bar(at, share, 0.7, color=colour)
+        left.text(at, share + 0.02, f"{share:.0%}", ha="center")
     left.set(xticks=[0, 1], xticklabels=["kept", "thrown away"], ylim=(0, 1.1), yticks=[0, 0.5, 1])
     left.set(ylabel="share of the squared norm", xlim=(-0.6, 1.6))
     left.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    for (name, values), (colour, marker, style, _) in zip(losses.items(), styles, strict=False):
-        right.plot(ranks, values, color=colour, marker=marker, markersize=4, linestyle=style, label=name)
-        right.plot(ranks[here], values[here], marker, markersize=13, markerfacecolor="none", markeredgecolor=colour,
-                   markeredgewidth=2)  # fmt: skip
-    for loss, name in zip(ends, ("before training", "whole update"), strict=True):
-        right.axhline(loss, color=GREY, linewidth=1, linestyle=":")
-        right.annotate(name, (ranks[-1], loss), (0, 3), textcoords="offset points", ha="right", fontsize=9, color=GREY)
+    for (name, values), (colour, marker, style) in zip(losses.items(), styles, strict=False):
+        right.plot(values, color=colour, linestyle=style, marker=marker, markersize=5, label=name)
+        right.plot(here, values[here], marker, color=colour, markersize=12)
+    right.hlines(
+        ends, *ranks[:: len(ranks) - 1], color=GREY, linewidth=1, linestyle=":", label="before, after training"
+    )
     right.legend(frameon=False, loc="center right", fontsize=9).set_gid("frame")
-    rank_axis(right, ranks, "rank (log scale)")
+    right.set(xticks=range(len(ranks)), xticklabels=ranks, xlim=(-0.2, len(ranks) - 0.8), xlabel="rank (log scale)")
     right.set(ylabel="loss on unseen orders (nats per token)", ylim=(0, 1.15 * max(ends)))
     for ax in (left, right):
         ax.spines[["top", "right"]].set_visible(False)
