@@ -55,9 +55,7 @@ def plot_truncation(
     for (name, values), (colour, marker, style) in zip(losses.items(), styles, strict=False):
         right.plot(values, color=colour, linestyle=style, marker=marker, markersize=5, label=name)
         right.plot(here, values[here], marker, color=colour, markersize=12)
-    right.hlines(
-        ends, *ranks[:: len(ranks) - 1], color=GREY, linewidth=1, linestyle=":", label="before, after training"
-    )
+    right.hlines(ends, 0, len(ranks) - 1, color=GREY, linewidth=1, linestyle=":", label="before, after training")
     right.legend(frameon=False, loc="center right", fontsize=9).set_gid("frame")
     right.set(xticks=range(len(ranks)), xticklabels=ranks, xlim=(-0.2, len(ranks) - 0.8), xlabel="rank (log scale)")
     right.set(ylabel="loss on unseen orders (nats per token)", ylim=(0, 1.15 * max(ends)))
