@@ -24,7 +24,7 @@ tests/classroom/answers/n03.py a right answer and the wrong ones it should recog
 pure function for the tests: it returns the Verdict and does nothing else.
 """
 
-from . import n00, n01, n02, n03, n04, n07, n08, n12
+from . import n00, n01, n02, n03, n04, n05, n07, n08, n12
 from .judging import (
     CHECKLIST,
     TAUGHT_IN,
@@ -48,11 +48,19 @@ from .n04 import (
     check_zero_point_cost,
     ill_restorations,
 )
+from .n05 import (
+    LORA_BUGS,
+    check_correction,
+    check_largest_rank,
+    check_lora_suspects,
+    check_rank_of,
+    lora_suspects,
+)
 from .n07 import check_bnb_config, check_labels, check_token_weighted_loss, check_trainable_parameters
 from .n08 import check_card_usage, check_fastest_preset, check_savings
 from .n12 import check_faults, check_project, check_real_parameters
 
-NOTEBOOKS = (n00, n01, n02, n03, n04, n07, n08, n12)
+NOTEBOOKS = (n00, n01, n02, n03, n04, n05, n07, n08, n12)
 
 
 def all_exercises() -> tuple[Exercise, ...]:
@@ -75,6 +83,7 @@ def progress() -> Progress:
 __all__ = [
     "CHECKLIST",
     "DISEASES",
+    "LORA_BUGS",
     "TAUGHT_IN",
     "Exercise",
     "ExerciseUnsolved",
@@ -87,6 +96,7 @@ __all__ = [
     "check_bytes_of_weights",
     "check_card_usage",
     "check_compute_dtype",
+    "check_correction",
     "check_diagnosis",
     "check_fastest_preset",
     "check_faults",
@@ -94,12 +104,15 @@ __all__ = [
     "check_fixed_rows",
     "check_labels",
     "check_largest_model",
+    "check_largest_rank",
     "check_level_usage",
     "check_logits",
+    "check_lora_suspects",
     "check_model_bytes",
     "check_normal_levels",
     "check_project",
     "check_real_parameters",
+    "check_rank_of",
     "check_savings",
     "check_smallest_block",
     "check_suspects",
@@ -109,6 +122,7 @@ __all__ = [
     "check_zero_point",
     "check_zero_point_cost",
     "ill_restorations",
+    "lora_suspects",
     "progress",
     "progress_path",
     "record",

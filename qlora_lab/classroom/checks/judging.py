@@ -26,7 +26,7 @@ TAUGHT_IN = {  # notebooks whose exercises serve an item: it is ticked when all 
     "quantization": ("02", "03", "04", "12"),
     "nf4": ("03",),
     "config": ("00", "07", "12"),
-    "train": ("06", "07", "12"),
+    "train": ("05", "06", "07", "12"),
     "memory": ("00", "01", "08"),
     "accuracy": ("09",),
 }
