@@ -24,7 +24,7 @@ tests/classroom/answers/n03.py a right answer and the wrong ones it should recog
 pure function for the tests: it returns the Verdict and does nothing else.
 """
 
-from . import n00, n01, n02, n03, n04, n07, n08
+from . import n00, n01, n02, n03, n04, n06, n07, n08
 from .judging import (
     CHECKLIST,
     TAUGHT_IN,
@@ -48,10 +48,17 @@ from .n04 import (
     check_zero_point_cost,
     ill_restorations,
 )
+from .n06 import (
+    check_ill_layers,
+    check_input_gradient,
+    check_quantizable,
+    check_short_version,
+    ill_layers,
+)
 from .n07 import check_bnb_config, check_labels, check_token_weighted_loss, check_trainable_parameters
 from .n08 import check_card_usage, check_fastest_preset, check_savings
 
-NOTEBOOKS = (n00, n01, n02, n03, n04, n07, n08)
+NOTEBOOKS = (n00, n01, n02, n03, n04, n06, n07, n08)
 
 
 def all_exercises() -> tuple[Exercise, ...]:
@@ -90,13 +97,17 @@ __all__ = [
     "check_fastest_preset",
     "check_fingerprints",
     "check_fixed_rows",
+    "check_ill_layers",
+    "check_input_gradient",
     "check_labels",
     "check_largest_model",
     "check_level_usage",
     "check_logits",
     "check_model_bytes",
     "check_normal_levels",
+    "check_quantizable",
     "check_savings",
+    "check_short_version",
     "check_smallest_block",
     "check_suspects",
     "check_token_weighted_loss",
@@ -104,6 +115,7 @@ __all__ = [
     "check_triple_quantization",
     "check_zero_point",
     "check_zero_point_cost",
+    "ill_layers",
     "ill_restorations",
     "progress",
     "progress_path",
