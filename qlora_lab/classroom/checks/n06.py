@@ -24,7 +24,7 @@ def check_input_gradient(input_gradient: Callable) -> Verdict:
         try:
             came = call(input_gradient, gradient.clone(), q)
         except Mistake as mistake:
-            if "dtype" in str(mistake):
+            if "same dtype" in str(mistake):
                 return wrong("gradient is bfloat16 here and the weight float32: cast the weight to gradient.dtype.")
             if "shapes cannot be multiplied" in str(mistake):
                 return wrong(

@@ -33,14 +33,16 @@ def plot_together(axes: list[Axes], losses: dict[str, list[float]], differences:
     (line, values), (rings, others) = losses.items()
     upper.plot(steps, values, color=BLUE, linewidth=2, label=line)
     upper.plot(steps, others, "o", color=VERMILION, markerfacecolor="none", markersize=8, label=rings)
-    upper.set(ylabel="loss (nats per token)", ylim=(0, None))
+    upper.set(ylabel="loss (nats per token,\nlog scale)", yscale="log")
+    upper.set_yticks([0.01, 0.1, 1], ["0.01", "0.1", "1"])
+    upper.yaxis.set_minor_locator(NullLocator())
     upper.legend(frameon=False)
     floor = 1e-9
     lower.plot(steps, [max(value, floor) for value in differences], "o", color=BLUE, markersize=4)
-    for level, style, name in [(1e-4, ":", "limit of this lesson"), (guess, "--", "your guess")]:
+    for level, style, name in [(1e-4, ":", "asserted below"), (guess, "--", "your guess")]:
         colour = VERMILION if style == "--" else GREY
         lower.axhline(level, color=colour, linestyle=style, label=f"{name}: {level:g}")
-    lower.set(yscale="log", ylim=(0.5 * floor, 1), xlabel="optimizer step", ylabel="relative\ndifference")
+    lower.set(yscale="log", ylim=(0.3 * floor, 10), xlabel="optimizer step", ylabel="relative\ndifference")
     lower.set_yticks([1e-9, 1e-6, 1e-3, 1], ["≤ 10$^{-9}$", "10$^{-6}$", "10$^{-3}$", "1"])
     lower.yaxis.set_minor_locator(NullLocator())
     lower.legend(frameon=False, ncols=2, loc="upper right", fontsize=9)
@@ -66,7 +68,7 @@ def plot_bases(axes: list[Axes], bases: dict[str, tuple[float, float, float]], d
         ax.spines[["top", "right"]].set_visible(False)
         ax.tick_params(axis="y", length=0)
     right.axvline(dense, color=VERMILION, linestyle="--", label=f"not quantized: {dense:.2f}")
-    right.legend(frameon=False, loc="lower right", fontsize=9)
+    right.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), fontsize=9)
     left.set_xlabel("relative RMS error of the weights")
     right.set(xlabel=label, yticklabels=[])
     left.tick_params(axis="y", labelsize=9)
@@ -81,16 +83,22 @@ def plot_repairs(ax: Axes, losses: dict[str, list[float]], guess: dict[str, floa
     guess: for some of them, the loss that the learner expects in the last step, a diamond.
     """
     last = max(len(values) for values in losses.values())
+    heights, lowest = {}, 0.0  # of the names: at least a line of text apart
+    for name, values in sorted(losses.items(), key=lambda item: item[1][-1]):
+        heights[name] = lowest = max(values[-1], 1.2 * lowest)
     for (name, values), (colour, style, marker) in zip(losses.items(), STYLES, strict=False):
         steps = range(1, len(values) + 1)
         ax.plot(steps, values, color=colour, linestyle=style, marker=marker, markersize=4)
-        ax.annotate(name, (len(values), values[-1]), (7, 0), textcoords="offset points", va="center", color=colour)
+        ax.text(len(values) + 0.25, heights[name], name, va="center", color=colour, fontsize=9)
         if guess and name in guess:
-            ax.plot(last, guess[name], "D", color=colour, markersize=11, markerfacecolor="none", markeredgewidth=2)
-    ax.set(xlabel="optimizer step", ylabel="loss (nats per token, log scale)", yscale="log", xlim=(0.7, 1.3 * last))
+            ring = {"markersize": 11, "markerfacecolor": "none", "markeredgewidth": 2, "clip_on": False}
+            ax.plot(last, guess[name], "D", color=colour, **ring)
+    ax.plot([], [], "D", color=GREY, markersize=9, markerfacecolor="none", markeredgewidth=2, label="your guesses")
+    ax.set(xlabel="optimizer step", ylabel="loss (nats per token, log scale)", yscale="log", xlim=(0.7, 1.22 * last))
     ax.set_xticks(range(1, last + 1))
-    ax.set_yticks([0.1, 0.2, 0.5, 1, 2, 5, 10], ["0.1", "0.2", "0.5", "1", "2", "5", "10"])
+    ax.set_yticks([0.1, 0.2, 0.5, 1, 2, 5, 10, 20], ["0.1", "0.2", "0.5", "1", "2", "5", "10", "20"])
     ax.yaxis.set_minor_locator(NullLocator())
+    ax.legend(frameon=False, loc="lower left")
     return ax
 
 
