@@ -274,8 +274,8 @@ check_quantizable(quantizable)
 # element by element.</details>
 
 # %% [markdown]
-# `quantize_linears` does that, then puts a `QuantizedLinear` in each layer's place. And LoRA around it: **QLoRA is one
-# line.**
+# `quantize_linears` leaves the head alone and puts a `QuantizedLinear` in the place of each other one. LoRA goes around
+# them as around any layer: **QLoRA is one line.**
 
 # %%
 from qlora_lab.finetuning import (
@@ -345,6 +345,7 @@ assert more == 4 * (parameters - 576 * (576 + 192 + 192))
 #
 # What has the rounding done? Here is one of the 210 layers, with the activations that really flow into it. It need not be
 # NF4: our layer takes any numbers that can be dequantized.
+#
 # Left, grey: its weights; blue: what is left of them. Right: the error of the layer's *output*, your choice ringed.
 # With one scale for the whole tensor (last stop of the second slider), how many bits are as good as 4 bits in blocks of
 # 64? (Needs a running kernel.)
