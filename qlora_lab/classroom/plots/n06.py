@@ -85,7 +85,7 @@ def plot_repairs(ax: Axes, losses: dict[str, list[float]], guess: dict[str, floa
     last = max(len(values) for values in losses.values())
     heights, lowest = {}, 0.0  # of the names: at least a line of text apart
     for name, values in sorted(losses.items(), key=lambda item: item[1][-1]):
-        heights[name] = lowest = max(values[-1], 1.2 * lowest)
+        heights[name] = lowest = max(values[-1], 1.35 * lowest)
     for (name, values), (colour, style, marker) in zip(losses.items(), STYLES, strict=False):
         steps = range(1, len(values) + 1)
         ax.plot(steps, values, color=colour, linestyle=style, marker=marker, markersize=4)
