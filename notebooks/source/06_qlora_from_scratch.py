@@ -644,9 +644,9 @@ assert f"{repairs['NF4, double'][0]:.1f} {repairs['NF4, double'][-1]:.1f}" == "1
 assert repairs["3 bits affine"][-1] < 0.8 and min(repairs["2 bits affine"]) > 3 < min(repairs["INT4, one scale"])
 
 # %% [markdown]
-# **What happened?** Three bits are nearly where NF4 is after eight steps: the signal was damaged but still there. With 2
-# bits, or with one scale for a tensor, little of it is left, and eight steps bring next to nothing back. (They do not
-# say what eight thousand would bring.)
+# **What happened?** Three bits follow NF4, a few steps behind: the signal was damaged but still there. With 2 bits, or with
+# one scale for a tensor, little of it is left, and eight steps are far from enough. (They do not say what eight thousand
+# would bring.)
 #
 # And now look at the prose. It is as broken as before, with 3 bits too! Nothing was *repaired*. How much of the rounding
 # error could an adapter take back? For one layer in 2 bits, the best that rank 16 can do is given by the largest singular
