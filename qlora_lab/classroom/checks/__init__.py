@@ -24,7 +24,7 @@ tests/classroom/answers/n03.py a right answer and the wrong ones it should recog
 pure function for the tests: it returns the Verdict and does nothing else.
 """
 
-from . import n00, n01, n02, n03, n04, n05, n07, n08, n12
+from . import n00, n01, n02, n03, n04, n05, n06, n07, n08, n12
 from .judging import (
     CHECKLIST,
     TAUGHT_IN,
@@ -56,11 +56,18 @@ from .n05 import (
     check_rank_of,
     lora_suspects,
 )
+from .n06 import (
+    check_ill_layers,
+    check_input_gradient,
+    check_quantizable,
+    check_short_version,
+    ill_layers,
+)
 from .n07 import check_bnb_config, check_labels, check_token_weighted_loss, check_trainable_parameters
 from .n08 import check_card_usage, check_fastest_preset, check_savings
 from .n12 import check_faults, check_project, check_real_parameters
 
-NOTEBOOKS = (n00, n01, n02, n03, n04, n05, n07, n08, n12)
+NOTEBOOKS = (n00, n01, n02, n03, n04, n05, n06, n07, n08, n12)
 
 
 def all_exercises() -> tuple[Exercise, ...]:
@@ -102,6 +109,8 @@ __all__ = [
     "check_faults",
     "check_fingerprints",
     "check_fixed_rows",
+    "check_ill_layers",
+    "check_input_gradient",
     "check_labels",
     "check_largest_model",
     "check_largest_rank",
@@ -113,7 +122,9 @@ __all__ = [
     "check_project",
     "check_real_parameters",
     "check_rank_of",
+    "check_quantizable",
     "check_savings",
+    "check_short_version",
     "check_smallest_block",
     "check_suspects",
     "check_token_weighted_loss",
@@ -121,6 +132,7 @@ __all__ = [
     "check_triple_quantization",
     "check_zero_point",
     "check_zero_point_cost",
+    "ill_layers",
     "ill_restorations",
     "lora_suspects",
     "progress",
