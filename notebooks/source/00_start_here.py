@@ -195,14 +195,14 @@ assert model.config.num_hidden_layers == 30 and model.config.vocab_size == 49_15
 # | [**02**](02_number_formats.ipynb) | what is lost with fewer bits? |
 # | [**03**](03_nf4.ipynb) | which 16 numbers are best? |
 # | [**04**](04_double_quantization.ipynb) | what do the scales cost? |
-# | 05 | why does a low rank suffice? |
-# | 06 | what happens when the base is 4-bit? |
+# | [**05**](05_lora.ipynb) | why does a low rank suffice? |
+# | [**06**](06_qlora_from_scratch.ipynb) | what happens when the base is 4-bit? |
 # | [**07**](07_qlora_run.ipynb) | can I train a real LLM here, now? |
 # | [**08**](08_memory_comparison.ipynb) | was the prediction right? |
 # | 09 | what did 4 bits cost? |
 # | 10 | which knob buys what? |
-# | 11 | how do I use it? |
-# | 12 | what do tutorials get wrong? |
+# | [**11**](11_after_training.ipynb) | how do I use it? |
+# | [**12**](12_fact_check.ipynb) | what do tutorials get wrong? |
 #
 # Notebooks in bold are here already; the others are being written.
 

@@ -586,4 +586,4 @@ explore(
 progress()
 
 # %% [markdown]
-# **Next:** [07 · Can I train a real LLM here, now?](07_qlora_run.ipynb)
+# **Next:** [05 · Why does a low rank suffice?](05_lora.ipynb)

@@ -667,4 +667,4 @@ assert len(lora_layers(model)) == 30 and trainable_parameters(model) == 322_560
 progress()
 
 # %% [markdown]
-# **Next:** [07 · Can I train a real LLM here, now?](07_qlora_run.ipynb) puts LoRA on a 4-bit base and trains it.
+# **Next:** [06 · What happens when the base is 4-bit?](06_qlora_from_scratch.ipynb)

@@ -558,4 +558,5 @@ explore(
 progress()
 
 # %% [markdown]
-# **Next:** the notebooks from 09 on are being written. [The map](00_start_here.ipynb) shows all of them.
+# **Next:** [11 · How do I use it?](11_after_training.ipynb) (09, what 4 bits cost, and 10, which knob buys what, are being
+# written).

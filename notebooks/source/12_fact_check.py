@@ -658,7 +658,7 @@ assert [f"{error:.1%}" for error in changed.values()] == ["70.6%", "1.2%", "62.2
 # away. Into the 16-bit originals: 71 %, since the adapter was trained beside Q(W), and Q(W) is gone. Into the dequantized
 # base: 1.2 %, the rounding of bf16, so this is the merge that keeps what you judged. In fairness to the originals: *changed* is not
 # *worse*. In this toy they come closer to what the task wants (0.12 against 0.70), since no low rank can repair the error of
-# 4 bits. But that is a model that nobody has judged. Notebook 11 (being written) does it with a real one.
+# 4 bits. But that is a model that nobody has judged. [Notebook 11](11_after_training.ipynb) does it with a real one.
 #
 # ### Claim 18: which models?
 #
@@ -755,11 +755,11 @@ assert count == {"true": 3, "depends": 5, "false": 10}
 # **Is training slower?** Claim 13: by up to 54 % in steps of 512 tokens, not at all at 8,192. Fill your steps.
 #
 # **Quantize for inference too?** Plan A merges the adapter and serves 16 bits; plan B keeps the base in 4 bits and serves
-# many adapters beside it. Claim 17: merging changes the model that you judged, so judge the merged one again. Notebook 11
-# (being written) measures error, latency and memory of both.
+# many adapters beside it. Claim 17: merging changes the model that you judged, so judge the merged one again.
+# [Notebook 11](11_after_training.ipynb) measures error, latency and memory of both.
 #
-# **Does every model work?** Claim 18: what counts is how much of the model is linear layers. Notebook 11 (being written) has
-# a preflight that says it before you download anything.
+# **Does every model work?** Claim 18: what counts is how much of the model is linear layers.
+# [Notebook 11](11_after_training.ipynb) has a preflight that says it before you download anything.
 #
 # ## 8 · Your own model
 #
