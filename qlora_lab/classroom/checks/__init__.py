@@ -24,7 +24,7 @@ tests/classroom/answers/n03.py a right answer and the wrong ones it should recog
 pure function for the tests: it returns the Verdict and does nothing else.
 """
 
-from . import n00, n01, n02, n03, n04, n07, n08
+from . import n00, n01, n02, n03, n04, n07, n08, n11
 from .judging import (
     CHECKLIST,
     TAUGHT_IN,
@@ -50,8 +50,15 @@ from .n04 import (
 )
 from .n07 import check_bnb_config, check_labels, check_token_weighted_loss, check_trainable_parameters
 from .n08 import check_card_usage, check_fastest_preset, check_savings
+from .n11 import (
+    check_adapters_that_fit,
+    check_merged_weight,
+    check_verdicts,
+    check_which_base,
+    unseen_configs,
+)
 
-NOTEBOOKS = (n00, n01, n02, n03, n04, n07, n08)
+NOTEBOOKS = (n00, n01, n02, n03, n04, n07, n08, n11)
 
 
 def all_exercises() -> tuple[Exercise, ...]:
@@ -81,6 +88,7 @@ __all__ = [
     "Verdict",
     "all_exercises",
     "check_12_gb",
+    "check_adapters_that_fit",
     "check_bits_per_parameter",
     "check_bnb_config",
     "check_bytes_of_weights",
@@ -94,6 +102,7 @@ __all__ = [
     "check_largest_model",
     "check_level_usage",
     "check_logits",
+    "check_merged_weight",
     "check_model_bytes",
     "check_normal_levels",
     "check_savings",
@@ -102,10 +111,13 @@ __all__ = [
     "check_token_weighted_loss",
     "check_trainable_parameters",
     "check_triple_quantization",
+    "check_verdicts",
+    "check_which_base",
     "check_zero_point",
     "check_zero_point_cost",
     "ill_restorations",
     "progress",
     "progress_path",
     "record",
+    "unseen_configs",
 ]
