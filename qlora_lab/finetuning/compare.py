@@ -1,9 +1,14 @@
 """Train one model on the same data in several ways, at several seeds, and write down how each of them learned.
 
-    python -m qlora_lab.finetuning.compare presets [--seeds 3] [--output data/records]
+    python -m qlora_lab.finetuning.compare accuracy [--seeds 5] [--jobs 4]   what do few bits cost?
+    python -m qlora_lab.finetuning.compare presets  [--seeds 3]              does a recipe buy memory with bad training?
 
-`presets` holds the recipes of `presets.py` against one another on the bundled model: does one buy memory with broken
-training? Everything but the recipe is `train_qlora`'s default. Needs a GPU; writes `presets-<gpu>.json`.
+`accuracy` compares the bases of `METHODS`, `presets` the recipes of `presets.py`. All else is the same: the bundled
+model, `train_qlora`'s settings, and for each seed the same adapter to begin with and the same order of the samples, so
+that ways can be compared seed by seed. Needs a GPU; writes `<what>-<gpu>.json`, anew after each run.
+
+With `--jobs` several runs share the GPU: a model this small keeps it waiting for the next kernel most of the time.
+Seconds and tokens/s would mean nothing then. So `accuracy` measures them apart, one run of each method at a time.
 """
 
 from __future__ import annotations
@@ -12,111 +17,285 @@ import argparse
 import datetime
 import importlib.metadata
 import json
+import multiprocessing
 import pathlib
+import statistics
 import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 
 from qlora_lab.errors import UserError
-from qlora_lab.finetuning.data import Batches, load_samples, tokenize
-from qlora_lab.finetuning.evaluate import exact_match, generate, text_loss
+from qlora_lab.finetuning.data import Batches, load_prose, load_samples, tokenize, tokenize_chat, tokenize_text
+from qlora_lab.finetuning.evaluate import generate, is_exact, text_loss
+from qlora_lab.finetuning.lora import add_lora
 from qlora_lab.finetuning.models import load_model
 from qlora_lab.finetuning.presets import PRESETS
-from qlora_lab.finetuning.train import train_steps
+from qlora_lab.finetuning.quantized_linear import quantize_linears
+from qlora_lab.finetuning.train import StepRecord, train_steps
+from qlora_lab.quantization import INT4, quantize
 
-STEPS, BATCH_SIZE, RANK, LEARNING_RATE, JUDGED = 30, 8, 16, 1.5e-3, 100
+STEPS, BATCH_SIZE, RANK, LEARNING_RATE, MAX_LENGTH = 30, 8, 16, 1.5e-3, 256
+TIMED_STEPS = 12
+SPEED = ("tokens_per_second", "seconds_per_step")
 
 
-def train_preset(name: str, seed: int, device: torch.device, steps: int = STEPS) -> dict:
-    """Train the bundled model with a preset; the seed is that of the adapter and of the samples' order.
+@dataclass(frozen=True)
+class Method:
+    """How the frozen base is held, and in what its products are computed.
+
+    quantization: None, bitsandbytes' "nf4" or "fp4", or "int4": our symmetric one, levels -7 to 7. All in blocks of 64.
+    bits: a linear's bits per parameter.
+    """
+
+    what: str
+    bits: float
+    quantization: str | None = None
+    double_quant: bool = False
+    dtype: torch.dtype = torch.bfloat16
+
+
+METHODS = {
+    "lora-fp32": Method("LoRA, fp32 base", 32, dtype=torch.float32),
+    "lora-bf16": Method("LoRA, bf16 base", 16),
+    "nf4": Method("QLoRA, NF4", 4.5, "nf4"),
+    "nf4-double": Method("QLoRA, NF4 + double quantization", 4.127, "nf4", double_quant=True),
+    "fp4": Method("QLoRA, FP4", 4.5, "fp4"),
+    "int4": Method("QLoRA, INT4", 4.5, "int4"),
+}
+
+
+# ------------------------------------------------------------------------------------------------------------- one run
+
+
+def load_base(method: Method, device: torch.device, compute_dtype: torch.dtype | None = None):
+    """The bundled model as `method` holds it, and its tokenizer. compute_dtype: in place of the method's."""
+    dtype = compute_dtype or method.dtype
+    if method.quantization == "int4":
+        model, tokenizer = load_model(device=device, compute_dtype=dtype)
+        return quantize_linears(model, quantizer=lambda weight: quantize(weight, INT4)), tokenizer
+    return load_model(
+        quantization=method.quantization, double_quant=method.double_quant, device=device, compute_dtype=dtype
+    )
+
+
+def train_method(
+    name: str,
+    seed: int,
+    device: torch.device,
+    *,
+    steps: int = STEPS,
+    batch_size: int = BATCH_SIZE,
+    judged: int = 200,
+    compute_dtype: torch.dtype | None = None,
+) -> dict:
+    """Train the bundled model by a method of METHODS, and judge it before and after.
+
+    Args:
+        seed: of the adapter and of the samples' order.
+        judged: samples of `validation`, `test` and `shifted` each; 0 judges no answers.
+        compute_dtype: in place of the method's (a CPU is quick in fp32 only).
 
     Returns:
-        losses (nats per token, one a step), validation_loss (the same on held-out orders), exact_match on `test`
-        (share), peak_allocated (bytes, over the training), seconds.
+        method, seed; losses (nats per token, one a step); before, after: {validation, prose: nats per token};
+        exact: {test, shifted: a string of 0 and 1, one for each sample}; peak_allocated (bytes while training, None on
+        a CPU); tokens_per_second, seconds_per_step (medians).
     """
-    preset, compute_dtype = PRESETS[name], torch.bfloat16
-    base, tokenizer = load_model(quantization="nf4", device=device, compute_dtype=compute_dtype)
-    splits = {split: load_samples("orders", split) for split in ("train", "validation", "test")}
-    train, validation = (tokenize(splits[split], tokenizer, 256)[0] for split in ("train", "validation"))
+    dtype = compute_dtype or METHODS[name].dtype
+    base, tokenizer = load_base(METHODS[name], device, compute_dtype)
+    model = add_lora(base, rank=RANK, alpha=2 * RANK, seed=seed)
+    texts = held_out(tokenizer, judged)
+    before = text_losses(model, texts, tokenizer, dtype)
+    settings = {"compute_dtype": dtype, "optimizer": "adamw_torch"}
+    records, peak = trained(model, tokenizer, seed, steps, batch_size, settings)
+    chats = {split: load_samples("orders", split).select(range(judged))["messages"] for split in ("test", "shifted")}
+    return {
+        "method": name,
+        "seed": seed,
+        "losses": [record.loss for record in records],
+        "before": before,
+        "after": text_losses(model, texts, tokenizer, dtype),
+        "exact": {split: exactness(model, tokenizer, chat, dtype) for split, chat in chats.items() if chat},
+        "peak_allocated": peak,
+        **speed(records),
+    }
+
+
+def train_preset(name: str, seed: int, device: torch.device, steps: int = STEPS, judged: int = 100) -> dict:
+    """Train the bundled 4-bit model with a preset; the seed is that of the adapter and of the samples' order.
+
+    Returns:
+        preset, seed, losses (nats per token, one a step), validation_loss (the same on held-out orders), exact_match on
+        `test` (share), peak_allocated (bytes, over the training), seconds.
+    """
+    preset = PRESETS[name]
+    base, tokenizer = load_model(quantization="nf4", device=device, compute_dtype=torch.bfloat16)
     model = preset.adapt(base, rank=RANK, alpha=2 * RANK, seed=seed)
-    settings = preset.settings(compute_dtype)
-    torch.cuda.reset_peak_memory_stats(device)
-    records = list(
-        train_steps(
-            model,
-            Batches(train, BATCH_SIZE, seed=seed),
-            steps=steps,
-            learning_rate=LEARNING_RATE,
-            pad_token_id=tokenizer.pad_token_id,
-            **settings,
-        )
-    )
-    peak = torch.cuda.max_memory_allocated(device)
+    settings = preset.settings(torch.bfloat16)
+    records, peak = trained(model, tokenizer, seed, steps, BATCH_SIZE, settings)
     dtype = settings["compute_dtype"]
-    loss = text_loss(model, validation, pad_token_id=tokenizer.pad_token_id, dtype=dtype)
-    chats = splits["test"].select(range(JUDGED))["messages"]
-    answers = generate(model, tokenizer, [chat[:-1] for chat in chats], 56, dtype=dtype)
+    exact = exactness(model, tokenizer, load_samples("orders", "test").select(range(judged))["messages"], dtype)
     return {
         "preset": name,
         "seed": seed,
         "losses": [record.loss for record in records],
-        "validation_loss": loss.total / loss.tokens,
-        "exact_match": exact_match(answers, [chat[-1]["content"] for chat in chats]),
+        "validation_loss": text_losses(model, held_out(tokenizer), tokenizer, dtype)["validation"],
+        "exact_match": exact.count("1") / judged,
         "peak_allocated": peak,
         "seconds": sum(record.seconds for record in records),
     }
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m qlora_lab.finetuning.compare", description=__doc__.split("\n")[0])
-    parser.add_argument("what", choices=["presets"])
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("data/records"), help="folder")
-    args = parser.parse_args(arguments)
-    try:
-        if not torch.cuda.is_available():
-            raise UserError("no GPU here: paged optimizers and bf16 adapters are compared on one")
-        if args.seeds < 1:
-            raise UserError(f"--seeds {args.seeds}: at least 1 is needed")
-        record = compare_presets(args.seeds, args.output)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(record)
-    return 0
+def trained(
+    model, tokenizer, seed: int, steps: int, batch_size: int, settings: dict
+) -> tuple[list[StepRecord], int | None]:
+    """Train on the orders; the records, and the peak of allocated bytes on a GPU."""
+    device = model.get_output_embeddings().weight.device
+    samples, _ = tokenize(load_samples("orders", "train"), tokenizer, MAX_LENGTH)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    batches = Batches(samples, batch_size, seed=seed)
+    settings = {"learning_rate": LEARNING_RATE, "pad_token_id": tokenizer.pad_token_id, **settings}
+    records = list(train_steps(model, batches, steps=steps, **settings))
+    return records, torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+
+
+def held_out(tokenizer, judged: int = 200) -> dict:
+    """Tokenized samples that nobody trains on: orders like those in training, and plain English."""
+    orders = load_samples("orders", "validation")
+    chats = orders.select(range(min(judged, len(orders)) or len(orders)))["messages"]
+    return {
+        "validation": [tokenize_chat(chat, tokenizer) for chat in chats],
+        "prose": [tokenize_text(text, tokenizer) for text in load_prose()],
+    }
+
+
+def text_losses(model, texts: dict, tokenizer, dtype: torch.dtype) -> dict[str, float]:
+    """Nats per token of each."""
+    losses = {name: text_loss(model, t, pad_token_id=tokenizer.pad_token_id, dtype=dtype) for name, t in texts.items()}
+    return {name: loss.total / loss.tokens for name, loss in losses.items()}
+
+
+def exactness(model, tokenizer, chats: list, dtype: torch.dtype) -> str:
+    """A character for each chat: "1" if the model's answer is exactly right, else "0"."""
+    answers = generate(model, tokenizer, [chat[:-1] for chat in chats], 56, batch_size=200, dtype=dtype)
+    return "".join(str(int(is_exact(a, chat[-1]["content"]))) for a, chat in zip(answers, chats, strict=True))
+
+
+def speed(records: list[StepRecord]) -> dict[str, float]:
+    """Medians over the steps, without the first two, which warm up."""
+    steady = records[2:] or records
+    return {
+        "tokens_per_second": statistics.median(record.tokens / record.seconds for record in steady),
+        "seconds_per_step": statistics.median(record.seconds for record in steady),
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------------- many
+
+
+def compare_accuracy(seeds: int, output: pathlib.Path, jobs: int = 1) -> pathlib.Path:
+    """Run every method at every seed, then time each method alone."""
+    path, record = new_record("accuracy", output)
+    record["methods"] = {name: {"what": method.what, "bits": method.bits} for name, method in METHODS.items()}
+    wanted = [(name, seed) for seed in range(seeds) for name in METHODS]
+    for run in many_runs(wanted, jobs):
+        record["runs"].append({key: value for key, value in run.items() if key not in SPEED})
+        record["runs"].sort(key=lambda run: (run["seed"], list(METHODS).index(run["method"])))
+        write(path, record)
+        exact = ", ".join(f"{split} {bits.count('1')}/{len(bits)}" for split, bits in run["exact"].items())
+        print(
+            f"{run['method']:<11} seed {run['seed']}: validation {run['after']['validation']:.4f}, {exact}", flush=True
+        )
+    record["alone"] = {}
+    for name in METHODS:
+        run = train_method(name, 0, torch.device("cuda"), steps=TIMED_STEPS, judged=0)
+        record["alone"][name] = {key: run[key] for key in (*SPEED, "peak_allocated")}
+        write(path, record)
+        print(f"{name:<11} {run['tokens_per_second']:.0f} tokens/s, {run['peak_allocated'] / 1e9:.2f} GB", flush=True)
+    return path
+
+
+def many_runs(wanted: list[tuple[str, int]], jobs: int) -> Iterable[dict]:
+    """`train_method` of each (name, seed) on the GPU, as they finish, in so many processes."""
+    if jobs == 1:
+        yield from map(_run, wanted)
+        return
+    with multiprocessing.get_context("spawn").Pool(jobs) as pool:
+        yield from pool.imap_unordered(_run, wanted)
+
+
+def _run(name_and_seed: tuple[str, int]) -> dict:
+    return train_method(*name_and_seed, torch.device("cuda"))
 
 
 def compare_presets(seeds: int, output: pathlib.Path) -> pathlib.Path:
-    """Run every preset at every seed; the record is written anew after each run."""
-    gpu = torch.cuda.get_device_name()
-    record = {
-        "command": "python -m qlora_lab.finetuning.compare presets",
-        "device": gpu,
-        "date": datetime.date.today().isoformat(),
-        "versions": {p: importlib.metadata.version(p) for p in ("torch", "transformers", "peft", "bitsandbytes")},
-        "settings": {
-            "model": "smollm2-135m-instruct, NF4, double quantization",
-            "steps": STEPS,
-            "batch_size": BATCH_SIZE,
-            "rank": RANK,
-            "learning_rate": LEARNING_RATE,
-            "judged": JUDGED,
-        },
-        "runs": [],
-    }
-    output.mkdir(parents=True, exist_ok=True)
-    path = output / f"presets-{gpu.lower().replace(' ', '-')}.json"
+    """Run every preset at every seed."""
+    path, record = new_record("presets", output)
     for seed in range(seeds):
         for name in PRESETS:
             run = train_preset(name, seed, torch.device("cuda"))
             record["runs"].append(run)
-            path.write_text(json.dumps(record, indent=1) + "\n")
+            write(path, record)
             print(
                 f"{name:<14} seed {seed}: training {run['losses'][-1]:.4f}, validation {run['validation_loss']:.4f}, "
                 f"exact {run['exact_match']:.0%}, {run['peak_allocated'] / 1e9:.2f} GB, {run['seconds']:.0f} s",
                 flush=True,
             )
     return path
+
+
+def new_record(what: str, output: pathlib.Path) -> tuple[pathlib.Path, dict]:
+    """Where a record goes, and all of it but the runs."""
+    gpu = torch.cuda.get_device_name()
+    record = {
+        "command": f"python -m qlora_lab.finetuning.compare {what}",
+        "device": gpu,
+        "date": datetime.date.today().isoformat(),
+        "versions": {p: importlib.metadata.version(p) for p in ("torch", "transformers", "peft", "bitsandbytes")},
+        "settings": {
+            "model": "smollm2-135m-instruct",
+            "steps": STEPS,
+            "batch_size": BATCH_SIZE,
+            "rank": RANK,
+            "learning_rate": LEARNING_RATE,
+        },
+        "runs": [],
+    }
+    output.mkdir(parents=True, exist_ok=True)
+    return output / f"{what}-{gpu.lower().replace(' ', '-')}.json", record
+
+
+def write(path: pathlib.Path, record: dict) -> None:
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    part.replace(path)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m qlora_lab.finetuning.compare", description=__doc__.split("\n")[0])
+    parser.add_argument("what", choices=["accuracy", "presets"])
+    parser.add_argument("--seeds", type=int, help="default: 5 for accuracy, 3 for presets")
+    parser.add_argument("--jobs", type=int, default=1, help="accuracy only: runs that share the GPU")
+    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("data/records"), help="folder")
+    args = parser.parse_args(arguments)
+    seeds = {"accuracy": 5, "presets": 3}[args.what] if args.seeds is None else args.seeds
+    try:
+        if not torch.cuda.is_available():
+            raise UserError("no GPU here: bf16, 4-bit kernels and paged optimizers are compared on one")
+        for flag, value in (("--seeds", seeds), ("--jobs", args.jobs)):
+            if value < 1:
+                raise UserError(f"{flag} {value}: at least 1 is needed")
+        if args.what == "accuracy":
+            path = compare_accuracy(seeds, args.output, args.jobs)
+        else:
+            path = compare_presets(seeds, args.output)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(path)
+    return 0
 
 
 if __name__ == "__main__":

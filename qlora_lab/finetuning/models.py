@@ -36,6 +36,7 @@ import torch
 from torch import nn
 
 from qlora_lab.errors import UserError
+from qlora_lab.finetuning.lora import find_targets
 
 
 @dataclass(frozen=True)
@@ -457,7 +458,7 @@ def add_adapter(
 
     if targets != "all-linear":
         targets = [targets] if isinstance(targets, str) else list(targets)
-        _require_targets(model, targets)
+        find_targets(model, targets)  # raises
     torch.manual_seed(seed)
     config = LoraConfig(
         r=rank, lora_alpha=alpha, target_modules=targets, lora_dropout=dropout, bias="none", task_type="CAUSAL_LM"
@@ -491,15 +492,6 @@ def embeddings_to_cpu(model) -> None:
     embeddings.to("cpu")
     embeddings.register_forward_pre_hook(lambda module, ids: ids[0].to(module.weight.device))
     embeddings.register_forward_hook(lambda module, ids, rows: rows.to(device))
-
-
-def _require_targets(model, targets: list[str]) -> None:
-    linears = sorted({name.rpartition(".")[2] for name, m in model.named_modules() if isinstance(m, nn.Linear)})
-    for target in targets:
-        if target not in linears:
-            near = difflib.get_close_matches(target, linears, n=3, cutoff=0.4)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(linears)}"
-            raise UserError(f"the model has no linear layer named {target!r}: {hint}")
 
 
 def trainable_parameters(model) -> int:

@@ -18,6 +18,7 @@ Q8_0 is absmax with blocks of 32, its Q4_1 affine with blocks of 32 and float16 
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -67,6 +68,19 @@ class UniformTensor:
     def zero_point(self) -> torch.Tensor | None:
         """The code, not rounded, that would stand for 0: float32, Tensor[blocks]. None in an absmax scheme."""
         return None if self.minimum is None else -self.minimum / self.scale
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.codes.shape
+
+    @property
+    def device(self) -> torch.device:
+        return self.codes.device
+
+    def to(self, device) -> UniformTensor:
+        """The same on another device."""
+        minimum = None if self.minimum is None else self.minimum.to(device)
+        return dataclasses.replace(self, codes=self.codes.to(device), scale=self.scale.to(device), minimum=minimum)
 
     @property
     def nbytes(self) -> int:

@@ -19,7 +19,13 @@ from qlora_lab.finetuning.preflight import EXPERTS, bytes_in_4_bits, main
 
 SMALL = {"vocab_size": 96, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
-ODD = {"hidden_size": 39, "intermediate_size": 51, "num_attention_heads": 3, "head_dim": 14}  # 39 × 51 weights: odd
+ODD = {
+    "hidden_size": 39,
+    "intermediate_size": 51,
+    "num_attention_heads": 3,
+    "num_key_value_heads": 1,
+    "head_dim": 14,
+}  # 39 × 51 weights: odd
 
 
 def moe(**changes):
@@ -30,7 +36,7 @@ def moe(**changes):
 MODELS = {  # class and config
     "llama": ("LlamaForCausalLM", transformers.LlamaConfig(**SMALL, **HEADS)),
     "llama, tied": ("LlamaForCausalLM", transformers.LlamaConfig(**SMALL, **HEADS, tie_word_embeddings=True)),
-    "llama, odd": ("LlamaForCausalLM", transformers.LlamaConfig(**{**SMALL, **HEADS, **ODD}, num_key_value_heads=1)),
+    "llama, odd": ("LlamaForCausalLM", transformers.LlamaConfig(**{**SMALL, **HEADS, **ODD})),
     "llama, biases": ("LlamaForCausalLM", transformers.LlamaConfig(**SMALL, **HEADS, attention_bias=True)),
     "llama, no head": ("LlamaModel", transformers.LlamaConfig(**SMALL, **HEADS)),
     "gpt2": ("GPT2LMHeadModel", transformers.GPT2Config(vocab_size=96, n_embd=64, n_layer=2, n_head=4)),
