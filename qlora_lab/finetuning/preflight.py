@@ -18,6 +18,7 @@ import math
 import os
 import re
 import sys
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -27,7 +28,7 @@ from qlora_lab.errors import UserError
 from qlora_lab.finetuning.models import _first_sentence, _locate, bnb_config, quiet_transformers
 
 QUANTIZED = "linear layer"  # the reasons that a weight is quantized begin with this word
-EXPERTS = "fused experts: one 3-D parameter, no nn.Linear"
+EXPERTS = "fused experts: a 3-D parameter, no nn.Linear"
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,9 @@ class Preflight:
     """What 4-bit loading (NF4, blocks of 64, double quantization) and PEFT's "all-linear" would do to a model.
 
     model: name of its class. weights: all parameters, tied ones once. targets: dotted names of the modules that PEFT
-    adapts. peft_error: why it found none, else "". buffer_bytes: of tables that are no parameters (rotary, masks).
-    dense_bytes: of the same model in 16 bits. notes: what else is worth knowing, a sentence each.
+    adapts, and of parameters where it adapts those (experts). peft_error: why it found none, else "". buffer_bytes: of
+    tables that are no parameters (rotary, masks). dense_bytes: of the same model in 16 bits. notes: what else is worth
+    knowing, a sentence each.
     """
 
     model: str
@@ -88,12 +90,14 @@ class Preflight:
     @property
     def verdict(self) -> str:
         """One sentence: "fits", "works, but", "hardly pays" or "cannot be adapted as it is", and why."""
-        sizes = f"{_gb(self.nbytes)} instead of {_gb(self.dense_bytes)}"
+        sizes = f"{_size(self.nbytes)} instead of {_size(self.dense_bytes)}"
         if not self.targets:
             return f"cannot be adapted as it is: PEFT's all-linear finds no target ({self.peft_error})"
         most = max(_by_reason(self.left).items(), key=lambda item: sum(w.nbytes for w in item[1]))[0].partition(":")[0]
         if self.share_of_parameters_left > 0.5:
-            return f"hardly pays: {self.share_of_parameters_left:.0%} of the parameters stay dense ({most}), {sizes}"
+            return (
+                f"hardly pays: {self.share_of_parameters_left:.0%} of the parameters stay in 16 bits ({most}): {sizes}"
+            )
         if self.share_of_bytes_left > 0.5:
             return f"works, but {self.share_of_bytes_left:.0%} of the bytes stay in 16 bits ({most}): {sizes}"
         return f"fits: {sizes}, {self.share_of_bytes_left:.0%} of it in 16 bits"
@@ -101,14 +105,14 @@ class Preflight:
     def __str__(self) -> str:
         lines = [
             f"{self.model}: {self.parameters:,} parameters",
-            f"{'':<52}{'weights':>8}{'parameters':>16}{'MB':>11}{'bits':>7}",
+            f"{'':<60}{'weights':>8}{'parameters':>16}{'MB':>11}{'bits':>7}",
         ]
         for reason, weights in sorted(_by_reason(self.weights).items(), key=lambda item: not item[1][0].quantized):
             lines.append(_row(("4 bits  " if weights[0].quantized else "left    ") + reason, weights))
         if self.buffer_bytes:
-            lines.append(f"{'        buffers (rotary, masks)':<76}{self.buffer_bytes / 1e6:>11,.1f}")
-        lines.append(f"{'sum':<52}{len(self.weights):>8}{self.parameters:>16,}{self.nbytes / 1e6:>11,.1f}")
-        lines.append(f"PEFT's all-linear adapts {len(self.targets)} modules{_names(self.targets)}")
+            lines.append(f"{'        buffers (rotary, masks)':<84}{self.buffer_bytes / 1e6:>11,.1f}")
+        lines.append(f"{'sum':<60}{len(self.weights):>8}{self.parameters:>16,}{self.nbytes / 1e6:>11,.1f}")
+        lines.append(f"PEFT's all-linear adapts {len(self.targets)}{_names(self.targets)}")
         return "\n".join([*lines, *self.notes, self.verdict])
 
 
@@ -121,16 +125,16 @@ def _by_reason(weights) -> dict[str, list[Weight]]:
 
 def _row(label: str, weights: list[Weight]) -> str:
     numel, nbytes = sum(weight.numel for weight in weights), sum(weight.nbytes for weight in weights)
-    return f"{label:<52}{len(weights):>8}{numel:>16,}{nbytes / 1e6:>11,.1f}{8 * nbytes / numel:>7.2f}"
+    return f"{label:<60}{len(weights):>8}{numel:>16,}{nbytes / 1e6:>11,.1f}{8 * nbytes / numel:>7.2f}"
 
 
 def _names(targets: tuple[str, ...]) -> str:
-    counts = collections.Counter(target.rpartition(".")[2] for target in targets)
+    counts = collections.Counter(target.removesuffix(".weight").rpartition(".")[2] for target in targets)
     return ": " + ", ".join(f"{name} × {count}" for name, count in counts.items()) if counts else ""
 
 
-def _gb(nbytes: int) -> str:
-    return f"{nbytes / 1e9:.3g} GB"
+def _size(nbytes: int) -> str:
+    return f"{nbytes / 1e9:.3g} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.3g} MB"
 
 
 # ------------------------------------------------------------------------------------------------------------ the check
@@ -156,9 +160,9 @@ def preflight(config_or_name, dtype: torch.dtype = torch.bfloat16) -> Preflight:
         weights = tuple(_weights(model, dtype))
         if not any(weight.quantized for weight in weights):
             raise UserError(_nothing_to_quantize(model, weights))
-        notes = tuple(_notes(model, weights))
         buffer_bytes = sum(buffer.nbytes for buffer in model.buffers())
         targets, error = adapt_on_meta(model)
+    notes = tuple(_notes(weights, targets))
     return Preflight(type(model).__name__, weights, targets, error, buffer_bytes, dense_bytes, notes)
 
 
@@ -238,16 +242,24 @@ def quantize_on_meta(model, dtype: torch.dtype) -> None:
 
 
 def adapt_on_meta(model) -> tuple[tuple[str, ...], str]:
-    """Let PEFT adapt the model; return the names of the adapted modules, and why there are none ("" if there are)."""
+    """Let PEFT adapt the model; return `Preflight.targets`, and why there are none ("" if there are)."""
     from peft import LoraConfig, inject_adapter_in_model
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     config = LoraConfig(r=1, target_modules="all-linear")
     try:
-        inject_adapter_in_model(config, model, low_cpu_mem_usage=True)
+        with warnings.catch_warnings():  # PEFT reports on settings of its own making
+            warnings.simplefilter("ignore")
+            inject_adapter_in_model(config, model, low_cpu_mem_usage=True)
     except ValueError as error:
         return (), _first_sentence(error)
-    return tuple(name for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)), ""
+    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
+    return tuple(_adapted(name, getattr(module, "parameter_name", None)) for name, module in layers), ""
+
+
+def _adapted(name: str, parameter: str | None) -> str:
+    """What a layer of PEFT adapts. One around a bare parameter names it; two of them on a module are nested."""
+    return name if parameter is None else f"{name.replace('.base_layer', '')}.{parameter}"
 
 
 # -------------------------------------------------------------------------------------------------- weights and reasons
@@ -294,7 +306,7 @@ def _reasons(model):
 
     def explain(name: str, parameter: torch.Tensor, module: nn.Module) -> str:
         if name in tied:
-            return "tied: input embedding and output head are one"
+            return "tied embedding and head: one tensor"
         if isinstance(module, nn.Embedding):
             return "embedding: looked up, not multiplied"
         if module is head:
@@ -302,15 +314,15 @@ def _reasons(model):
         if parameter.ndim < 2:
             return "vector: norm or bias"
         if isinstance(module, nn.Linear) and type(module) is not nn.Linear:
-            return f"{type(module).__name__}: a subclass of nn.Linear"
+            return f"{type(module).__name__}: only nn.Linear itself is replaced"
         if _is_linear(module):
             listed = next((key for key in kept if key in name), None)
-            return f"kept by the model's class: {listed}" if listed else "last module: taken for an output head"
+            return f"kept by its class: {listed}" if listed else "last module: taken for an output head"
         if isinstance(module, nn.modules.conv._ConvNd):
             return "convolution: no nn.Linear"
         if parameter.ndim == 3:
             return EXPERTS
-        return f"bare {parameter.ndim}-D parameter, no nn.Linear"
+        return f"bare {parameter.ndim}-D parameter: no nn.Linear"
 
     return explain
 
@@ -321,17 +333,17 @@ def _is_linear(module: nn.Module) -> bool:
     return isinstance(module, (nn.Linear, Conv1D))
 
 
-def _notes(model, weights: tuple[Weight, ...]):
+def _notes(weights: tuple[Weight, ...], targets: tuple[str, ...]):
     """Yield sentences about what works, but otherwise than one might think."""
-    ragged = [w for w in weights if w.quantized and model.get_submodule(w.name[: -len(".weight")]).in_features % 64]
+    ragged = [weight.shape[1] for weight in weights if weight.quantized and weight.shape[1] % 64]
     if ragged:
-        widths = sorted({model.get_submodule(w.name[: -len(".weight")]).in_features for w in ragged})
+        widths = ", ".join(str(width) for width in sorted(set(ragged)))
         yield (
-            f"Blocks of 64 run across the rows of {len(ragged)} weights (inputs: {', '.join(map(str, widths))}): "
-            "quantized all the same, but bitsandbytes' fast kernels for generating refuse them."
+            f"Blocks of 64 run across the rows of {len(ragged)} weights (inputs: {widths}): quantized all the same, "
+            "but a GPU generates with them by a slower path."
         )
-    if any(weight.reason == EXPERTS for weight in weights):
-        yield "The experts are neither quantized nor adapted by all-linear: name them in PEFT's target_parameters."
+    if any(weight.reason == EXPERTS and weight.name not in targets for weight in weights):
+        yield "All-linear does not adapt the experts either: name them in PEFT's target_parameters."
     heads = [w.name for w in weights if w.quantized and re.search(r"(^|\.)(classifier|score|qa_outputs)\.", w.name)]
     if heads:
         yield f"{heads[0]} is a new, random head, and it is quantized: keep it with llm_int8_skip_modules."
