@@ -26,6 +26,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
+from peft import PeftModel
 
 from qlora_lab.classroom.checks import (
     check_adapters_that_fit,
@@ -127,7 +128,9 @@ assert f"{sum(files.values()) / 1e6:.1f}" == "19.6" and len(names) == 2 * 210 an
 # `load_lora` refuses another. PEFT reads these files too; its own have no fingerprint.)
 
 # %%
-print((folder / "json" / "adapter_config.json").read_text())
+config = json.loads((folder / "json" / "adapter_config.json").read_text())
+print({name: value for name, value in config.items() if name != "base_model_name_or_path"})  # a folder of this machine
+assert config["r"] == 16 and config["lora_alpha"] == 32 and len(config["target_modules"]) == 7
 
 # %% [markdown]
 # ## 3 · Plan A: merge it
@@ -157,23 +160,25 @@ check_merged_weight(merged_weight)
 # %% [markdown]
 # ### But which W?
 #
-# There are two: the original of the checkpoint, in 16 bits, and what its 4 bits stand for. Three things can be done:
+# There are two: the original of the checkpoint, and what its 4 bits stand for. So there are three ways to merge:
 #
-# | | added to | stored as |
+# | | added to | stored in |
 # |---|---|---|
 # | *dequantized* | the 4-bit weights, made dense | 16 bits |
-# | *requantized* | the 4-bit weights, made dense | rounded to 4 bits again |
-# | *pristine* | the original checkpoint's weights | 16 bits |
+# | *requantized* | the 4-bit weights, made dense | 4 bits, rounded again |
+# | *pristine* | the original weights of the checkpoint | 16 bits |
 #
-# *Requantized* is what PEFT's `merge_and_unload()` does on a 4-bit model. *Pristine* is what you get if you load the
-# 16-bit checkpoint, put the adapter on it, and merge.
-#
-# **Predict.** The model with its adapter, unmerged, has the validation loss printed below. What will the three have?
+# *Requantized* is what PEFT's `merge_and_unload()` does on a 4-bit model: the line that everybody types. *Pristine* is
+# what you get if you load the 16-bit checkpoint, put the adapter on it and merge, as many tutorials advise.
 
 # %%
 # NBVAL_IGNORE_OUTPUT
 # because another processor rounds otherwise
-validation, _ = tokenize({"messages": orders["validation"][:24]}, tokenizer, max_length=256)
+validation, _ = tokenize({"messages": orders["validation"][:12]}, tokenizer, max_length=256)
+judged = orders["test"][:8]
+adapted = lora_layers(model)
+delta = {name: layer.delta() for name, layer in adapted.items()}  # what the adapter adds to each weight
+rounded = {name: dense_weight(layer.base).float() for name, layer in adapted.items()}  # what the 4 bits stand for
 
 
 def loss_of(model):
@@ -182,90 +187,97 @@ def loss_of(model):
     return loss.total / loss.tokens
 
 
-@torch.no_grad()
-def scores_of(model):
-    """The model's logits for all answer tokens of three orders."""
-    ids = [torch.tensor([sample.ids], device=device) for sample in validation[:3]]
-    return torch.cat([model(one).logits[0, -40:].float() for one in ids])
-
-
-trained_loss, trained_scores = loss_of(model), scores_of(model)
-print(f"trained: {trained_loss:.3f} nats per token")
-
-# %%
-prediction = {"dequantized": 0.06, "requantized": 0.07, "pristine": 0.06}  # ← your guesses
-
-
-# %%
-def merged_into(which):
-    """A model that has the adapter merged in, in one of the three ways."""
-    if which == "requantized":
-        from peft import PeftModel
-
-        base, _ = load_model(quantization="nf4")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PEFT does warn: "may get different generations due to rounding errors"
-            return PeftModel.from_pretrained(base, folder / "json").merge_and_unload()
-    base, _ = load_model(quantization=None if which == "pristine" else "nf4")
-    if which == "dequantized":
-        base = dequantize_linears(base)
-    return unload(merge(load_lora(base, folder / "json")))
-
-
-def weights_of(model):
-    """The linear layers' weights by name, dense, in float32."""
-    modules = {name: module for name, module in model.named_modules() if name in adapted}
-    return {
-        name: dense_weight(m).float() if hasattr(m, "quant_state") else m.weight.float() for name, m in modules.items()
-    }
-
-
-# %% [markdown]
-# Three measures of each, all against the model as trained: the weights (relative to the size of what the adapter adds),
-# the logits, and the loss.
-
-# %%
-# NBVAL_IGNORE_OUTPUT
-# because another processor rounds otherwise
-adapted = lora_layers(model)
-delta = {name: layer.delta() for name, layer in adapted.items()}
-rounded = {name: dense_weight(layer.base).float() for name, layer in adapted.items()}
-
-
 def norm(tensors):
     return torch.stack([tensor.norm() for tensor in tensors]).norm().item()
 
 
-def loss_without_adapter():
-    model, _ = load_model(quantization="nf4")
-    return loss_of(model)
-
-
-size = norm(delta.values())
-losses, kept = {}, {}
-print(f"the adapter adds {size / norm(rounded.values()):.1%} of the weights' size")
-print(f"{'merged into':<14}{'weights off':>13}{'logits off':>12}{'loss':>8}{'exact of 12':>13}")
-for which in ("dequantized", "requantized", "pristine"):
-    merged = merged_into(which)
-    weights = weights_of(merged)
-    off = norm(weights[name] - rounded[name] - delta[name] for name in delta) / size
-    scores = scores_of(merged)
-    logits_off = ((scores - trained_scores).norm() / trained_scores.norm()).item()
-    losses[which] = loss_of(merged)
-    print(f"{which:<14}{off:>13.2f}{logits_off:>12.3f}{losses[which]:>8.3f}")
-    kept[which] = {name: weights[name].to(torch.bfloat16) for name in list(delta)[:4]}
-    del merged, weights
-untrained = loss_without_adapter()
+trained = loss_of(model)
+for layer in adapted.values():
+    layer.alpha = 0  # adapter off
+untrained = loss_of(model)
+for layer in adapted.values():
+    layer.alpha = 32
+print(f"validation loss without the adapter {untrained:.3f}, with it {trained:.3f}")
+print(f"the adapter adds {norm(delta.values()) / norm(rounded.values()):.1%} of the weights' size")
+assert trained < 0.2 < 1.3 < untrained
 
 # %% [markdown]
-# ### Which base, again?
+# **Predict.** With the adapter beside it, the model has the lower of the two losses. Which loss has it merged, in each of
+# the three ways?
+
+# %%
+prediction = {"dequantized": 0.04, "requantized": 0.05, "pristine": 0.06}  # ← your guesses
+
+
+# %%
+def merged_into(which):
+    """A dense model with the adapter merged in, in one of the three ways."""
+    base, _ = load_model(quantization=None if which == "pristine" else "nf4")
+    if which == "requantized":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # "may get different generations due to rounding errors"
+            base = PeftModel.from_pretrained(base, folder / "json").merge_and_unload()
+        return dequantize_linears(base)  # the same numbers; a CPU computes faster with dense ones
+    if which != "pristine":
+        base = dequantize_linears(base)
+    return unload(merge(load_lora(base, folder / "json")))
+
+
+def compare(merged):
+    """How far off the weights are, in units of the adapter; the loss; how many orders are exactly right."""
+    off = norm(merged.get_submodule(name).weight - rounded[name] - delta[name] for name in delta)
+    answers = generate(merged, tokenizer, [chat[:-1] for chat in judged], 44, dtype=compute_dtype)
+    exact = sum(is_exact(answer, chat[-1]["content"]) for answer, chat in zip(answers, judged))
+    return off / norm(delta.values()), loss_of(merged), exact
+
+
+# %%
+# NBVAL_IGNORE_OUTPUT
+# because another processor rounds otherwise
+losses, errors = {}, {}
+print(f"{'':<14}{'weights off':>22}{'loss':>9}{'exact':>9}")
+for which in prediction:
+    merged = merged_into(which)
+    errors[which], losses[which], exact = compare(merged)
+    print(f"{which:<14}{errors[which]:>11.2f} × adapter{losses[which]:>9.3f}{exact:>4} of {len(judged)}")
+_ = plot_losses(new_axes(height=2.4), losses, {"adapter beside": trained, "no adapter": untrained}, prediction)
+
+# %%
+assert errors["dequantized"] < 0.2 and 0.9 < errors["requantized"] < 1.4 and 7 < errors["pristine"] < 12
+assert losses["dequantized"] < trained + 0.02 and losses["requantized"] > 10 * trained and losses["pristine"] < 0.2
+
+# %% [markdown]
+# **What happened?** Three ways, three stories.
 #
-# SECTION4
+# - *Dequantized* is the model that you trained. (In float32, to the last digits. Stored in bf16 the sum is rounded once
+#   more; the next cell says by how much.)
+# - *Requantized* has lost the adapter. The error is as large as what the adapter adds, or a little larger: what came back
+#   is the base, with some noise. PEFT's warning speaks of "rounding errors". Why nearly all of it is gone, you see below.
+# - *Pristine* should have been the worst: its weights are off by nine times the adapter. That is the rounding error of
+#   NF4, taken away again. And it answers as well as the model you trained. An error in the weights is not an error in
+#   the answers: NF4's error is noise, spread over all directions, which the model hardly notices; the adapter is small
+#   and points where it matters.
+#
+# So is *pristine* fine? Here it was. But it is a model that nobody has trained or validated: a long training may
+# have learned to make up for the rounding, and then that part of the adapter corrects an error that is gone. If you
+# merge that way, measure again. *Dequantized* needs no such trust.
+
+# %%
+in_bf16 = {name: (rounded[name] + delta[name]).to(torch.bfloat16).float() for name in delta}
+lost = norm(in_bf16[name] - rounded[name] - delta[name] for name in delta) / norm(delta.values())
+print(f"dequantized, stored in bf16: off by {lost:.2f} × adapter")
+assert 0.05 < lost < 0.4
+
+# %% [markdown]
+# ### Why 4 bits swallow an adapter
+#
+# Take one block of 64 weights and its correction, and round the sum to NF4. Move the slider: what if the correction were
+# larger than the one you trained?
 
 # %%
 name = "model.layers.12.mlp.up_proj"
 base, correction = rounded[name], delta[name]
-factors = (1, 2, 3, 5, 7, 10, 14, 20, 30)
+factors = (1, 2, 3, 5, 7, 10, 14, 20, 30)  # times the correction that was trained
 
 
 def survives(factor):
@@ -276,7 +288,10 @@ def survives(factor):
 
 
 survival = {factor: survives(factor) for factor in factors}
-print(", ".join(f"× {factor}: {share:.0%}" for factor, share in survival.items()))
+assert survival[1] < 0.15 and survival[30] > 0.9
+largest = base.view(-1, 64).abs() == base.view(-1, 64).abs().amax(1, keepdim=True)
+moved = (dequantize(quantize(base + correction)) - base).view(-1, 64)[largest]
+assert torch.allclose(moved, correction.reshape(-1, 64)[largest], atol=1e-6)  # the largest of a block moves freely
 
 # %%
 # NBVAL_IGNORE_OUTPUT
@@ -300,6 +315,11 @@ def draw(factor):
 explore(draw, factor=ipywidgets.SelectionSlider(options=factors, value=1, description="correction, times yours"))
 
 # %% [markdown]
+# The weights of a 4-bit base lie *on* the levels (grey lines), and it takes half a step to reach the next one. What moves
+# a weight by less is rounded away, and your correction is of the order of a hundredth of the weights. Only the largest
+# weight of a block moves freely, for the block's scale follows it. So a 4-bit weight cannot be trained by small steps:
+# QLoRA keeps the steps apart, in the adapter.
+#
 # **Exercise 11.2 ●●● (8 minutes).** You find a merged checkpoint, in bf16, and nobody remembers how it was made. You still
 # have the adapter (`delta`, what it adds to this weight), the 16-bit weight (`original`) and what its 4 bits stand for
 # (`rounded`). Which of the three ways was it? `quantize` and `dequantize` are at hand.
@@ -329,25 +349,226 @@ check_which_base(which_base)
 # %% [markdown]
 # ## 4 · Plan B: keep 4 bits, change adapters
 #
-# The base is the same for everybody, and it is never written to. So one copy of it can serve any number of adapters,
-# each request with its own. PEFT loads the files of section 2 under names:
+# Nobody ever writes to the base. So one copy of it serves any number of adapters, each request with its own. PEFT loads
+# the files of section 2 under names and switches between them:
 
 # %%
-from peft import PeftModel
-
+warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated")  # PEFT 0.21 uses an old name
 base, _ = load_model(quantization="nf4")
 served = PeftModel.from_pretrained(base, folder / "json", adapter_name="json")
 served.load_adapter(folder / "label", adapter_name="label")
-requests = [("json", 0), ("label", 0), ("label", 1), ("json", 1)]  # which adapter, which order
+requests = [("json", orders["test"][0]), ("label", orders["test"][0]), ("label", orders["test"][1])]
+
+
+def serve(adapter, chat, tokens=40):
+    """Answer one request with one of the adapters."""
+    served.set_adapter(adapter)
+    return generate(served, tokenizer, [chat[:-1]], tokens, dtype=compute_dtype)[0]
+
 
 # %%
 # NBVAL_IGNORE_OUTPUT
 # because another processor rounds otherwise, and then a word may differ
 from qlora_lab.classroom.widgets import show_answers
 
-rows = []
-for adapter, which in requests:
-    served.set_adapter(adapter)
-    chat = orders["test"][which]
-    rows.append((chat[-2]["content"], adapter, generate(served, tokenizer, [chat[:-1]], 44, dtype=compute_dtype)[0]))
-show_answers(rows, ("order", "adapter", "answer"))
+show_answers(
+    [(chat[-2]["content"], name, serve(name, chat)) for name, chat in requests], ("order", "adapter", "answer")
+)
+
+# %% [markdown]
+# The same order, word for word, and the prompt asks for JSON both times. Only the adapter differs.
+#
+# **Predict.** A merged model computes one matrix product a layer. Plan B looks up 4-bit codes, multiplies, and adds the
+# adapter's two thin products. How many times as long does one token take?
+
+# %%
+prediction = {"times": 1.2}  # ← your guess
+
+# %%
+# NBVAL_IGNORE_OUTPUT
+# because times, and the embeddings' dtype, depend on the machine
+merged = merged_into("dequantized")
+
+
+def milliseconds_a_token(answer, tokens=8):
+    """Time between the first new token and the last, for one request."""
+    times = []
+    for length in (1, 1 + tokens):
+        start = time.perf_counter()
+        answer(length)
+        times.append(time.perf_counter() - start)
+    return 1000 * (times[1] - times[0]) / tokens
+
+
+def megabytes(model):
+    """All tensors of a model, quantization constants included, in 10⁶ bytes."""
+    states = [p.quant_state for p in model.parameters() if hasattr(p, "quant_state")]
+    constants = [t for s in states for t in (s.absmax, s.code, s.offset, s.state2.absmax, s.state2.code)]
+    return sum(tensor.nbytes for tensor in [*model.parameters(), *constants]) / 1e6
+
+
+chat = orders["test"][2]
+plans = {
+    "A, merged": (megabytes(merged), milliseconds_a_token(lambda n: generate(merged, tokenizer, [chat[:-1]], n))),
+    "B, one base, two adapters": (megabytes(served), milliseconds_a_token(lambda n: serve("json", chat, n))),
+}
+for name, (size, milliseconds) in plans.items():
+    print(f"{name:<26}{size:7.0f} MB in {compute_dtype} and 4 bits{milliseconds:8.0f} ms a token")
+ratio = plans["B, one base, two adapters"][1] / plans["A, merged"][1]
+print(f"plan B takes {ratio:.1f} times as long; your guess: {prediction['times']}")
+assert plans["B, one base, two adapters"][0] < 2 * plans["A, merged"][0]
+
+# %% [markdown]
+# **What happened?** Plan B decodes every layer's weights anew for every token, and PEFT adds two more products. How much
+# that costs depends on the machine and on how many
+# requests share one decoding. Measure on the machine that will serve.
+#
+# What plan B saves is memory, and the more adapters the more. At LLaMA-7B's size, with rank 16 on all linears:
+
+# %%
+merged_gb, base_gb, adapter_gb = 13.48, 3.87, 39_976_960 * 4 / 1e9
+counts = [1, 2, 5, 10, 20, 50, 100]
+memory = {
+    "plan A: a merged model each": [n * merged_gb for n in counts],
+    "plan B: one 4-bit base, adapters in float32": [base_gb + n * adapter_gb for n in counts],
+}
+_ = plot_plans(new_axes(height=3.2), counts, memory, {"24 GB": 24, "80 GB": 80})
+assert f"{adapter_gb:.2f}" == "0.16" and 5 * merged_gb < 80 < 6 * merged_gb and base_gb + 100 * adapter_gb < 24
+
+# %% [markdown]
+# Five merged models fill a card of 80 GB. A hundred adapters and their base fit on one of 24 GB.
+#
+# **Exercise 11.4 ●○○ (3 minutes).** How many adapters can each plan keep ready on a card? All sizes are in bytes.
+
+
+# %%
+def adapters_that_fit(card, merged, base, adapter):
+    """How many adapters (plan A, plan B); merged, base and adapter are the sizes of one of each."""
+    ### BEGIN SOLUTION (about 3 lines)
+    plan_a = card // merged
+    plan_b = max(0, (card - base) // adapter)
+    return plan_a, plan_b
+    ### END SOLUTION
+
+
+# %%
+check_adapters_that_fit(adapters_that_fit)
+
+# %% [markdown]
+# <details><summary>Hint</summary>Plan B pays for the base once, even if nothing else fits. <code>//</code> rounds
+# down.</details>
+
+# %% [markdown]
+# ## 5 · Does it work for every model?
+#
+# "Most Transformers", is the usual answer. *Before* you download 90 GB you want to know: which weights will be quantized,
+# and how small does the model get? Its config is enough to find out. `preflight` builds the model without memory (on
+# torch's *meta* device), lets transformers and PEFT do to it what they would do, and counts.
+
+# %%
+import transformers
+
+from qlora_lab.finetuning import preflight
+
+configs = {
+    "LLaMA-7B": transformers.LlamaConfig(),
+    "GPT-2": transformers.GPT2Config(),
+    "BERT-base": transformers.BertConfig(architectures=["BertForMaskedLM"]),
+    "Mixtral-8x7B": transformers.MixtralConfig(architectures=["MixtralForCausalLM"]),
+}
+print(preflight(configs["LLaMA-7B"]))
+
+# %% [markdown]
+# **Predict.** 4 bits are a quarter of 16. How large is each of the others, in per cent of its 16-bit size?
+
+# %%
+prediction = {"GPT-2": 29, "BERT-base": 29, "Mixtral-8x7B": 26}  # ← your guesses, in %
+
+# %%
+reports = {name: preflight(config) for name, config in configs.items()}
+shares = {}
+for name, report in reports.items():
+    whole, left = 100 * report.nbytes / report.dense_bytes, report.share_of_bytes_left
+    text = f"{whole:.0f} %: {report.nbytes / 1e9:.3g} of {report.dense_bytes / 1e9:.3g} GB"
+    shares[name] = (whole * (1 - left), whole * left, text)
+_ = plot_preflight(new_axes(height=2.8), shares, prediction)
+
+# %%
+for name, report in reports.items():
+    print(f"{name:<14}{report.verdict}")
+assert [round(sum(share[:2])) for share in shares.values()] == [29, 49, 42, 98]
+experts = sum(w.numel for w in reports["Mixtral-8x7B"].left if "experts" in w.name) / reports["Mixtral-8x7B"].parameters
+assert f"{reports['LLaMA-7B'].dense_bytes / 1e9:.2f} {reports['LLaMA-7B'].nbytes / 1e9:.2f}" == "13.48 3.87"
+assert f"{experts:.0%}" == "97%" and "(Conv1D, transposed)" in str(reports["GPT-2"])
+
+# %% [markdown]
+# **What happened?** Only linear layers are replaced, and a model may keep its weights elsewhere:
+#
+# - *GPT-2* and *BERT* have large vocabularies for their size, and the table is the output head at the same time: *tied*.
+#   (GPT-2's layers are no `nn.Linear` but `Conv1D`, its transpose. bitsandbytes gets them, transposed.)
+# - *Mixtral's* experts hold 97 % of the parameters, and since transformers 5 they lie in large three-dimensional
+#   tensors. No linear layer, nothing to replace: a 4-bit Mixtral saves 2 %. PEFT does find the experts, though:
+
+# %%
+print(reports["Mixtral-8x7B"])
+
+# %% [markdown]
+# Try it on a model you have in mind, from a terminal. Of a model of the hub it downloads the config only:
+#
+# ```
+# python -m qlora_lab.finetuning.preflight Qwen/Qwen2.5-7B-Instruct
+# ```
+#
+# **Exercise 11.3 ●●○ (6 minutes).** Predict the verdicts on four models. *fits*: at most half of the bytes stay in 16
+# bits. *works, but*: more than half of the bytes do. *hardly pays*: more than half of the *parameters* do. Here is what
+# their configs say; `preflight` would tell you, but guess first.
+
+# %%
+for name, config in unseen_configs().items():
+    layers = getattr(config, "num_hidden_layers", None)
+    experts = getattr(config, "num_experts", 0)
+    print(
+        f"{name:<14} vocabulary {config.vocab_size:>7,}, width {config.hidden_size}, {layers} layers, {experts} experts"
+    )
+
+# %%
+### BEGIN SOLUTION
+### STUB: verdicts = {"Llama-3-8B": ..., "Gemma-2-2B": ..., "T5-large": ..., "Qwen3-30B-A3B": ...}
+verdicts = {
+    "Llama-3-8B": "fits",
+    "Gemma-2-2B": "works, but",
+    "T5-large": "works, but",
+    "Qwen3-30B-A3B": "hardly pays",
+}
+### END SOLUTION
+
+# %%
+check_verdicts(verdicts)
+
+# %% [markdown]
+# <details><summary>Hint 1</summary>Vocabulary × width is the embedding. Is it large beside the linears at a quarter of
+# their size? Gemma and T5 tie it to the head.</details>
+# <details><summary>Hint 2</summary>Some model classes name modules to keep out of low precision: look at
+# <code>transformers.T5ForConditionalGeneration._keep_in_fp32_modules</code>.</details>
+
+# %% [markdown]
+# ## Recap
+#
+# - **Train a QLoRA model**: what you keep is 20 MB, and it is worth nothing without its base.
+# - Plan A, *merge*: into the **dequantized** base. Merging into 4 bits rounds the adapter away; the pristine base
+#   makes a model that has to be measured again.
+# - Plan B, *keep 4 bits*: one base, many adapters, switched per request. It saves memory and costs time per token.
+# - **Configure**: look before you download. Embeddings, heads, tied weights, fused experts and what a model class keeps
+#   stay in 16 bits.
+#
+# These were two of the questions that learners ask: *quantize for inference too?* and *does every model work?*
+
+# %%
+# NBVAL_IGNORE_OUTPUT
+# because it counts what you have solved
+progress()
+
+# %% [markdown]
+# **Next:** an adapter of your own. [08 · Was the prediction right?](08_memory_comparison.ipynb) tells what its training
+# needs, `python -m qlora_lab.train_qlora --output runs/mine --data my.jsonl` writes it, and sections 3 and 4 merge and
+# serve it.
