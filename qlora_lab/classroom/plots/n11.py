@@ -7,13 +7,14 @@ from . import BLUE, GREEN, GREY, ORANGE, VERMILION
 
 def plot_snapped(
     axes: list[Axes],
+    base: list[float],
     wanted: list[float],
     stored: list[float],
     levels: list[float],
     survival: dict[float, float],
     factor: float,
 ) -> Axes:
-    """Left: one block's weights, as wanted and as stored on 16 levels. Right: how much of the correction survives.
+    """Left: one block's weights: the base, what is wanted, and what is stored on 16 levels. Right: how much of the correction survives.
 
     survival: share of the correction that is still there, by how many times as large it is. factor: the one shown left.
     """
@@ -22,11 +23,12 @@ def plot_snapped(
         left.axhline(level, color="0.85", linewidth=0.8, zorder=0)
     x = range(len(wanted))
     left.vlines(x, wanted, stored, color=GREY, linewidth=1)
+    left.plot(x, base, "_", color=GREY, markersize=7, label="base")
     left.plot(x, wanted, "o", color=ORANGE, markersize=5, markerfacecolor="none", label="wanted")
     left.plot(x, stored, "s", color=BLUE, markersize=3.5, label="stored in 4 bits")
     left.set(xlim=(-1, len(wanted)), xlabel="weight of one block", ylabel="value / largest of the base's block")
-    left.set(ylim=(-1.6, 1.6), yticks=[-1, 0, 1])
-    left.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, fontsize=9)
+    left.set(ylim=(-1.25, 1.25), yticks=[-1, 0, 1])
+    left.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, fontsize=9)
     right.axhline(1, color=GREY, linestyle=":", linewidth=1)
     right.plot(list(survival), list(survival.values()), color=BLUE, marker=".")
     right.plot([factor], [survival[factor]], "D", color=VERMILION, markersize=8)
@@ -49,7 +51,8 @@ def plot_losses(ax: Axes, losses: dict[str, float], lines: dict[str, float], gue
     hatches = ["", "//", "..", "xx"]
     for y, loss in enumerate(losses.values()):
         ax.barh(y, loss, 0.6, color=[BLUE, ORANGE, GREEN, GREY][y % 4], hatch=hatches[y % 4], edgecolor="white")
-        ax.text(loss, y, f" {loss:.3f}", va="center", fontsize=9)
+        beside = max(loss, guess.get(list(losses)[y], 0.0), *(line for line in lines.values() if line < 2 * loss))
+        ax.text(beside, y, f"   {loss:.3f}", va="center", fontsize=9)
     for (name, value), style in zip(lines.items(), ["--", ":"], strict=False):
         ax.axvline(value, color="black", linestyle=style, linewidth=1, label=f"{name}: {value:.3f}")
     if guess:
