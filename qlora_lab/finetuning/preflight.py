@@ -33,7 +33,7 @@ EXPERTS = "fused experts: a 3-D parameter, no nn.Linear"
 
 @dataclass(frozen=True)
 class Weight:
-    """One parameter. name: its dotted name; shape: as in the 16-bit model; nbytes: once loaded, constants included."""
+    """One parameter. name: its dotted name; shape: (out, in) for a linear; nbytes: once loaded, constants too."""
 
     name: str
     shape: tuple[int, ...]

@@ -1,5 +1,6 @@
 """What the preflight says of a config is what transformers, bitsandbytes and PEFT then do to the model."""
 
+import dataclasses
 import gc
 import json
 import math
@@ -43,6 +44,12 @@ MODELS = {  # class and config
     "gpt2": ("GPT2LMHeadModel", transformers.GPT2Config(vocab_size=96, n_embd=64, n_layer=2, n_head=4)),
     "qwen2-moe": ("Qwen2MoeForCausalLM", moe()),
     "mixtral": ("MixtralForCausalLM", transformers.MixtralConfig(**SMALL, **HEADS, num_local_experts=4)),
+    "ernie": (
+        "Ernie4_5_MoeForCausalLM",
+        transformers.Ernie4_5_MoeConfig(
+            **SMALL, **HEADS, moe_num_experts=4, moe_k=2, moe_intermediate_size=32, moe_num_shared_experts=1
+        ),
+    ),
     "bert": ("BertForMaskedLM", transformers.BertConfig(**SMALL, num_attention_heads=4)),
     "bert, classes": ("BertForSequenceClassification", transformers.BertConfig(**SMALL, num_attention_heads=4)),
     "t5": (
@@ -171,6 +178,8 @@ def test_verdicts():
     assert small.verdict.startswith("works, but 59% of") and "stay in 16 bits (embedding): " in small.verdict
     experts = preflight(MODELS["mixtral"][1])
     assert experts.verdict.startswith("hardly pays: ") and "stay in 16 bits (fused experts): " in experts.verdict
+    none = dataclasses.replace(small, targets=(), peft_error="no match")
+    assert none.verdict == "cannot be adapted as it is: PEFT's all-linear finds no target (no match)"
 
 
 def test_whether_all_linear_adapts_fused_experts_depends_on_the_architecture():

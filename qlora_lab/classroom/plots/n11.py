@@ -14,7 +14,7 @@ def plot_snapped(
     survival: dict[float, float],
     factor: float,
 ) -> Axes:
-    """Left: one block's weights: the base, what is wanted, and what is stored on 16 levels. Right: how much of the correction survives.
+    """Left: a block's weights: the base, what is wanted, what 16 levels store. Right: what survives of a correction.
 
     survival: share of the correction that is still there, by how many times as large it is. factor: the one shown left.
     """
