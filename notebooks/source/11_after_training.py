@@ -67,9 +67,9 @@ folder = Path(tempfile.mkdtemp())
 # %% [markdown]
 # ## 1 · Two short trainings
 #
-# The orders of [notebook 07](07_qlora_run.ipynb), but only 64 of them: 16 steps of 4. You train two adapters, each on a
-# fresh copy of the same 4-bit base. The first turns an order into JSON. The second gets *the very same prompts*, and
-# learns to answer with a label for the parcel: `15 x purple bottle > Budapest`.
+# The orders of [notebook 07](07_qlora_run.ipynb), but only a few dozen of them, 4 a step. You train two adapters, each on
+# a fresh copy of the same 4-bit base. One turns an order into JSON. The other gets *the very same prompts*, and learns to
+# answer with a label for the parcel: `15 x purple bottle > Budapest`.
 
 # %%
 orders = {split: load_samples("orders", split)["messages"] for split in ("train", "validation", "test")}
@@ -82,13 +82,13 @@ def as_label(chat):
     return [*chat[:-1], {"role": "assistant", "content": label}]
 
 
-def train_adapter(chats, name):
+def train_adapter(chats, name, steps):
     """Train an adapter on the 4-bit base, write its files, return the model with it."""
     model, tokenizer = load_model(quantization="nf4")
     samples, _ = tokenize({"messages": chats}, tokenizer, max_length=256)
     add_lora(model, rank=16, alpha=32)
     settings = {"learning_rate": 3e-3, "compute_dtype": compute_dtype, "pad_token_id": tokenizer.pad_token_id}
-    records = list(train_steps(model, Batches(samples, batch_size=4, seed=0), steps=16, **settings))
+    records = list(train_steps(model, Batches(samples, batch_size=4, seed=0), steps=steps, **settings))
     save_lora(model, folder / name)
     print(f"{name}: loss {records[0].loss:.2f} at the first step, {records[-1].loss:.2f} at the last")
     return model, tokenizer
@@ -97,8 +97,8 @@ def train_adapter(chats, name):
 # %%
 # NBVAL_IGNORE_OUTPUT
 # because another processor rounds otherwise
-_ = train_adapter([as_label(chat) for chat in orders["train"][:100]], "label")
-model, tokenizer = train_adapter(orders["train"][:100], "json")
+_ = train_adapter([as_label(chat) for chat in orders["train"][:100]], "label", steps=12)
+model, tokenizer = train_adapter(orders["train"][:100], "json", steps=16)
 
 # %% [markdown]
 # ## 2 · What is in the files?
@@ -172,8 +172,6 @@ check_merged_weight(merged_weight)
 # what you get if you load the 16-bit checkpoint, put the adapter on it and merge, as many tutorials advise.
 
 # %%
-# NBVAL_IGNORE_OUTPUT
-# because another processor rounds otherwise
 validation, _ = tokenize({"messages": orders["validation"][:12]}, tokenizer, max_length=256)
 judged = orders["test"][:8]
 adapted = lora_layers(model)
@@ -191,6 +189,9 @@ def norm(tensors):
     return torch.stack([tensor.norm() for tensor in tensors]).norm().item()
 
 
+# %%
+# NBVAL_IGNORE_OUTPUT
+# because another processor rounds otherwise
 trained = loss_of(model)
 for layer in adapted.values():
     layer.alpha = 0  # adapter off
@@ -243,20 +244,24 @@ for which in prediction:
 _ = plot_losses(new_axes(height=2.4), losses, {"adapter beside": trained, "no adapter": untrained}, prediction)
 
 # %%
-assert errors["dequantized"] < 0.2 and 0.9 < errors["requantized"] < 1.4 and 7 < errors["pristine"] < 12
-assert losses["dequantized"] < trained + 0.02 and losses["requantized"] > 10 * trained and losses["pristine"] < 0.2
+assert errors["dequantized"] < 0.4 and 0.9 < errors["requantized"] < 1.4 and 7 < errors["pristine"] < 12
+assert (
+    losses["dequantized"] < trained + 0.02
+    and losses["requantized"] > 10 * trained
+    and losses["pristine"] < trained + 0.02
+)
 
 # %% [markdown]
 # **What happened?** Three ways, three stories.
 #
 # - *Dequantized* is the model that you trained. (In float32, to the last digits. Stored in bf16 the sum is rounded once
 #   more; the next cell says by how much.)
-# - *Requantized* has lost the adapter. The error is as large as what the adapter adds, or a little larger: what came back
-#   is the base, with some noise. PEFT's warning speaks of "rounding errors". Why nearly all of it is gone, you see below.
+# - *Requantized* has lost the adapter. Its error is as large as what the adapter adds, or a little larger: what came back
+#   are the base's weights with some noise. PEFT does warn, of "rounding errors". You see below why nearly all is gone.
 # - *Pristine* should have been the worst: its weights are off by nine times the adapter. That is the rounding error of
-#   NF4, taken away again. And it answers as well as the model you trained. An error in the weights is not an error in
-#   the answers: NF4's error is noise, spread over all directions, which the model hardly notices; the adapter is small
-#   and points where it matters.
+#   NF4, taken away again. And its loss is as good as that of the model you trained. An error in the weights is not an
+#   error in the answers: rounding errs in all directions, a little in each; the adapter is small and all of it points
+#   where it matters.
 #
 # So is *pristine* fine? Here it was. But it is a model that nobody has trained or validated: a long training may
 # have learned to make up for the rounding, and then that part of the adapter corrects an error that is gone. If you
@@ -276,7 +281,7 @@ assert 0.05 < lost < 0.4
 
 # %%
 name = "model.layers.12.mlp.up_proj"
-base, correction = rounded[name], delta[name]
+base, correction = rounded[name].cpu(), delta[name].cpu()
 factors = (1, 2, 3, 5, 7, 10, 14, 20, 30)  # times the correction that was trained
 
 
@@ -356,9 +361,20 @@ check_which_base(which_base)
 
 # %%
 warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated")  # PEFT 0.21 uses an old name
+
+
+def megabytes(model):
+    """All tensors of a model, quantization constants included, in 10⁶ bytes."""
+    states = [p.quant_state for p in model.parameters() if hasattr(p, "quant_state")]
+    constants = [t for s in states for t in (s.absmax, s.code, s.offset, s.state2.absmax, s.state2.code)]
+    return sum(tensor.nbytes for tensor in [*model.parameters(), *constants]) / 1e6
+
+
+# %%
 base, _ = load_model(quantization="nf4")
 served = PeftModel.from_pretrained(base, folder / "json", adapter_name="json")
 served.load_adapter(folder / "label", adapter_name="label")
+size_b = megabytes(served)
 requests = [("json", orders["test"][0]), ("label", orders["test"][0]), ("label", orders["test"][1])]
 
 
@@ -386,12 +402,8 @@ show_answers(
 # %%
 prediction = {"times": 1.2}  # ← your guess
 
+
 # %%
-# NBVAL_IGNORE_OUTPUT
-# because times, and the embeddings' dtype, depend on the machine
-merged = merged_into("dequantized")
-
-
 def milliseconds_a_token(answer, tokens=8):
     """Time between the first new token and the last, for one request."""
     times = []
@@ -402,23 +414,17 @@ def milliseconds_a_token(answer, tokens=8):
     return 1000 * (times[1] - times[0]) / tokens
 
 
-def megabytes(model):
-    """All tensors of a model, quantization constants included, in 10⁶ bytes."""
-    states = [p.quant_state for p in model.parameters() if hasattr(p, "quant_state")]
-    constants = [t for s in states for t in (s.absmax, s.code, s.offset, s.state2.absmax, s.state2.code)]
-    return sum(tensor.nbytes for tensor in [*model.parameters(), *constants]) / 1e6
-
-
-chat = orders["test"][2]
-plans = {
-    "A, merged": (megabytes(merged), milliseconds_a_token(lambda n: generate(merged, tokenizer, [chat[:-1]], n))),
-    "B, one base, two adapters": (megabytes(served), milliseconds_a_token(lambda n: serve("json", chat, n))),
-}
-for name, (size, milliseconds) in plans.items():
-    print(f"{name:<26}{size:7.0f} MB in {compute_dtype} and 4 bits{milliseconds:8.0f} ms a token")
-ratio = plans["B, one base, two adapters"][1] / plans["A, merged"][1]
-print(f"plan B takes {ratio:.1f} times as long; your guess: {prediction['times']}")
-assert plans["B, one base, two adapters"][0] < 2 * plans["A, merged"][0]
+# %%
+# NBVAL_IGNORE_OUTPUT
+# because times, and the embeddings' dtype, depend on the machine
+merged, chat = merged_into("dequantized"), orders["test"][2]
+size_a = megabytes(merged)
+time_a = milliseconds_a_token(lambda n: generate(merged, tokenizer, [chat[:-1]], n, dtype=compute_dtype))
+time_b = milliseconds_a_token(lambda n: serve("json", chat, n))
+print(f"plan A, one merged model        {size_a:5.0f} MB {time_a:6.0f} ms a token")
+print(f"plan B, one base, two adapters  {size_b:5.0f} MB {time_b:6.0f} ms a token")
+print(f"plan B takes {time_b / time_a:.1f} times as long; your guess: {prediction['times']}")
+assert size_b < 2 * size_a  # two merged models would be needed
 
 # %% [markdown]
 # **What happened?** Plan B decodes every layer's weights anew for every token, and PEFT adds two more products. How much
@@ -440,7 +446,7 @@ assert f"{adapter_gb:.2f}" == "0.16" and 5 * merged_gb < 80 < 6 * merged_gb and 
 # %% [markdown]
 # Five merged models fill a card of 80 GB. A hundred adapters and their base fit on one of 24 GB.
 #
-# **Exercise 11.4 ●○○ (3 minutes).** How many adapters can each plan keep ready on a card? All sizes are in bytes.
+# **Exercise 11.3 ●○○ (3 minutes).** How many adapters can each plan keep ready on a card? All sizes are in bytes.
 
 
 # %%
@@ -521,7 +527,7 @@ print(reports["Mixtral-8x7B"])
 # python -m qlora_lab.finetuning.preflight Qwen/Qwen2.5-7B-Instruct
 # ```
 #
-# **Exercise 11.3 ●●○ (6 minutes).** Predict the verdicts on four models. *fits*: at most half of the bytes stay in 16
+# **Exercise 11.4 ●●○ (6 minutes).** Predict the verdicts on four models. *fits*: at most half of the bytes stay in 16
 # bits. *works, but*: more than half of the bytes do. *hardly pays*: more than half of the *parameters* do. Here is what
 # their configs say; `preflight` would tell you, but guess first.
 

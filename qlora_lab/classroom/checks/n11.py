@@ -101,6 +101,36 @@ CONFUSED = {
 }
 
 
+@exercise("11.3", "how many adapters fit?", item="memory", points=1, todo="complete `adapters_that_fit`")
+def check_adapters_that_fit(adapters_that_fit: Callable) -> Verdict:
+    """adapters_that_fit(card, merged, base, adapter): how many adapters plan A and plan B can keep ready.
+
+    In bytes: the card, a merged model, the 4-bit base, an adapter.
+    """
+    cases = [(24e9, 13.5e9, 3.9e9, 0.16e9), (80e9, 13.5e9, 3.9e9, 0.64e9), (3e9, 13.5e9, 3.9e9, 0.64e9)]
+    for card, merged, base, adapter in cases:
+        came = call(adapters_that_fit, card, merged, base, adapter)
+        if not isinstance(came, (tuple, list)) or len(came) != 2:
+            return wrong(f"adapters_that_fit gives {described(came)}, expected the pair plan_a, plan_b.")
+        plan_a, plan_b = card // merged, max(0.0, (card - base) // adapter)
+        source = f"adapters_that_fit({card:g}, {merged:g}, {base:g}, {adapter:g})"
+        a_mistakes = [
+            (card / merged, "Half a model serves nobody: round down."),
+            ((card - base) // merged, "Plan A needs no 4-bit base: the merged models stand alone."),
+            (card // (merged + adapter), "A merged model has its adapter inside."),
+            (plan_b, "That is plan B's number: plan A comes first."),
+        ]
+        b_mistakes = [
+            (card // adapter, "The base has to fit too."),
+            (card // (base + adapter), "One base serves all adapters: subtract it once."),
+            ((card - base) / adapter, "Part of an adapter serves nobody: round down."),
+            ((card - base) // adapter, "Where not even the base fits there is no adapter, not a negative number."),
+        ]
+        expect_number(f"plan A of {source}", came[0], plan_a, a_mistakes)
+        expect_number(f"plan B of {source}", came[1], plan_b, b_mistakes)
+    return right("On 24 GB: one merged 7B model, or 125 adapters of 160 MB on one 4-bit base.")
+
+
 def unseen_configs() -> dict:
     """Configs of four models, in the sizes that their makers published."""
     import transformers
@@ -152,7 +182,7 @@ def said_of(name: str) -> str:
     return preflight(unseen_configs()[name]).verdict
 
 
-@exercise("11.3", "the preflight's verdicts", item="config", points=2, todo="fill in `verdicts`")
+@exercise("11.4", "the preflight's verdicts", item="config", points=2, todo="fill in `verdicts`")
 def check_verdicts(verdicts: dict) -> Verdict:
     """verdicts: for each model of `unseen_configs`, one of VERDICTS."""
     configs = unseen_configs()
@@ -166,33 +196,3 @@ def check_verdicts(verdicts: dict) -> Verdict:
         if verdicts[name] != expected:
             return wrong(f"{name} {said}. {WHY[name]}")
     return right("A gigabyte of weights says little; where in the model they sit says it all.")
-
-
-@exercise("11.4", "how many adapters fit?", item="memory", points=1, todo="complete `adapters_that_fit`")
-def check_adapters_that_fit(adapters_that_fit: Callable) -> Verdict:
-    """adapters_that_fit(card, merged, base, adapter): how many adapters plan A and plan B can keep ready.
-
-    In bytes: the card, a merged model, the 4-bit base, an adapter.
-    """
-    cases = [(24e9, 13.5e9, 3.9e9, 0.16e9), (80e9, 13.5e9, 3.9e9, 0.64e9), (3e9, 13.5e9, 3.9e9, 0.64e9)]
-    for card, merged, base, adapter in cases:
-        came = call(adapters_that_fit, card, merged, base, adapter)
-        if not isinstance(came, (tuple, list)) or len(came) != 2:
-            return wrong(f"adapters_that_fit gives {described(came)}, expected the pair plan_a, plan_b.")
-        plan_a, plan_b = card // merged, max(0.0, (card - base) // adapter)
-        source = f"adapters_that_fit({card:g}, {merged:g}, {base:g}, {adapter:g})"
-        a_mistakes = [
-            (card / merged, "Half a model serves nobody: round down."),
-            ((card - base) // merged, "Plan A needs no 4-bit base: the merged models stand alone."),
-            (card // (merged + adapter), "A merged model has its adapter inside."),
-            (plan_b, "That is plan B's number: plan A comes first."),
-        ]
-        b_mistakes = [
-            (card // adapter, "The base has to fit too."),
-            (card // (base + adapter), "One base serves all adapters: subtract it once."),
-            ((card - base) / adapter, "Part of an adapter serves nobody: round down."),
-            ((card - base) // adapter, "Where not even the base fits there is no adapter, not a negative number."),
-        ]
-        expect_number(f"plan A of {source}", came[0], plan_a, a_mistakes)
-        expect_number(f"plan B of {source}", came[1], plan_b, b_mistakes)
-    return right("On 24 GB: one merged 7B model, or 125 adapters of 160 MB on one 4-bit base.")

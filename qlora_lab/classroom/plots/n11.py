@@ -51,7 +51,7 @@ def plot_losses(ax: Axes, losses: dict[str, float], lines: dict[str, float], gue
     hatches = ["", "//", "..", "xx"]
     for y, loss in enumerate(losses.values()):
         ax.barh(y, loss, 0.6, color=[BLUE, ORANGE, GREEN, GREY][y % 4], hatch=hatches[y % 4], edgecolor="white")
-        beside = max(loss, guess.get(list(losses)[y], 0.0), *(line for line in lines.values() if line < 2 * loss))
+        beside = max(loss, guess.get(list(losses)[y], 0.0), *(line for line in lines.values() if 0 < line - loss < 0.1))
         ax.text(beside, y, f"   {loss:.3f}", va="center", fontsize=9)
     for (name, value), style in zip(lines.items(), ["--", ":"], strict=False):
         ax.axvline(value, color="black", linestyle=style, linewidth=1, label=f"{name}: {value:.3f}")
