@@ -19,16 +19,15 @@ def plot_snapped(
     survival: share of the correction that is still there, by how many times as large it is. factor: the one shown left.
     """
     left, right = axes
-    for level in levels:
-        left.axhline(level, color="0.85", linewidth=0.8, zorder=0)
     x = range(len(wanted))
+    left.hlines(levels, -1, len(wanted), color="0.85", linewidth=0.8, zorder=0)
     left.vlines(x, wanted, stored, color=GREY, linewidth=1)
     left.plot(x, base, "_", color=GREY, markersize=7, label="base")
     left.plot(x, wanted, "o", color=ORANGE, markersize=5, markerfacecolor="none", label="wanted")
     left.plot(x, stored, "s", color=BLUE, markersize=3.5, label="stored in 4 bits")
     left.set(xlim=(-1, len(wanted)), xlabel="weight of one block", ylabel="value / largest of the base's block")
     left.set(ylim=(-1.25, 1.25), yticks=[-1, 0, 1])
-    left.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, fontsize=9)
+    left.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, fontsize=9).set_gid("frame")
     right.axhline(1, color=GREY, linestyle=":", linewidth=1)
     right.plot(list(survival), list(survival.values()), color=BLUE, marker=".")
     right.plot([factor], [survival[factor]], "D", color=VERMILION, markersize=8)
