@@ -2,7 +2,7 @@
 
 from matplotlib.axes import Axes
 
-from . import BLUE, GREEN, GREY, ORANGE, VERMILION
+from . import BLUE, GREY, ORANGE, VERMILION
 
 
 def plot_snapped(
@@ -47,9 +47,8 @@ def plot_snapped(
 def plot_losses(ax: Axes, losses: dict[str, float], lines: dict[str, float], guess: dict[str, float]) -> Axes:
     """Horizontal bars of validation losses (nats per token), references as vertical lines, guesses as diamonds."""
     names = list(losses)
-    hatches = ["", "//", "..", "xx"]
     for y, loss in enumerate(losses.values()):
-        ax.barh(y, loss, 0.6, color=[BLUE, ORANGE, GREEN, GREY][y % 4], hatch=hatches[y % 4], edgecolor="white")
+        ax.barh(y, loss, 0.6, color=BLUE)
         beside = max(loss, guess.get(list(losses)[y], 0.0), *(line for line in lines.values() if 0 < line - loss < 0.1))
         ax.text(beside, y, f"   {loss:.3f}", va="center", fontsize=9)
     for (name, value), style in zip(lines.items(), ["--", ":"], strict=False):
