@@ -237,7 +237,7 @@ def compare(merged):
 # because another processor rounds otherwise
 losses, errors = {}, {}
 print(f"{'':<14}{'weights off':>22}{'loss':>9}{'exact':>9}")
-for which in prediction:
+for which in ("dequantized", "requantized", "pristine"):
     merged = merged_into(which)
     errors[which], losses[which], exact = compare(merged)
     print(f"{which:<14}{errors[which]:>11.2f} × adapter{losses[which]:>9.3f}{exact:>4} of {len(judged)}")
