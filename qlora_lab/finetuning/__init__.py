@@ -3,6 +3,8 @@
 Importing this room imports torch; transformers, peft, bitsandbytes, datasets and accelerate come when they are needed.
 """
 
+import warnings
+
 from qlora_lab.finetuning.data import Batches, TokenizedSample, collate, load_prose, load_samples, tokenize
 from qlora_lab.finetuning.evaluate import Loss, exact_match, generate, is_exact, text_loss
 from qlora_lab.finetuning.lora import (
@@ -24,6 +26,7 @@ from qlora_lab.finetuning.models import (
     load_model,
     trainable_parameters,
 )
+from qlora_lab.finetuning.preflight import Preflight, preflight
 from qlora_lab.finetuning.presets import PRESETS, Preset
 from qlora_lab.finetuning.quantized_linear import (
     QuantizedLinear,
@@ -39,6 +42,7 @@ __all__ = [
     "Batches",
     "LoraLinear",
     "Loss",
+    "Preflight",
     "Preset",
     "QuantizedLinear",
     "StepRecord",
@@ -63,6 +67,7 @@ __all__ = [
     "lora_parameters",
     "merge",
     "nf4_double",
+    "preflight",
     "quantize_linears",
     "save_lora",
     "text_loss",
@@ -73,3 +78,6 @@ __all__ = [
     "unload",
     "unmerge",
 ]
+
+# `python -m qlora_lab.finetuning.preflight` would remark that this package has imported that module already
+warnings.filterwarnings("ignore", "'qlora_lab.finetuning.preflight' found in sys.modules", RuntimeWarning)

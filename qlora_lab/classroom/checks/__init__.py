@@ -24,7 +24,7 @@ tests/classroom/answers/n03.py a right answer and the wrong ones it should recog
 pure function for the tests: it returns the Verdict and does nothing else.
 """
 
-from . import n00, n01, n02, n03, n04, n05, n06, n07, n08, n12
+from . import n00, n01, n02, n03, n04, n05, n06, n07, n08, n11, n12
 from .judging import (
     CHECKLIST,
     TAUGHT_IN,
@@ -65,9 +65,16 @@ from .n06 import (
 )
 from .n07 import check_bnb_config, check_labels, check_token_weighted_loss, check_trainable_parameters
 from .n08 import check_card_usage, check_fastest_preset, check_savings
+from .n11 import (
+    check_adapters_that_fit,
+    check_merged_weight,
+    check_verdicts,
+    check_which_base,
+    unseen_configs,
+)
 from .n12 import check_faults, check_project, check_real_parameters
 
-NOTEBOOKS = (n00, n01, n02, n03, n04, n05, n06, n07, n08, n12)
+NOTEBOOKS = (n00, n01, n02, n03, n04, n05, n06, n07, n08, n11, n12)
 
 
 def all_exercises() -> tuple[Exercise, ...]:
@@ -90,14 +97,15 @@ def progress() -> Progress:
 __all__ = [
     "CHECKLIST",
     "DISEASES",
-    "LORA_BUGS",
-    "TAUGHT_IN",
     "Exercise",
     "ExerciseUnsolved",
+    "LORA_BUGS",
     "Progress",
+    "TAUGHT_IN",
     "Verdict",
     "all_exercises",
     "check_12_gb",
+    "check_adapters_that_fit",
     "check_bits_per_parameter",
     "check_bnb_config",
     "check_bytes_of_weights",
@@ -117,12 +125,13 @@ __all__ = [
     "check_level_usage",
     "check_logits",
     "check_lora_suspects",
+    "check_merged_weight",
     "check_model_bytes",
     "check_normal_levels",
     "check_project",
-    "check_real_parameters",
-    "check_rank_of",
     "check_quantizable",
+    "check_rank_of",
+    "check_real_parameters",
     "check_savings",
     "check_short_version",
     "check_smallest_block",
@@ -130,6 +139,8 @@ __all__ = [
     "check_token_weighted_loss",
     "check_trainable_parameters",
     "check_triple_quantization",
+    "check_verdicts",
+    "check_which_base",
     "check_zero_point",
     "check_zero_point_cost",
     "ill_layers",
@@ -138,4 +149,5 @@ __all__ = [
     "progress",
     "progress_path",
     "record",
+    "unseen_configs",
 ]

@@ -25,10 +25,10 @@ CHECKLIST = {
 TAUGHT_IN = {  # notebooks whose exercises serve an item: it is ticked when all of them are there and solved
     "quantization": ("02", "03", "04", "12"),
     "nf4": ("03",),
-    "config": ("00", "07", "12"),
-    "train": ("05", "06", "07", "12"),
-    "memory": ("00", "01", "08"),
-    "accuracy": ("09",),
+    "config": ("00", "07", "11", "12"),
+    "train": ("05", "06", "07", "11", "12"),
+    "memory": ("00", "01", "08", "11"),
+    "accuracy": ("09", "11"),
 }
 MARKS = {"open": "·", "wrong": "✗", "right": "✓"}
 
