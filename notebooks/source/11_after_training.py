@@ -430,8 +430,7 @@ assert size_b < 2 * size_a  # two merged models would be needed
 
 # %% [markdown]
 # **What happened?** Plan B decodes every layer's weights anew for every token, and PEFT adds two more products. How much
-# that costs depends on the machine and on how many
-# requests share one decoding. Measure on the machine that will serve.
+# that costs depends on the machine and on how many requests share one decoding. Measure on the machine that will serve.
 #
 # What plan B saves is memory, and the more adapters the more. At LLaMA-7B's size, with rank 16 on all linears:
 
@@ -579,6 +578,4 @@ check_verdicts(verdicts)
 progress()
 
 # %% [markdown]
-# **Next:** an adapter of your own. [08 · Was the prediction right?](08_memory_comparison.ipynb) tells what its training
-# needs, `python -m qlora_lab.train_qlora --output runs/mine --data my.jsonl` writes it, and sections 3 and 4 merge and
-# serve it.
+# **Next:** [12 · What do tutorials get wrong?](12_fact_check.ipynb), which ends with an adapter of your own.
