@@ -130,7 +130,10 @@ def _row(label: str, weights: list[Weight]) -> str:
 
 def _names(targets: tuple[str, ...]) -> str:
     counts = collections.Counter(target.removesuffix(".weight").rpartition(".")[2] for target in targets)
-    return ": " + ", ".join(f"{name} × {count}" for name, count in counts.items()) if counts else ""
+    groups = collections.defaultdict(list)
+    for name, count in counts.items():
+        groups[count].append(name)
+    return ": " + "; ".join(f"{count} × {', '.join(names)}" for count, names in groups.items()) if counts else ""
 
 
 def _size(nbytes: int) -> str:
