@@ -25,6 +25,12 @@ THROUGH_KWARGS = {
     ("from_pretrained", "device_map"): ("transformers.modeling_utils", 'kwargs.pop("device_map"'),
     ("from_pretrained", "gguf_file"): ("transformers.modeling_utils", '"gguf_file"'),
     ("from_pretrained", "quantization_config"): ("transformers.modeling_utils", '"quantization_config"'),
+    ("from_pretrained", "trust_remote_code"): (
+        "transformers.models.auto.configuration_auto",
+        'kwargs.pop("trust_remote_code"',
+    ),
+    ("from_config", "pre_quantized"): ("transformers.quantizers.base", 'kwargs.pop("pre_quantized"'),
+    ("Qwen3MoeConfig", "head_dim"): ("transformers.models.qwen3_moe.modeling_qwen3_moe", '"head_dim"'),
     ("subplots", "figsize"): ("matplotlib.figure", "figsize=None"),
     ("subplots", "layout"): ("matplotlib.figure", "layout=None"),
     ("start_new_kernel", "extra_arguments"): ("jupyter_client.manager", "extra_arguments"),
@@ -103,14 +109,17 @@ def misfit(name: str, call: ast.Call) -> str:
     named = {keyword: None for keyword in keywords if keyword}
     explicit = {p.name for p in signature.parameters.values() if p.kind != inspect.Parameter.VAR_KEYWORD}
     takes_any = len(explicit) < len(signature.parameters)
-    for keyword in sorted(set(named) - explicit) if takes_any else ():
-        if takes(target, keyword):
-            continue
+    for keyword in sorted(set(named) - explicit):
         place = THROUGH_KWARGS.get((name.rpartition(".")[2], keyword))
+        if takes(target, keyword) or (place is None and not takes_any):
+            continue
         if place is None:
             return f"{name} takes {keyword}= only as one of **kwargs: say in THROUGH_KWARGS where it is read"
         if place[1] not in inspect.getsource(importlib.import_module(place[0])):
             return f"{name}({keyword}=): {place[0]} no longer has {place[1]}"
+        del named[keyword]
+    if takes_any and not explicit:  # a wrapper that hides what it wraps
+        return ""
     try:
         positional = [None for argument in call.args if not isinstance(argument, ast.Starred)]
         (signature.bind_partial if open_ended else signature.bind)(*positional, **named)
