@@ -54,7 +54,7 @@ def test_losses_are_those_of_sft_trainer(tokenizer, tmp_path):
         report_to="none",
         disable_tqdm=True,
     )
-    trainer = SFTTrainer(model, config, data, processing_class=tokenizer, optimizers=(adamw, schedule))
+    trainer = SFTTrainer(model, config, train_dataset=data, processing_class=tokenizer, optimizers=(adamw, schedule))
     trainer.train()
     theirs = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert theirs == pytest.approx(ours, rel=1e-5)
