@@ -170,6 +170,23 @@ def expect_number(source: str, came, expected: float, mistakes: list[tuple[float
         raise Mistake(f"{source} gives {value:,.10g}, expected {expected:,.10g}. {next(likely, '')}")
 
 
+def expect_diagnosis(came, patients: dict[str, str], diseases: dict[str, str], clues: dict) -> None:
+    """Raise Mistake unless `came` names the disease of each patient; the first wrong one is told.
+
+    patients: by name, a key of diseases. diseases: by key, what it is. clues: by (patient, wrong disease), what to look
+    at.
+    """
+    *most, last = patients
+    if not isinstance(came, dict) or not set(patients) <= set(came):
+        raise Mistake(f"expected a dict with a diagnosis for {', '.join(most)} and {last}, got {described(came)}.")
+    for patient, disease in patients.items():
+        named = came[patient]
+        if not isinstance(named, str) or named not in diseases:
+            raise Mistake(f"{patient} has {described(named)}, expected one of {', '.join(map(repr, diseases))}.")
+        if named != disease:
+            raise Mistake(f"{patient} is not {named!r} ({diseases[named]}). {clues.get((patient, named), '')}")
+
+
 def described(value) -> str:
     """What `value` is, in few characters: "the str 'bfloat16'"."""
     return f"the {type(value).__name__} {reprlib.repr(value)}"

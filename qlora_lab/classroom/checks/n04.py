@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from .judging import Verdict, call, described, exercise, expect_number, right, written, wrong
+from .judging import Verdict, call, exercise, expect_diagnosis, expect_number, right, written
 
 DISEASES = {
     "no mean": "the mean is not added back",
@@ -53,14 +53,7 @@ def check_diagnosis(diagnosis: dict[str, str]) -> Verdict:
         ("D", "wrong block"): "Then the errors would fan out from the mean. These are saw teeth of the same height.",
         ("C", "one scale"): "Only the scales in the large one's block suffer: most of the dots lie on the line.",
     }
-    if not isinstance(diagnosis, dict) or not set(PATIENTS) <= set(diagnosis):
-        return wrong(f"expected a dict with a diagnosis for A, B, C and D, got {described(diagnosis)}.")
-    for patient, disease in PATIENTS.items():
-        came = diagnosis[patient]
-        if not isinstance(came, str) or came not in DISEASES:
-            return wrong(f"{patient} has {described(came)}, expected one of {', '.join(map(repr, DISEASES))}.")
-        if came != disease:
-            return wrong(f"{patient} is not {came!r} ({DISEASES[came]}). {clues.get((patient, came), '')}")
+    expect_diagnosis(diagnosis, PATIENTS, DISEASES, clues)
     return right("Error says that something is wrong; a plot of restored over original says what.")
 
 

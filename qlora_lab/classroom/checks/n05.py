@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from .judging import Verdict, call, described, exercise, expect_number, right, written, wrong
+from .judging import Verdict, call, described, exercise, expect_diagnosis, expect_number, right, written, wrong
 
 LORA_BUGS = {
     "upside down": "the correction is scaled by rank / alpha",
@@ -93,14 +93,7 @@ def check_lora_suspects(diagnosis: dict[str, str]) -> Verdict:
         ("E", "healthy"): "Its correction is 64 times too small.",
         ("E", "transposed"): "What it would merge and what it computes agree. Both are wrong.",
     }
-    if not isinstance(diagnosis, dict) or not set(LORA_SUSPECTS) <= set(diagnosis):
-        return wrong(f"expected a dict with a diagnosis for A, B, C, D and E, got {described(diagnosis)}.")
-    for layer, bug in LORA_SUSPECTS.items():
-        came = diagnosis[layer]
-        if not isinstance(came, str) or came not in LORA_BUGS:
-            return wrong(f"{layer} has {described(came)}, expected one of {', '.join(map(repr, LORA_BUGS))}.")
-        if came != bug:
-            return wrong(f"{layer} is not {came!r} ({LORA_BUGS[came]}). {clues.get((layer, came), '')}")
+    expect_diagnosis(diagnosis, LORA_SUSPECTS, LORA_BUGS, clues)
     return right("None of the four bugs raises an error, and three of the four still learn something.")
 
 

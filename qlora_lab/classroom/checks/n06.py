@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from .judging import Mistake, Verdict, call, described, exercise, expect_number, right, written, wrong
+from .judging import Mistake, Verdict, call, described, exercise, expect_diagnosis, expect_number, right, written, wrong
 
 
 @exercise("6.1", "back through a 4-bit layer", item="train", points=1, todo="complete `input_gradient`")
@@ -152,14 +152,7 @@ def check_ill_layers(diagnosis: dict[str, str]) -> Verdict:
         ("D", "keeps x"): "What it keeps is the same for 2 tokens and for 200. x is not.",
         ("D", "healthy"): "Numbers are not all: what does it keep?",
     }
-    if not isinstance(diagnosis, dict) or not set(PATIENTS) <= set(diagnosis):
-        return wrong(f"expected a dict with a diagnosis for A, B, C and D, got {described(diagnosis)}.")
-    for patient, disease in PATIENTS.items():
-        came = diagnosis[patient]
-        if not isinstance(came, str) or came not in DISEASES:
-            return wrong(f"{patient} has {described(came)}, expected one of {', '.join(map(repr, DISEASES))}.")
-        if came != disease:
-            return wrong(f"{patient} is not {came!r} ({DISEASES[came]}). {clues.get((patient, came), '')}")
+    expect_diagnosis(diagnosis, PATIENTS, DISEASES, clues)
     return right("Two compute the right numbers at the wrong price: a loss curve would never have told you.")
 
 
