@@ -1,16 +1,17 @@
 """Train one model on the same data in several ways, at several seeds, and write down how each of them learned.
 
-    python -m qlora_lab.finetuning.compare accuracy [--seeds 5] [--jobs 4]   what do few bits cost?
+    python -m qlora_lab.finetuning.compare accuracy [--seeds 8] [--jobs 4]   what do few bits cost?
+    python -m qlora_lab.finetuning.compare knobs    [--seeds 3] [--jobs 4]   what does each setting buy, alone?
     python -m qlora_lab.finetuning.compare presets  [--seeds 3]              does a recipe buy memory with bad training?
-    python -m qlora_lab.finetuning.compare knobs    [--seeds 1]              what does each setting buy, alone?
 
-`accuracy` compares the bases of `METHODS`, `presets` the recipes of `presets.py`, `knobs` the changes in `KNOBS`. All
+`accuracy` compares the bases of `METHODS`, `knobs` the changes in `KNOBS`, `presets` the recipes of `presets.py`. All
 else is the same: the bundled model, `train_qlora`'s settings, and for each seed the same adapter to begin with and the
 same order of the samples, so that ways can be compared seed by seed. Needs a GPU; writes `<what>-<gpu>.json`, anew
 after each run.
 
 With `--jobs` several runs share the GPU: a model this small keeps it waiting for the next kernel most of the time.
-Seconds and tokens/s would mean nothing then. So `accuracy` measures them apart, one run of each method at a time.
+Seconds and tokens/s would mean nothing then. So they are measured apart, in a short run of each way with the GPU to
+itself.
 """
 
 from __future__ import annotations
@@ -122,6 +123,31 @@ def load_base(method: Method, device: torch.device, compute_dtype: torch.dtype |
     )
 
 
+@dataclass(frozen=True)
+class Ready:
+    """A model with its adapter, what `train_steps` is told, and what `Batches` is."""
+
+    model: torch.nn.Module
+    tokenizer: object
+    settings: dict
+    batches: dict
+
+
+def prepare_method(
+    name: str,
+    seed: int,
+    device: torch.device,
+    *,
+    batch_size: int = BATCH_SIZE,
+    compute_dtype: torch.dtype | None = None,
+) -> Ready:
+    """See `train_method`."""
+    base, tokenizer = load_base(METHODS[name], device, compute_dtype)
+    model = add_lora(base, rank=RANK, alpha=2 * RANK, seed=seed)
+    settings = {"compute_dtype": compute_dtype or METHODS[name].dtype, "optimizer": "adamw_torch"}
+    return Ready(model, tokenizer, settings, {"batch_size": batch_size, "seed": seed})
+
+
 def train_method(
     name: str,
     seed: int,
@@ -144,13 +170,11 @@ def train_method(
         exact: {test, shifted: a string of 0 and 1, one for each sample}; peak_allocated (bytes while training, None on
         a CPU); tokens_per_second, seconds_per_step (medians).
     """
-    dtype = compute_dtype or METHODS[name].dtype
-    base, tokenizer = load_base(METHODS[name], device, compute_dtype)
-    model = add_lora(base, rank=RANK, alpha=2 * RANK, seed=seed)
+    ready = prepare_method(name, seed, device, batch_size=batch_size, compute_dtype=compute_dtype)
+    model, tokenizer, dtype = ready.model, ready.tokenizer, ready.settings["compute_dtype"]
     texts = held_out(tokenizer, judged)
     before = text_losses(model, texts, tokenizer, dtype)
-    settings = {"compute_dtype": dtype, "optimizer": "adamw_torch"}
-    records, peak = trained(model, tokenizer, steps, settings, batch_size=batch_size, seed=seed)
+    records, peak = trained(ready, steps)
     chats = {split: load_samples("orders", split).select(range(judged))["messages"] for split in ("test", "shifted")}
     return {
         "method": name,
@@ -175,7 +199,7 @@ def train_preset(name: str, seed: int, device: torch.device, steps: int = STEPS,
     base, tokenizer = load_model(quantization="nf4", device=device, compute_dtype=torch.bfloat16)
     model = preset.adapt(base, rank=RANK, alpha=2 * RANK, seed=seed)
     settings = preset.settings(torch.bfloat16)
-    records, peak = trained(model, tokenizer, steps, settings, batch_size=BATCH_SIZE, seed=seed)
+    records, peak = trained(Ready(model, tokenizer, settings, {"batch_size": BATCH_SIZE, "seed": seed}), steps)
     dtype = settings["compute_dtype"]
     exact = exactness(model, tokenizer, load_samples("orders", "test").select(range(judged))["messages"], dtype)
     return {
@@ -189,50 +213,55 @@ def train_preset(name: str, seed: int, device: torch.device, steps: int = STEPS,
     }
 
 
+def prepare_knob(name: str, seed: int, device: torch.device, **overrides) -> Ready:
+    """The bundled 4-bit model with one knob of KNOBS turned; overrides are other `Settings`, for a CPU's sake."""
+    knobs = Settings(**{**overrides, **KNOBS[name]})
+    base, tokenizer = load_model(quantization="nf4", device=device, compute_dtype=knobs.compute_dtype)
+    targets = knobs.targets if isinstance(knobs.targets, str) else list(knobs.targets)
+    model = add_adapter(base, rank=knobs.rank, alpha=2 * knobs.rank, targets=targets, seed=seed)
+    names = ("learning_rate", "optimizer", "gradient_checkpointing", "compute_dtype")
+    settings = {name: getattr(knobs, name) for name in names}
+    batches = {"batch_size": knobs.batch_size, "accumulation": knobs.accumulation, "packing": knobs.packing}
+    return Ready(model, tokenizer, settings, {**batches, "max_length": MAX_LENGTH, "seed": seed})
+
+
 def train_knob(name: str, seed: int, device: torch.device, steps: int = STEPS, **overrides) -> dict:
-    """Train the bundled 4-bit model with one knob of KNOBS turned; overrides are other `Settings`, for a CPU's sake.
+    """Train the bundled 4-bit model with one knob turned, see `prepare_knob`, and judge it.
 
     A run that ends in non-finite numbers is a result too: its losses end before.
 
     Returns:
-        knob, seed, losses (nats per token, one a step), validation_loss (the same on held-out orders, None if the
+        knob, seed, losses (nats per token, one a step), after: {validation, prose: nats per token} (None if the
         training diverged), trainable (numbers), tokens (a step, median), peak_allocated (bytes while training, None on
         a CPU), tokens_per_second, seconds_per_step (medians).
     """
-    knobs = Settings(**{**overrides, **KNOBS[name]})
-    dtype = knobs.compute_dtype
-    base, tokenizer = load_model(quantization="nf4", device=device, compute_dtype=dtype)
-    targets = knobs.targets if isinstance(knobs.targets, str) else list(knobs.targets)
-    model = add_adapter(base, rank=knobs.rank, alpha=2 * knobs.rank, targets=targets, seed=seed)
-    batches = {"batch_size": knobs.batch_size, "accumulation": knobs.accumulation, "packing": knobs.packing}
-    names = ("learning_rate", "optimizer", "gradient_checkpointing", "compute_dtype")
-    settings = {name: getattr(knobs, name) for name in names}
-    records, peak = trained(model, tokenizer, steps, settings, max_length=MAX_LENGTH, seed=seed, **batches)
+    ready = prepare_knob(name, seed, device, **overrides)
+    records, peak = trained(ready, steps)
+    model, tokenizer, dtype = ready.model, ready.tokenizer, ready.settings["compute_dtype"]
     finished = len(records) == steps
     return {
         "knob": name,
         "seed": seed,
         "losses": [record.loss for record in records],
-        "validation_loss": text_losses(model, held_out(tokenizer), tokenizer, dtype)["validation"]
-        if finished
-        else None,
+        "after": text_losses(model, held_out(tokenizer), tokenizer, dtype) if finished else None,
         "trainable": trainable_parameters(model),
         "tokens": statistics.median(record.tokens for record in records) if records else None,
         "peak_allocated": peak,
-        **(speed(records) if records else dict.fromkeys(SPEED)),
+        **speed(records),
     }
 
 
-def trained(model, tokenizer, steps: int, settings: dict, **batches) -> tuple[list[StepRecord], int | None]:
+def trained(ready: Ready, steps: int) -> tuple[list[StepRecord], int | None]:
     """Train on the orders, to the end or until it diverges; the records, and the peak of allocated bytes on a GPU."""
+    model, tokenizer = ready.model, ready.tokenizer
     device = model.get_output_embeddings().weight.device
     samples, _ = tokenize(load_samples("orders", "train"), tokenizer, MAX_LENGTH)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    settings = {"learning_rate": LEARNING_RATE, "pad_token_id": tokenizer.pad_token_id, **settings}
+    settings = {"learning_rate": LEARNING_RATE, "pad_token_id": tokenizer.pad_token_id, **ready.settings}
     records = []
     with contextlib.suppress(TrainingDiverged):
-        for record in train_steps(model, Batches(samples, **batches), steps=steps, **settings):
+        for record in train_steps(model, Batches(samples, **ready.batches), steps=steps, **settings):
             records.append(record)
     return records, torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
 
@@ -259,9 +288,11 @@ def exactness(model, tokenizer, chats: list, dtype: torch.dtype) -> str:
     return "".join(str(int(is_exact(a, chat[-1]["content"]))) for a, chat in zip(answers, chats, strict=True))
 
 
-def speed(records: list[StepRecord]) -> dict[str, float]:
-    """Medians over the steps, without the first two, which warm up."""
+def speed(records: list[StepRecord]) -> dict[str, float | None]:
+    """Medians over the steps, without the first two, which warm up; None if there are no steps."""
     steady = records[2:] or records
+    if not steady:
+        return dict.fromkeys(SPEED)
     return {
         "tokens_per_second": statistics.median(record.tokens / record.seconds for record in steady),
         "seconds_per_step": statistics.median(record.seconds for record in steady),
@@ -271,30 +302,33 @@ def speed(records: list[StepRecord]) -> dict[str, float]:
 # ---------------------------------------------------------------------------------------------------------------- many
 
 
-def compare_accuracy(seeds: int, output: pathlib.Path, jobs: int = 1) -> pathlib.Path:
-    """Run every method at every seed, then time each method alone."""
-    path, record = new_record("accuracy", output)
-    record["methods"] = {name: {"what": method.what, "bits": method.bits} for name, method in METHODS.items()}
-    wanted = [(name, seed) for seed in range(seeds) for name in METHODS]
+def compare(what: str, seeds: int, output: pathlib.Path, jobs: int = 1) -> pathlib.Path:
+    """Time every way of `what` ("accuracy" or "knobs") alone, then run each at every seed; the record's path."""
+    ways, prepare, train = {
+        "accuracy": (METHODS, prepare_method, train_method),
+        "knobs": (KNOBS, prepare_knob, train_knob),
+    }[what]
+    path, record = new_record(what, output)
+    if what == "accuracy":
+        record["methods"] = {name: {"what": method.what, "bits": method.bits} for name, method in METHODS.items()}
+    record["alone"] = {}
+    for name in ways:
+        records, peak = trained(prepare(name, 0, torch.device("cuda")), TIMED_STEPS)
+        record["alone"][name] = {**speed(records), "peak_allocated": peak}
+        write(path, record)
+        print(f"{name:<18} {speed(records)['tokens_per_second'] or 0:6.0f} tokens/s, {peak / 1e9:.2f} GB", flush=True)
+    wanted = [(train, name, seed) for seed in range(seeds) for name in ways]
+    order = {(name, seed): position for position, (_, name, seed) in enumerate(wanted)}
     for run in many_runs(wanted, jobs):
         record["runs"].append({key: value for key, value in run.items() if key not in SPEED})
-        record["runs"].sort(key=lambda run: (run["seed"], list(METHODS).index(run["method"])))
+        record["runs"].sort(key=lambda run: order[run.get("method") or run["knob"], run["seed"]])
         write(path, record)
-        exact = ", ".join(f"{split} {bits.count('1')}/{len(bits)}" for split, bits in run["exact"].items())
-        print(
-            f"{run['method']:<11} seed {run['seed']}: validation {run['after']['validation']:.4f}, {exact}", flush=True
-        )
-    record["alone"] = {}
-    for name in METHODS:
-        run = train_method(name, 0, torch.device("cuda"), steps=TIMED_STEPS, judged=0)
-        record["alone"][name] = {key: run[key] for key in (*SPEED, "peak_allocated")}
-        write(path, record)
-        print(f"{name:<11} {run['tokens_per_second']:.0f} tokens/s, {run['peak_allocated'] / 1e9:.2f} GB", flush=True)
+        print(summary(run), flush=True)
     return path
 
 
-def many_runs(wanted: list[tuple[str, int]], jobs: int) -> Iterable[dict]:
-    """`train_method` of each (name, seed) on the GPU, as they finish, in so many processes."""
+def many_runs(wanted: list[tuple], jobs: int) -> Iterable[dict]:
+    """The result of each (function, name, seed) on the GPU, as they finish, in so many processes."""
     if jobs == 1:
         yield from map(_run, wanted)
         return
@@ -302,8 +336,15 @@ def many_runs(wanted: list[tuple[str, int]], jobs: int) -> Iterable[dict]:
         yield from pool.imap_unordered(_run, wanted)
 
 
-def _run(name_and_seed: tuple[str, int]) -> dict:
-    return train_method(*name_and_seed, torch.device("cuda"))
+def _run(wanted: tuple) -> dict:
+    train, name, seed = wanted
+    return train(name, seed, torch.device("cuda"))
+
+
+def summary(run: dict) -> str:
+    loss = "diverged" if run["after"] is None else f"{run['after']['validation']:.4f}"
+    exact = "".join(f", {split} {bits.count('1')}/{len(bits)}" for split, bits in run.get("exact", {}).items())
+    return f"{run.get('method') or run['knob']:<18} seed {run['seed']}: validation {loss}{exact}"
 
 
 def compare_presets(seeds: int, output: pathlib.Path) -> pathlib.Path:
@@ -317,23 +358,6 @@ def compare_presets(seeds: int, output: pathlib.Path) -> pathlib.Path:
             print(
                 f"{name:<14} seed {seed}: training {run['losses'][-1]:.4f}, validation {run['validation_loss']:.4f}, "
                 f"exact {run['exact_match']:.0%}, {run['peak_allocated'] / 1e9:.2f} GB, {run['seconds']:.0f} s",
-                flush=True,
-            )
-    return path
-
-
-def compare_knobs(seeds: int, output: pathlib.Path) -> pathlib.Path:
-    """Run every knob at every seed, one at a time: seconds count here."""
-    path, record = new_record("knobs", output)
-    for seed in range(seeds):
-        for name in KNOBS:
-            run = train_knob(name, seed, torch.device("cuda"))
-            record["runs"].append(run)
-            write(path, record)
-            loss = "diverged" if run["validation_loss"] is None else f"{run['validation_loss']:.4f}"
-            print(
-                f"{name:<18} seed {seed}: validation {loss}, {run['tokens_per_second'] or 0:.0f} tokens/s, "
-                f"{run['peak_allocated'] / 1e9:.2f} GB",
                 flush=True,
             )
     return path
@@ -368,22 +392,22 @@ def write(path: pathlib.Path, record: dict) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m qlora_lab.finetuning.compare", description=__doc__.split("\n")[0])
-    parser.add_argument("what", choices=["accuracy", "presets", "knobs"])
-    parser.add_argument("--seeds", type=int, help="default: 5 for accuracy, 3 for presets, 1 for knobs")
-    parser.add_argument("--jobs", type=int, default=1, help="accuracy only: runs that share the GPU")
+    parser.add_argument("what", choices=["accuracy", "knobs", "presets"])
+    parser.add_argument("--seeds", type=int, help="default: 8 for accuracy, else 3")
+    parser.add_argument("--jobs", type=int, default=1, help="not for presets: runs that share the GPU")
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("data/records"), help="folder")
     args = parser.parse_args(arguments)
-    seeds = {"accuracy": 5, "presets": 3, "knobs": 1}[args.what] if args.seeds is None else args.seeds
+    seeds = {"accuracy": 8, "knobs": 3, "presets": 3}[args.what] if args.seeds is None else args.seeds
     try:
         if not torch.cuda.is_available():
             raise UserError("no GPU here: bf16, 4-bit kernels and paged optimizers are compared on one")
         for flag, value in (("--seeds", seeds), ("--jobs", args.jobs)):
             if value < 1:
                 raise UserError(f"{flag} {value}: at least 1 is needed")
-        if args.what == "accuracy":
-            path = compare_accuracy(seeds, args.output, args.jobs)
+        if args.what == "presets":
+            path = compare_presets(seeds, args.output)
         else:
-            path = {"presets": compare_presets, "knobs": compare_knobs}[args.what](seeds, args.output)
+            path = compare(args.what, seeds, args.output, args.jobs)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

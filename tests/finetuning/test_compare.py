@@ -5,6 +5,7 @@ import torch
 
 from qlora_lab.finetuning import compare, lora_layers
 from qlora_lab.finetuning.presets import PRESETS
+from qlora_lab.finetuning.train import StepRecord
 
 
 def test_without_a_gpu_it_says_so(monkeypatch, capsys):
@@ -77,26 +78,29 @@ def test_every_method_starts_from_the_same_adapter(tiny_model):
         assert all(torch.equal(a, b) for a, b in zip(matrices, adapters[0], strict=True))
 
 
-def test_accuracy_is_recorded_run_by_run_and_speed_alone(monkeypatch, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("what", "key", "ways"), [("accuracy", "method", compare.METHODS), ("knobs", "knob", compare.KNOBS)]
+)
+def test_ways_are_timed_alone_and_recorded_run_by_run(monkeypatch, tmp_path, capsys, what, key, ways):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Some GPU")
-    calls = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    steps = [StepRecord(n, loss=1.0, tokens=70, seconds=10.0, learning_rate=1.0, gradient_norm=1.0) for n in range(5)]
 
     def run(name, seed, device, **settings):
-        calls.append((name, seed, settings))
         numbers = {"losses": [2.0, 1.0], "after": {"validation": 1.0}, "exact": {"test": "01"}}
-        speed = {"tokens_per_second": 7.0, "seconds_per_step": 0.1, "peak_allocated": 10**9}
-        return {"method": name, "seed": seed, **numbers, **speed}
+        return {key: name, "seed": seed, **numbers, **compare.speed(steps), "peak_allocated": 10**9}
 
-    monkeypatch.setattr(compare, "train_method", run)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert compare.main(["accuracy", "--seeds", "2", "--output", str(tmp_path)]) == 0
-    record = json.loads((tmp_path / "accuracy-some-gpu.json").read_text())
-    assert [(r["method"], r["seed"]) for r in record["runs"]] == [(m, s) for s in (0, 1) for m in compare.METHODS]
+    monkeypatch.setattr(compare, f"prepare_{key}", lambda name, seed, device: (name, seed))
+    monkeypatch.setattr(compare, f"train_{key}", run)
+    monkeypatch.setattr(compare, "trained", lambda ready, steps_: (steps if steps_ == compare.TIMED_STEPS else [], 8))
+    assert compare.main([what, "--seeds", "2", "--output", str(tmp_path)]) == 0
+    record = json.loads((tmp_path / f"{what}-some-gpu.json").read_text())
+    assert [(r[key], r["seed"]) for r in record["runs"]] == [(way, seed) for seed in (0, 1) for way in ways]
     assert not any("tokens_per_second" in r for r in record["runs"])  # those may have shared the GPU
-    assert record["alone"]["nf4"] == {"tokens_per_second": 7.0, "seconds_per_step": 0.1, "peak_allocated": 10**9}
-    assert calls[-1] == ("int4", 0, {"steps": compare.TIMED_STEPS, "judged": 0})
-    assert "test 1/2" in capsys.readouterr().out
-    assert compare.main(["accuracy", "--jobs", "0"]) == 2
+    timed = {"tokens_per_second": 7.0, "seconds_per_step": 10.0, "peak_allocated": 8}
+    assert record["alone"] == dict.fromkeys(ways, timed)
+    assert "validation 1.0000, test 1/2" in capsys.readouterr().out
+    assert compare.main([what, "--jobs", "0"]) == 2
     assert "--jobs 0: at least 1" in capsys.readouterr().err
 
 
@@ -112,7 +116,7 @@ def test_every_knob_is_a_setting_and_trains(tiny_model, monkeypatch, name):
     monkeypatch.setattr(compare, "held_out", lambda tokenizer: {})
     monkeypatch.setattr(compare, "text_losses", lambda *_: {"validation": 1.0})
     run = compare.train_knob(name, 0, torch.device("cpu"), steps=2, compute_dtype=torch.float32)
-    assert len(run["losses"]) == 2 and run["validation_loss"] == 1.0
+    assert len(run["losses"]) == 2 and run["after"] == {"validation": 1.0}
     if name.startswith("rank"):
         assert run["trainable"] % int(name.removeprefix("rank ")) == 0
 
@@ -135,4 +139,4 @@ def test_a_diverged_run_is_a_result(tiny_model, monkeypatch):
 
     monkeypatch.setattr(compare, "train_steps", diverge)
     run = compare.train_knob("as it is", 0, torch.device("cpu"), steps=2, compute_dtype=torch.float32)
-    assert (run["losses"], run["validation_loss"], run["tokens_per_second"]) == ([], None, None)
+    assert (run["losses"], run["after"], run["tokens_per_second"]) == ([], None, None)
