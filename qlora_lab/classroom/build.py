@@ -23,6 +23,8 @@ An exercise is a code cell with a solution in it, followed by the cell that chec
     # %%
     check_labels(mask_prompt)
 
+Behind the title comes the set-up cell for Colab, see `qlora_lab/colab.py`.
+
 In the learner's notebook the region becomes `...  # your code (about 2 lines)`; without the hint in brackets,
 `...  # your code here`. Where another stub serves better, write it in `### STUB:` lines at the top of the region. They
 stand in for the region, at its indentation:
@@ -55,6 +57,8 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
+from qlora_lab import colab
+
 # Notebooks are plain dicts here, as JSON gives them. nbformat and jupytext take two seconds to import and to read the
 # course, which --check cannot spare; the tests hold `read_cells` against jupytext.
 
@@ -63,6 +67,7 @@ NOTEBOOK_METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
 }
+FOLDED = {"cellView": "form", "jupyter": {"source_hidden": True}}  # what Colab and JupyterLab call it
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 CELL = re.compile(r"# %%(?: \[(?P<type>markdown)\])?(?P<options>(?: \w+=.*)?)\s*")
@@ -226,6 +231,9 @@ def make_notebooks(source: Path) -> tuple[dict, dict]:
         learner.append(new_cell("markdown", folded(checked), {}))
     if waiting:
         raise BuildError(f"line {exercise.line}: the next code cell must check this exercise: check_...(answer)")
+    for cells in (learner, solved):
+        behind_the_title = int(cells[0]["cell_type"] == "markdown")
+        cells.insert(behind_the_title, new_cell("code", colab.CELL, FOLDED))
     return new_notebook(learner, source.stem), new_notebook(solved, source.stem)
 
 
