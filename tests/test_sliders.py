@@ -49,6 +49,7 @@ def milliseconds_of_moves(sliders: list[ipywidgets.Widget], live: ipywidgets.Ima
 
 
 @pytest.mark.slow
+@pytest.mark.latency
 @pytest.mark.parametrize("source", WITH_SLIDERS, ids=lambda source: source.stem)
 def test_figures_follow_within_100_ms(source, monkeypatch, tmp_path):
     monkeypatch.setenv("QLORA_LAB_PROGRESS", str(tmp_path / "progress.json"))

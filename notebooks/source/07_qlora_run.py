@@ -6,7 +6,10 @@
 #
 # > *New order for Julia Weber in Budapest: 15 purple bottles, altogether 765 euros.*
 # >
-# > `{"customer":"Julia Weber","item":"bottle","colour":"purple","quantity":15,"city":"Budapest","total":765}`
+# > ```json
+# > {"customer":"Julia Weber","item":"bottle","colour":"purple",
+# >  "quantity":15,"city":"Budapest","total":765}
+# > ```
 #
 # You load the model in 4 bits, ask it to try, and give it an **adapter**: a small set of extra weights, the only ones that
 # are trained. That is QLoRA: a LoRA adapter on a base held in 4 bits. You watch the loss fall, and judge the result twice:

@@ -11,6 +11,7 @@ import nbformat
 import pytest
 from nbval.plugin import coalesce_streams, find_comment_markers
 
+from qlora_lab import colab
 from qlora_lab.classroom import build
 from qlora_lab.classroom.build import clean_outputs, find_fault, main, make_notebooks, read_cells, split_solutions
 
@@ -166,10 +167,11 @@ def test_percent_format_that_is_not_understood(tmp_path, capsys, text, told):
 
 def test_learners_cells(tmp_path):
     learner, _ = make_notebooks(course(tmp_path, n01_demo=SOURCE) / "source" / "01_demo.py")
-    assert kinds(learner) == "mcmcmccmm"
-    title, exercise, hint, _, folded, second, _, folded_again, _ = (cell["source"] for cell in learner["cells"])
+    assert kinds(learner) == "mccmcmccmm"
+    title, set_up, exercise, hint, _, folded, second, _, folded_again, _ = (cell["source"] for cell in learner["cells"])
     assert title == "# What do weights cost?\n\n**Exercise 0.1.** Count bytes."
-    assert exercise == STUB_OF_0_1 and learner["cells"][1]["metadata"] == {"tags": ["exercise"]}
+    assert exercise == STUB_OF_0_1 and learner["cells"][2]["metadata"] == {"tags": ["exercise"]}
+    assert set_up == colab.CELL
     assert hint.startswith("<details><summary>Hint</summary>\n\nEight bits")
     assert folded == (f"<details><summary>Solution</summary>\n\n```python\n{SOLUTION_OF_0_1}\n```\n\n</details>")
     assert second == 'answer = ...  # bytes\nunit = "B"\nunit'
@@ -196,9 +198,10 @@ def test_solution_comes_behind_the_hints(tmp_path):
 
 def test_solved_cells(tmp_path):
     _, solved = make_notebooks(course(tmp_path, n01_demo=SOURCE) / "source" / "01_demo.py")
-    assert kinds(solved) == "mcmcccm"
-    assert solved["cells"][1]["source"] == SOLUTION_OF_0_1
-    assert solved["cells"][4]["source"] == 'answer = 7\nunit = "B"  # ```\nunit'
+    assert kinds(solved) == "mccmcccm"
+    assert solved["cells"][1]["source"] == colab.CELL
+    assert solved["cells"][2]["source"] == SOLUTION_OF_0_1
+    assert solved["cells"][5]["source"] == 'answer = 7\nunit = "B"  # ```\nunit'
     assert "SOLUTION" not in str(solved) and "STUB" not in str(solved)
 
 
@@ -217,10 +220,10 @@ def test_ids_follow_from_content(tmp_path):
     def ids():
         return [cell["id"] for cell in make_notebooks(source)[0]["cells"]]
 
-    before = ids()
-    assert len(set(before)) == 3 and ids() == before
+    set_up, *before = ids()
+    assert len({set_up, *before}) == 4 and ids() == [set_up, *before]
     source.write_text(cell("new = 0") + source.read_text())
-    assert ids()[1:] == before
+    assert ids()[2:] == before
 
 
 def test_regions_keep_their_indentation_and_may_stand_in_a_row():
@@ -243,8 +246,8 @@ def test_exercise_of_two_cells_is_folded_together(tmp_path):
     region = "### BEGIN SOLUTION\n{} = 1\n### END SOLUTION"
     text = cell(region.format("a")) + cell(region.format("b")) + cell("check_both(a, b)") + cell("a")
     learner, _ = make_notebooks(course(tmp_path, n01=text) / "source" / "01.py")
-    assert kinds(learner) == "cccmc"
-    assert "```python\na = 1\n\nb = 1\n```" in learner["cells"][3]["source"]
+    assert kinds(learner) == "ccccmc"  # set-up, exercise, exercise, check, solution, cell
+    assert "```python\na = 1\n\nb = 1\n```" in learner["cells"][4]["source"]
 
 
 B, E = "### BEGIN SOLUTION", "### END SOLUTION"
@@ -309,12 +312,12 @@ def test_nbval_tags_are_refused(tmp_path, capsys):
 
 def test_executed_notebooks(executed):
     learner, solved = executed / "01_demo.ipynb", executed / "solutions" / "01_demo.ipynb"
-    first, stub, unit, _ = outputs(learner)
-    assert first == []
+    set_up, first, stub, unit, _ = outputs(learner)
+    assert set_up == first == []
     assert stub[0].text.startswith("· 0.1 not attempted yet")
     assert unit[0].data["text/plain"] == "'B'"
-    assert outputs(solved)[1][0].text.startswith("✓ 0.1 ")
-    assert "right" in outputs(solved)[3][0].text
+    assert outputs(solved)[2][0].text.startswith("✓ 0.1 ")
+    assert "right" in outputs(solved)[4][0].text
     for path in (learner, solved):
         notebook = nbformat.read(path, 4)
         nbformat.validate(notebook)
@@ -344,7 +347,7 @@ def test_outputs_of_unchanged_cells_are_kept(changeable, capsys):
     told = capsys.readouterr().err.splitlines()
     assert len(told) == 2 and all("differs from its source in the source of cell" in line for line in told)
     assert main([], changeable) == 0
-    _, stub, unit, answer = outputs(changeable / "01_demo.ipynb")
+    _, _, stub, unit, answer = outputs(changeable / "01_demo.ipynb")
     assert stub[0].text.startswith("· 0.1") and answer and unit == []
     assert main(["--check"], changeable) == 1
     assert "was not executed from top to bottom" in capsys.readouterr().err
@@ -379,26 +382,26 @@ def edit(path: Path, change) -> None:
 
 
 def leak(notebook):
-    notebook.cells[3].outputs[0].text = f"saved in {Path.home()}/x\n"
+    notebook.cells[4].outputs[0].text = f"saved in {Path.home()}/x\n"
 
 
 def add_widget(notebook):
-    notebook.cells[5].outputs.append(nbformat.v4.new_output("display_data", {build.WIDGET: {"model_id": "1"}}))
+    notebook.cells[6].outputs.append(nbformat.v4.new_output("display_data", {build.WIDGET: {"model_id": "1"}}))
 
 
 @pytest.mark.parametrize(
     "change, told",
     [
         (lambda notebook: notebook.cells[0].update(source="Other"), "in the source of cell 1: 'Other'"),
-        (lambda notebook: notebook.cells[1].metadata.tags.append("x"), "in the metadata of cell 2"),
+        (lambda notebook: notebook.cells[2].metadata.tags.append("x"), "in the metadata of cell 3"),
         (lambda notebook: notebook.cells[1].update(id="x"), "in the id of cell 2"),
         (lambda notebook: notebook.cells.reverse(), "of cell 1"),
-        (lambda notebook: notebook.cells.pop(), "has 8 cells, its source gives 9"),
+        (lambda notebook: notebook.cells.pop(), "has 9 cells, its source gives 10"),
         (lambda notebook: notebook.metadata.update(widgets={}), "widgets"),
-        (lambda notebook: notebook.cells[3].update(execution_count=None), "was not executed"),
-        (lambda notebook: notebook.cells[3].update(execution_count=7), "was not executed"),
+        (lambda notebook: notebook.cells[4].update(execution_count=None), "was not executed"),
+        (lambda notebook: notebook.cells[4].update(execution_count=7), "was not executed"),
         (leak, f"shows a path of this machine, {Path.home()}"),
-        (add_widget, "not cleaned in [3]"),
+        (add_widget, "not cleaned in [4]"),
     ],
 )
 def test_check_finds_what_was_changed_in_a_notebook(changeable, capsys, change, told):
@@ -474,7 +477,7 @@ def test_surroundings_of_a_run(tmp_path, monkeypatch):
     notebooks = course(tmp_path, n01=SURROUNDINGS)
     assert main(["--execute"], notebooks) == 0
     for path, strict in [("01.ipynb", False), ("solutions/01.ipynb", True)]:
-        shown = outputs(notebooks / path)[0][0].text.splitlines()[1]
+        shown = outputs(notebooks / path)[1][0].text.splitlines()[1]
         assert shown == f"frozenset({{'0.1'}}) notebooks module://matplotlib_inline.backend_inline {strict}"
     assert not own.exists()
 
@@ -503,7 +506,7 @@ print("done")
 def test_live_cells_are_cleaned_and_pass_nbval(tmp_path):
     notebooks = course(tmp_path, n01_live=LIVE, n02_demo=SOURCE)
     assert main(["--execute"], notebooks) == 0
-    printed, slider, done = outputs(notebooks / "01_live.ipynb")[0]
+    printed, slider, done = outputs(notebooks / "01_live.ipynb")[1]
     assert printed.text == "step 2\r\n" and done.text == "done\n"
     assert set(slider.data) == {"text/plain"}
     assert "widgets" not in nbformat.read(notebooks / "01_live.ipynb", 4).metadata

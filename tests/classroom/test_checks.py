@@ -249,6 +249,22 @@ def test_exercises_serve_the_items_that_their_notebook_teaches():
         assert exercise.id.partition(".")[0].zfill(2) in checks.TAUGHT_IN[exercise.item]
 
 
+def test_progress_is_exported(tmp_path):
+    exercises = (Exercise("0.1", "bytes, of weights", "memory", 1), Exercise("3.2", "level usage", "nf4", 2))
+    progress = Progress(exercises, frozenset({"3.2"}))
+    lines = progress.export(tmp_path / "mine.csv").read_text().splitlines()
+    assert lines == [
+        "id,title,item,points,solved",
+        '0.1,"bytes, of weights",memory,1,False',
+        "3.2,level usage,nf4,2,True",
+    ]
+    exported = json.loads(progress.export(str(tmp_path / "mine.json")).read_text())
+    assert exported["summary"] == "1 of 2 exercises solved, 2 of 3 points"
+    assert [exercise["solved"] for exercise in exported["exercises"]] == [False, True]
+    with pytest.raises(ValueError, match=r"mine.txt: the name of an export ends in .csv or .json"):
+        progress.export("mine.txt")
+
+
 def test_progress_as_html():
     shown = Progress(EXERCISES, frozenset({"3.1"}))._repr_html_()
     assert shown.count("☑") == 1 and shown.count("☐") == 5

@@ -1,14 +1,16 @@
 """The mechanism behind every check (what it shows, records and raises), and the file that keeps progress."""
 
+import csv
 import functools
 import html
+import io
 import json
 import math
 import os
 import reprlib
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import platformdirs
@@ -265,6 +267,26 @@ class Progress:
         done = [exercise for exercise in self.exercises if exercise.id in self.solved]
         points = sum(exercise.points for exercise in done), sum(exercise.points for exercise in self.exercises)
         return f"{len(done)} of {len(self.exercises)} exercises solved, {points[0]} of {points[1]} points"
+
+    def export(self, path: str | Path) -> Path:
+        """Write one line an exercise (id, title, item, points, solved) to a .csv or .json file, and return its path.
+
+        Raises ValueError for another ending.
+        """
+        path = Path(path)
+        lines = [{**asdict(exercise), "solved": exercise.id in self.solved} for exercise in self.exercises]
+        if path.suffix == ".json":
+            text = json.dumps({"summary": self.summary(), "exercises": lines}, indent=1) + "\n"
+        elif path.suffix == ".csv":
+            table = io.StringIO()
+            writer = csv.DictWriter(table, ["id", "title", "item", "points", "solved"], lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(lines)
+            text = table.getvalue()
+        else:
+            raise ValueError(f"{path.name}: the name of an export ends in .csv or .json")
+        path.write_text(text, encoding="utf-8")
+        return path
 
     def __repr__(self) -> str:
         lines = [
