@@ -9,6 +9,7 @@ for the learner, and `notebooks/solutions/07_qlora_run.ipynb`, where the exercis
 
     # %% [markdown]               a markdown cell, every line a comment
     # %% tags=["exercise"]        a code cell; options such as tags are JSON
+    # %% alt="Two bars: ..."      a code cell that shows a figure, and what the figure shows, for those who cannot see it
     # %pip install qlora_lab      a magic stands in a comment, so that the source remains Python
 
 An exercise is a code cell with a solution in it, followed by the cell that checks it:
@@ -303,6 +304,13 @@ def find_fault(outputs: list[dict]) -> str:
     return ""
 
 
+def find_silence(cell: dict) -> str:
+    """Say that a code cell shows a figure which nothing describes to those who cannot see it. Empty if all is well."""
+    figures = any("image/png" in output.get("data", {}) for output in cell["outputs"])
+    silent = figures and not str(cell["metadata"].get("alt", "")).strip()
+    return 'shows a figure without a description: # %% alt="Bars of ...: the second is ..."' if silent else ""
+
+
 def shown_texts(output: dict) -> list[str]:
     """Every text in `output`: of a stream, a traceback, or all representations that are not pixels."""
     data = output.get("data", {}).items()
@@ -353,7 +361,7 @@ def execute(notebook: dict, folder: Path, *, strict: bool) -> None:
             raise BuildError("no Jupyter kernel named python3: pip install ipykernel") from None
     for cell, ran in zip(code_cells(notebook), code_cells(running), strict=True):
         cell |= {"outputs": clean_outputs(ran.outputs), "execution_count": ran.execution_count}
-        if fault := find_fault(cell["outputs"]):
+        if fault := find_fault(cell["outputs"]) or find_silence(cell):
             raise BuildError(f"the cell\n\n{cell['source']}\n\n{fault}")
 
 
@@ -439,7 +447,7 @@ def find_difference(path: Path, expected: dict) -> str:
     for number, cell in enumerate(cells, start=1):
         if cell["outputs"] != clean_outputs(cell["outputs"]):
             return f"has outputs that were not cleaned in [{number}]: build it with --execute"
-        if fault := find_fault(cell["outputs"]):
+        if fault := find_fault(cell["outputs"]) or find_silence(cell):
             return f"[{number}] {fault}"
     return ""
 
