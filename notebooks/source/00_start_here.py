@@ -9,7 +9,8 @@
 #
 # | you need | |
 # |---|---|
-# | time | 1 minute on two CPU cores, less on a GPU |
+# | time | 15 minutes |
+# | computing | up to 1 minute on two CPU cores |
 # | memory | 2 GB |
 # | GPU | optional |
 

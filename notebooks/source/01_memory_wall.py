@@ -7,7 +7,8 @@
 #
 # | you need | |
 # |---|---|
-# | time | 20 minutes, 8 seconds of them computing on two CPU cores |
+# | time | 20 minutes |
+# | computing | up to 1 minute on two CPU cores |
 # | memory | 1 GB |
 # | GPU | not needed |
 

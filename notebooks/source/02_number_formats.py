@@ -9,7 +9,8 @@
 #
 # | you need | |
 # |---|---|
-# | time | 25 minutes, of which the cells run for 10 seconds on two CPU cores |
+# | time | 25 minutes |
+# | computing | up to 1 minute on two CPU cores |
 # | memory | 1 GB |
 # | GPU | not used |
 

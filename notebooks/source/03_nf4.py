@@ -8,7 +8,8 @@
 #
 # | you need | |
 # |---|---|
-# | time | under 1 minute of computing on two CPU cores, about 40 minutes for you |
+# | time | 40 minutes |
+# | computing | up to 1 minute on two CPU cores |
 # | memory | 2 GB |
 # | GPU | optional, not used |
 

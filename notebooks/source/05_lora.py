@@ -8,7 +8,8 @@
 #
 # | you need | |
 # |---|---|
-# | time | 45 minutes, 1 to 2 of them computing on two CPU cores |
+# | time | 45 minutes |
+# | computing | up to 2 minutes on two CPU cores |
 # | memory | 3 GB |
 # | GPU | not used |
 

@@ -8,7 +8,8 @@
 #
 # | you need | |
 # |---|---|
-# | time | 40 minutes, 2 to 3 of them computing on two CPU cores |
+# | time | 40 minutes |
+# | computing | up to 4 minutes on two CPU cores |
 # | memory | 6 GB |
 # | GPU | not used: this notebook is about equality, and float32 on a CPU is where one can demand it |
 

@@ -20,7 +20,8 @@
 #
 # | you need | |
 # |---|---|
-# | time | 5 minutes on two CPU cores, 2 minutes on a GPU |
+# | time | 25 minutes |
+# | computing | up to 7 minutes on two CPU cores, 2 on a GPU |
 # | memory | 5 GB |
 # | GPU | optional |
 

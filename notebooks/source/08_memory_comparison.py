@@ -8,7 +8,8 @@
 #
 # | you need | |
 # |---|---|
-# | time | 30 minutes, 10 seconds of them computing on two CPU cores |
+# | time | 30 minutes |
+# | computing | up to 1 minute on two CPU cores |
 # | memory | 2 GB |
 # | GPU | optional: with 9 GB free, it is measured too |
 

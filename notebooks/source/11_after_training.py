@@ -13,7 +13,8 @@
 #
 # | you need | |
 # |---|---|
-# | time | 25 minutes, 2 of them computing on two CPU cores |
+# | time | 25 minutes |
+# | computing | up to 3 minutes on two CPU cores |
 # | memory | 4 GB |
 # | GPU | optional |
 

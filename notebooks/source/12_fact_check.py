@@ -8,7 +8,8 @@
 #
 # | you need | |
 # |---|---|
-# | time | 60 minutes, 90 seconds of them computing on two CPU cores |
+# | time | 60 minutes |
+# | computing | up to 2 minutes on two CPU cores |
 # | memory | 3 GB |
 # | GPU | not needed |
 

@@ -9,7 +9,7 @@ for the learner, and `notebooks/solutions/07_qlora_run.ipynb`, where the exercis
 
     # %% [markdown]               a markdown cell, every line a comment
     # %% tags=["exercise"]        a code cell; options such as tags are JSON
-    # %% alt="Two bars: ..."      a code cell that shows a figure, and what the figure shows, for those who cannot see it
+    # %% alt="Two bars: ..."      a code cell that shows a figure, described for those who cannot see it
     # %pip install qlora_lab      a magic stands in a comment, so that the source remains Python
 
 An exercise is a code cell with a solution in it, followed by the cell that checks it:
@@ -291,6 +291,14 @@ def clean_outputs(outputs: list[dict]) -> list[dict]:
     return [output for output in kept if output.get("text") != ""]
 
 
+def describe_figures(notebook: dict) -> None:
+    """Give each figure in the outputs its cell's description, where programs that show notebooks look for it."""
+    for cell in code_cells(notebook):
+        for output in cell["outputs"]:
+            if "image/png" in output.get("data", {}) and "alt" in cell["metadata"]:
+                output["metadata"]["image/png"] = {"alt": cell["metadata"]["alt"]}
+
+
 def find_fault(outputs: list[dict]) -> str:
     """Say what must not be stored: text on standard error, or a path of this machine. Empty if all is well."""
     for output in outputs:
@@ -467,6 +475,7 @@ def build(source: Path, *, run: bool) -> None:
             print(f"{show_path(path)} ran in {time.perf_counter() - start:.0f} s", flush=True)
         elif old := read_notebook(path):
             keep_outputs(notebook, old)
+        describe_figures(notebook)
         write_notebook(notebook, path)
 
 

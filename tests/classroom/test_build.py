@@ -519,6 +519,27 @@ def test_live_cells_are_cleaned_and_pass_nbval(tmp_path):
     assert run.returncode == 0, run.stdout
 
 
+FIGURE = """\
+# %%{options}
+import matplotlib.pyplot as plt
+
+_ = plt.plot([1, 2])
+"""
+
+
+def test_a_figure_needs_a_description(tmp_path, capsys):
+    notebooks = course(tmp_path, n01=FIGURE.format(options=""))
+    assert main(["--execute"], notebooks) == 1
+    assert "shows a figure without a description: # %% alt=" in capsys.readouterr().err
+    write_source(notebooks, "01", FIGURE.format(options=' alt="A line that rises"'))
+    assert main(["--execute"], notebooks) == 0 and main(["--check"], notebooks) == 0
+    (figure,) = outputs(notebooks / "01.ipynb")[1]
+    assert figure.metadata["image/png"] == {"alt": "A line that rises"}
+    write_source(notebooks, "01", FIGURE.format(options=' alt="Another"'))  # the outputs are kept, the words are new
+    assert main(["--check"], notebooks) == 1 and main([], notebooks) == 0 and main(["--check"], notebooks) == 0
+    assert outputs(notebooks / "01.ipynb")[1][0].metadata["image/png"] == {"alt": "Another"}
+
+
 # --- Outputs ------------------------------------------------------------------------------------------------------
 
 
