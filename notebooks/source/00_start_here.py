@@ -200,12 +200,10 @@ assert model.config.num_hidden_layers == 30 and model.config.vocab_size == 49_15
 # | [**06**](06_qlora_from_scratch.ipynb) | what happens when the base is 4-bit? |
 # | [**07**](07_qlora_run.ipynb) | can I train a real LLM here, now? |
 # | [**08**](08_memory_comparison.ipynb) | was the prediction right? |
-# | 09 | what did 4 bits cost? |
-# | 10 | which knob buys what? |
+# | [**09**](09_accuracy_comparison.ipynb) | what did 4 bits cost? |
+# | [**10**](10_training_tricks.ipynb) | which knob buys what? |
 # | [**11**](11_after_training.ipynb) | how do I use it? |
 # | [**12**](12_fact_check.ipynb) | what do tutorials get wrong? |
-#
-# Notebooks in bold are here already; the others are being written.
 
 # %% [markdown]
 # ## Recap
@@ -223,5 +221,8 @@ assert model.config.num_hidden_layers == 30 and model.config.vocab_size == 49_15
 progress()
 
 # %% [markdown]
+# Your progress is kept on this machine, across restarts; `progress().export("mine.csv")` (or `.json`) writes it down for
+# others.
+#
 # **Next:** [01 · Why can I not just fine-tune a 7B model?](01_memory_wall.ipynb), or straight to
 # [07 · Can I train a real LLM here, now?](07_qlora_run.ipynb)

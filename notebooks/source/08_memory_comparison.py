@@ -559,5 +559,4 @@ explore(
 progress()
 
 # %% [markdown]
-# **Next:** [11 · How do I use it?](11_after_training.ipynb) (09, what 4 bits cost, and 10, which knob buys what, are being
-# written).
+# **Next:** [09 · What did 4 bits cost?](09_accuracy_comparison.ipynb)
