@@ -9,16 +9,14 @@ from . import BLUE, GREEN, GREY, ORANGE, VERMILION
 def plot_knobs(
     axes: list[Axes],
     groups: list[list[str]],
-    measures: dict[str, dict[str, list[float]]],
-    rulers: dict[str, tuple[float, float]],
-    scales: dict[str, tuple[float, float, list[float], bool]],
-    guesses: dict[str, dict[str, float]] | None = None,
+    panels: dict[str, tuple[dict[str, list[float]], list[float], tuple[float, float], list[float]]],
+    guesses: dict[str, float],
 ) -> Axes:
-    """Dots: a row for each knob, a panel for each measure, a dot for each seed.
+    """Dots: a row for each knob, a panel for each measure, a dot for each run.
 
-    groups: the rows, by kind. rulers: by measure, from where to where the knob-less runs reach: a grey band.
-    scales: by measure, lower and upper limit, ticks, whether it is logarithmic; what lies beyond is an arrow at the
-    edge. guesses: by measure and knob, what the learner expects.
+    groups: the rows, by kind. panels: by axis label, the values of each knob; values that should be equal, for the grey
+    band; the axis's limits (logarithmic if one is ten times the other), and its ticks. What lies beyond the upper limit
+    is told in words. guesses: what the learner expects, by knob, in the last panel.
     """
     rows, y = {}, 0.0
     for group in groups:
@@ -26,26 +24,27 @@ def plot_knobs(
             rows[knob] = y
             y += 1
         y += 0.5
-    for ax, (measure, values) in zip(axes, measures.items(), strict=True):
-        low, high, ticks, logarithmic = scales[measure]
-        ax.axvspan(*rulers[measure], color=GREY, alpha=0.25, linewidth=0)
+    for ax, (label, (values, equal, (low, high), ticks)) in zip(axes, panels.items(), strict=True):
+        ax.axvspan(min(equal), max(equal), color=GREY, alpha=0.3, linewidth=0, label="equal settings")
         for group in groups[:-1]:
             ax.axhline(rows[group[-1]] + 0.75, color="0.85", linewidth=0.8)
-        inside = [(v, rows[k]) for k, by_seed in values.items() for v in by_seed if v <= high]
-        beyond = {k: by_seed for k, by_seed in values.items() if max(by_seed) > high}
-        ax.plot(*zip(*inside, strict=True), "o", color=BLUE, markersize=4.5, markerfacecolor="none")
-        for knob, by_seed in beyond.items():
-            text = f"{min(by_seed):.3g} … {max(by_seed):.3g} →"
-            ax.text(0.98, rows[knob], text, transform=ax.get_yaxis_transform(), ha="right", va="center", fontsize=8)
-        guessed = (guesses or {}).get(measure, {})
-        ax.plot(list(guessed.values()), [rows[k] for k in guessed], "D", color=VERMILION, markersize=5, zorder=0)
-        ax.set(xscale="log" if logarithmic else "linear", xlim=(low, high), xlabel=measure)
+        inside = [(value, rows[knob]) for knob, runs in values.items() for value in runs if value <= high]
+        ax.plot(*zip(*inside, strict=True), "o", color=BLUE, markersize=4.5, markerfacecolor="none", label="a run")
+        for knob, runs in values.items():
+            if max(runs) > high:
+                text = f"{min(runs):.3g} … {max(runs):.3g} →"
+                ax.text(0.98, rows[knob], text, transform=ax.get_yaxis_transform(), ha="right", va="center", fontsize=8)
+        ax.set(xscale="log" if high >= 10 * low else "linear", xlim=(low, high), xlabel=label)
         ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         ax.xaxis.set_minor_locator(NullLocator())
         ax.set_ylim(y - 1.0, -0.6)
         ax.set_yticks(list(rows.values()), list(rows) if ax is axes[0] else [])
         ax.tick_params(axis="y", length=0)
         ax.spines[["top", "right"]].set_visible(False)
+    at = [rows[knob] for knob in guesses]
+    axes[-1].plot(list(guesses.values()), at, "D", color=VERMILION, markersize=5, zorder=0, label="your guess")
+    handles, labels = axes[-1].get_legend_handles_labels()
+    axes[0].figure.legend(handles, labels, frameon=False, loc="outside upper center", ncols=3, fontsize=9)
     return axes[0]
 
 
@@ -67,9 +66,9 @@ def plot_pairs(
             at = [i + offset for i in range(len(groups))]
             ax.barh(at, sizes, 0.34, color=colour, hatch=hatch, edgecolor="white", label=name)
         for i, (before, after) in enumerate(zip(first[1], second[1], strict=True)):
-            ax.text(before + 0.02 * limit, i - 0.19, f"{before:.3g}", va="center", fontsize=9)
+            ax.text(before + 0.02 * limit, i - 0.19, f"{before:#.3g}", va="center", fontsize=9)
             guessed = 0.0 if guess is None else before * (1 + guess / 100)
-            text = f"{after:.3g}: {100 * (after / before - 1):+.0f} %"
+            text = f"{after:#.3g}: {100 * (after / before - 1):+.0f} %".replace("-", "−")
             ax.text(max(after, guessed) + 0.03 * limit, i + 0.19, text, va="center", fontsize=9)
             if guess is not None:
                 mark = "your guess" if i == 0 else None
@@ -97,6 +96,7 @@ def plot_splits(
     """
     ax.axhspan(card, limits[1], color=GREY, alpha=0.2, linewidth=0)
     ax.axhline(card, color=GREY, linewidth=1)
+    ax.text(19, limits[1] / 1.1, "does not fit", color="0.35", ha="right", va="top", fontsize=9)
     for (name, values), colour, style, marker in zip(lines.items(), (ORANGE, BLUE), ("--", "-"), "so", strict=True):
         ax.plot(sizes, values, style, color=colour, marker=marker, markerfacecolor="white", markersize=7, label=name)
         fitting = [(size, value) for size, value in zip(sizes, values, strict=True) if value <= card]
@@ -115,24 +115,20 @@ def plot_splits(
     return ax
 
 
-def plot_rows(axes: list[Axes], ways: dict[str, list[list[int]]], limit: int) -> Axes:
-    """Tensors seen from above: a panel for each way, a bar for each row, samples in colours, padding hatched.
-
-    ways: by title, the lengths of the samples in each row.
-    """
-    for ax, (title, rows) in zip(axes, ways.items(), strict=True):
-        width = max(map(sum, rows))
-        for y, row in enumerate(rows):
-            left = 0
-            for i, length in enumerate(row):
-                ax.barh(y, length, 0.85, left, color=(BLUE, GREEN)[i % 2], edgecolor="white")
-                left += length
-            ax.barh(y, width - left, 0.85, left, color="white", hatch="////", edgecolor=GREY, linewidth=0.5)
-        ax.set(title=title, xlim=(0, limit), yticks=[], xlabel="tokens")
-        ax.title.set_fontsize(10)
-        ax.invert_yaxis()
-        ax.spines[["top", "right", "left"]].set_visible(False)
-    return axes[0]
+def plot_rows(ax: Axes, rows: list[list[int]], limit: int, title: str) -> Axes:
+    """A tensor seen from above: a bar for each row, its samples (lengths) in two colours, padding hatched."""
+    width = max(map(sum, rows))
+    for y, row in enumerate(rows):
+        left = 0
+        for i, length in enumerate(row):
+            ax.barh(y, length, 0.85, left, color=(BLUE, GREEN)[i % 2], edgecolor="white")
+            left += length
+        ax.barh(y, width - left, 0.85, left, color="white", hatch="////", edgecolor=GREY, linewidth=0.5)
+    ax.set_title(title, fontsize=10)
+    ax.set(xlim=(0, limit), yticks=[], xlabel="tokens")
+    ax.invert_yaxis()
+    ax.spines[["top", "right", "left"]].set_visible(False)
+    return ax
 
 
 def plot_tradeoff(
@@ -148,7 +144,7 @@ def plot_tradeoff(
     """
     markers = "osD^vP*X<>"
     ax.axhline(start, color=GREY, linestyle=":", linewidth=1)
-    ax.text(0.24, start, "untrained", color=GREY, fontsize=9, ha="left", va="bottom")
+    ax.text(0.0042, start, "untrained", color=GREY, fontsize=9, ha="right", va="bottom")
     for i, (knob, seeds) in enumerate(points.items()):
         colour = GREY if knob not in labels else (BLUE, ORANGE, GREEN)[i % 3]
         marker = "." if knob not in labels else markers[i % len(markers)]
@@ -170,7 +166,7 @@ def plot_undone(ax: Axes, more: dict[str, float], whole: float) -> Axes:
     """Horizontal bars: GB (10^9 bytes) more on the card if a line of a recipe that takes `whole` GB is undone."""
     ax.barh(list(more), list(more.values()), 0.6, color=[BLUE if size >= 0 else ORANGE for size in more.values()])
     for y, size in enumerate(more.values()):
-        ax.text(max(size, 0) + 0.1, y, f"{size:+.2f}", va="center", fontsize=9)
+        ax.text(max(size, 0) + 0.1, y, f"{size:+.2f}".replace("-", "−"), va="center", fontsize=9)
     ax.axvline(0, color=GREY, linewidth=1)
     ax.set(xlim=(-1, 12.5), xlabel=f"GB (10$^9$ bytes) more than the recipe's {whole:.1f}, if this line is undone")
     ax.invert_yaxis()
