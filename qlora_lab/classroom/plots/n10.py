@@ -88,7 +88,7 @@ def plot_splits(
     lines: dict[str, list[float]],
     measured: dict[str, list[tuple[int, float]]],
     card: float,
-    limits: tuple[float, float] = (4, 200),
+    limits: tuple[float, float] = (4, 400),
 ) -> Axes:
     """Memory on the card (GB, 10^9 bytes) over the samples in a forward pass, a line for each way; filled if it fits.
 
@@ -107,11 +107,11 @@ def plot_splits(
     ax.plot(x, heights, "_", color="black", markersize=16, markeredgewidth=2, label="measured")
     ax.set(xscale="log", yscale="log", xlim=(0.8, 20), ylim=limits)
     ax.set_xticks(sizes, [f"{size} × {16 // size}" for size in sizes])
-    ticks = [tick for tick in (5, 10, 20, 50, 100, 200) if limits[0] <= tick <= limits[1]]
+    ticks = [tick for tick in (5, 10, 20, 50, 100, 200, 400) if limits[0] <= tick <= limits[1]]
     ax.set_yticks(ticks, [f"{tick}" for tick in ticks])
     ax.minorticks_off()
     ax.set(xlabel="samples in a forward pass × passes a step", ylabel="on the card (GB, 10$^9$ bytes)")
-    ax.legend(frameon=False, loc="upper left", fontsize=9).set_gid("frame")
+    ax.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, fontsize=9).set_gid("frame")
     return ax
 
 
