@@ -94,24 +94,33 @@ def plot_splits(
 
     measured: by way, points that were recorded. card: GB that may be used.
     """
-    ax.axhspan(card, limits[1], color=GREY, alpha=0.2, linewidth=0)
+    place = {size: x for x, size in enumerate(sizes)}
+    ax.axhspan(card, limits[1], color=GREY, alpha=0.2, linewidth=0, label="does not fit")
     ax.axhline(card, color=GREY, linewidth=1)
-    ax.text(19, limits[1] / 1.1, "does not fit", color="0.35", ha="right", va="top", fontsize=9)
     for (name, values), colour, style, marker in zip(lines.items(), (ORANGE, BLUE), ("--", "-"), "so", strict=True):
-        ax.plot(sizes, values, style, color=colour, marker=marker, markerfacecolor="white", markersize=7, label=name)
-        fitting = [(size, value) for size, value in zip(sizes, values, strict=True) if value <= card]
+        ax.plot(
+            range(len(sizes)),
+            values,
+            style,
+            color=colour,
+            marker=marker,
+            markerfacecolor="white",
+            markersize=7,
+            label=name,
+        )
+        fitting = [(place[size], value) for size, value in zip(sizes, values, strict=True) if value <= card]
         if fitting:
             ax.plot(*zip(*fitting, strict=True), marker, color=colour, markersize=7)
-    recorded = [point for points in measured.values() for point in points]
+    recorded = [(place[size], value) for points in measured.values() for size, value in points]
     x, heights = zip(*recorded, strict=True) if recorded else ((), ())
     ax.plot(x, heights, "_", color="black", markersize=16, markeredgewidth=2, label="measured")
-    ax.set(xscale="log", yscale="log", xlim=(0.8, 20), ylim=limits)
-    ax.set_xticks(sizes, [f"{size} × {16 // size}" for size in sizes])
+    ax.set(yscale="log", xlim=(-0.4, len(sizes) - 0.6), ylim=limits)
+    ax.set_xticks(range(len(sizes)), [f"{size} × {16 // size}" for size in sizes])
     ticks = [tick for tick in (5, 10, 20, 50, 100, 200, 400) if limits[0] <= tick <= limits[1]]
     ax.set_yticks(ticks, [f"{tick}" for tick in ticks])
-    ax.minorticks_off()
+    ax.yaxis.set_minor_locator(NullLocator())
     ax.set(xlabel="samples in a forward pass × passes a step", ylabel="on the card (GB, 10$^9$ bytes)")
-    ax.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, fontsize=9).set_gid("frame")
+    ax.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=4, fontsize=9).set_gid("frame")
     return ax
 
 
