@@ -24,7 +24,7 @@ tests/classroom/answers/n03.py a right answer and the wrong ones it should recog
 pure function for the tests: it returns the Verdict and does nothing else.
 """
 
-from . import n00, n01, n02, n03, n04, n05, n06, n07, n08, n11, n12
+from . import n00, n01, n02, n03, n04, n05, n06, n07, n08, n10, n11, n12
 from .judging import (
     CHECKLIST,
     TAUGHT_IN,
@@ -65,6 +65,7 @@ from .n06 import (
 )
 from .n07 import check_bnb_config, check_labels, check_token_weighted_loss, check_trainable_parameters
 from .n08 import check_card_usage, check_fastest_preset, check_savings
+from .n10 import check_accumulate, check_beyond_seeds, check_pack, check_splits
 from .n11 import (
     check_adapters_that_fit,
     check_merged_weight,
@@ -74,7 +75,7 @@ from .n11 import (
 )
 from .n12 import check_faults, check_project, check_real_parameters
 
-NOTEBOOKS = (n00, n01, n02, n03, n04, n05, n06, n07, n08, n11, n12)
+NOTEBOOKS = (n00, n01, n02, n03, n04, n05, n06, n07, n08, n10, n11, n12)
 
 
 def all_exercises() -> tuple[Exercise, ...]:
@@ -105,7 +106,9 @@ __all__ = [
     "Verdict",
     "all_exercises",
     "check_12_gb",
+    "check_accumulate",
     "check_adapters_that_fit",
+    "check_beyond_seeds",
     "check_bits_per_parameter",
     "check_bnb_config",
     "check_bytes_of_weights",
@@ -128,6 +131,7 @@ __all__ = [
     "check_merged_weight",
     "check_model_bytes",
     "check_normal_levels",
+    "check_pack",
     "check_project",
     "check_quantizable",
     "check_rank_of",
@@ -135,6 +139,7 @@ __all__ = [
     "check_savings",
     "check_short_version",
     "check_smallest_block",
+    "check_splits",
     "check_suspects",
     "check_token_weighted_loss",
     "check_trainable_parameters",
