@@ -1,0 +1,186 @@
+"""The Triton kernels equal the plain version bit for bit: on a CPU in Triton's interpreter, on a GPU as they run."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+pytest.importorskip("triton", reason="Triton is not installed (on Linux: pip install triton)")
+
+from qlora_lab.quantization import (  # noqa: E402
+    DYNAMIC8,
+    E2M1,
+    FP4,
+    INT4,
+    INT8,
+    NF4,
+    dequantize,
+    dequantize_plain,
+    double_quantize,
+    kernels,
+    nearest_level,
+    quantize,
+    quantize_plain,
+    quantize_scales,
+    quantize_scales_plain,
+    thresholds,
+)
+from tests.quantization.test_blockwise import BLOCK_SIZES, CODEBOOKS, DTYPES, Recipe, recipes  # noqa: E402
+
+CUDA = torch.cuda.is_available()
+DEVICE = "cuda" if CUDA else "cpu"
+interpreted = pytest.mark.skipif(CUDA, reason="a GPU is here: nothing is interpreted")
+
+
+def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Equal to the last bit, the sign of a zero included."""
+    integer = {1: torch.uint8, 2: torch.int16, 4: torch.int32}[a.element_size()]
+    return a.dtype == b.dtype and torch.equal(a.view(integer), b.view(integer))
+
+
+def decoded(q) -> torch.Tensor:
+    """What `kernels.dequantize` should give."""
+    if CUDA or q.dtype != torch.bfloat16:
+        return dequantize_plain(q)
+    # Triton's interpreter does not round to bfloat16, it cuts (`_convert_float`, called without a rounding mode)
+    values = dequantize_plain(dataclasses.replace(q, dtype=torch.float32))
+    return (values.view(torch.int32) >> 16).to(torch.int16).view(torch.bfloat16)
+
+
+def assert_equal(x: torch.Tensor, codebook: torch.Tensor, block_size: int, scale_block_size: int = 256) -> None:
+    """Quantize, dequantize, and both with double quantization."""
+    plain = quantize_plain(x, codebook, block_size)
+    codes, absmax = kernels.quantize(x.reshape(-1), codebook, block_size)
+    assert same_bits(codes, plain.codes)
+    assert same_bits(absmax, plain.absmax)
+    assert same_bits(kernels.dequantize(plain), decoded(plain))
+
+    second = quantize_scales_plain(plain.absmax, scale_block_size)
+    if not second.offset.isfinite():  # scales near float32's largest number: their sum overflows
+        return
+    codes, absmax = kernels.quantize_scales(plain.absmax, second.offset, second.codebook, scale_block_size)
+    assert same_bits(codes, second.codes)
+    assert same_bits(absmax, second.absmax)
+    double = dataclasses.replace(plain, absmax=second)
+    assert same_bits(kernels.dequantize(double), decoded(double))
+
+
+any_codebook = st.one_of(
+    st.sampled_from([NF4, FP4, E2M1, INT4]),
+    st.lists(st.floats(-1, 1, width=32), min_size=16, max_size=16).map(lambda levels: torch.tensor(sorted(levels))),
+)
+
+
+@interpreted
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(recipes, any_codebook, st.sampled_from(BLOCK_SIZES), st.sampled_from([32, 256]))
+@example(Recipe((0,)), NF4, 64, 256)
+@example(Recipe((1,)), NF4, 64, 256)
+@example(Recipe((3, 1365), torch.bfloat16, "ties"), NF4, 4096, 256)  # all but one of a block
+@example(Recipe((100,), kind="sparse", exponent=-400), FP4, 64, 256)  # zeros
+@example(Recipe((71,), exponent=38), NF4, 32, 256)  # the reciprocals are denormal
+def test_equal_to_the_plain_version(recipe, codebook, block_size, scale_block_size):
+    assert_equal(recipe.make(), codebook, block_size, scale_block_size)
+
+
+@pytest.mark.parametrize(("codebook", "count"), [(NF4, 1), (INT4, 1), (E2M1, 1), (FP4, 3), (torch.zeros(16), 15)])
+def test_comparisons_that_a_codebook_needs(codebook, count):
+    below, edges, comparisons = kernels.search_tables(tuple(codebook.tolist()), torch.device("cpu"))
+    assert comparisons == count
+    assert below[0] == 0 and below[33:].tolist() == [15] * 31
+
+
+@interpreted
+@pytest.mark.parametrize("codebook", [NF4, FP4, E2M1, INT4])
+def test_borders_of_cells_and_thresholds_and_their_neighbours(codebook):
+    edges = torch.cat([thresholds(codebook), torch.arange(-64, 65) / 64])
+    up, down = edges.nextafter(torch.tensor(2.0)), edges.nextafter(torch.tensor(-2.0))
+    x = torch.cat([edges, up, down]).clamp(-1, 1)
+    x = torch.nn.functional.pad(x, (0, 512 - len(x)), value=1.0)  # absmax 1: scaling changes nothing
+    codes, _ = kernels.quantize(x, codebook, 512)
+    assert (
+        codes.tolist() == (nearest_level(x, codebook).view(-1, 2) @ torch.tensor([16, 1], dtype=torch.int32)).tolist()
+    )
+
+
+@interpreted
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_is_not_finite_shows_in_the_absmax_of_its_block(value, dtype):
+    for index in (3, 70, 4096 + 5):  # the last is in a partial block
+        x = torch.ones(4096 + 10, dtype=dtype)
+        x[index] = value
+        _, absmax = kernels.quantize(x, NF4, 64)
+        assert (~absmax.isfinite()).nonzero().flatten().tolist() == [index // 64]
+
+
+# ------------------------------------------------------------------------------------------------------------ on a GPU
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["nf4", "fp4"])
+@pytest.mark.parametrize("block_size", [32, 64, 4096])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_on_a_gpu(dtype, block_size, name):
+    kinds = ("normal", "outliers", "sparse", "ties", "mixed", "denormal")
+    for i, (kind, shape) in enumerate((kind, shape) for kind in kinds for shape in ((64, 4096), (77, 641), (4099,))):
+        x = Recipe(shape, dtype, kind, exponent=(-30, 0, 30)[i % 3], seed=i).make().cuda()
+        assert_equal(x, CODEBOOKS[name], block_size)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("block_size", BLOCK_SIZES)
+def test_every_block_size_on_a_gpu(block_size):
+    draw = torch.Generator("cuda").manual_seed(block_size)
+    x = torch.randn(1000, 1001, device="cuda", generator=draw).bfloat16()
+    assert_equal(x, NF4, block_size, scale_block_size=block_size)
+    assert_equal(x.float().mul(1e-37), torch.rand(16, device="cuda", generator=draw).sort().values, block_size)
+
+
+@pytest.mark.gpu
+def test_public_functions_use_the_kernels(monkeypatch):
+    called = []
+    for name in ("quantize", "dequantize", "quantize_scales"):
+        function = getattr(kernels, name)
+        monkeypatch.setattr(kernels, name, lambda *a, name=name, function=function: called.append(name) or function(*a))
+    x = torch.randn(50, 60, device="cuda")
+    for view in (x, x.t(), x[::2, 3:], x.expand(2, 50, 60), x[:, :1], x[0, 0], x[:0]):
+        q, plain = quantize(view), quantize_plain(view)
+        assert same_bits(q.codes, plain.codes) and same_bits(q.absmax, plain.absmax)
+        assert same_bits(dequantize(q), dequantize_plain(q)) and dequantize(q).shape == view.shape
+        double = double_quantize(q)
+        assert same_bits(dequantize(double), dequantize_plain(double))
+        assert q.codebook.device == double.absmax.codebook.device == x.device
+    assert set(called) == {"quantize", "dequantize", "quantize_scales"}
+    for codebook in (DYNAMIC8, INT8):
+        scales = torch.rand(1001, device="cuda")
+        ours, plain = quantize_scales(scales, 32, codebook), quantize_scales_plain(scales, 32, codebook)
+        assert same_bits(ours.codes, plain.codes) and same_bits(ours.absmax, plain.absmax)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("quantizer", [quantize, quantize_plain])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_is_refused_on_a_gpu_too(quantizer, value):
+    x = torch.zeros(10, 10, device="cuda")
+    x[7, 3] = x[9, 9] = value
+    with pytest.raises(ValueError, match=rf"x has 2 non-finite .* the first \({value}\) at index \(7, 3\)"):
+        quantizer(x)
+
+
+@pytest.mark.gpu
+def test_more_elements_than_32_bits_can_number():
+    n = 2**32 + 3 * 4096 + 77
+    if torch.cuda.mem_get_info()[0] < 5 * n:
+        pytest.skip(f"{n} elements in bfloat16, in 4 bits and back need {5 * n / 1e9:.0f} GB of GPU memory")
+    x = torch.empty(n, dtype=torch.bfloat16, device="cuda")
+    for piece in x.split(2**30):
+        piece.normal_()
+    q, start = quantize(x), n // 4096 * 4096 - 8192
+    plain = quantize_plain(x[start:])
+    assert same_bits(q.codes[start // 2 :], plain.codes) and same_bits(q.absmax[start // 64 :], plain.absmax)
+    del x
+    assert same_bits(dequantize(q)[start:], dequantize_plain(plain))
