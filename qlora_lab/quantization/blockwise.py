@@ -28,7 +28,6 @@ bitsandbytes on CUDA multiplies everywhere, by approximate reciprocals, and deco
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -232,7 +231,7 @@ def check_input(x: torch.Tensor, codebook: torch.Tensor, block_size: int) -> Non
 
 def refuse_non_finite(x: torch.Tensor, absmax: torch.Tensor) -> None:
     """Refuse NaN and infinity. Either makes the absmax of its block what it is itself: it is enough to look there."""
-    if not absmax.numel() or math.isfinite(absmax.max()):  # max of all, NaN included
+    if torch.isfinite(absmax).all():
         return
     wrong = (~torch.isfinite(x)).nonzero()
     first = tuple(wrong[0].tolist())
@@ -270,9 +269,10 @@ def quantize(x: torch.Tensor, codebook: torch.Tensor = NF4, block_size: int = 64
     """
     check_input(x, codebook, block_size)
     if x.is_cuda and (gpu := gpu_kernels()):
-        codes, absmax = gpu.quantize(x.reshape(-1), codebook, block_size)
+        codes, absmax, wrong = gpu.quantize(x.reshape(-1), codebook, block_size)
         q = QuantizedTensor(codes, absmax, codebook.to(x.device, non_blocking=True), x.shape, x.dtype, block_size)
-        refuse_non_finite(x, absmax)
+        if wrong.item():
+            refuse_non_finite(x, absmax)
         return q
     flat, padding = x.reshape(-1), code_of_zero(codebook)
     codebook = codebook.to(x.device)

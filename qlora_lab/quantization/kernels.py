@@ -31,16 +31,18 @@ import triton.language as tl
 from .codebooks import thresholds
 from .double_quant import SMALLEST_ABSMAX, QuantizedAbsmax
 
-DEQUANTIZE_EACH = 8  # elements a thread: it stores 16 bytes of bf16, the widest store there is
-QUANTIZE_EACH = 16
+EACH = 16  # elements a thread
+WARPS = 2  # of 32 threads, a program; more where a block needs them
 SMALLEST = tl.constexpr(SMALLEST_ABSMAX)
+POINT = tl.constexpr(2)
+MAGIC = tl.constexpr(2.0 ** (23 - POINT.value) + 16)
 CELLS = 64  # a power of two above the 33 that occur
 
 
-def program_size(block_size: int, each: int) -> tuple[int, int]:
-    """Elements a program takes, and its warps (of 32 threads): four, and more where a block needs them."""
-    tile = max(4 * 32 * each, block_size)
-    return tile, tile // each // 32
+def program_size(block_size: int) -> tuple[int, int]:
+    """Elements a program takes, and its warps."""
+    tile = max(WARPS * 32 * EACH, block_size)
+    return tile, tile // EACH // 32
 
 
 # ------------------------------------------------------------------------------------------------------- 4 bits to numbers
@@ -82,7 +84,7 @@ def dequantize_kernel(
 def dequantize(q) -> torch.Tensor:
     """`blockwise.dequantize` for a QuantizedTensor on a GPU."""
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    n, (tile, warps) = out.numel(), program_size(q.block_size, DEQUANTIZE_EACH)
+    n, (tile, warps) = out.numel(), program_size(q.block_size)
     scales, second = q.absmax, [None, None, None, q.block_size, 0]
     if isinstance(q.absmax, QuantizedAbsmax):
         scales = q.absmax.codes
@@ -117,6 +119,7 @@ def quantize_kernel(
     edges,  # float32, [COMPARISONS, CELLS]
     codes,  # uint8, [n_bytes]
     absmax,  # float32, [blocks]
+    wrong,  # uint8, [1]: becomes 1 if x holds NaN or infinity
     n,
     n_bytes,
     BLOCK_SIZE: tl.constexpr,
@@ -140,7 +143,7 @@ def quantize_kernel(
 
     # The nearest level is the count of thresholds below. Count those in the cells below from a table, and compare with
     # those in the cell that the number lies in: one at most for NF4. See `search_tables`.
-    cell = (scaled * 16 + 2097168.0).to(tl.int32, bitcast=True) >> 2 & (CELLS - 1)
+    cell = (scaled * 16 + MAGIC).to(tl.int32, bitcast=True) >> POINT & (CELLS - 1)
     entry = tl.arange(0, CELLS)
     code = tl.gather(tl.load(below + entry), cell, 0)
     for i in tl.static_range(COMPARISONS):
@@ -151,6 +154,7 @@ def quantize_kernel(
     tl.store(codes + byte, (high * 16 + low).to(tl.uint8), mask=byte < n_bytes)
     block = program * (TILE // BLOCK_SIZE) + tl.arange(0, TILE // BLOCK_SIZE)
     tl.store(absmax + block, largest, mask=block * BLOCK_SIZE < n)
+    tl.store(wrong + block * 0, 1, mask=(largest < float("inf")) == 0)
 
 
 @functools.lru_cache(maxsize=64)
@@ -163,7 +167,7 @@ def search_tables(levels: tuple[float, ...], device: torch.device) -> tuple[torc
     it; only those in its own cell must be compared. NF4's are 0.08 apart and more.
     """
     edges = thresholds(torch.tensor(levels))
-    cell = (edges * 16 + 2097168.0).view(torch.int32) >> 2 & (CELLS - 1)
+    cell = (edges * 16 + MAGIC.value).view(torch.int32) >> POINT.value & (CELLS - 1)
     below = torch.searchsorted(cell, torch.arange(CELLS, dtype=torch.int32), out_int32=True)
     comparisons = int(cell.bincount().max())
     none = torch.full((comparisons,), float("inf"))  # no number exceeds it
@@ -171,18 +175,21 @@ def search_tables(levels: tuple[float, ...], device: torch.device) -> tuple[torc
     return below.to(device), edges.to(device), comparisons
 
 
-def quantize(flat: torch.Tensor, codebook: torch.Tensor, block_size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Codes and absmax of a QuantizedTensor. NaN and infinity in `flat` are in the absmax of their block, for the caller
-    to find."""
-    n, (tile, warps) = len(flat), program_size(block_size, QUANTIZE_EACH)
+def quantize(
+    flat: torch.Tensor, codebook: torch.Tensor, block_size: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Codes and absmax of a QuantizedTensor, and a uint8 that is 1 if `flat` holds NaN or infinity: then they are in the
+    absmax of their blocks."""
+    flat, n, (tile, warps) = flat.contiguous(), len(flat), program_size(block_size)
     codes = torch.empty((n + 1) // 2, dtype=torch.uint8, device=flat.device)
     absmax = torch.empty(triton.cdiv(n, block_size), dtype=torch.float32, device=flat.device)
+    wrong = torch.zeros(1, dtype=torch.uint8, device=flat.device)
     below, edges, comparisons = search_tables(tuple(codebook.tolist()), flat.device)
 
-    def launch(first: int, last: int, partial: bool, tile: int):
+    def launch(first: int, last: int, partial: bool, tile: int) -> None:
         if first < last:
             quantize_kernel[(triton.cdiv(last - first, tile),)](
-                flat[first:], below, edges, codes[first // 2 :], absmax[first // block_size :],
+                flat[first:], below, edges, codes[first // 2 :], absmax[first // block_size :], wrong,
                 last - first, (last - first + 1) // 2, block_size, comparisons, partial, CELLS, tile, num_warps=warps,
             )  # fmt: skip
 
@@ -190,7 +197,7 @@ def quantize(flat: torch.Tensor, codebook: torch.Tensor, block_size: int) -> tup
     with torch.cuda.device_of(flat):
         launch(0, whole, False, tile)
         launch(whole, n, True, block_size)
-    return codes, absmax
+    return codes, absmax, wrong
 
 
 # ------------------------------------------------------------------------------------------------------- scales to 8 bits

@@ -152,7 +152,7 @@ def _check(x: torch.Tensor, bits: int, block_size: int | str | None) -> int:
         block_size = max(x.shape[-1], 1) if x.ndim else 1
     if isinstance(block_size, str) or block_size < 1:
         raise ValueError(f'block_size={block_size!r}: choose a count from 1, "row", or None for the whole tensor')
-    refuse_non_finite(x, x.abs())
+    refuse_non_finite(x, x)
     return block_size
 
 
