@@ -26,11 +26,11 @@ LAB := --ServerApp.root_dir=notebooks --LabApp.default_url=/lab/tree/00_start_he
     --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate
 NBVAL = $(PY) -m pytest --nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg
 
-.PHONY: help lab test run check bench wheelhouse clean model
+.PHONY: help lab test run check bench bench-gpu wheelhouse clean model
 .DEFAULT_GOAL := help
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s%s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s%s\n", $$1, $$2 }' Makefile
 
 lab: model ## open the course in JupyterLab
 	@$(PY) -m jupyterlab $(LAB) $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_FLAGS)
@@ -57,6 +57,9 @@ check: $(STAMP) ## lint, format, and notebooks in step with their source
 
 bench: $(STAMP) ## quantization: ours beside bitsandbytes beside a plain copy, in one table
 	@$(PY) tests/quantization/bench.py $(BENCH_FLAGS)
+
+bench-gpu: $(STAMP) ## the GPU's kernels: time and share of the copy bandwidth, beside bitsandbytes and plain PyTorch
+	@$(PY) tests/quantization/bench_kernels.py $(BENCH_FLAGS)
 
 wheelhouse: $(STAMP) ## collect all packages and the model in wheelhouse/, for rooms without internet
 	$(PY) -m pip wheel --wheel-dir wheelhouse $(PIP_FLAGS) -c constraints.txt '.[dev]' 'setuptools>=77' pip

@@ -8,8 +8,8 @@ Why blocks: an outlier stretches the scale of everything that shares it. A block
 the price of one scale for each 64. Blocks run over the flattened tensor; one may begin in one row and end in the next.
 
 `quantize_plain` and `dequantize_plain` are the whole algorithm in a few lines of PyTorch. `quantize` and `dequantize`
-give the same bits faster and without large temporaries: on CUDA by the Triton kernels of `kernels.py`, elsewhere by three
-means that change no result:
+give the same bits faster and without large temporaries: on CUDA by the Triton kernels of `kernels.py`, elsewhere by
+three means that change no result:
 
     pieces         of a million elements, so that what lies between two steps stays in the cache
     cells          to find a number's level, look up in which of 1,025 equal cells it lies; a cell holds at most one

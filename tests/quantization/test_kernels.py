@@ -110,8 +110,28 @@ def test_borders_of_cells_and_thresholds_and_their_neighbours(codebook):
     )
 
 
+def test_strides_do_not_matter():
+    """Tensors that are not dense in memory: nothing in the interface forbids them."""
+    x = Recipe((50, 60)).make().to(DEVICE)
+    codes, absmax, _ = kernels.quantize(x[:, 0], NF4, 32)
+    plain = quantize_plain(x[:, 0], NF4, 32)
+    assert same_bits(codes, plain.codes) and same_bits(absmax, plain.absmax)
+    q = quantize_plain(x)
+    sparse = {name: torch.stack([part, part], 1)[:, 0] for name, part in vars(q).items() if torch.is_tensor(part)}
+    assert not any(part.is_contiguous() for part in sparse.values())
+    assert same_bits(kernels.dequantize(dataclasses.replace(q, **sparse)), dequantize_plain(q))
+
+
+def test_a_default_device_does_not_matter():
+    """`with torch.device("meta")` is how models are built."""
+    kernels.search_tables.cache_clear()
+    with torch.device("meta"):
+        below, edges, _ = kernels.search_tables(tuple(NF4.tolist()), torch.device("cpu"))
+    assert below.device.type == edges.device.type == "cpu"
+
+
 @interpreted
-@pytest.mark.filterwarnings("ignore:invalid value encountered in multiply:RuntimeWarning")  # infinity * 0, by NumPy
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # NumPy, on infinity times 0
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_what_is_not_finite_shows_in_the_absmax_of_its_block(value, dtype):
