@@ -110,6 +110,17 @@ def test_borders_of_cells_and_thresholds_and_their_neighbours(codebook):
     )
 
 
+def test_the_partial_last_block_is_divided():
+    """Numbers so near a threshold that dividing and multiplying by the reciprocal give them different codes."""
+    absmax = torch.rand(20_000, 1, generator=torch.Generator().manual_seed(0)) + 1
+    x = absmax * thresholds(NF4)
+    differ = (nearest_level(x / absmax, NF4) != nearest_level(x * (1 / absmax), NF4)).any(1).nonzero()[:10, 0]
+    assert len(differ) == 10
+    for row in differ:
+        assert_equal(torch.cat([absmax[row], x[row]]).to(DEVICE), NF4, 32)
+        assert_equal(torch.cat([absmax[row], x[row]]).repeat(2).to(DEVICE), NF4, 32)
+
+
 def test_strides_do_not_matter():
     """Tensors that are not dense in memory: nothing in the interface forbids them."""
     x = Recipe((50, 60)).make().to(DEVICE)
