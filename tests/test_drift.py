@@ -158,6 +158,8 @@ def misfits(source: str) -> list[str]:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_calls_fit_the_installed_libraries(path):
+    if path.name == "kernels.py":
+        pytest.importorskip("triton", reason="Triton is not installed (on Linux: pip install triton)")
     assert misfits(path.read_text(encoding="utf-8")) == []
 
 

@@ -615,7 +615,9 @@ for name, of in measures.items():
 rate = qlora["after"]["exact_match"]["test"]
 margin = 1.96 * (rate * (1 - rate) / 200) ** 0.5
 print(f"95 % interval of one exact match (test): {rate:.1%} ± {100 * margin:.1f} points")
-right = {(run["method"], run["seed"]): run["exact"]["test"].count("1") / 2 for run in accuracy["runs"]}  # per cent of 200
+right = {
+    (run["method"], run["seed"]): run["exact"]["test"].count("1") / 2 for run in accuracy["runs"]
+}  # per cent of 200
 differences = [right["nf4", seed] - right["lora-bf16", seed] for seed in range(8)]
 mean, half = paired_interval(differences)
 print(f"eight seeds, NF4 less bf16 (test): {mean:+.1f} ± {half:.1f} points")

@@ -6,7 +6,7 @@
     NF4, FP4, INT4, ...             the levels, and how they are derived (codebooks.py)
     error_report, level_usage, ...  what was lost, and where (metrics.py)
 
-`reference.py` has the same in slow loops. The room needs torch and nothing else.
+`reference.py` has the same in slow loops, `kernels.py` for a GPU, in Triton. The room needs torch, and Triton on a GPU.
 """
 
 from .blockwise import QuantizedTensor, dequantize, dequantize_plain, quantize, quantize_plain
@@ -27,7 +27,7 @@ from .codebooks import (
     normal_quantiles,
     thresholds,
 )
-from .double_quant import QuantizedAbsmax, bits_per_parameter, double_quantize, quantize_scales
+from .double_quant import QuantizedAbsmax, bits_per_parameter, double_quantize, quantize_scales, quantize_scales_plain
 from .metrics import ErrorReport, entropy, error_report, level_usage, max_error, relative_rms, snr_db
 from .packing import pack, unpack
 from .uniform import UniformTensor, quantize_absmax, quantize_affine
@@ -65,6 +65,7 @@ __all__ = [
     "quantize_affine",
     "quantize_plain",
     "quantize_scales",
+    "quantize_scales_plain",
     "relative_rms",
     "snr_db",
     "thresholds",

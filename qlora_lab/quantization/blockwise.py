@@ -8,7 +8,8 @@ Why blocks: an outlier stretches the scale of everything that shares it. A block
 the price of one scale for each 64. Blocks run over the flattened tensor; one may begin in one row and end in the next.
 
 `quantize_plain` and `dequantize_plain` are the whole algorithm in a few lines of PyTorch. `quantize` and `dequantize`
-give the same bits faster and without large temporaries, by three means that change no result:
+give the same bits faster and without large temporaries: on CUDA by the Triton kernels of `kernels.py`, elsewhere by
+three means that change no result:
 
     pieces         of a million elements, so that what lies between two steps stays in the cache
     cells          to find a number's level, look up in which of 1,025 equal cells it lies; a cell holds at most one
@@ -33,7 +34,7 @@ from dataclasses import dataclass
 import torch
 
 from .codebooks import NF4, check_codebook, nearest_level, thresholds
-from .double_quant import SMALLEST_ABSMAX, QuantizedAbsmax, check_block_size
+from .double_quant import SMALLEST_ABSMAX, QuantizedAbsmax, check_block_size, gpu_kernels
 from .packing import pack, unpack
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # what can be quantized
@@ -267,6 +268,12 @@ def quantize(x: torch.Tensor, codebook: torch.Tensor = NF4, block_size: int = 64
     tensor([-1.0501,  0.0000,  0.4922,  2.0000])
     """
     check_input(x, codebook, block_size)
+    if x.is_cuda and (gpu := gpu_kernels()):
+        codes, absmax, wrong = gpu.quantize(x.reshape(-1), codebook, block_size)
+        q = QuantizedTensor(codes, absmax, codebook.to(x.device, non_blocking=True), x.shape, x.dtype, block_size)
+        if wrong.item():
+            refuse_non_finite(x, absmax)
+        return q
     flat, padding = x.reshape(-1), code_of_zero(codebook)
     codebook = codebook.to(x.device)
     codes = torch.empty((len(flat) + 1) // 2, dtype=torch.uint8, device=x.device)
@@ -289,6 +296,8 @@ def dequantize(q: QuantizedTensor) -> torch.Tensor:
     The product of level and scale is float32; rounding to bfloat16 or float16 comes last. Equal, for equal codes and
     scales, to `bitsandbytes.functional.dequantize_4bit` on every device.
     """
+    if q.device.type == "cuda" and (gpu := gpu_kernels()):
+        return gpu.dequantize(q)
     absmax = q.absmax.dequantize() if isinstance(q.absmax, QuantizedAbsmax) else q.absmax
     n = q.shape.numel()
     out = torch.empty(n, dtype=q.dtype, device=q.device)

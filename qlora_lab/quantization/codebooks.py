@@ -26,6 +26,7 @@ The 8-bit code for the scales of double quantization, `dynamic_map`, is derived 
 
 from __future__ import annotations
 
+import itertools
 from statistics import NormalDist
 
 import torch
@@ -156,16 +157,15 @@ def check_codebook(codebook: torch.Tensor, size: int = 16) -> None:
         raise TypeError(f"codebook is {came}: give a float32 tensor, as torch.tensor([...]) makes it")
     if codebook.shape != (size,):
         raise ValueError(f"codebook has shape {tuple(codebook.shape)}: {size} levels are needed, so shape ({size},)")
-    outside = codebook[~(codebook.abs() <= 1)]
-    if len(outside):
-        raise ValueError(f"codebook has the level {outside[0].item():g}: levels lie in [-1, 1]; divide by the largest")
-    descents = (codebook.diff() < 0).nonzero()
-    if len(descents):
-        i = descents[0].item()
-        raise ValueError(
-            f"codebook is not sorted: {codebook[i].item():g} at index {i} comes before {codebook[i + 1].item():g}: "
-            "pass codebook.sort().values"
-        )
+    levels = codebook.tolist()  # a dozen small operators would take longer than a kernel for a whole matrix
+    for level in levels:
+        if not -1 <= level <= 1:
+            raise ValueError(f"codebook has the level {level:g}: levels lie in [-1, 1]; divide by the largest")
+    for i, (low, high) in enumerate(itertools.pairwise(levels)):
+        if high < low:
+            raise ValueError(
+                f"codebook is not sorted: {low:g} at index {i} comes before {high:g}: pass codebook.sort().values"
+            )
 
 
 def thresholds(codebook: torch.Tensor) -> torch.Tensor:

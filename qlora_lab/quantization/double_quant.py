@@ -21,6 +21,8 @@ level 0 there (-0.993, times an absmax of zero) and the level of 0 here: the sam
 from __future__ import annotations
 
 import dataclasses
+import functools
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -35,6 +37,21 @@ def check_block_size(block_size: int) -> None:
     """Refuse a block size that bitsandbytes does not have."""
     if not isinstance(block_size, int) or block_size not in BLOCK_SIZES:
         raise ValueError(f"block_size={block_size!r}: choose a power of two from 32 to 4096")
+
+
+@functools.cache
+def gpu_kernels():
+    """The module of Triton kernels, which serves tensors on CUDA; None, and one warning, where Triton is missing."""
+    try:
+        from . import kernels
+    except ImportError as error:
+        warnings.warn(
+            f"the 4-bit kernels need Triton ({error}): PyTorch's operators take over, several times slower. "
+            "On Linux, `pip install triton`",
+            stacklevel=3,
+        )
+        return None
+    return kernels
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,6 +113,21 @@ def quantize_scales(absmax: torch.Tensor, block_size: int = 256, codebook: torch
     Raises:
         ValueError, TypeError: impossible block size or codebook.
     """
+    if not absmax.is_cuda or not (gpu := gpu_kernels()):
+        return quantize_scales_plain(absmax, block_size, codebook)
+    check_block_size(block_size)
+    check_codebook(codebook, size=256)
+    offset = absmax.mean() if len(absmax) else absmax.new_zeros(())
+    codebook = codebook.to(absmax.device, non_blocking=True)
+    codes, scale = gpu.quantize_scales(absmax, offset, codebook, block_size)
+    return QuantizedAbsmax(codes, scale, offset, codebook, block_size)
+
+
+@torch.no_grad()
+def quantize_scales_plain(
+    absmax: torch.Tensor, block_size: int = 256, codebook: torch.Tensor = DYNAMIC8
+) -> QuantizedAbsmax:
+    """What `quantize_scales` computes, with PyTorch's operators on every device."""
     check_block_size(block_size)
     check_codebook(codebook, size=256)
     offset = absmax.mean() if len(absmax) else absmax.new_zeros(())

@@ -2,6 +2,7 @@
 
 import dataclasses
 import platform
+import sys
 
 import bitsandbytes.functional as bnb
 import pytest
@@ -9,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qlora_lab import quantization
 from qlora_lab.quantization import (
     DYNAMIC8,
     INT8,
@@ -23,6 +25,7 @@ from qlora_lab.quantization import (
     reference,
     relative_rms,
 )
+from qlora_lab.quantization import double_quant as module
 
 GRID_STEP = 2 / 65535  # of the table in which bitsandbytes' CPU code looks the nearest 8-bit level up
 
@@ -195,3 +198,16 @@ def test_parts_that_disagree(change, message):
     q = quantize_scales(random_scales(300))
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(q, **change)
+
+
+def test_where_triton_is_missing_one_warning_says_so(monkeypatch):
+    monkeypatch.delitem(sys.modules, "qlora_lab.quantization.kernels", raising=False)
+    monkeypatch.delattr(quantization, "kernels", raising=False)
+    monkeypatch.setitem(sys.modules, "triton", None)  # an import of it fails
+    module.gpu_kernels.cache_clear()
+    try:
+        with pytest.warns(UserWarning, match=r"the 4-bit kernels need Triton \(.*\): PyTorch's operators take over"):
+            assert module.gpu_kernels() is None
+        assert module.gpu_kernels() is None  # and says it once
+    finally:
+        module.gpu_kernels.cache_clear()

@@ -1,0 +1,143 @@
+"""How near the kernels come to the GPU's copy bandwidth, beside bitsandbytes and plain PyTorch. `make bench-gpu`.
+
+A call's bytes are what it must move: the tensor, its codes and its scales, each once. Divided by its time, and by the
+bandwidth of a copy of the same tensor (read once, written once) in the same run, they give its share. A time is the
+median over calls of the public function, with a cold cache, from event to event on the GPU's clock; so whatever a call
+waits for on the CPU counts. `plain` is our readable version in PyTorch's operators.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import pathlib
+from collections.abc import Callable
+
+import bitsandbytes
+import bitsandbytes.functional as bnb
+import torch
+import triton
+from triton.testing import do_bench
+
+from qlora_lab.quantization import (
+    FP4,
+    NF4,
+    dequantize,
+    dequantize_plain,
+    double_quantize,
+    quantize,
+    quantize_plain,
+    quantize_scales_plain,
+)
+
+
+def tasks(x: torch.Tensor, name: str) -> dict[str, tuple[int, dict[str, Callable]]]:
+    """By task: the bytes that it must move, and who does it."""
+    codebook = {"nf4": NF4, "fp4": FP4}[name]
+    q = quantize(x, codebook)
+    double = double_quantize(q)
+    packed, state = bnb.quantize_4bit(x, quant_type=name)
+    packed_double, state_double = bnb.quantize_4bit(x, quant_type=name, compress_statistics=True)
+    scales = double.absmax.codes.nbytes + double.absmax.absmax.nbytes
+    return {
+        "quantize": (
+            x.nbytes + q.codes.nbytes + q.absmax.nbytes,
+            {
+                "ours": lambda: quantize(x, codebook),
+                "bitsandbytes": lambda: bnb.quantize_4bit(x, quant_type=name),
+                "plain": lambda: quantize_plain(x, codebook),
+            },
+        ),
+        "dequantize": (
+            x.nbytes + q.codes.nbytes + q.absmax.nbytes,
+            {
+                "ours": lambda: dequantize(q),
+                "bitsandbytes": lambda: bnb.dequantize_4bit(packed, state),
+                "plain": lambda: dequantize_plain(q),
+            },
+        ),
+        "dequantize, double": (
+            x.nbytes + q.codes.nbytes + scales,
+            {
+                "ours": lambda: dequantize(double),
+                "bitsandbytes": lambda: bnb.dequantize_4bit(packed_double, state_double),
+                "plain": lambda: dequantize_plain(double),
+            },
+        ),
+        "double_quantize": (
+            q.absmax.nbytes + scales,
+            {"ours": lambda: double_quantize(q), "plain": lambda: quantize_scales_plain(q.absmax)},
+        ),
+    }
+
+
+def microseconds(function: Callable) -> float:
+    return 1e3 * do_bench(function, warmup=10, rep=60, return_mode="median")
+
+
+def equal(x: torch.Tensor, codebook: torch.Tensor) -> bool:
+    """Whether the kernels give the plain version's codes, scales and values."""
+    q, plain = quantize(x, codebook), quantize_plain(x, codebook)
+    double = double_quantize(q)
+    return (
+        torch.equal(q.codes, plain.codes)
+        and torch.equal(q.absmax, plain.absmax)
+        and torch.equal(double.absmax.codes, quantize_scales_plain(q.absmax).codes)
+        and torch.equal(dequantize(q), dequantize_plain(q))
+        and torch.equal(dequantize(double), dequantize_plain(double))
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, default=88064, help="of the matrix; the default is 8 times LLaMA-7B's mlp")
+    parser.add_argument("--columns", type=int, default=4096)
+    parser.add_argument("--output", type=pathlib.Path, help="folder for a record, kernels-<gpu>.json")
+    arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        parser.exit(2, "bench-gpu measures a GPU, and PyTorch sees none here\n")
+    gpu = torch.cuda.get_device_name()
+    versions = {"torch": torch.__version__, "triton": triton.__version__, "bitsandbytes": bitsandbytes.__version__}
+    print(f"{gpu}; {', '.join(f'{name} {version}' for name, version in versions.items())}")
+    results = {}
+    for dtype, name in ((torch.bfloat16, "nf4"), (torch.bfloat16, "fp4"), (torch.float32, "nf4")):
+        x = torch.randn(
+            arguments.rows, arguments.columns, device="cuda", generator=torch.Generator("cuda").manual_seed(0)
+        ).to(dtype)
+        target = torch.empty_like(x)
+        copy = microseconds(lambda x=x, target=target: target.copy_(x))
+        bandwidth = 2 * x.nbytes / copy  # bytes a microsecond
+        del target
+        label = f"{name}, {str(dtype).removeprefix('torch.')}"
+        print(f"\n{label}, block size 64, {arguments.rows} x {arguments.columns}; copy {bandwidth / 1e6:.2f} TB/s")
+        print(f"{'us (share of the copy bandwidth)':34}{'ours':>16}{'bitsandbytes':>16}{'plain':>16}")
+        rows = {}
+        for task, (size, functions) in tasks(x, name).items():
+            times = {who: microseconds(function) for who, function in functions.items()}
+            shares = {who: size / time / bandwidth for who, time in times.items()}
+            cells = [
+                f"{times[w]:.0f} ({shares[w]:.0%})" if w in times else "" for w in ("ours", "bitsandbytes", "plain")
+            ]
+            print(f"{task:34}" + "".join(f"{cell:>16}" for cell in cells), flush=True)
+            rows[task] = {"bytes": size, "microseconds": times, "share of copy bandwidth": shares}
+        same = equal(x, {"nf4": NF4, "fp4": FP4}[name])
+        print(f"codes, scales and values {'equal' if same else 'DIFFER FROM'} the plain version's")
+        results[label] = {"copy bytes per second": 1e6 * bandwidth, "equal to the plain version": same, **rows}
+        del x
+    if arguments.output:
+        record = {
+            "command": "make bench-gpu",
+            "device": gpu,
+            "date": datetime.date.today().isoformat(),
+            "versions": versions,
+            "elements": [arguments.rows, arguments.columns],
+            "results": results,
+        }
+        arguments.output.mkdir(parents=True, exist_ok=True)
+        path = arguments.output / f"kernels-{gpu.lower().replace(' ', '-')}.json"
+        path.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
