@@ -57,7 +57,7 @@ for package in ("torch", "transformers", "peft", "bitsandbytes", "datasets", "ac
 # %%
 prediction = {"bfloat16": 0.5}  # ← your guess: times as long as float32
 
-# %%
+# %% alt="Horizontal bars: how many milliseconds (log scale) a matrix product takes in float32 and in bfloat16; a diamond in the second row is your guess. Where the hardware has no bf16, the bfloat16 bar is by far the longer; where it has, the shorter. The printed line says by what factor."
 # NBVAL_IGNORE_OUTPUT
 # because times depend on the machine
 import time
@@ -127,7 +127,7 @@ check_bytes_of_weights(weight_bytes)
 # Most notebooks have a slider. Move this one (it needs a running kernel): which of your favourite models fit this machine,
 # and in which format? These are the weights alone. What training adds to them is the subject of notebook 01.
 
-# %%
+# %% alt="Horizontal bars: GB that a model's weights take in 32, 16, 8 and 4 bits, with a dashed line at this machine's memory. Where the slider starts, at 7 billion parameters, they are 28, 14, 7 and 3.5 GB: half the bits, half the bytes."
 # NBVAL_IGNORE_OUTPUT
 # because the line shows this machine's memory
 import ipywidgets

@@ -67,7 +67,7 @@ assert parameters == shape.parameters() == 6_738_415_616
 # %% [markdown]
 # Then what each of them brings along in *mixed precision*, the usual way to train:
 
-# %%
+# %% alt="Two stacked horizontal bars of memory in GB, with lines at card sizes. Taught: 56.0, from weights 14, gradients 14, optimizer states 28. Full fine-tuning: 107.8, past the 80 GB line; half of it is optimizer states, a quarter an fp32 copy of the weights. A diamond is your guess."
 full = {
     "weights": 2 * parameters,  # bytes: bf16
     "gradients": 2 * parameters,  # bf16
@@ -196,7 +196,7 @@ def grouped(memory):
     return {group: size for group, size in groups.items() if size}
 
 
-# %%
+# %% alt="Two stacked horizontal bars: memory on top of the weights in GB. Taught: 0.12, adapters and optimizer states. Rank 16: 1.44, with 0.5 for the CUDA context, 0.32 for optimizer states and about 0.15 each for adapters, activations, logits and loss, and workspace. A diamond is your guess."
 on_top = {group: size for group, size in grouped(ours).items() if group != "weights"}
 rows = {"taught": {"adapters": 0.04, "optimizer states": 0.08}, "rank 16": on_top}
 ends = {name: f"{sum(parts.values()):.2f} GB" for name, parts in rows.items()}
@@ -229,7 +229,7 @@ assert f"{share:.0%}" == "90%"
 # %%
 prediction = {"QLoRA": 3.7}  # ← your guess, in GB
 
-# %%
+# %% alt="Two stacked horizontal bars of memory in GB. Taught: 3.6, nearly all of it weights. QLoRA: 5.3; its weights alone, 3.87, exceed the taught sum, the CUDA context adds 0.5, and six small parts share the rest. A diamond is your guess."
 qlora = estimate(shape, "qlora", rank=16)
 rows = {"taught": {"weights": 3.5, "adapters": 0.04, "optimizer states": 0.08}, "QLoRA": grouped(qlora)}
 plot_memory(new_axes(height=2.9), rows, CARDS, prediction)
@@ -284,7 +284,7 @@ check_model_bytes(model_bytes)
 #
 # From here on with the paper's settings: rank 64 on all linears, batch 1, 512 tokens, gradient checkpointing, paged AdamW.
 
-# %%
+# %% alt="Stacked horizontal bars of memory in GB, with lines at card sizes. Full fine-tuning takes 108.4, past the 80 GB line; LoRA 16.8, just past the 16 GB line; QLoRA 7.2, below the 8 GB line. The last two, enlarged below: the weights shrink by 71 %, the other parts stay nearly the same."
 METHODS = {"full": "full", "LoRA": "lora", "QLoRA": "qlora"}
 needed = {name: estimate(shape, method, full_precision="mixed") for name, method in METHODS.items()}
 bars = {name: grouped(memory) for name, memory in needed.items()}
@@ -328,7 +328,7 @@ for name in ("LoRA", "QLoRA"):
 # %%
 prediction = {"without": 24}  # ← your guess, in GB: twice 12
 
-# %%
+# %% alt="Two lines: memory in GB over tokens in a step, 512 to 8,192. With checkpointing it rises from 7.2 to 11.8; without, from 9.7 to 54.6, past the lines of the 16, 24 and 40 GB cards. So the saving grows from 26 to 78 %. A diamond at 8,192 tokens is your guess."
 BATCHES = [1, 2, 4, 8, 16]
 
 curves = {}
@@ -419,7 +419,7 @@ def pick(name, options, value):
     return ipywidgets.SelectionSlider(options=options, value=value, description=name)
 
 
-# %%
+# %% alt="One stacked horizontal bar: memory in GB of the settings that you choose, part by part, with lines at card sizes. At the start, LLaMA-7B with QLoRA and batch 1 takes 7.2 GB in all, below the 8 GB line; more than half of it are weights, and 5.4 GB are the peak allocated."
 OPTIMIZERS = ["adamw_torch", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit"]
 explore(
     draw,

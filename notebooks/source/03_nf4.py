@@ -50,7 +50,7 @@ weights = bundled_weight("model.embed_tokens.weight")[::48].float()  # every 48t
 # Of these five *codebooks*, NF4 and FP4 (a 4-bit float: sign, 2 bits of exponent, 1 of mantissa) are bitsandbytes'. INT4 is the
 # absmax grid of notebook 02. Two come from tutorials.
 
-# %%
+# %% alt="Five rows of ticks from −1 to 1, the levels of five tables; rings mark an exact zero. NF4: 16 levels, densest near 0. INT4: 15, evenly spaced. FP4: 15, three of them at or beside 0. The tutorial's NF4: 15, symmetric. The tutorial's INT4: 16, evenly spaced, the only row without a ring."
 fifteen = [*NF4[:8].tolist(), *(-NF4[:7]).flip(0).tolist()]  # "NF4: −1, −0.6961, …, 0, …, 0.6961, 1"
 odd_grid = (torch.arange(-15, 16, 2) / 15).tolist()  # "INT4: −15, −13, …, 13, 15"
 tables = {"NF4": NF4.tolist(), "INT4": INT4.tolist(), "FP4": FP4.tolist()}
@@ -74,7 +74,7 @@ assert (NF4 < 0).sum() == 7 and (NF4 == 0).sum() == 1 and (NF4 > 0).sum() == 8 a
 # like after the division by its absmax?
 
 
-# %%
+# %% alt="Two histograms of numbers divided by their block's absmax: share of the values over −1 to 1, with NF4's levels as ticks. Gaussian numbers make a bell 4 % high, real weights a narrower one of 6 %. Both have a spike at −1 and one at +1, of around 1 %."
 def scaled_blocks(x, block_size=64):
     blocks = x.flatten().view(-1, block_size)
     return blocks / blocks.abs().amax(dim=1, keepdim=True)
@@ -209,7 +209,7 @@ check_level_usage(usage)
 # <details><summary>Hint 2</summary>Bit operators, <code>>></code> and <code>&</code>; then
 # <code>torch.bincount(..., minlength=16)</code>.</details>
 
-# %%
+# %% alt="Bars: share of the elements at each of NF4's 16 levels, from −1 (level 0) to 1 (level 15). They form a hill: the rarest, level 15, has 1.7 %, the most frequent, level 6, has 9.2 %. A dotted line marks equal shares, 6.25 %; two dashed lines are your guesses for rarest and most frequent."
 from qlora_lab.quantization import entropy, level_usage  # level_usage(q) does the same for a QuantizedTensor
 
 shares = level_usage(ours)
@@ -235,7 +235,7 @@ assert fixed.min() > 0.05 and fixed.max() < 0.075
 # %% [markdown]
 # Now move the slider.
 
-# %%
+# %% alt="Bars: share of the elements at each of NF4's 16 levels, with a dotted line at equal shares, 6.25 %. Where the slider starts, at blocks of 64, they form a hill with its top at level 6 and low ends; entropy 3.89 of 4 bits. The larger the blocks, the emptier the ends."
 from qlora_lab.classroom.widgets import explore
 
 BLOCK_SIZES = [32, 64, 128, 256, 512, 1024, 2048, 4096]
@@ -283,7 +283,7 @@ curves = {
 }
 
 
-# %%
+# %% alt="Left, ticks from −1 to 1: the levels that follow from the chosen offset. Right, by how many per cent the error exceeds the least one, over the offset, 0.90 to 0.995: flat around the least, at 0.935, then ever steeper. NF4's offset, 0.9677, where the slider starts, is about 3 % above."
 def draw_offset(offset, bits, block_size):
     _, axes = plt.subplots(1, 2, figsize=(9, 3.6), width_ratios=[1, 1.25], layout="constrained")
     levels = normal_float(bits, offset)
@@ -361,7 +361,7 @@ reports = {
     for name, x in data.items()
 }
 
-# %%
+# %% alt="Five line plots, one for each kind of numbers: relative RMS error over block sizes 32 to 4096. NF4 is lowest from blocks of 128 on, except on uniform numbers, where both kinds of INT4 beat it. Affine INT4 is lowest on Gaussian blocks of 32 and 64; FP4 is nearly always highest."
 errors = {n: {f: [r.relative_rms for r in rs] for f, rs in by.items()} for n, by in reports.items()}
 at_64 = {form: reports["Gaussian"][form][1] for form in FORMATS}
 bits = {form: f": {report.bits_per_parameter:g} bits at block size 64" for form, report in at_64.items()}
@@ -387,7 +387,7 @@ assert [a < b for a, b in zip(nf4, affine)] == [False, False] + [True] * 6  # fr
 # But look at the second line of the table. Affine INT4 holds *two* float32 numbers for each block, and 5 bits are not 4.5. A fair
 # comparison puts the price on one axis:
 
-# %%
+# %% alt="Two plots, Gaussian numbers and real weights: relative RMS error over bits per parameter, constants included; four formats, points at blocks of 256 to 32. NF4 has the lowest error at every price up to 5 bits. Only affine INT4 goes on, to 6 bits, with less error."
 shown = {"Gaussian": "Gaussian", "real weights (embeddings)": "real weights"}
 _, axes = plt.subplots(1, 2, figsize=(9.5, 4), layout="constrained")
 for ax, (name, title) in zip(axes, shown.items()):
@@ -444,7 +444,7 @@ assert all(row[2] < row[3] for row in fair.values())
 # How much is left to gain? **Lloyd's algorithm** finds the sixteen levels with the least error for given data: each number goes to
 # its nearest level, each level to the mean of its numbers, again and again. `best_codebook` does that.
 
-# %%
+# %% alt="Two rows of ticks from −1 to 1: NF4's 16 levels, and the 16 with the least error on Gaussian blocks of 64. The best ones are nearly symmetric, have no level at 0 (no ring), and end at about ±0.95, short of ±1. Their error is 0.0874, NF4's is 0.0920."
 from qlora_lab.quantization import best_codebook
 
 

@@ -62,7 +62,7 @@ assert f"{linears_65b * 4 / 8 / 1e9:.1f} {linears_65b * 4.5 / 8 / 1e9:.1f}" == "
 # %%
 prediction = {"scales": 1.5}  # ← your guess, in % of all bytes
 
-# %%
+# %% alt="Two stacked horizontal bars: share of the bytes, in per cent, that are codes and that are scales. Measured, the scales take 11.1 %, one byte in nine. The second bar is your guess."
 x = torch.randn(1024, 1024, generator=torch.Generator().manual_seed(0))  # stands in for a layer's weights
 q = quantize(x, NF4, block_size=64)
 share = 100 * q.absmax.nbytes / (q.codes.nbytes + q.absmax.nbytes)
@@ -85,7 +85,7 @@ assert f"{share:.1f}" == "11.1" and q.bits_per_parameter == 4 + 32 / 64 == 4.5
 # tensor: the embedding matrix of the bundled model. (Its other weights went through 4 bits once already, see notebook
 # 03.)
 
-# %%
+# %% alt="A falling curve: relative RMS error over bits per parameter, one point for each block size. From blocks of 4096 (just over 4 bits, error 0.18) to blocks of 32 (5 bits, error 0.09), each halving lowers the error by 0.010 to 0.017 and costs twice as many bits as the one before."
 matrix = bundled_weight("model.embed_tokens.weight")
 embedding = matrix[::32].float()  # every 32nd token's row: enough, and quick
 assert matrix.shape == (49_152, 576) and matrix.dtype == torch.bfloat16
@@ -103,7 +103,7 @@ assert [f"{gain:.3f}" for gain in (min(gains), max(gains))] == ["0.010", "0.017"
 #
 # ## 2 · Look at the scales
 
-# %%
+# %% alt="Two histograms of scales, in units of their mean. Gaussian numbers: a narrow bell around 1, from 0.53 to 1.83. Embedding matrix: wide and skewed, with its peak near 0.65 and a long tail, from 0.33 to 3.50. None is near zero."
 scales = {"Gaussian numbers": q.absmax, "embedding matrix": quantized[64].absmax}
 histograms = {}
 for name, s in scales.items():
@@ -179,7 +179,7 @@ print(f"{len(q.absmax):,} scales: {codes.numel():,} codes of 8 bits, {second_sca
 # to 1, 32 from 0.01 to 0.1, 16 in the next decade, and so on down to one. Each is the middle of one of the equal parts of
 # its decade. With their negatives, 0 and 1, that makes 256.
 
-# %%
+# %% alt="Two rows of fine ticks from −1 to 1: the levels of two 8-bit codes. INT8's are evenly spaced. The dynamic code's lie so close between −0.1 and 0.1 that they merge into a block, and farther apart than INT8's everywhere else."
 levels = [0.0, 1.0]
 for decade in range(7):
     edges = torch.linspace(0.1, 1, 2 ** (6 - decade) + 1)
@@ -209,7 +209,7 @@ print(f"your guess: {prediction['less error']}")
 # %% [markdown]
 # **What happened?** Look at where the centred, scaled numbers lie, and how far apart the levels are there:
 
-# %%
+# %% alt="Step to the next level (log scale) over the scale minus mean, as a share of its block's largest. INT8 is a flat line. Dynamic steps are 1.8 times as wide outside ±0.1, and ever finer towards 0. A grey histogram of the scales lies behind: only 29 % are within ±0.1."
 centred = (q.absmax - offset).view(-1, 256)
 scaled = (centred / centred.abs().amax(1, keepdim=True)).flatten()
 counts, edges = torch.histogram(scaled, bins=50, range=(-1, 1), density=True)
@@ -250,7 +250,7 @@ assert 5 < errors["spoiled", "INT8"] / errors["spoiled", "dynamic"] < 6
 # scales has been made 20 times as large. Three of the programs are ill. Look at what each makes of the scales, and name
 # what it has.
 
-# %%
+# %% alt="Four scatter plots, A to D: restored minus scale over the scale. A: straight lines of many slopes cross at about 2.6. B: below 2.6 the error grows as the scale falls; above, most are near 0. C: a thin band at 0, few stray. D: near 0 in the middle, slanted stripes up to ±0.05 on both sides."
 some = q.absmax[:2048].clone()
 some[700] *= 20
 restored = ill_restorations(some)
@@ -331,7 +331,7 @@ assert (
 # %%
 prediction = {"65B": 0.4}  # ← your guess, in GB
 
-# %%
+# %% alt="Horizontal bars: GB saved by double quantization. LLaMA 7B saves 0.30, 13B 0.59, 33B 1.50 and 65B 3.02. A diamond in the 65B row is your guess."
 saved_bits = q.bits_per_parameter - d.bits_per_parameter
 saved = {
     size: SHAPES[f"llama-{size.lower()}"].linear_parameters() * saved_bits / 8 / 1e9
@@ -426,7 +426,7 @@ lower_halves = quantized[64].absmax.view(torch.int32) & 0xFFFF
 print(f"scales of the bf16 embedding matrix with lower bits other than 0: {lower_halves.count_nonzero()}")
 assert lower_halves.count_nonzero() == 0
 
-# %%
+# %% alt="Three falling curves: relative RMS error over bits per parameter, points at blocks of 4096 to 32. At each block size the errors are alike, but double quantization takes the fewest bits, then bf16, then float32 scales. Near 4.125 bits: 64 with double 0.1069, 256 with float32 0.1357."
 doubled = {size: double_quantize(q, block_size=256) for size, q in quantized.items()}
 double_dots = [(q.bits_per_parameter, relative_rms(embedding, dequantize(q)), size) for size, q in doubled.items()]
 curves = {
@@ -555,7 +555,7 @@ def draw(block, second, double, model):
     return left
 
 
-# %%
+# %% alt="Left, two stacked bars: bits per parameter and the size in GB of blocks of 64 with float32 scales, and of your choice; at the start, for 65B, 36.4 and 33.4 GB. Right, error over bits for double quantization and float32 scales, your choice ringed; at the start 4.127 bits, error 0.1069."
 explore(
     draw,
     block=ipywidgets.SelectionSlider(options=block_sizes, value=64, description="block size"),

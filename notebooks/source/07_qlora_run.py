@@ -309,7 +309,7 @@ check_token_weighted_loss(global_loss)
 # %%
 prediction = {"step": 20, "test": 0.80, "shifted": 0.70}  # ← your guesses
 
-# %%
+# %% alt="Line plot, drawn during training: loss (log scale) over 30 optimizer steps. It falls steeply in the first steps, crosses the dotted line at 0.1, then wavers below it. A dashed vertical line is your guess of the step where it first gets below 0.1."
 # NBVAL_IGNORE_OUTPUT
 # because another processor rounds otherwise, and the time is the machine's
 from qlora_lab.classroom.widgets import live_loss
@@ -350,7 +350,7 @@ show_answers(
     ("order", "before", "after", ""),
 )
 
-# %%
+# %% alt="Pairs of horizontal bars, measured and your guess: share of 50 orders that are exactly right. Of the test orders nearly all are, of the shifted orders fewer than half."
 # NBVAL_IGNORE_OUTPUT
 # because another processor rounds otherwise
 from qlora_lab.classroom.plots import new_axes, plot_shares
@@ -366,7 +366,7 @@ assert MODEL != BUNDLED or (score["test"] >= 0.85 and score["shifted"] < 0.5)
 # `test` set cut from the same cloth as the training set measures whether the model learned *your sentences*, not whether it
 # learned *the job*. Which part of the job did it not learn?
 
-# %%
+# %% alt="Pairs of horizontal bars for six fields: share of 50 orders in which the field is exactly right, for test and shifted orders. On test orders every field is right nearly always. On shifted ones each is right less often: item and colour lose least, quantity and city most."
 # NBVAL_IGNORE_OUTPUT
 # because another processor rounds otherwise
 import json

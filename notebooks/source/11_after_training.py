@@ -233,7 +233,7 @@ def compare(merged):
     return off / norm(delta.values()), loss_of(merged), exact
 
 
-# %%
+# %% alt="Three horizontal bars: validation loss after each way of merging, with lines for the adapter beside the base and for no adapter. Dequantized and pristine end at or near the first line; requantized goes most of the way to no adapter. Diamonds are your guesses."
 # NBVAL_IGNORE_OUTPUT
 # because another processor rounds otherwise
 losses, errors = {}, {}
@@ -302,7 +302,7 @@ stored = dequantize(quantize(wanted))
 largest = wanted.abs().argmax(dim=1, keepdim=True)
 assert torch.allclose(stored.gather(1, largest), wanted.gather(1, largest))  # these move freely
 
-# %%
+# %% alt="Left, the 64 weights of a block: base, wanted (rings) and stored in 4 bits (squares), grey lines at the levels. At × 1, where the slider starts, all three nearly coincide. Right, share of the correction that survives over its size, × 1 to × 30: hardly any at first, nearly all at the end."
 # NBVAL_IGNORE_OUTPUT
 # because another processor rounds otherwise
 import ipywidgets
@@ -435,7 +435,7 @@ assert size_b < 2 * size_a  # two merged models would be needed
 #
 # What plan B saves is memory, and the more adapters the more. At LLaMA-7B's size, with rank 16 on all linears:
 
-# %%
+# %% alt="Two rising lines: GB of weights over 1 to 100 adapters served, both axes logarithmic. Plan A, a merged model each, passes the 24 GB line at two models and the 80 GB line at six. Plan B, one 4-bit base with adapters, rises from 4 to 20 GB and stays below the 24 GB line."
 merged_gb, base_gb, adapter_gb = 13.48, 3.87, 39_976_960 * 4 / 1e9
 counts = [1, 2, 5, 10, 20, 50, 100]
 memory = {
@@ -494,7 +494,7 @@ print(preflight(configs["LLaMA-7B"]))
 # %%
 prediction = {"GPT-2": 29, "BERT-base": 29, "Mixtral-8x7B": 26}  # ← your guesses, in %
 
-# %%
+# %% alt="Four stacked horizontal bars: bytes after loading in per cent of the 16-bit model, split into 4 bits and left in 16 bits. LLaMA-7B 29 %, GPT-2 49 %, BERT-base 42 %, of both more than half in 16 bits; Mixtral-8x7B 98 %, almost all in 16 bits. Diamonds are your guesses."
 reports = {name: preflight(config) for name, config in configs.items()}
 shares = {}
 for name, report in reports.items():
