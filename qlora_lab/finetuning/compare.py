@@ -19,8 +19,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime
-import importlib.metadata
 import functools
+import importlib.metadata
 import json
 import math
 import multiprocessing
