@@ -118,13 +118,9 @@ def check_seeds_needed(seeds_needed: Callable[[float, float], int]) -> Verdict:
                 smallest(lambda n, s=spread: t_quantile(n - 1) * s / n, margin),
                 "You divided by n: the mean's spread is √n times smaller.",
             ),
-            (
-                smallest(lambda n, s=spread: t_quantile(n - 1) * s / math.sqrt(n - 1), margin),
-                "Divide by √n: the spread has taken care of the n - 1.",
-            ),
             (math.ceil((spread / margin) ** 2), "That holds one standard error: 95 % takes more."),
             (expected - 1, "One too few: the half width is still above the margin."),
-            (expected + 1, "One too many: one seed less is enough."),
+            (expected + 1, "One too many: one seed less is enough. (Did you divide by √(n - 1)? By √n.)"),
             (1, "One difference has no spread: at least 2 are needed."),
         ]
         came = call(seeds_needed, spread, margin)
