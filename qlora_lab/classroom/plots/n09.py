@@ -69,18 +69,25 @@ def plot_intervals(
     if band:
         ax.axvspan(*band, color="0.93", zorder=0)
     ax.axvline(0, color="black", linewidth=1)
-    low_edge, high_edge = limits
-    for row, (method, (mean, half)) in enumerate(intervals.items()):
-        values = [min(max(value, low_edge), high_edge) for value in points[method]]
-        ax.plot(values, stacked(values, row - 0.1, 0.14), "o", color=GREY, markerfacecolor="none", markersize=5)
-        low, high = max(mean - half, low_edge), min(mean + half, high_edge)
-        ax.hlines(row + 0.2, low, high, color=BLUE, linewidth=2.5)
-        ends = [("<" if mean - half < low_edge else "|", low), (">" if mean + half > high_edge else "|", high)]
-        for marker, at in ends:
-            ax.plot([at], [row + 0.2], marker, color=BLUE, markersize=9, markeredgewidth=2)
-        ax.plot([min(max(mean, low_edge), high_edge)], [row + 0.2], "D", color=VERMILION, markersize=6, zorder=3)
-        if notes:
-            ax.text(1.01, row, notes[method], transform=ax.get_yaxis_transform(), va="center", fontsize=9)
+    left, right = limits
+    rows = [row + 0.2 for row in range(len(intervals))]
+    lows, means, highs = (
+        [min(max(mean + sign * half, left), right) for mean, half in intervals.values()] for sign in (-1, 0, 1)
+    )
+    rings, heights = [], []
+    for row, method in enumerate(intervals):
+        inside = [min(max(value, left), right) for value in points[method]]
+        rings, heights = rings + inside, heights + stacked(inside, row - 0.1, 0.14)
+    ax.plot(rings, heights, "o", color=GREY, markerfacecolor="none", markersize=5)
+    ax.hlines(rows, lows, highs, color=BLUE, linewidth=2.5)
+    for ends, edge, arrow in ((lows, left, "<"), (highs, right, ">")):
+        for marker, beyond in (("|", False), (arrow, True)):
+            chosen = [(end, row) for end, row in zip(ends, rows, strict=True) if (end == edge) == beyond]
+            if chosen:
+                ax.plot(*zip(*chosen, strict=True), marker, color=BLUE, markersize=9, markeredgewidth=2)
+    ax.plot(means, rows, "D", color=VERMILION, markersize=6, zorder=3)
+    for row, method in enumerate(notes or ()):
+        ax.text(0.99, row, notes[method], transform=ax.get_yaxis_transform(), va="center", ha="right")
     ax.set(ylim=(len(intervals) - 0.5, -0.5), xlim=limits, xlabel=xlabel)
     ax.set_yticks(range(len(intervals)), list(intervals))
     ax.tick_params(axis="y", length=0)
