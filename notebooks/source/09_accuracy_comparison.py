@@ -315,7 +315,7 @@ import ipywidgets
 
 from qlora_lab.classroom.widgets import explore
 
-LIMITS = {"test": (-8, 5.5), "shifted": (-22, 26), "validation": (-0.004, 0.02), "prose": (-0.3, 1.0)}
+LIMITS = {"test": (-8, 5.5), "shifted": (-22, 26), "validation": (-0.004, 0.019), "prose": (-0.3, 0.95)}
 
 
 def unpaired_interval(method, score, n):
