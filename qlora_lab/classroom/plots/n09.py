@@ -6,7 +6,8 @@ from . import BLUE, GREEN, GREY, ORANGE, VERMILION
 
 
 def stacked(values: list[float], row: float, step: float) -> list[float]:
-    """A height for each value: that of the row, and a step higher for each equal one before it."""
+    """A height for each value: that of the row, and a step higher for each equal one before it; half a row at most."""
+    step = min(step, 0.5 / max(map(values.count, values), default=1))
     return [row - step * values[:i].count(value) for i, value in enumerate(values)]
 
 
@@ -59,12 +60,12 @@ def plot_intervals(
     xlabel: str,
     limits: tuple[float, float],
     band: tuple[float, float] | None = None,
-    notes: dict[str, str] | None = None,
+    notes: list[str] | None = None,
 ) -> Axes:
     """A row for each method: its differences as rings, their mean and interval as a bar; 0 is a line.
 
-    band: from where to where nobody would mind, grey. notes: by method, a few words at the right end. What lies outside
-    the limits is drawn as an arrow at the edge.
+    band: from where to where nobody would mind, grey. notes: for each row, a few words at the right end. What lies
+    outside the limits is drawn as an arrow at the edge.
     """
     if band:
         ax.axvspan(*band, color="0.93", zorder=0)
@@ -86,10 +87,10 @@ def plot_intervals(
             if chosen:
                 ax.plot(*zip(*chosen, strict=True), marker, color=BLUE, markersize=9, markeredgewidth=2)
     ax.plot(means, rows, "D", color=VERMILION, markersize=6, zorder=3)
-    for row, method in enumerate(notes or ()):
-        ax.text(0.99, row, notes[method], transform=ax.get_yaxis_transform(), va="center", ha="right")
+    for row, note in enumerate(notes or ()):
+        ax.text(0.99, row, note, transform=ax.get_yaxis_transform(), va="center", ha="right")
     ax.set(ylim=(len(intervals) - 0.5, -0.5), xlim=limits, xlabel=xlabel)
-    ax.set_yticks(range(len(intervals)), list(intervals))
+    ax.set_yticks(range(len(intervals)), list(intervals), fontsize=9)
     ax.tick_params(axis="y", length=0)
     return ax
 
