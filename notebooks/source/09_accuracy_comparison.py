@@ -395,7 +395,8 @@ check_seeds_needed(seeds_needed)
 # %% [markdown]
 # <details><summary>Hint 1</summary>Try n = 2, 3, 4, … in turn: both t and √n depend on n.</details>
 # <details><summary>Hint 2</summary><code>t_quantile(n - 1) * spread / math.sqrt(n)</code> is the half width.</details>
-#
+
+# %% [markdown]
 # And to settle "under 2 points" for NF4?
 #
 # **Predict.** If the mean stays where it is, at −2.19: how many seeds until −2 lies outside the interval?
@@ -719,7 +720,8 @@ check_claims(verdict)
 # <details><summary>Hint 1</summary>Compare the two methods of the claim with each other, not both with bf16.</details>
 # <details><summary>Hint 2</summary>"Costs less than 2 points" is the difference lying above −2: on which side is the
 # interval?</details>
-#
+
+# %% [markdown]
 # What these 48 runs cannot tell:
 #
 # - **Large models.** The paper's show no loss. Ours is a small one, and says nothing about yours.

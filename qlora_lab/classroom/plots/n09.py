@@ -47,9 +47,10 @@ def plot_seeds(axes: list[Axes], pairs: dict[str, tuple[list[float], list[float]
         for a, b in zip(first, second, strict=True):
             colour, style = (BLUE, "--") if b > a else (VERMILION, "-") if b < a else (GREY, "-")
             ax.plot([0, 1], [a, b], color=colour, linestyle=style, marker="o", markersize=4, linewidth=1.5)
-        ax.set(xlim=(-0.25, 1.25), ylabel=ylabel)
+        ax.set_xlim(-0.25, 1.25)
         ax.set_xticks([0, 1], names.split(" | "))
         ax.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylabel(ylabel)
     return axes[0]
 
 
@@ -89,7 +90,7 @@ def plot_intervals(
     ax.plot(means, rows, "D", color=VERMILION, markersize=6, zorder=3)
     for row, note in enumerate(notes or ()):
         ax.text(0.99, row, note, transform=ax.get_yaxis_transform(), va="center", ha="right")
-    ax.set(ylim=(len(intervals) - 0.5, -0.5), xlim=limits, xlabel=xlabel)
+    ax.set(ylim=(len(intervals) - 0.5, -0.7), xlim=limits, xlabel=xlabel)
     ax.set_yticks(range(len(intervals)), list(intervals), fontsize=9)
     ax.tick_params(axis="y", length=0)
     return ax
