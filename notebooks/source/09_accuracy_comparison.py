@@ -318,10 +318,6 @@ assert all(low < -2 < high < 0 for low, high in (ends[m] for m in four_bits))
 # (Needs a running kernel.)
 
 # %%
-import ipywidgets
-
-from qlora_lab.classroom.widgets import explore
-
 LIMITS = {"test": (-8, 5.5), "shifted": (-22, 26), "validation": (-0.004, 0.019), "prose": (-0.3, 0.95)}
 
 
@@ -334,6 +330,12 @@ def unpaired_interval(method, score, n):
 
 def says(mean, half):
     return "worse" if mean + half < 0 else "better" if mean - half > 0 else "open"
+
+
+# %%
+import ipywidgets
+
+from qlora_lab.classroom.widgets import explore
 
 
 def draw_seeds(seeds, score, paired):
@@ -514,7 +516,8 @@ assert [f"{mean:.2f} {half:.2f}" for mean, half in left.values()] == [
 ]
 assert [f"{statistics.fmean(points[m]):.1f}" for m in four_bits] == ["96.8", "96.5", "95.2", "95.7"]
 assert (-sum(map(sum, changes)), -sum(sum(changes[i]) for i in six)) == (35, 19)
-assert sum(json.loads(c[-1]["content"])["city"] == "Leipzig" for c in load_samples("orders", "train")["messages"]) == 30
+trained = [json.loads(chat[-1]["content"])["city"] for chat in load_samples("orders", "train")["messages"]]
+assert (trained.count("Leipzig"), len(trained)) == (30, 2000)
 
 # %% [markdown]
 # **What happened?** More than half of what NF4 loses, 19 of 35 answers, is one word. Without it NF4's loss is no longer shown
@@ -594,7 +597,7 @@ assert sum(json.loads(chat[-1]["content"])["city"] == "Leipzig" for chat in vali
 # %% [markdown]
 # **What happened?** On the orders, 99 % of what rounding had done is gone, for every format. And the ranking is turned
 # about: INT4 began as the worst of the four and ends as the best, and NF4's interval to it excludes 0. (Five of the 200
-# held-out orders go to Leipzig. Whether they make the difference, the record cannot say: it keeps one sum.) On prose, which nobody trained on, NF4 is best before and after, FP4 and INT4 are far behind, and INT4's distance *grew*.
+# held-out orders go to Leipzig. Whether they make the difference, the record cannot say: it keeps one sum.) On prose, which nobody trained on, NF4 (plain or double) is best before and after, FP4 and INT4 are far behind, and INT4's distance *grew*.
 #
 # An adapter repairs what it is trained on. The rest keeps its rounding error, and gets the training's side effects on top. So
 # a benchmark near your training data says least about the base, and "QLoRA loses nothing" is a statement about the
