@@ -24,7 +24,7 @@ tests/classroom/answers/n03.py a right answer and the wrong ones it should recog
 pure function for the tests: it returns the Verdict and does nothing else.
 """
 
-from . import n00, n01, n02, n03, n04, n05, n06, n07, n08, n10, n11, n12
+from . import n00, n01, n02, n03, n04, n05, n06, n07, n08, n09, n10, n11, n12
 from .judging import (
     CHECKLIST,
     TAUGHT_IN,
@@ -65,6 +65,7 @@ from .n06 import (
 )
 from .n07 import check_bnb_config, check_labels, check_token_weighted_loss, check_trainable_parameters
 from .n08 import check_card_usage, check_fastest_preset, check_savings
+from .n09 import check_claims, check_paired_difference, check_seeds_needed
 from .n10 import check_accumulate, check_beyond_seeds, check_pack, check_splits
 from .n11 import (
     check_adapters_that_fit,
@@ -75,7 +76,7 @@ from .n11 import (
 )
 from .n12 import check_faults, check_project, check_real_parameters
 
-NOTEBOOKS = (n00, n01, n02, n03, n04, n05, n06, n07, n08, n10, n11, n12)
+NOTEBOOKS = (n00, n01, n02, n03, n04, n05, n06, n07, n08, n09, n10, n11, n12)
 
 
 def all_exercises() -> tuple[Exercise, ...]:
@@ -113,6 +114,7 @@ __all__ = [
     "check_bnb_config",
     "check_bytes_of_weights",
     "check_card_usage",
+    "check_claims",
     "check_compute_dtype",
     "check_correction",
     "check_diagnosis",
@@ -132,11 +134,13 @@ __all__ = [
     "check_model_bytes",
     "check_normal_levels",
     "check_pack",
+    "check_paired_difference",
     "check_project",
     "check_quantizable",
     "check_rank_of",
     "check_real_parameters",
     "check_savings",
+    "check_seeds_needed",
     "check_short_version",
     "check_smallest_block",
     "check_splits",
