@@ -10,7 +10,8 @@
 #
 # | you need | |
 # |---|---|
-# | time | 45 minutes, 1 to 2 of them computing on two CPU cores |
+# | time | 45 minutes |
+# | computing | up to 2 minutes on two CPU cores |
 # | memory | 4 GB |
 # | GPU | not used: its results are recorded |
 
@@ -70,7 +71,7 @@ for method in ("lora-fp32", "nf4"):
         raced[method, seed] = race(base, seed)
     print(f"{method}: trained at the seeds {', '.join(map(str, prediction))}")
 
-# %%
+# %% alt="Two lines, one a seed, from the loss on held-out orders after LoRA on a float32 base to that after QLoRA on NF4. Both rise steeply: the loss more than doubles, from below 0.1 nats per token."
 # NBVAL_IGNORE_OUTPUT
 # because another processor rounds otherwise
 after = {key: loss for key, (_, loss) in raced.items()}
@@ -122,7 +123,7 @@ for name, method in METHODS.items():
 prediction = {"points lost": 1, "orders": "nf4", "prose": "nf4"}  # ← your guesses
 
 
-# %%
+# %% alt="Four panels with a row for each of six bases: eight seeds as rings, mean and 95 % interval above them. Orders (test, shifted, validation loss): the two dense bases lie a little ahead of the four 4-bit ones, and all intervals are wide. Prose loss: fp32 3.62, bf16 3.67, NF4 3.80, FP4 3.93, INT4 4.12."
 def mean_interval(numbers):
     """Mean, and half the width of its 95 % confidence interval. Section 3 tells where 2.365 comes from."""
     return statistics.fmean(numbers), 2.365 * statistics.stdev(numbers) / math.sqrt(len(numbers))
@@ -196,7 +197,7 @@ assert list(ways.values()) == ["-2.2 points", "-2.3 %", "+69 %", "+61 %", "+0.6 
 # %%
 prediction = {"fp32 and bf16": 0.7, "bf16 and NF4": 0.7}  # ← your guesses
 
-# %%
+# %% alt="Lines join the scores of one seed with two methods. From fp32 to bf16 base they are nearly level and keep their order (correlation +0.89). From bf16 to NF4 most fall, and they cross (correlation -0.17)."
 test = values["test"]
 pairs = {"lora-fp32 | lora-bf16": (test["lora-fp32"], test["lora-bf16"])}
 pairs["lora-bf16 | nf4"] = (test["lora-bf16"], test["nf4"])
@@ -287,7 +288,7 @@ for m in others:
     cells = [f"{mean:+.{d}f} ± {half:.{d}f}" for (mean, half), d in zip((table[s][m] for s in scores), (2, 1, 4, 3))]
     print(f"{m:<14}{METHODS[m].bits:>6}" + "".join(f"{cell:>19}" for cell in cells))
 
-# %%
+# %% alt="Differences to the bf16 base on test, seed by seed, with mean and 95 % interval, and a band from -2 to +2 points. NF4 -2.2 and its interval from -4.0 to -0.4 crosses the band's edge; so do double quantization and FP4. The fp32 base's interval lies around 0, within the band."
 differences = {m: compare(m, "lora-bf16", "test") for m in others}
 rows = [{labels[m]: row[m] for m in others} for row in (table["test"], differences)]
 _ = plot_intervals(new_axes(height=3.6), *rows, "points of test, less lora-bf16", (-7, 3), band=(-2, 2))
@@ -332,7 +333,7 @@ def says(mean, half):
     return "worse" if mean + half < 0 else "better" if mean - half > 0 else "open"
 
 
-# %%
+# %% alt="The same intervals from as many seeds as the slider says. With three, all are wide and reach across the band of 2 points and across 0: the verdict beside each is open."
 import ipywidgets
 
 from qlora_lab.classroom.widgets import explore
@@ -425,7 +426,7 @@ assert (f"{spread:.2f}", one_point, f"{margin:.2f}", enough) == ("2.12", 20, "0.
 # only. But both adapters answer the same orders, and an order that both get right, or both wrong, says nothing about the
 # difference. What counts are the orders where they differ. Here they are, bf16 against NF4:
 
-# %%
+# %% alt="For each of eight seeds, a row of marks for the orders that at least one of two adapters gets wrong, hardest first: lost with NF4, gained with NF4, or wrong with both. Few orders are wrong at nearly every seed; the others are scattered, more of them lost than gained."
 assert f"{196 * math.sqrt(0.95 * 0.05 / 200):.1f}" == "3.0"
 bits = {(run["method"], run["seed"]): [int(bit) for bit in run["exact"]["test"]] for run in runs}
 failures = [sum(bits[m, s][i] == 0 for m in ("lora-bf16", "nf4") for s in range(8)) for i in range(200)]
@@ -527,7 +528,7 @@ assert (trained.count("Leipzig"), len(trained)) == (30, 2000)
 #
 # Six orders that fall together are one piece of evidence, not six. So count by what falls together:
 
-# %%
+# %% alt="Three 95 % intervals for the same -2.19 points, NF4 less bf16. If seeds are the luck: -4.0 to -0.4. If orders are: -3.7 to -0.6. If cities are: -4.9 to +0.5, which includes 0."
 by_order = [100 * statistics.fmean(change) for change in changes]
 # 50 cities: a city's share of the change, times 50, so that the mean is that of all orders again
 by_city = [sum(by_order[i] for i in range(200) if city[i] == c) * 50 / 200 for c in sorted(set(city))]
@@ -561,7 +562,7 @@ assert [f"{luck['cities'][0] + sign * luck['cities'][1]:.1f}" for sign in (-1, 1
 # %%
 prediction = {"orders %": 80, "prose %": 50}  # ← your guesses: 0 nothing, 100 all, negative: it grew
 
-# %%
+# %% alt="Arrows from before to after training: how far above the bf16 base each 4-bit base lies. On orders all four fall to about 0 (NF4 from 0.43 to 0.006 nats). On prose NF4 and double quantization fall from 0.18 to 0.13, FP4 from 0.35 to 0.26, and INT4 rises from 0.35 to 0.45."
 before = {name: {r["method"]: r["before"][name] for r in runs} for name in ("validation", "prose")}
 start = {name: {m: before[name][m] - before[name]["lora-bf16"] for m in four_bits} for name in before}
 end = {name: {m: table[name][m][0] for m in four_bits} for name in before}
@@ -655,7 +656,7 @@ assert fastest == "lora-fp32" and f"{saved:.2f} {weights:.2f}" == "0.15 0.15"
 # %%
 prediction = {"NF4 + DQ": "open", "FP4": "worse"}  # ← "better", "worse" or "open", against bf16
 
-# %%
+# %% alt="The paper's eight MMLU differences for each comparison, with mean and 95 % interval. NF4 with double quantization less bf16: -0.05, its interval around 0. FP4 less bf16: -0.85, below 0. NF4 less FP4: +0.8, above 0."
 mmlu = {
     "bf16": [38.4, 45.6, 47.2, 50.6, 57.7, 60.5, 61.8, 62.5],  # 7B Alpaca, 7B FLAN v2, 13B Alpaca, ... 65B FLAN v2
     "FP4": [37.2, 44.0, 47.3, 50.0, 55.9, 58.5, 61.3, 63.3],

@@ -8,7 +8,8 @@
 #
 # | you need | |
 # |---|---|
-# | time | 45 minutes, 1 of them computing on two CPU cores |
+# | time | 45 minutes |
+# | computing | up to 1 minute on two CPU cores |
 # | memory | 2 GB |
 # | GPU | not used: what needs one was recorded on an H100 |
 
@@ -77,7 +78,7 @@ prediction = {"checkpointing": 0.5, "batch 4 x 2": 0.9, "adamw_8bit": 0.6}  # �
 # Each circle is a seed: the loss on held-out *orders* and on *plain English* that nobody trained on (less is better), and
 # the peak. Speed was measured once, with the GPU to itself.
 
-# %%
+# %% alt="A row for each of 19 knobs, three runs each, in four panels: loss on orders, loss on plain English, tokens per second, peak memory; a band shows how far runs of equal settings lie apart. Most memory knobs change memory alone. Batch 32 and rank 64 win on orders and lose on English; lr 1.5e-2 runs off the scale."
 base, same_work = validation["as it is"], ["as it is", *groups[-1]]  # five settings with equally much to compute
 panels = {  # values, how far equal settings differ, limits, ticks
     "orders\n(nats per token)": (validation, base, (0.004, 0.4), [0.005, 0.02, 0.1]),
@@ -187,7 +188,7 @@ def run_of(batch, checkpointing, length=512, rank=64, size="7b"):
     return runs[0] if runs and "measured" in runs[0] else None
 
 
-# %%
+# %% alt="Bars without and with checkpointing at 7B, 1, 4 and 16 samples of 512 tokens, and your guesses. Peak memory 7.93 to 5.43 GB, 17.0 to 6.19, 52.9 to 10.0: 31, 63 and 81 % less. Seconds a step: 48, 70 and 41 % more."
 batches = (1, 4, 16)
 WAYS = {"without checkpointing": False, "with checkpointing": True}
 peaks, times = (
@@ -311,7 +312,7 @@ def draw(size, length, rank, card):
     return plot_splits(new_axes(), SIZES, lines, points, ROOM * card)
 
 
-# %%
+# %% alt="Predicted memory at 7B of five ways to split 16 samples of 512 tokens, from 1 x 16 to 16 x 1, without and with checkpointing, and a card of 24 GB. With checkpointing it rises from 7 to 12 GB: all fit. Without it, 8 x 2 and 16 x 1 do not."
 explore(
     draw,
     size=ipywidgets.SelectionSlider(options=["7b", "13b", "33b", "65b"], description="LLaMA"),
@@ -445,7 +446,7 @@ def sizes(steps):
     return [len(rows) * max(map(sum, rows)) for rows in steps]
 
 
-# %%
+# %% alt="Six panels of rows of tokens, padding hatched. Orders: 6 % padding as they come, 1 % with similar lengths together, 3 % packed. Samples as in a chat, of very different lengths: 54, 7 and 14 %."
 fig, axes = plt.subplots(2, 3, figsize=(8, 3.6), layout="constrained")
 share, extent = {}, {}
 for (name, data), width, line in zip(kinds.items(), (256, 512), axes):
@@ -590,7 +591,7 @@ assert f"{means['float32'] - means['as it is']:.1f} {means['float16'] - means['a
 # %%
 prediction = {"orders": 0.008, "English": 3.80}  # ← your guesses, in nats per token
 
-# %%
+# %% alt="A point for each run: held-out loss on orders (better to the right) against loss on plain English. Whoever moves right mostly moves up: lr 1.5e-4 stays at 3.6 in English and learns little, batch 32 and rank 64 learn most and lose in English, lr 5e-3 loses most and gains nothing over the start."
 learn = ["as it is", "batch 32", *groups[4], "lr 1.5e-4", "lr 5e-4", "lr 5e-3"]
 points = {knob: list(zip(validation[knob], prose[knob])) for knob in learn}
 accuracy = json.loads((folder / "accuracy-nvidia-h100-80gb-hbm3.json").read_text(encoding="utf-8"))
@@ -675,7 +676,7 @@ assert off(moved(64, 5e-4, 1), moved(32, 1e-3, 1)) < 1e-4
 # %%
 prediction = "16-bit base"  # ← or "no checkpointing"
 
-# %%
+# %% alt="Bars: how much more memory the 7B recipe would need with one of its lines undone. No checkpointing +10.67 GB, a 16-bit base +9.61, 16 x 1 instead of 4 x 4 +4.07, rank 64 +1.66, no double quantization +0.30, AdamW not paged 0.00, in 8 bits -0.24, q, k, v, o only -0.28."
 recipe = {"rank": 16, "batch_size": 4, "sequence_length": 512, "gradient_checkpointing": True, "targets": "all-linear"}
 recipe |= {"optimizer": "paged_adamw_32bit", "double_quant": True, "method": "qlora"}
 undone = {

@@ -42,11 +42,13 @@ def plot_level_usage(ax: Axes, usage: list[float], guess: dict[str, float] | Non
     """Bars of how often each level is chosen (shares), against equal shares and the learner's guesses (in per cent)."""
     ax.bar(range(len(usage)), usage, 0.8, color=BLUE)
     ax.axhline(1 / len(usage), color=GREY, linestyle=":", label=f"equal shares: {1 / len(usage):.2%}")
-    guess = guess or {}
-    for name, percent in guess.items():
+    named: dict[float, list[str]] = {}  # a guess made twice has one label
+    for name, percent in (guess or {}).items():
+        named.setdefault(percent, []).append(name)
+    for percent, names in named.items():
         ax.axhline(percent / 100, color=VERMILION, linestyle="--", linewidth=1)
-        side = "bottom" if percent == max(guess.values()) and name == list(guess)[-1] else "top"
-        text = f"your guess, {name}: {percent:g} %"
+        side = "bottom" if percent == max(named) else "top"
+        text = f"your guess, {' and '.join(names)}: {percent:g} %"
         ax.annotate(
             text, (len(usage) - 0.4, percent / 100), ha="right", va=side, color=VERMILION, backgroundcolor="white"
         )

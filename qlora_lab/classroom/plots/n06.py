@@ -81,7 +81,7 @@ def plot_bases(axes: list[Axes], bases: dict[str, tuple[float, float, float]], d
 def plot_repairs(ax: Axes, losses: dict[str, list[float]], guess: dict[str, float] | None = None) -> Axes:
     """Training losses (log scale) over optimizer steps, one line a base, named at its end.
 
-    guess: for some of them, the loss that the learner expects in the last step, a diamond.
+    guess: for some of them, the loss that the learner expects in the last step, a diamond around the line's marker.
     """
     last = max(len(values) for values in losses.values())
     heights, lowest = {}, 0.0  # of the names: at least a line of text apart
@@ -94,6 +94,7 @@ def plot_repairs(ax: Axes, losses: dict[str, list[float]], guess: dict[str, floa
         if guess and name in guess:
             ring = {"markersize": 11, "markerfacecolor": "none", "markeredgewidth": 2, "clip_on": False}
             ax.plot(last, guess[name], "D", color=colour, **ring)
+            ax.plot(last, guess[name], marker, color=colour, markersize=4, clip_on=False)  # whose: its line's marker
     ax.plot([], [], "D", color=GREY, markersize=9, markerfacecolor="none", markeredgewidth=2, label="your guesses")
     ax.set(xlabel="optimizer step", ylabel="loss (nats per token, log scale)", yscale="log", xlim=(0.7, 1.22 * last))
     ax.set_xticks(range(1, last + 1))
