@@ -314,9 +314,9 @@ assert all(low < -2 < high < 0 for low, high in (ends[m] for m in four_bits))
 #
 # ## 4 · How many seeds?
 #
-# Blue: the 95 % interval. Grey rings: the seeds. Grey area: 2 points to both sides. Take away seeds, and see verdicts come and
-# go. *Not paired* treats both methods' runs as strangers. For which methods is that interval longer, for which shorter?
-# (Needs a running kernel.)
+# Blue: the 95 % interval. Grey rings: the seeds. Grey area: 2 points to both sides. Take away seeds, and see verdicts
+# come and go. *Not paired* treats both methods' runs as strangers. For which methods is that interval longer, for which
+# shorter? (Needs a running kernel.)
 
 # %%
 LIMITS = {"test": (-8, 5.5), "shifted": (-22, 26), "validation": (-0.004, 0.019), "prose": (-0.3, 0.95)}
@@ -377,8 +377,9 @@ assert shorter == {"lora-fp32": True, "nf4": False, "nf4-double": False, "fp4": 
 # Pairing shortens the interval where luck is shared (float32, INT4) and lengthens it a little where it is not (NF4). To
 # choose the shorter one afterwards would be cheating too.
 #
-# **Exercise 9.2 ●●○ (5 minutes).** Plan it properly. The differences spread by `spread` (standard deviation, in points). What
-# is the smallest number of seeds, at least 2, with which the 95 % interval is the mean ± `margin` or less?
+# **Exercise 9.2 ●●○ (5 minutes).** Plan it properly. The differences spread by `spread` (standard deviation, in
+# points). What is the smallest number of seeds, at least 2, with which the 95 % interval is the mean ± `margin` or
+# less?
 
 
 # %%
@@ -521,10 +522,10 @@ trained = [json.loads(chat[-1]["content"])["city"] for chat in load_samples("ord
 assert (trained.count("Leipzig"), len(trained)) == (30, 2000)
 
 # %% [markdown]
-# **What happened?** More than half of what NF4 loses, 19 of 35 answers, is one word. Without it NF4's loss is no longer shown
-# (with double quantization it is, just), and the formats change places: NF4 would be the best of the four. (That is no result. Whoever leaves out data after looking
-# finds anything. It shows what the result *hangs on*.) Why Leipzig, the record cannot say: it keeps right and wrong,
-# not the answers.
+# **What happened?** More than half of what NF4 loses, 19 of 35 answers, is one word. Without it NF4's loss is no longer
+# shown (with double quantization it is, just), and the formats change places: NF4 would be the best of the four. (That
+# is no result. Whoever leaves out data after looking finds anything. It shows what the result *hangs on*.) Why Leipzig,
+# the record cannot say: it keeps right and wrong, not the answers.
 #
 # Six orders that fall together are one piece of evidence, not six. So count by what falls together:
 
@@ -598,11 +599,13 @@ assert sum(json.loads(chat[-1]["content"])["city"] == "Leipzig" for chat in vali
 # %% [markdown]
 # **What happened?** On the orders, 99 % of what rounding had done is gone, for every format. And the ranking is turned
 # about: INT4 began as the worst of the four and ends as the best, and NF4's interval to it excludes 0. (Five of the 200
-# held-out orders go to Leipzig. Whether they make the difference, the record cannot say: it keeps one sum.) On prose, which nobody trained on, NF4 (plain or double) is best before and after, FP4 and INT4 are far behind, and INT4's distance *grew*.
+# held-out orders go to Leipzig. Whether they make the difference, the record cannot say: it keeps one sum.) On prose,
+# which nobody trained on, NF4 (plain or double) is best before and after, FP4 and INT4 are far behind, and INT4's
+# distance *grew*.
 #
-# An adapter repairs what it is trained on. The rest keeps its rounding error, and gets the training's side effects on top. So
-# a benchmark near your training data says least about the base, and "QLoRA loses nothing" is a statement about the
-# benchmark.
+# An adapter repairs what it is trained on. The rest keeps its rounding error, and gets the training's side effects on
+# top. So a benchmark near your training data says least about the base, and "QLoRA loses nothing" is a statement about
+# the benchmark.
 #
 # The float32 base, by the way, ends 0.054 ± 0.025 nats *better* on prose than bf16. Is that real? The table of section 3
 # has 20 intervals. If nothing at all were going on, one of them would be expected to miss 0.
@@ -640,10 +643,11 @@ print(f"NF4 saves {saved:.2f} GB; 11.5 bits of each weight are {weights:.2f} GB"
 assert fastest == "lora-fp32" and f"{saved:.2f} {weights:.2f}" == "0.15 0.15"
 
 # %% [markdown]
-# Next to nothing: against bf16, NF4 saves 0.15 GB (10⁹ bytes), the 11.5 bits of each weight and no more. (The other formats
-# save less, INT4 nothing: at their peak more lies beside the weights.) And do not read the speeds as costs of formats. The *float32* base comes out fastest, which no arithmetic explains: steps of this
-# size keep the GPU waiting for the next kernel, and 10 timed steps of one run are noisy. At 7B there is something to gain:
-# [notebook 08](08_memory_comparison.ipynb).
+# Next to nothing: against bf16, NF4 saves 0.15 GB (10⁹ bytes), the 11.5 bits of each weight and no more. (The other
+# formats save less, INT4 nothing: at their peak more lies beside the weights.) And do not read the speeds as costs of
+# formats. The *float32* base comes out fastest, which no arithmetic explains: steps of this size keep the GPU waiting
+# for the next kernel, and 10 timed steps of one run are noisy. At 7B there is something to gain: [notebook
+# 08](08_memory_comparison.ipynb).
 #
 # ## 8 · The paper's table
 #
