@@ -632,8 +632,8 @@ assert (f"{mean:.1f}", f"{half:.1f}", accuracy["settings"]["steps"]) == ("-2.2",
 # **It depends**, to begin with, on of *what*. The same two runs give −0.5 % (exact answers), +0.4 % (perplexity on the task),
 # +37.5 % (loss on the task, close to 0 in both) and +13.8 % (perplexity on prose). Pick your number. And this is one seed of
 # one small model: of 200 judged orders, 97 % means 97 ± 2.4, and a difference of 2 % could hide in that. Eight seeds see a
-# difference: 4 bits cost 2.2 ± 1.8 points, which leaves open whether it is more or less than 2
-# ([notebook 09](09_accuracy_comparison.ipynb)). The paper found QLoRA equal to 16-bit fine-tuning where it could
+# difference: 4 bits cost 2.2 ± 1.8 points on these 200 orders, which leaves open whether it is more or less than 2, and
+# most of it is one word ([notebook 09](09_accuracy_comparison.ipynb)). The paper found QLoRA equal to 16-bit fine-tuning where it could
 # compare them, and adds: "we did not establish that QLoRA can match full 16-bit finetuning performance at 33B and 65B
 # scales." Those who write "proven at 65B" stopped reading before.
 #
