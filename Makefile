@@ -13,6 +13,7 @@ PIP_FLAGS ?=
 LAB_FLAGS ?=
 RUN_FLAGS ?=
 BENCH_FLAGS ?=
+NBVAL_FLAGS ?=
 WHEELHOUSE ?=
 # what pip installs from: an index, or a wheelhouse and nothing else
 SOURCE = $(if $(WHEELHOUSE),--no-index --find-links $(abspath $(WHEELHOUSE)),$(PIP_FLAGS))
@@ -28,28 +29,36 @@ CORES = $(shell $(PY) -c 'import os; print(os.cpu_count())')
 HALF = $(shell $(PY) -c 'import os; print(max(1, os.cpu_count() // 2))')
 NBVAL = $(PY) -m pytest -p tests.labels --nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg
 
-.PHONY: help lab test test-oldest run check bench bench-gpu labels wheelhouse clean model
+.PHONY: help lab test notebooks labels test-oldest run check bench bench-gpu wheelhouse clean model
 .DEFAULT_GOAL := help
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s%s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s%s\n", $$1, $$2 }' Makefile
 
 lab: model ## open the course in JupyterLab
 	@$(PY) -m jupyterlab $(LAB) $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_FLAGS)
 
 # Offline, so that nothing comes to need a model hub. Tests run one a core; those that measure how soon a figure follows
-# its slider, after the others. Learner's and solved notebooks run side by side, each on half of the cores: a core to
-# itself serves a small model better than a share in two.
+# its slider, after the others.
 test: export HF_HUB_OFFLINE = 1
 test: check model $(VENV)/triton ## prove it: check, unit tests, and every notebook re-run with nbval
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(CORES) -m "not latency"
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(HALF) -m latency
+	@$(MAKE) --no-print-directory notebooks
+
+# Learner's and solved notebooks side by side, each on half of the cores: a core to itself serves a small model better
+# than a share in two.
+notebooks: export HF_HUB_OFFLINE = 1
+notebooks: model ## re-run every notebook, learner's and solved, with nbval; hold what they take against their cards
 	@work=$$(mktemp -d); trap 'kill $$solved 2>/dev/null; rm -rf "$$work"' EXIT; \
 	export OMP_NUM_THREADS=$(HALF); failed=; set -x; \
 	QLORA_LAB_PROGRESS="$$work/solved.json" QLORA_LAB_STRICT=1 $(NBVAL) notebooks/solutions/*.ipynb \
 	    >"$$work/solved.log" 2>&1 & solved=$$!; \
 	QLORA_LAB_PROGRESS="$$work/learner.json" $(NBVAL) $(NBVAL_FLAGS) notebooks/*.ipynb || failed=1; \
 	wait $$solved || failed=1; cat "$$work/solved.log"; [ -z "$$failed" ]
+
+labels: ## the same, and write down what they took: then write the cards after data/records/notebooks.json
+	@$(MAKE) --no-print-directory notebooks NBVAL_FLAGS='--record-labels data/records/notebooks.json'
 
 # Each requirement at the lower end of its range, in an environment of its own. Old libraries use what is deprecated by
 # now, so warnings are no errors here; notebooks that print the newest libraries' behaviour are left to `make test`.

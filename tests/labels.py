@@ -1,0 +1,102 @@
+"""A pytest plugin beside nbval: what each notebook takes, held against the label on its card.
+
+    pytest -p tests.labels --nbval ... notebooks/*.ipynb                   fails if a run exceeds its label by half
+    pytest -p tests.labels --record-labels FILE --nbval ... notebooks/*.ipynb   and writes down what was measured
+
+A card promises `| computing | up to 3 minutes on two CPU cores |` and `| memory | 4 GB |`. Measured are the seconds of
+all its cells and of starting the kernel, and the most memory that the kernel's process ever held (Linux only; on other
+systems memory is not judged). GB are 10^9 bytes. The record is made as `make test` runs the notebooks, two at a time:
+a learner who has both cores waits less.
+"""
+
+import datetime
+import json
+import os
+import pathlib
+import platform
+import re
+from importlib.metadata import version
+
+LABEL = {
+    "seconds": re.compile(r"^\| computing \| up to (?P<number>\d+) minutes? on two CPU cores", re.MULTILINE),
+    "gigabytes": re.compile(r"^\| memory \| (?P<number>\d+) GB \|", re.MULTILINE),
+}
+UNIT = {"seconds": 60, "gigabytes": 1}
+TOLERATED = 1.5
+
+measured: dict[pathlib.Path, dict[str, float]] = {}
+broken: list[str] = []
+
+
+def labels(notebook: dict) -> dict[str, float]:
+    """What a notebook's card promises: seconds and gigabytes."""
+    text = "\n".join("".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "markdown")
+    found = {name: pattern.search(text) for name, pattern in LABEL.items()}
+    return {name: int(match["number"]) * UNIT[name] for name, match in found.items() if match}
+
+
+def peak_gigabytes(pid: int) -> float | None:
+    """The most memory that the process has held so far; None where the system does not say."""
+    try:
+        status = pathlib.Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return None
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024 / 1e9
+
+
+def exceeded(promised: dict[str, float], took: dict[str, float]) -> list[str]:
+    """What a run took of more than TOLERATED times what was promised, in words; also if nothing was promised."""
+    told = []
+    for name, value in took.items():
+        if name not in promised:
+            told.append(f"its card promises no {name}")
+        elif value > TOLERATED * promised[name]:
+            told.append(f"{value:.1f} {name}, promised are {promised[name]}")
+    return told
+
+
+def pytest_addoption(parser):
+    parser.addoption("--record-labels", metavar="FILE", help="write what the notebooks took")
+
+
+def pytest_runtest_logreport(report):
+    path = pathlib.Path(report.nodeid.partition("::")[0])
+    if path.suffix == ".ipynb":
+        took = measured.setdefault(path, {"seconds": 0.0})
+        took["seconds"] += report.duration
+
+
+def pytest_runtest_teardown(item):
+    kernel = getattr(item.parent, "kernel", None)
+    if kernel is not None and (peak := peak_gigabytes(kernel.km.provisioner.pid)) is not None:
+        measured[pathlib.Path(item.nodeid.partition("::")[0])]["gigabytes"] = peak
+
+
+def pytest_sessionfinish(session):
+    for path, took in measured.items():
+        promised = labels(json.loads((session.config.rootpath / path).read_text(encoding="utf-8")))
+        broken.extend(f"{path}: {told}" for told in exceeded(promised, took))
+    if broken and session.exitstatus == 0:
+        session.exitstatus = 1
+    if target := session.config.getoption("record_labels"):
+        record = {
+            "command": "make labels",
+            "device": f"{os.cpu_count()} CPU cores, {platform.machine()}, no GPU",
+            "date": datetime.date.today().isoformat(),
+            "versions": {name: version(name) for name in ("torch", "transformers", "peft", "bitsandbytes")},
+            "notebooks": {
+                path.stem: {name: round(value, 2) for name, value in took.items()}
+                for path, took in sorted(measured.items())
+            },
+        }
+        pathlib.Path(target).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def pytest_terminal_summary(terminalreporter):
+    if measured:
+        terminalreporter.section("what the notebooks took")
+    for path, took in sorted(measured.items()):
+        memory = f"{took['gigabytes']:5.1f} GB" if "gigabytes" in took else ""
+        terminalreporter.write_line(f"{path.stem:<28} {took['seconds']:6.0f} s {memory}")
+    for told in broken:
+        terminalreporter.write_line(f"label broken: {told}", red=True)
