@@ -46,7 +46,14 @@ def explore(draw: Callable[..., Axes], **sliders: ipywidgets.Widget) -> ipywidge
     for slider in sliders.values():
         slider.style.description_width, slider.layout.width = "initial", "60%"
         slider.observe(redraw, names="value")
-    return ipywidgets.VBox([*sliders.values(), live])
+    return Panel([*sliders.values(), live])
+
+
+class Panel(ipywidgets.VBox):
+    """Widgets below one another, and in words where no kernel has made them: on GitHub, or before the cell is run."""
+
+    def __repr__(self) -> str:
+        return "(Run this cell: here is something to move.)"
 
 
 KEPT_FRAMES = 6  # about a megabyte each
@@ -175,4 +182,4 @@ def ask_box(answer: Callable[[str], dict[str, str]], first: str) -> ipywidgets.W
             button.description, button.disabled = "Ask", False
 
     button.on_click(ask)
-    return ipywidgets.VBox([line, button, output])
+    return Panel([line, button, output])
