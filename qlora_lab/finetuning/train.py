@@ -18,12 +18,15 @@ starts the same code on several GPUs.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import pathlib
 import shutil
+import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -62,23 +65,49 @@ class StepRecord:
 def train(model, batches: Batches, *, steps: int, progress: bool = True, **settings) -> list[StepRecord]:
     """Run `train_steps` to its end behind a progress bar; settings are its other arguments.
 
-    Ctrl-C ends the training and returns what was reached: the model holds a usable adapter.
+    Ctrl-C ends the training after its step (a second one at once) and returns what was reached: the model holds a
+    usable adapter.
     """
     from tqdm.auto import tqdm
 
     records: list[StepRecord] = []
     running = train_steps(model, batches, steps=steps, **settings)
     try:
-        with tqdm(total=steps, unit="step", disable=not progress) as bar:
+        with _first_interrupt_noted() as interrupts, tqdm(total=steps, unit="step", disable=not progress) as bar:
             for record in running:
                 records.append(record)
                 bar.update(record.step - bar.n)
                 bar.set_postfix_str(f"loss {record.loss:.4f}")
+                if interrupts:
+                    raise KeyboardInterrupt
     except KeyboardInterrupt:
         running.close()
         done = f"stopped after {len(records)} of {steps} steps; the adapter holds what was learned so far"
         print(done, file=sys.stderr)
     return records
+
+
+@contextlib.contextmanager
+def _first_interrupt_noted() -> Iterator[list]:
+    """Ctrl-C adds to the list that this gives; a second one raises KeyboardInterrupt, as it does elsewhere.
+
+    Raised at once it could come up in a destructor or a callback, where Python ignores exceptions, and be lost.
+    """
+    interrupts: list[int] = []
+    usual = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(usual):
+        yield interrupts
+        return
+
+    def note(number: int, _frame) -> None:
+        interrupts.append(number)
+        signal.signal(signal.SIGINT, usual)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield interrupts
+    finally:
+        signal.signal(signal.SIGINT, usual)
 
 
 def train_steps(

@@ -1,6 +1,7 @@
 import math
 import os
 import shutil
+import signal
 import sys
 
 import pytest
@@ -214,6 +215,32 @@ def test_ctrl_c_returns_what_was_reached(tiny, monkeypatch, capsys):
     assert len(records) == 3
     assert "stopped after 3 of 9 steps" in capsys.readouterr().err
     assert not tiny.training
+
+
+class Interrupting:
+    """Presses Ctrl-C when it is destroyed: a KeyboardInterrupt that came up here would be ignored, and lost."""
+
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize(("presses", "reached"), [(1, 2), (2, 1)])
+def test_ctrl_c_is_never_lost(tiny, monkeypatch, presses, reached):
+    """One ends the training after its step, even from a destructor; a second one ends it at once."""
+    calls = []
+
+    def interrupting(model, batch, chunk):
+        calls.append(1)
+        if len(calls) == 2:
+            Interrupting()
+            if presses == 2:
+                signal.raise_signal(signal.SIGINT)
+        return token_loss_sum(model, batch)
+
+    monkeypatch.setattr(sys.modules[train.__module__], "token_loss_sum", interrupting)
+    usual = signal.getsignal(signal.SIGINT)
+    assert len(train(tiny, Batches(random_samples(8), 4), steps=9, progress=False)) == reached
+    assert signal.getsignal(signal.SIGINT) is usual
 
 
 # ------------------------------------------------------------------------------------------------------------ settings
