@@ -1,5 +1,6 @@
 """The notebooks' sliders, moved: every figure follows within 100 ms, at the notebook's own sample size."""
 
+import ast
 import itertools
 import pathlib
 import time
@@ -48,6 +49,51 @@ def milliseconds_of_moves(sliders: list[ipywidgets.Widget], live: ipywidgets.Ima
                 return times
 
 
+def needed_cells(sources: list[str]) -> list[str]:
+    """The cells that make sliders, and those before them that make what these need, directly or through others.
+
+    A cell is needed if it gives a needed name a value, calls something on it (`model.eval()`) or puts something in it. So
+    a training that no slider shows is left out.
+    """
+    kept, needed = [], set()
+    for source in reversed(sources):
+        if "explore(" in source or changed_names(source) & needed:
+            kept.insert(0, source)
+            needed |= {node.id for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)}
+    return kept
+
+
+def changed_names(source: str) -> set[str]:
+    """Names that a cell's statements bind, or whose objects they may change."""
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.alias):
+            names.add((node.asname or node.name).partition(".")[0])
+        elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+            names.add(root_of(node.value.func))
+        elif isinstance(node, ast.Attribute | ast.Subscript) and isinstance(node.ctx, ast.Store):
+            names.add(root_of(node))
+    return names - {"", "print", "display", "progress"} - {name for name in names if name.startswith("check_")}
+
+
+def root_of(node: ast.expr) -> str:
+    """The name that an expression such as model.layers[0].weight begins with; empty if it begins with none."""
+    while isinstance(node, ast.Attribute | ast.Subscript | ast.Call):
+        node = node.func if isinstance(node, ast.Call) else node.value
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+def test_what_sliders_need():
+    cells = ["import torch", "x = torch.ones(3)", "y = 2", "y += 1", "x.mul_(2)", "slow = 1", "print(x)", "z = [y]"]
+    cells += ["def draw(n):\n    return z, x", "check_x(x)", "explore(draw)", "later = 1"]
+    kept = ["import torch", "x = torch.ones(3)", "y = 2", "y += 1", "x.mul_(2)", "z = [y]", cells[8], "explore(draw)"]
+    assert needed_cells(cells) == kept
+
+
 @pytest.mark.slow
 @pytest.mark.latency
 @pytest.mark.parametrize("source", WITH_SLIDERS, ids=lambda source: source.stem)
@@ -56,14 +102,13 @@ def test_figures_follow_within_100_ms(source, monkeypatch, tmp_path):
     boxes = []
     explore = widgets.explore
     monkeypatch.setattr(widgets, "explore", lambda *args, **kwargs: boxes.append(explore(*args, **kwargs)) or boxes[-1])
-    cells = [cell for cell in read_cells(source.read_text(encoding="utf-8")) if cell.type == "code"]
-    last = max(number for number, cell in enumerate(cells) if "explore(" in cell.source)
+    cells = [cell.source for cell in read_cells(source.read_text(encoding="utf-8")) if cell.type == "code"]
     names: dict = {"__name__": "__main__"}
     InteractiveShell.instance()
     try:
         with capture_output():
-            for cell in cells[: last + 1]:
-                exec(compile(cell.source, source.name, "exec"), names)
+            for cell in needed_cells(cells):
+                exec(compile(cell, source.name, "exec"), names)
             assert boxes
             for box in boxes:
                 *sliders, live = box.children
