@@ -9,7 +9,7 @@
 # | you need | |
 # |---|---|
 # | time | 45 minutes |
-# | computing | up to 2 minutes on two CPU cores |
+# | computing | up to 3 minutes on two CPU cores |
 # | memory | 3 GB |
 # | GPU | not used |
 

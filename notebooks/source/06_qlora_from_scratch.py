@@ -10,7 +10,7 @@
 # |---|---|
 # | time | 40 minutes |
 # | computing | up to 4 minutes on two CPU cores |
-# | memory | 6 GB |
+# | memory | 5 GB |
 # | GPU | not used: this notebook is about equality, and float32 on a CPU is where one can demand it |
 
 # %%

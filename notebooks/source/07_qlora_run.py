@@ -21,7 +21,7 @@
 # | you need | |
 # |---|---|
 # | time | 25 minutes |
-# | computing | up to 7 minutes on two CPU cores, 2 on a GPU |
+# | computing | up to 9 minutes on two CPU cores, 2 on a GPU |
 # | memory | 5 GB |
 # | GPU | optional |
 

@@ -10,7 +10,7 @@
 # |---|---|
 # | time | 30 minutes |
 # | computing | up to 1 minute on two CPU cores |
-# | memory | 2 GB |
+# | memory | 1 GB |
 # | GPU | optional: with 9 GB free, it is measured too |
 
 # %%

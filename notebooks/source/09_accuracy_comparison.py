@@ -12,7 +12,7 @@
 # |---|---|
 # | time | 45 minutes |
 # | computing | up to 2 minutes on two CPU cores |
-# | memory | 4 GB |
+# | memory | 3 GB |
 # | GPU | not used: its results are recorded |
 
 # %%

@@ -14,8 +14,8 @@
 # | you need | |
 # |---|---|
 # | time | 25 minutes |
-# | computing | up to 3 minutes on two CPU cores |
-# | memory | 4 GB |
+# | computing | up to 4 minutes on two CPU cores |
+# | memory | 6 GB |
 # | GPU | optional |
 
 # %%
