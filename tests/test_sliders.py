@@ -52,8 +52,8 @@ def milliseconds_of_moves(sliders: list[ipywidgets.Widget], live: ipywidgets.Ima
 def needed_cells(sources: list[str]) -> list[str]:
     """The cells that make sliders, and those before them that make what these need, directly or through others.
 
-    A cell is needed if it gives a needed name a value, calls something on it (`model.eval()`) or puts something in it. So
-    a training that no slider shows is left out.
+    A cell is needed if it gives a needed name a value, calls something on it (`model.eval()`), or puts something in it.
+    So a training that no slider shows is left out.
     """
     kept, needed = [], set()
     for source in reversed(sources):
