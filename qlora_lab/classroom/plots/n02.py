@@ -4,7 +4,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import StepPatch
 
-from . import BLUE, GREEN, GREY, ORANGE, VERMILION
+from . import BLUE, GREEN, GREY, ORANGE, VERMILION, fix_ticks
 
 
 def plot_float_bits(ax: Axes, bits: dict[str, tuple[str, str, str, str]]) -> Axes:
@@ -120,8 +120,8 @@ def plot_scaled_values(ax: Axes, shares, edges, levels, title: str = "") -> Axes
     ax.plot(levels, [-5.8] * len(levels), "|", **thin)
     ax.spines[["top", "right"]].set_visible(False)
     ax.set(xlim=(-1.05, 1.05), ylim=(-6.5, 0.3), ylabel="share of the values in a bin")
-    ax.set_xticks([-1, 0, 1], ["lowest\nlevel", "middle", "highest\nlevel"])
-    ax.set_yticks([-4, -2, 0], ["0.01 %", "1 %", "100 %"])
+    fix_ticks(ax.xaxis, [-1, 0, 1], ["lowest\nlevel", "middle", "highest\nlevel"])
+    fix_ticks(ax.yaxis, [-4, -2, 0], ["0.01 %", "1 %", "100 %"])
     ax.set_title(title, fontsize=10, loc="left")
     return ax
 
@@ -149,8 +149,8 @@ def plot_error_sizes(ax: Axes, shares, log_edges, relative_rms: float, title: st
     ax.text(y=0.4, s="relative RMS", fontsize=9, color=VERMILION, **side)
     ax.set(xlim=(-4, 1.5), ylim=(-5, 0.8), ylabel="share of the values in a bin")
     ax.set(xlabel="size of the error / RMS of the tensor")
-    ax.set_xticks(range(-4, 2), ["<0.0001", "", "0.01", "0.1", "1", "10"])
-    ax.set_yticks([-4, -2, 0], ["0.01 %", "1 %", "100 %"])
+    fix_ticks(ax.xaxis, range(-4, 2), ["<0.0001", "", "0.01", "0.1", "1", "10"])
+    fix_ticks(ax.yaxis, [-4, -2, 0], ["0.01 %", "1 %", "100 %"])
     ax.set_title(title, fontsize=10, loc="left")
     return ax
 

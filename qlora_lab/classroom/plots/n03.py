@@ -3,9 +3,10 @@
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.patches import StepPatch
 from matplotlib.ticker import MultipleLocator, NullLocator
 
-from . import BLUE, GREEN, GREY, ORANGE, VERMILION
+from . import BLUE, GREEN, GREY, ORANGE, VERMILION, fix_ticks
 
 
 def plot_codebooks(ax: Axes, codebooks: dict[str, list[float]]) -> Axes:
@@ -40,7 +41,9 @@ def plot_histogram(ax: Axes, shares: dict[str, np.ndarray], edges: np.ndarray, l
 
 def plot_level_usage(ax: Axes, usage: list[float], guess: dict[str, float] | None = None) -> Axes:
     """Bars of how often each level is chosen (shares), against equal shares and the learner's guesses (in per cent)."""
-    ax.bar(range(len(usage)), usage, 0.8, color=BLUE)
+    heights = np.ravel([[share, 0] for share in usage])[:-1]  # bars and gaps in one outline: a fifth of `bar`'s time
+    edges = np.ravel([[level - 0.4, level + 0.4] for level in range(len(usage))])
+    ax.add_artist(StepPatch(heights, edges, fill=True, linewidth=0, color=BLUE))
     ax.axhline(1 / len(usage), color=GREY, linestyle=":", label=f"equal shares: {1 / len(usage):.2%}")
     named: dict[float, list[str]] = {}  # a guess made twice has one label
     for name, percent in (guess or {}).items():
@@ -52,7 +55,8 @@ def plot_level_usage(ax: Axes, usage: list[float], guess: dict[str, float] | Non
         ax.annotate(
             text, (len(usage) - 0.4, percent / 100), ha="right", va=side, color=VERMILION, backgroundcolor="white"
         )
-    ax.set(xticks=range(len(usage)), xlabel="level, from -1 (0) to 1 (15)", ylabel="share of the elements")
+    fix_ticks(ax.xaxis, range(len(usage)))
+    ax.set(xlabel="level, from -1 (0) to 1 (15)", ylabel="share of the elements")
     ax.set(xlim=(-0.6, len(usage) - 0.4), ylim=(0, max(0.16, 1.1 * max(usage))))
     ax.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     ax.legend(frameon=False, loc="upper left")
@@ -66,13 +70,15 @@ def plot_offset(axes: list[Axes], levels: list[float], offsets: list[float], err
     """
     left, right = axes
     left.plot(levels, np.zeros(len(levels)), "|", color=BLUE, markersize=60, markeredgewidth=2)
-    left.set(xlim=(-1.05, 1.05), ylim=(-1, 1), yticks=[], xticks=[-1, -0.5, 0, 0.5, 1], xlabel="level")
+    left.set(xlim=(-1.05, 1.05), ylim=(-1, 1), yticks=[], xlabel="level")
+    fix_ticks(left.xaxis, [-1, -0.5, 0, 0.5, 1])
     best, least = offsets[int(np.argmin(errors))], min(errors)
     right.plot(offsets, np.array(errors) / least - 1, color=BLUE)
     right.plot(best, 0, "s", color=GREEN, markersize=8, label=f"least error, at {best:.3f}")
     right.plot(here[0], here[1] / least - 1, "o", color=VERMILION, markersize=9, label=f"your offset, {here[0]:.4f}")
     right.axvline(0.9677083, color=GREY, linestyle="--", linewidth=1.2, label="NF4's, 0.9677")
-    right.set(xlim=(offsets[0], offsets[-1]), ylim=(-0.02, 0.4), xticks=[0.9, 0.92, 0.94, 0.96, 0.98])
+    right.set(xlim=(offsets[0], offsets[-1]), ylim=(-0.02, 0.4))
+    fix_ticks(right.xaxis, [0.9, 0.92, 0.94, 0.96, 0.98])
     right.set(xlabel="offset (outermost probability)", ylabel="relative RMS error above the least")
     right.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     right.legend(frameon=False, loc="upper left")

@@ -4,7 +4,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullLocator
 
-from . import BLUE, GREEN, GREY, ORANGE, VERMILION
+from . import BLUE, GREEN, GREY, ORANGE, VERMILION, fix_ticks
 
 RANK_TICKS = [1, 2, 4, 8, 16, 32, 64, 128, 256, 576]
 
@@ -49,15 +49,17 @@ def plot_truncation(
     for at, (share, (colour, _, _)) in enumerate(zip((kept[here], 1 - kept[here]), styles, strict=True)):
         left.bar(at, share, 0.7, color=colour)
         left.text(at, share + 0.02, f"{share:.0%}", ha="center")
-    left.set(xticks=[0, 1], xticklabels=["kept", "thrown away"], ylim=(0, 1.1), yticks=[0, 0.5, 1])
-    left.set(ylabel="share of the squared norm", xlim=(-0.6, 1.6))
+    fix_ticks(left.xaxis, [0, 1], ["kept", "thrown away"])
+    fix_ticks(left.yaxis, [0, 0.5, 1])
+    left.set(ylabel="share of the squared norm", xlim=(-0.6, 1.6), ylim=(0, 1.1))
     left.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     for (name, values), (colour, marker, style) in zip(losses.items(), styles, strict=False):
         right.plot(values, color=colour, linestyle=style, marker=marker, markersize=5, label=name)
         right.plot(here, values[here], marker, color=colour, markersize=12)
     right.hlines(ends, 0, len(ranks) - 1, color=GREY, linewidth=1, linestyle=":", label="before, after training")
     right.legend(frameon=False, loc="center right", fontsize=9).set_gid("frame")
-    right.set(xticks=range(len(ranks)), xticklabels=ranks, xlim=(-0.2, len(ranks) - 0.8), xlabel="rank (log scale)")
+    fix_ticks(right.xaxis, range(len(ranks)), ranks)
+    right.set(xlim=(-0.2, len(ranks) - 0.8), xlabel="rank (log scale)")
     right.set(ylabel="loss on unseen orders (nats per token)", ylim=(0, 1.15 * max(ends)))
     for ax in (left, right):
         ax.spines[["top", "right"]].set_visible(False)

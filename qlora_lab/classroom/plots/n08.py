@@ -3,7 +3,7 @@
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 
-from . import BLUE, GREEN, GREY, ORANGE, VERMILION
+from . import BLUE, GREEN, GREY, ORANGE, VERMILION, fix_ticks
 
 BAR_STYLES = [  # Okabe and Ito's, with a hatch each
     (BLUE, ""),
@@ -153,7 +153,8 @@ def plot_waterfall(
     for y, (start, width, text) in enumerate(zip(left, widths, texts, strict=True)):
         ax.text(min(start + width, limit) + 0.01 * limit, y, text, va="center", fontsize=9)
     ax.axhline(len(parts) - 0.5, color=GREY, linewidth=0.8)
-    ax.set(xlabel=xlabel, xlim=(0, 1.15 * limit), yticks=range(len(widths)), yticklabels=[*parts, *totals])
+    fix_ticks(ax.yaxis, range(len(widths)), [*parts, *totals])
+    ax.set(xlabel=xlabel, xlim=(0, 1.15 * limit))
     ax.set_ylim(len(widths) - 0.4, -0.6)
     ax.tick_params(axis="y", length=0)
     return ax

@@ -2,7 +2,7 @@
 
 from matplotlib.axes import Axes
 
-from . import BLUE, GREY, ORANGE, VERMILION
+from . import BLUE, GREY, ORANGE, VERMILION, fix_ticks
 
 
 def plot_snapped(
@@ -26,7 +26,8 @@ def plot_snapped(
     left.plot(x, wanted, "o", color=ORANGE, markersize=5, markerfacecolor="none", label="wanted")
     left.plot(x, stored, "s", color=BLUE, markersize=3.5, label="stored in 4 bits")
     left.set(xlim=(-1, len(wanted)), xlabel="weight of one block", ylabel="value / largest of the base's block")
-    left.set(ylim=(-1.25, 1.25), yticks=[-1, 0, 1])
+    left.set_ylim(-1.25, 1.25)
+    fix_ticks(left.yaxis, [-1, 0, 1])
     left.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, fontsize=9).set_gid("frame")
     right.axhline(1, color=GREY, linestyle=":", linewidth=1)
     right.plot(list(survival), list(survival.values()), color=BLUE, marker=".")
@@ -36,9 +37,9 @@ def plot_snapped(
     )
     right.set(xscale="log", ylim=(0, 1.15), xlabel="correction, times the trained one", ylabel="share that survives")
     ticks = [1, 3, 10, 30]
-    right.set_xticks(ticks, [f"× {tick}" for tick in ticks])
+    fix_ticks(right.xaxis, ticks, [f"× {tick}" for tick in ticks])
     right.minorticks_off()
-    right.set_yticks([0, 0.5, 1], ["0 %", "50 %", "100 %"])
+    fix_ticks(right.yaxis, [0, 0.5, 1], ["0 %", "50 %", "100 %"])
     for ax in axes:
         ax.spines[["top", "right"]].set_visible(False)
     return left
