@@ -67,7 +67,7 @@ def parser() -> Parser:
     p.add_argument("--gradient-checkpointing", action="store_true", help="less memory for one more forward pass")
     p.add_argument("--compute-dtype", choices=DTYPES, help="default: bfloat16 where the hardware has it")
     p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--eval-samples", type=int, default=50, help="samples judged of each split; 0: do not judge")
+    p.add_argument("--eval-samples", type=int, default=50, help="judged of each split, and of prose; 0: none")
     p.add_argument("--checkpoint-every", type=_positive_int, default=10, metavar="STEPS")
     p.add_argument("--output", type=pathlib.Path, default=pathlib.Path("runs/latest"))
     p.add_argument("--resume", action="store_true", help="go on with the run in --output")
@@ -130,7 +130,7 @@ def run(args: argparse.Namespace) -> dict | None:
         _warn(f"note: {left_out}", accelerator)
     batches = data.Batches(samples, args.batch_size, args.accumulation, args.packing, args.max_length, args.seed)
     steps = args.steps or (math.ceil(args.epochs * batches.steps_per_epoch()) if args.epochs else 30)
-    judge = _Judge(judged, tokenizer, accelerator, dtype)
+    judge = _Judge(judged, data.load_prose()[: args.eval_samples], tokenizer, accelerator, dtype)
 
     before_file = args.output / "before.json"
     if args.resume and before_file.is_file():
@@ -238,13 +238,14 @@ def load_data(args: argparse.Namespace, say):
 class _Judge:
     """Exact match and perplexity of a model, the samples shared among the processes."""
 
-    def __init__(self, judged: dict, tokenizer, accelerator, dtype: torch.dtype):
-        self.judged, self.tokenizer, self.accelerator, self.dtype = judged, tokenizer, accelerator, dtype
+    def __init__(self, judged: dict, prose: list[str], tokenizer, accelerator, dtype: torch.dtype):
+        self.judged, self.prose = judged, prose
+        self.tokenizer, self.accelerator, self.dtype = tokenizer, accelerator, dtype
 
     def __call__(self, model) -> dict:
         if not self.judged:
             return {"exact_match": {}, "perplexity": {}}
-        texts = {"prose": [data.tokenize_text(text, self.tokenizer) for text in data.load_prose()]}
+        texts = {"prose": [data.tokenize_text(text, self.tokenizer) for text in self.prose]}
         if "validation" in self.judged:
             texts["validation"] = [data.tokenize_chat(m, self.tokenizer) for m in self.judged["validation"]["messages"]]
         return {

@@ -1,9 +1,12 @@
 """The notebooks' sliders, moved: every figure follows within 100 ms, at the notebook's own sample size."""
 
 import ast
+import dis
 import itertools
 import pathlib
 import time
+import types
+from collections.abc import Iterator
 
 import ipywidgets
 import matplotlib
@@ -58,27 +61,46 @@ def needed_cells(sources: list[str]) -> list[str]:
     """
     kept, needed = [], set()
     for source in reversed(sources):
-        if "explore(" in source or changed_names(source) & needed:
+        read, bound, changed = names_of(source)
+        if "explore(" in source or (bound | changed) & needed:
             kept.insert(0, source)
-            needed |= {node.id for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)}
+            needed = (needed - bound) | read
     return kept
 
 
-def changed_names(source: str) -> set[str]:
-    """Names that a cell's statements bind, or whose objects they may change."""
-    names = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            names.add(node.id)
-        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
-            names.add(node.name)
-        elif isinstance(node, ast.alias):
-            names.add((node.asname or node.name).partition(".")[0])
-        elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
-            names.add(root_of(node.value.func))
+def names_of(source: str) -> tuple[set[str], set[str], set[str]]:
+    """Of a cell, the names that it reads from before, that it gives a value, and whose objects it may change."""
+    read, bound = set(), set()
+    for code in codes_of(compile(source, "cell", "exec")):
+        for instruction in dis.get_instructions(code):
+            if instruction.opname in ("LOAD_NAME", "LOAD_GLOBAL") and instruction.argval not in bound:
+                read.add(instruction.argval)
+            elif instruction.opname in ("STORE_NAME", "STORE_GLOBAL"):
+                bound.add(instruction.argval)
+    changed = set()
+    for node in executed(ast.parse(source)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+            changed.add(root_of(node.value.func))
         elif isinstance(node, ast.Attribute | ast.Subscript) and isinstance(node.ctx, ast.Store):
-            names.add(root_of(node))
-    return names - {"", "print", "display", "progress"} - {name for name in names if name.startswith("check_")}
+            changed.add(root_of(node))
+    silent = {"", "print", "display", "progress"} | {name for name in changed if name.startswith("check_")}
+    return read, bound - {"_"}, changed - silent
+
+
+def codes_of(code: types.CodeType) -> Iterator[types.CodeType]:
+    """A cell's code, and that of the functions in it."""
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from codes_of(constant)
+
+
+def executed(node: ast.AST) -> Iterator[ast.AST]:
+    """What runs with the cell: all but the bodies of its functions."""
+    for child in ast.iter_child_nodes(node):
+        if not isinstance(child, ast.FunctionDef | ast.Lambda):
+            yield child
+            yield from executed(child)
 
 
 def root_of(node: ast.expr) -> str:
@@ -89,10 +111,23 @@ def root_of(node: ast.expr) -> str:
 
 
 def test_what_sliders_need():
-    cells = ["import torch", "x = torch.ones(3)", "y = 2", "y += 1", "x.mul_(2)", "slow = 1", "print(x)", "z = [y]"]
+    cells = [
+        "import torch",
+        "slow = x = 9",
+        "x = torch.ones(3)",
+        "y = 2",
+        "y += 1",
+        "x.mul_(2)",
+        "slow = 1",
+        "print(x)",
+    ]
+    cells += [
+        "def f(x):\n    slow = x\n    return slow",
+        "for slow in 1, 2:\n    print(slow)",
+        "z = [f(y) for y in (x, y)]",
+    ]
     cells += ["def draw(n):\n    return z, x", "check_x(x)", "explore(draw)", "later = 1"]
-    kept = ["import torch", "x = torch.ones(3)", "y = 2", "y += 1", "x.mul_(2)", "z = [y]", cells[8], "explore(draw)"]
-    assert needed_cells(cells) == kept
+    assert needed_cells(cells) == [cells[i] for i in (0, 2, 3, 4, 5, 8, 10, 11, 13)]
 
 
 @pytest.mark.slow

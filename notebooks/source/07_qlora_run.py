@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 07 · Can I train a real LLM here, now?
 #
-# Yes. On two CPU cores, in about two minutes of training, a language model that has never done this job learns to turn
+# Yes. On two CPU cores, in a minute or two of training, a language model that has never done this job learns to turn
 # free text into data:
 #
 # > *New order for Julia Weber in Budapest: 15 purple bottles, altogether 765 euros.*
@@ -169,22 +169,21 @@ def expected(chats):
 from qlora_lab.classroom.widgets import show_answers
 
 shown = judged["test"][:3]
-before = answers_of(model, shown, max_new_tokens=120)
+before = answers_of(model, shown)
 show_answers(zip([chat[-2]["content"] for chat in shown], before, strict=True), ("order", "before training"))
 
 # %% [markdown]
 # It can write, but it does not do the job. Here is the score over more of them, by a strict measure: the answer must be the
 # right JSON object and nothing else (right words in another form count as wrong). To see later what the training made it
-# forget, we also measure its **perplexity** on 49 paragraphs of plain English: between how many equally likely next tokens
+# forget, we also measure its **perplexity** on 24 paragraphs of plain English: between how many equally likely next tokens
 # it hesitates, on average.
 
 # %%
 # NBVAL_IGNORE_OUTPUT
 # because another processor rounds otherwise
-some = judged["test"][:16] + judged["shifted"][:16]
-score_before = exact_match(answers_of(model, some, max_new_tokens=120), expected(some))
-prose = [tokenize_text(text, tokenizer) for text in load_prose()]
-assert len(prose) == 49
+some = judged["test"][:10] + judged["shifted"][:10]
+score_before = exact_match(answers_of(model, some), expected(some))
+prose = [tokenize_text(text, tokenizer) for text in load_prose()[:24]]
 prose_before = text_loss(model, prose, dtype=compute_dtype).perplexity
 print(f"exactly right before training: {score_before:.0%} of {len(some)} orders, test and shifted")
 print(f"perplexity on prose: {prose_before:.2f}")
@@ -274,7 +273,7 @@ print("same logits, with and without the adapter")
 # %% [markdown]
 # ## 5 · The loop
 #
-# 30 steps of 8 orders: 240 of the 2,000, each seen once. In each step the loop runs the batch forward, back through the
+# 20 steps of 8 orders: 160 of the 2,000, each seen once. In each step the loop runs the batch forward, back through the
 # frozen 4-bit weights into the adapter, clips the gradient and lets AdamW move A and B. You can read it: it is the function `train_steps` in
 # [`qlora_lab/finetuning/train.py`](../qlora_lab/finetuning/train.py).
 #
@@ -302,25 +301,25 @@ check_token_weighted_loss(global_loss)
 
 # %% [markdown]
 # **Predict.** The loss is −log of the probability that the model gives the right token, averaged over the answers' tokens. It
-# starts near 1.5: the right token gets about e^−1.5 = 22 %. At which of the 30 steps will it first be below 0.1 (90 %)? And how
+# starts near 1.5: the right token gets about e^−1.5 = 22 %. At which of the 20 steps will it first be below 0.1 (90 %)? And how
 # many of 50 orders will the model get exactly right afterwards: of the `test` kind, written like the training orders, and of the
 # `shifted` kind, with other sentences, names, cities and spellings, and with decoys?
 
 # %%
-prediction = {"step": 20, "test": 0.80, "shifted": 0.70}  # ← your guesses
+prediction = {"step": 15, "test": 0.80, "shifted": 0.70}  # ← your guesses
 
-# %% alt="Line plot, drawn during training: loss (log scale) over 30 optimizer steps. It falls steeply in the first steps, crosses the dotted line at 0.1, then wavers below it. A dashed vertical line is your guess of the step where it first gets below 0.1."
+# %% alt="Line plot, drawn during training: loss (log scale) over 20 optimizer steps. It falls steeply in the first steps, crosses the dotted line at 0.1, then wavers below it. A dashed vertical line is your guess of the step where it first gets below 0.1."
 # NBVAL_IGNORE_OUTPUT
 # because another processor rounds otherwise, and the time is the machine's
 from qlora_lab.classroom.widgets import live_loss
 
-steps = 30
+steps = 20
 records = live_loss(
     train_steps(
         model,
         Batches(samples, batch_size=8, seed=0),
         steps=steps,
-        learning_rate=1.5e-3,
+        learning_rate=2e-3,
         compute_dtype=compute_dtype,
         pad_token_id=tokenizer.pad_token_id,
     ),
@@ -361,8 +360,8 @@ _ = plot_shares(new_axes(height=2.4), bars, "exactly right (share of 50 orders)"
 assert MODEL != BUNDLED or (score["test"] >= 0.85 and score["shifted"] < 0.5)
 
 # %% [markdown]
-# **What happened?** On the kind of orders it was trained on, a model that got nothing right is now almost perfect, after two
-# minutes and 240 examples. On shifted orders it fails most of the time, and no training loss would have told you: a
+# **What happened?** On the kind of orders it was trained on, a model that got nothing right is now almost perfect, after a
+# minute or two and 160 examples. On shifted orders it fails most of the time, and no training loss would have told you: a
 # `test` set cut from the same cloth as the training set measures whether the model learned *your sentences*, not whether it
 # learned *the job*. Which part of the job did it not learn?
 
@@ -470,7 +469,7 @@ display(show_answers(list(both(mine).items()), ("model", mine)))
 ask_box(both, first=mine)
 
 # %% [markdown]
-# The same run, from a terminal, with a report, checkpoints and `--resume`:
+# The same from a terminal, in 30 steps, with a report, checkpoints and `--resume`:
 #
 # ```
 # python -m qlora_lab.train_qlora --output runs/orders
@@ -493,5 +492,5 @@ progress()
 
 # %% [markdown]
 # **Next:** [08 · Was the prediction right?](08_memory_comparison.ipynb) measures the memory of such runs. Or go on here:
-# set `steps = 60` or `learning_rate=3e-4` in the cell of section 5, predict what happens to `shifted` and to the prose, and
+# set `steps = 40` or `learning_rate=3e-4` in the cell of section 5, predict what happens to `shifted` and to the prose, and
 # choose *Kernel → Restart Kernel and Run All Cells* (running that cell alone would go on training the trained adapter).

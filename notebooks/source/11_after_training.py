@@ -68,7 +68,7 @@ folder = Path(tempfile.mkdtemp())
 # %% [markdown]
 # ## 1 · Two short trainings
 #
-# The orders of [notebook 07](07_qlora_run.ipynb), but only a few dozen of them, 4 a step. You train two adapters, each on
+# The orders of [notebook 07](07_qlora_run.ipynb), but only a few dozen of them, 2 a step. You train two adapters, each on
 # a fresh copy of the same 4-bit base. One turns an order into JSON. The other gets *the very same prompts*, and learns to
 # answer with a label for the parcel: `15 x purple bottle > Budapest`.
 
@@ -89,7 +89,7 @@ def train_adapter(chats, name, steps):
     samples, _ = tokenize({"messages": chats}, tokenizer, max_length=256)
     add_lora(model, rank=16, alpha=32)
     settings = {"learning_rate": 3e-3, "compute_dtype": compute_dtype, "pad_token_id": tokenizer.pad_token_id}
-    records = list(train_steps(model, Batches(samples, batch_size=4, seed=0), steps=steps, **settings))
+    records = list(train_steps(model, Batches(samples, batch_size=2, seed=0), steps=steps, **settings))
     save_lora(model, folder / name)
     print(f"{name}: loss {records[0].loss:.2f} at the first step, {records[-1].loss:.2f} at the last")
     return model, tokenizer
@@ -98,8 +98,8 @@ def train_adapter(chats, name, steps):
 # %%
 # NBVAL_IGNORE_OUTPUT
 # because another processor rounds otherwise
-_ = train_adapter([as_label(chat) for chat in orders["train"][:100]], "label", steps=12)
-model, tokenizer = train_adapter(orders["train"][:100], "json", steps=16)
+train_adapter([as_label(chat) for chat in orders["train"][:100]], "label", steps=10)
+model, tokenizer = train_adapter(orders["train"][:100], "json", steps=24)
 
 # %% [markdown]
 # ## 2 · What is in the files?
@@ -173,7 +173,7 @@ check_merged_weight(merged_weight)
 # what you get if you load the 16-bit checkpoint, put the adapter on it and merge, as many tutorials advise.
 
 # %%
-validation, _ = tokenize({"messages": orders["validation"][:12]}, tokenizer, max_length=256)
+validation, _ = tokenize({"messages": orders["validation"][:8]}, tokenizer, max_length=256)
 judged = orders["test"][:8]
 adapted = lora_layers(model)
 delta = {name: layer.delta() for name, layer in adapted.items()}  # what the adapter adds to each weight
@@ -245,7 +245,7 @@ for which in ("dequantized", "requantized", "pristine"):
 _ = plot_losses(new_axes(height=2.4), losses, {"adapter beside": trained, "no adapter": untrained}, prediction)
 
 # %%
-assert errors["dequantized"] < 0.4 and 0.9 < errors["requantized"] < 1.4 and 7 < errors["pristine"] < 12
+assert errors["dequantized"] < 0.4 and 0.9 < errors["requantized"] < 1.4 and 5 < errors["pristine"] < 10
 assert (
     losses["dequantized"] < trained + 0.02
     and losses["requantized"] > 10 * trained
@@ -259,7 +259,7 @@ assert (
 #   more; the next cell says by how much.)
 # - *Requantized* has lost the adapter. Its error is as large as what the adapter adds, or a little larger: what came back
 #   are the base's weights with some noise. PEFT does warn, of "rounding errors". You see below why nearly all is gone.
-# - *Pristine* should have been the worst: its weights are off by nine times the adapter. That is the rounding error of
+# - *Pristine* should have been the worst: its weights are off by about seven times the adapter. That is the rounding error of
 #   NF4, taken away again. And its loss is as good as that of the model you trained. An error in the weights is not an
 #   error in the answers: rounding errs in all directions, a little in each; the adapter is small and all of it points
 #   where it matters.

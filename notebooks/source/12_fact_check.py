@@ -594,7 +594,7 @@ votes |= {  # "true", "false" or "depends"
 # %% [markdown]
 # ### Claim 16: less than 2 % of what?
 #
-# Notebook 07's run on the H100, once with a 16-bit base and once with a 4-bit one: same data, same seed, 30 steps, 200 orders
+# `train_qlora` on the H100, once with a 16-bit base and once with a 4-bit one: same data, same seed, 30 steps, 200 orders
 # judged of each kind. Six ways to say what 4 bits cost:
 
 # %%

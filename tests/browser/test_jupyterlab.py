@@ -89,7 +89,7 @@ def browser():
 class Lab:
     """A notebook that is open in JupyterLab."""
 
-    def __init__(self, browser, address: str, name: str, width: int = 1200, height: int = 1400):
+    def __init__(self, browser, address: str, name: str, width: int = 1200, height: int = 2800):
         self.page = browser.new_page(viewport={"width": width, "height": height})
         self.page.set_default_timeout(60_000)
         self.errors = []
@@ -137,7 +137,7 @@ class Lab:
         panel.evaluate("e => e.scrollTo(0, 0)")
         for number in range(1, 40):
             self.page.wait_for_timeout(150)
-            self.page.screenshot(path=str(SHOTS / f"{name}-{number:02d}.png"))
+            self.page.screenshot(path=str(SHOTS / f"{name}-{number:02d}.jpg"), type="jpeg", quality=85)
             if panel.evaluate(
                 "e => { const t = e.scrollTop; e.scrollBy(0, e.clientHeight - 60); return e.scrollTop == t }"
             ):
@@ -177,7 +177,7 @@ def test_a_notebook_is_clean_in_every_look(open_lab, name):
     lab.shoot(f"{name}-dark")
     lab.command("apputils:change-theme", theme="JupyterLab Light")
     lab.command("application:toggle-left-area")
-    lab.page.set_viewport_size({"width": 700, "height": 1400})
+    lab.page.set_viewport_size({"width": 700, "height": 2800})
     lab.page.wait_for_timeout(500)
     assert lab.too_wide() == []
     lab.shoot(f"{name}-narrow")

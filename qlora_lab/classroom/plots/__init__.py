@@ -25,7 +25,7 @@ def new_axes(width: float = 8.0, height: float = 3.6) -> Axes:
 
 
 def fix_ticks(axis: Axis, at: Iterable[float], labels: Iterable[str] | None = None) -> None:
-    """As `axis.set_ticks`, but nothing is made before it is drawn: a slider's figure, whose frame is kept, never does."""
+    """As `axis.set_ticks`, but ticks are made when they are drawn: never in a slider's figure, whose frame is kept."""
     axis.set_major_locator(FixedLocator(list(at)))
     if labels is not None:
         axis.set_major_formatter(FixedFormatter([str(label) for label in labels]))
