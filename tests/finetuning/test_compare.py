@@ -44,8 +44,9 @@ def test_every_preset_is_run_at_every_seed_and_nothing_is_lost(monkeypatch, tmp_
 
 @pytest.fixture
 def tiny_model(monkeypatch, tiny_folder):
-    load = compare.load_model
-    monkeypatch.setattr(compare, "load_model", lambda **named: load(tiny_folder, **named))
+    load_model, load_samples = compare.load_model, compare.load_samples
+    monkeypatch.setattr(compare, "load_model", lambda **named: load_model(tiny_folder, **named))
+    monkeypatch.setattr(compare, "load_samples", lambda *of: load_samples(*of).select(range(100)))
 
 
 QUICK = {"batch_size": 2, "compute_dtype": torch.float32}
