@@ -69,8 +69,7 @@ test-oldest: export OMP_NUM_THREADS = 1
 test-oldest: model ## the unit tests and notebooks 00 to 08 with the oldest libraries that requirements.txt allows
 	$(PY) -m venv $(OLD)
 	sed -n 's/^\([a-z]*\)>=\([0-9.]*\),.*/\1==\2/p' requirements.txt >$(OLD)/oldest.txt
-	$(OLD)/bin/python -m pip install --quiet --disable-pip-version-check $(SOURCE) -c $(OLD)/oldest.txt \
-	    -e . pytest pytest-xdist hypothesis playwright ruff
+	$(OLD)/bin/python -m pip install --quiet --disable-pip-version-check $(SOURCE) -c $(OLD)/oldest.txt -e '.[dev]'
 	$(OLDEST) -n $(CORES) -m "not latency and not browser"
 	QLORA_LAB_PROGRESS=$(OLD)/progress.json $(OLDEST) --nbval --nbval-current-env \
 	    --nbval-sanitize-with tests/nbval_sanitize.cfg notebooks/0[0-8]*.ipynb

@@ -184,7 +184,7 @@ def test_verdicts():
 
 
 def test_whether_all_linear_adapts_fused_experts_depends_on_the_architecture():
-    """PEFT 0.21 translates it into target_parameters for Mixtral, and not for Qwen2-MoE."""
+    """PEFT (from 0.20) translates it into target_parameters for Mixtral, and not for Qwen2-MoE."""
     mixtral, qwen = preflight(MODELS["mixtral"][1]), preflight(MODELS["qwen2-moe"][1])
     expert = "model.layers.1.mlp.experts.gate_up_proj"
     assert expert in mixtral.targets and "model.layers.1.mlp.gate.weight" in mixtral.targets

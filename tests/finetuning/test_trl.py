@@ -46,7 +46,7 @@ def test_losses_are_those_of_sft_trainer(tokenizer, tmp_path):
         max_length=None,
         completion_only_loss=True,
         train_sampling_strategy="sequential",
-        activation_checkpointing=False,
+        gradient_checkpointing=False,
         bf16=False,
         use_cpu=True,
         logging_steps=1,
