@@ -98,7 +98,11 @@ def train_adapter(chats, name, steps):
 # %%
 # NBVAL_IGNORE_OUTPUT
 # because another processor rounds otherwise
-train_adapter([as_label(chat) for chat in orders["train"][:100]], "label", steps=10)
+_ = train_adapter([as_label(chat) for chat in orders["train"][:100]], "label", steps=10)
+
+# %%
+# NBVAL_IGNORE_OUTPUT
+# because another processor rounds otherwise
 model, tokenizer = train_adapter(orders["train"][:100], "json", steps=24)
 
 # %% [markdown]

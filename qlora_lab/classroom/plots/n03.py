@@ -49,12 +49,8 @@ def plot_level_usage(ax: Axes, usage: list[float], guess: dict[str, float] | Non
     for name, percent in (guess or {}).items():
         named.setdefault(percent, []).append(name)
     for percent, names in named.items():
-        ax.axhline(percent / 100, color=VERMILION, linestyle="--", linewidth=1)
-        side = "bottom" if percent == max(named) else "top"
-        text = f"your guess, {' and '.join(names)}: {percent:g} %"
-        ax.annotate(
-            text, (len(usage) - 0.4, percent / 100), ha="right", va=side, color=VERMILION, backgroundcolor="white"
-        )
+        label = f"your guess, {' and '.join(names)}: {percent:g} %"
+        ax.axhline(percent / 100, color=VERMILION, linestyle="--", linewidth=1, label=label)
     fix_ticks(ax.xaxis, range(len(usage)))
     ax.set(xlabel="level, from -1 (0) to 1 (15)", ylabel="share of the elements")
     ax.set(xlim=(-0.6, len(usage) - 0.4), ylim=(0, max(0.16, 1.1 * max(usage))))
