@@ -14,6 +14,7 @@ in its `MatMul4Bit`.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import torch
@@ -166,16 +167,29 @@ def from_bitsandbytes(model: nn.Module) -> nn.Module:
 
 def _quantized_tensor(weight) -> QuantizedTensor:
     """Our QuantizedTensor with the bytes of bitsandbytes' Params4bit."""
+    q = _as_it_lies(weight)
+    if weight.quant_state.quant_type == "nf4":
+        return q
+    index = FP4_BIT_PATTERNS.argsort().to(torch.uint8).to(q.device)  # of the bit pattern's level, ascending
+    return dataclasses.replace(q, codes=pack(index[unpack(q.codes).int()]), codebook=FP4.to(q.device))
+
+
+def _as_it_lies(weight) -> QuantizedTensor:
+    """A QuantizedTensor that shares the memory of a Params4bit. FP4's levels stand in its order, not ours."""
     state, codes = weight.quant_state, weight.data.view(torch.uint8).flatten()
-    if state.quant_type == "fp4":
-        index = FP4_BIT_PATTERNS.argsort().to(torch.uint8).to(codes.device)  # of the bit pattern's level, ascending
-        codes = pack(index[unpack(codes).int()])
     absmax = state.absmax
     if state.nested:
         second = state.state2
         absmax = QuantizedAbsmax(absmax, second.absmax, state.offset, second.code.float(), second.blocksize)
-    codebook = {"nf4": NF4, "fp4": FP4}[state.quant_type].to(codes.device)
+    codebook = {"nf4": NF4, "fp4": FP4[FP4_BIT_PATTERNS.argsort()]}[state.quant_type].to(codes.device)
     return QuantizedTensor(codes, absmax, codebook, state.shape, state.dtype, state.blocksize)
+
+
+def frozen_weight(module: nn.Module) -> torch.Tensor | QuantizedTensor:
+    """A linear layer's weight as it lies in memory, to be read only: dense, ours or bitsandbytes'."""
+    if isinstance(module, QuantizedLinear) or not _is_linear4bit(module):
+        return module.weight
+    return _as_it_lies(module.weight)
 
 
 def dequantize_linears(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:

@@ -36,6 +36,7 @@ import torch
 import torch.utils.checkpoint
 
 from qlora_lab.errors import UserError
+from qlora_lab.finetuning import fast_step
 from qlora_lab.finetuning.data import IGNORED, Batches, collate
 
 OPTIMIZERS = ("adamw_torch", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit")  # transformers' names
@@ -125,6 +126,7 @@ def train_steps(
     gradient_checkpointing: bool = False,
     loss_chunk: int | None = None,
     update_in_backward: bool = False,
+    fast: bool = False,
     pad_token_id: int = 0,
     checkpoints: str | os.PathLike | None = None,
     checkpoint_every: int = 10,
@@ -144,6 +146,8 @@ def train_steps(
         update_in_backward: update each parameter as soon as its gradient is there, and drop the gradient. The same
             numbers as without, but for one micro-batch a step, one process and `max_grad_norm=None`: the norm of all
             gradients is not known before the last of them.
+        fast: take the steps of `fast_step.py`, where it knows the model and the GPU; else say why not and go on as usual.
+            The same numbers up to bf16's rounding. `loss_chunk` then means nothing: logits never exist all at once.
         checkpoints: a folder for resumable checkpoints, written every `checkpoint_every` steps and atomically.
         resume: continue from the newest checkpoint; its records are yielded first. The steps that follow are, bit for
             bit on a CPU, those of a run that was never interrupted.
@@ -169,18 +173,35 @@ def train_steps(
     if update_in_backward:
         _require_whole_gradients(batches, accelerator, max_grad_norm)
     adamw = accelerator.prepare(make_optimizer(optimizer, parameters, learning_rate, weight_decay))
-    if gradient_checkpointing:
-        checkpoint_activations(model)
 
     records: list[StepRecord] = []
     if checkpoints is not None and resume:
         records = load_checkpoint(pathlib.Path(checkpoints), model, names, adamw)
         yield from records
 
+    whole = None
+    if fast:
+        try:
+            whole = fast_step.prepare(
+                model,
+                adamw,
+                accelerator,
+                compute_dtype=compute_dtype,
+                accumulation=batches.accumulation,
+                gradient_checkpointing=gradient_checkpointing,
+                update_in_backward=update_in_backward,
+                pad_token_id=pad_token_id,
+            )
+        except fast_step.NoFastStep as reason:
+            print(f"no fast step, the plain one takes over: {reason}", file=sys.stderr)
+    gradient_checkpointing = gradient_checkpointing and not whole  # which does it itself
+    if gradient_checkpointing:
+        checkpoint_activations(model)
     model.train()
     early = UpdateInBackward(adamw, parameters) if update_in_backward else None
     try:
-        for step, micro_batches in enumerate(islice(batches, len(records), steps), len(records) + 1):
+        coming = with_next(islice(batches, len(records), steps))
+        for step, (micro_batches, following) in enumerate(coming, len(records) + 1):
             start = time.perf_counter()
             adamw.zero_grad()
             for group in adamw.param_groups:
@@ -188,7 +209,7 @@ def train_steps(
             samples = [sample for rows in micro_batches for row in rows for sample in row]
             targets = sum(len(sample.ids) - sample.prompt_length for sample in samples)
             loss = torch.zeros((), device=accelerator.device)
-            for rows in micro_batches:
+            for rows in micro_batches if not whole else []:
                 batch = collate(rows[accelerator.process_index :: processes], pad_token_id)
                 with accelerator.autocast():
                     share = token_loss_sum(model, batch, loss_chunk) / targets
@@ -196,14 +217,16 @@ def train_steps(
                 if early and not math.isfinite(loss):
                     raise TrainingDiverged(_diverged(loss, math.nan, step, learning_rate))
                 accelerator.backward(share)
-            if early:  # the parameters are updated and their gradients gone
+            if whole:
+                loss, norm = whole.step(micro_batches, targets, adamw.param_groups[0]["lr"], max_grad_norm, following)
+            elif early:  # the parameters are updated and their gradients gone
                 norm = early.norm()
             else:
                 sum_over_processes(accelerator, [loss, *(p.grad for p in parameters)])
                 norm = accelerator.clip_grad_norm_(parameters, math.inf if max_grad_norm is None else max_grad_norm)
             if not math.isfinite(loss) or not (math.isfinite(norm) or accelerator.scaler):  # a scaler skips such a step
                 raise TrainingDiverged(_diverged(loss, norm, step, learning_rate, updated=bool(early)))
-            if not early:
+            if not early and not whole:
                 adamw.step()
 
             record = StepRecord(
@@ -217,6 +240,8 @@ def train_steps(
             records.append(record)
             yield record  # first, so that Ctrl-C while a checkpoint is written does not lose count of a step
             if checkpoints is not None and (step % checkpoint_every == 0 or step == steps):
+                if whole:
+                    whole.adapters.write_down_steps()
                 if accelerator.is_main_process:
                     save_checkpoint(pathlib.Path(checkpoints), model, names, adamw, records)
                 accelerator.wait_for_everyone()
@@ -230,6 +255,16 @@ def train_steps(
 
 
 # ---------------------------------------------------------------------------------------------------------------- steps
+
+
+def with_next(values):
+    """Each value with the one that follows it, the last with None."""
+    values = iter(values)
+    value = next(values, None)
+    while value is not None:
+        following = next(values, None)
+        yield value, following
+        value = following
 
 
 def token_loss_sum(model, batch: dict[str, torch.Tensor], chunk: int | None = None) -> torch.Tensor:

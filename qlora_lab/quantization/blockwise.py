@@ -269,8 +269,9 @@ def quantize(x: torch.Tensor, codebook: torch.Tensor = NF4, block_size: int = 64
     """
     check_input(x, codebook, block_size)
     if x.is_cuda and (gpu := gpu_kernels()):
-        codes, absmax, wrong = gpu.quantize(x.reshape(-1), codebook, block_size)
-        q = QuantizedTensor(codes, absmax, codebook.to(x.device, non_blocking=True), x.shape, x.dtype, block_size)
+        codes, absmax, codebook, wrong = gpu.quantize(x.reshape(-1), codebook, block_size)
+        q = QuantizedTensor(codes, absmax, codebook, x.shape, x.dtype, block_size)
+        torch.cuda.current_stream(x.device).synchronize()
         if wrong.item():
             refuse_non_finite(x, absmax)
         return q

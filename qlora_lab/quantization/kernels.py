@@ -60,35 +60,54 @@ def dequantize_kernel(
     scale_absmax,  # of the second level, or None: float32, [blocks / SCALE_BLOCK_SIZE]
     scale_codebook,  # float32, [256]
     scale_offset,  # float32, [1]
-    out,  # [n]
+    out,  # [n]; or rows of COLUMNS numbers, with a gap behind each row
     n,
-    n_bytes,
+    gap,  # numbers between two rows; 0 unless COLUMNS
     BLOCK_SIZE: tl.constexpr,
     SCALE_BLOCK_SIZE: tl.constexpr,  # 0: no second level
     TILE: tl.constexpr,
+    COLUMNS: tl.constexpr,  # 0: no gaps; a multiple of BLOCK_SIZE
 ):
     program = tl.program_id(0).to(tl.int64)  # element numbers may not fit 32 bits
-    byte = program * (TILE // 2) + tl.arange(0, TILE // 2)
-    packed = tl.load(codes + byte, mask=byte < n_bytes, other=0)
+    if COLUMNS:  # a tile ends with its row, so that each thread still stores its numbers in one go
+        tiles: tl.constexpr = (COLUMNS + TILE - 1) // TILE
+        row = program // tiles
+        start = row * COLUMNS + program % tiles * TILE
+        end = (row + 1) * COLUMNS
+        out += row * gap
+    else:
+        start = program * TILE
+        end = n
+    byte = start // 2 + tl.arange(0, TILE // 2)
+    packed = tl.load(codes + byte, mask=byte < (end + 1) // 2, other=0)
     code = tl.interleave(packed >> 4, packed & 15)  # [TILE]
     level = tl.load(codebook + code)
 
-    block = program * (TILE // BLOCK_SIZE) + tl.arange(0, TILE // BLOCK_SIZE)
-    there = block * BLOCK_SIZE < n
+    block = start // BLOCK_SIZE + tl.arange(0, TILE // BLOCK_SIZE)
+    there = block * BLOCK_SIZE < end
     scale = tl.load(absmax + block, mask=there, other=0)
     if SCALE_BLOCK_SIZE:
         second = tl.load(scale_absmax + block // SCALE_BLOCK_SIZE, mask=there, other=0)
         scale = tl.load(scale_codebook + scale) * second + tl.load(scale_offset)
 
     value = tl.reshape(level, [TILE // BLOCK_SIZE, BLOCK_SIZE]) * scale[:, None]
-    element = program * TILE + tl.arange(0, TILE)
-    tl.store(out + element, tl.reshape(value, [TILE]).to(out.dtype.element_ty), mask=element < n)
+    element = start + tl.arange(0, TILE)
+    tl.store(out + element, tl.reshape(value, [TILE]).to(out.dtype.element_ty), mask=element < end)
 
 
-def dequantize(q) -> torch.Tensor:
-    """`blockwise.dequantize` for a QuantizedTensor on a GPU."""
-    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+def dequantize(q, out: torch.Tensor | None = None) -> torch.Tensor:
+    """`blockwise.dequantize` for a QuantizedTensor on a GPU.
+
+    out: where to write, of q's shape and any of its dtypes; a matrix may be part of a wider one.
+    """
+    if out is None:
+        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    elif out.shape[-1] % q.block_size and not out.is_contiguous():  # blocks that cross rows
+        return out.copy_(dequantize(q))
     n, (tile, warps) = out.numel(), program_size(q.block_size)
+    columns = 0 if out.is_contiguous() else out.shape[-1]
+    gap = out.stride(0) - columns if columns else 0
+    programs = len(out) * triton.cdiv(columns, tile) if columns else triton.cdiv(n, tile)
     if isinstance(q.absmax, QuantizedAbsmax):
         parts = [q.codes, q.absmax.codes, q.codebook, q.absmax.absmax, q.absmax.codebook, q.absmax.offset]
         scale_block_size = q.absmax.block_size
@@ -96,9 +115,9 @@ def dequantize(q) -> torch.Tensor:
         parts, scale_block_size = [q.codes, q.absmax, q.codebook, None, None, None], 0
     if n:
         with torch.cuda.device_of(out):
-            dequantize_kernel[(triton.cdiv(n, tile),)](
-                *(part if part is None else part.contiguous() for part in parts), out, n, len(q.codes),
-                q.block_size, scale_block_size, tile, num_warps=warps, enable_fp_fusion=False,
+            dequantize_kernel[(programs,)](
+                *(part if part is None else part.contiguous() for part in parts), out, n, gap,
+                q.block_size, scale_block_size, tile, columns, num_warps=warps, enable_fp_fusion=False,
             )  # fmt: skip
     return out
 
@@ -163,8 +182,10 @@ def quantize_kernel(
 
 
 @functools.lru_cache(maxsize=64)
-def search_tables(levels: tuple[float, ...], device: torch.device) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """What `quantize_kernel` looks up: `below`, `edges`, and how many comparisons a number needs.
+def search_tables(
+    levels: tuple[float, ...], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor, int, torch.Tensor]:
+    """What `quantize_kernel` looks up: `below`, `edges`, and how many comparisons a number needs; and the levels there.
 
     Cells are 1/16 wide: x in [-1, 1] lies in cell number 16 * x + 16, without its fraction: 0 to 32. Converting to an
     integer is slow on a GPU. But a float32 near 2**21 has two bits behind the point: the bits of 2**21 + 16 * x + 16,
@@ -177,18 +198,22 @@ def search_tables(levels: tuple[float, ...], device: torch.device) -> tuple[torc
     comparisons = int(cell.bincount().max())
     none = torch.full((comparisons,), float("inf"), device="cpu")  # no number exceeds it
     edges = torch.cat([edges, none])[below + torch.arange(comparisons, device="cpu")[:, None]]
-    return below.to(device), edges.to(device), comparisons
+    return below.to(device), edges.to(device), comparisons, torch.tensor(levels, device=device)
 
 
 def quantize(
     flat: torch.Tensor, codebook: torch.Tensor, block_size: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Codes and absmax of a QuantizedTensor; and a uint8, 1 if `flat` holds NaN or infinity: they are in the absmax."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Codes, absmax and codebook of a QuantizedTensor; and a flag, to be read when the GPU has come so far.
+
+    The flag is a uint8 in the host's memory, where the kernel writes it: 1 if `flat` holds NaN or infinity, which are
+    in the absmax then. So there is nothing to copy after the kernel before the word is there.
+    """
     flat, n, (tile, warps) = flat.contiguous(), len(flat), program_size(block_size)
     codes = torch.empty((n + 1) // 2, dtype=torch.uint8, device=flat.device)
     absmax = torch.empty(triton.cdiv(n, block_size), dtype=torch.float32, device=flat.device)
-    wrong = torch.zeros(1, dtype=torch.uint8, device=flat.device)
-    below, edges, comparisons = search_tables(tuple(codebook.tolist()), flat.device)
+    wrong = torch.zeros(1, dtype=torch.uint8, device="cpu", pin_memory=flat.is_cuda)
+    below, edges, comparisons, codebook = search_tables(tuple(codebook.tolist()), flat.device)
 
     def launch(first: int, last: int, partial: bool, tile: int) -> None:
         if first < last:
@@ -201,7 +226,7 @@ def quantize(
     with torch.cuda.device_of(flat):
         launch(0, whole, False, tile)
         launch(whole, n, True, block_size)
-    return codes, absmax, wrong
+    return codes, absmax, codebook, wrong
 
 
 # ---------------------------------------------------------------------------------------------------- scales to 8 bits

@@ -49,10 +49,18 @@ def decoded(q) -> torch.Tensor:
     return (values.view(torch.int32) >> 16).to(torch.int16).view(torch.bfloat16)
 
 
+def quantized(flat: torch.Tensor, codebook: torch.Tensor, block_size: int):
+    """Codes, absmax and flag, when they are all there."""
+    codes, absmax, _, wrong = kernels.quantize(flat, codebook, block_size)
+    if CUDA:
+        torch.cuda.synchronize()
+    return codes, absmax, wrong
+
+
 def assert_equal(x: torch.Tensor, codebook: torch.Tensor, block_size: int, scale_block_size: int = 256) -> None:
     """Quantize, dequantize, and both with double quantization."""
     plain = quantize_plain(x, codebook, block_size)
-    codes, absmax, wrong = kernels.quantize(x.reshape(-1), codebook, block_size)
+    codes, absmax, wrong = quantized(x.reshape(-1), codebook, block_size)
     assert not wrong
     assert same_bits(codes, plain.codes)
     assert same_bits(absmax, plain.absmax)
@@ -92,7 +100,7 @@ def test_equal_to_the_plain_version(recipe, turn):
 
 @pytest.mark.parametrize(("codebook", "count"), [(NF4, 1), (INT4, 1), (E2M1, 2), (FP4, 3), (torch.zeros(16), 15)])
 def test_comparisons_that_a_codebook_needs(codebook, count):
-    below, edges, comparisons = kernels.search_tables(tuple(codebook.tolist()), torch.device("cpu"))
+    below, edges, comparisons, _ = kernels.search_tables(tuple(codebook.tolist()), torch.device("cpu"))
     assert comparisons == count
     assert below[0] == 0 and below[33:].tolist() == [15] * 31
 
@@ -104,7 +112,7 @@ def test_borders_of_cells_and_thresholds_and_their_neighbours(codebook):
     up, down = edges.nextafter(torch.tensor(2.0)), edges.nextafter(torch.tensor(-2.0))
     x = torch.cat([edges, up, down]).clamp(-1, 1)
     x = torch.nn.functional.pad(x, (0, 512 - len(x)), value=1.0)  # absmax 1: scaling changes nothing
-    codes, _, _ = kernels.quantize(x, codebook, 512)
+    codes, _, _ = quantized(x, codebook, 512)
     assert (
         codes.tolist() == (nearest_level(x, codebook).view(-1, 2) @ torch.tensor([16, 1], dtype=torch.int32)).tolist()
     )
@@ -124,7 +132,7 @@ def test_the_partial_last_block_is_divided():
 def test_strides_do_not_matter():
     """Tensors that are not dense in memory: nothing in the interface forbids them."""
     x = Recipe((50, 60)).make().to(DEVICE)
-    codes, absmax, _ = kernels.quantize(x[:, 0], NF4, 32)
+    codes, absmax, _ = quantized(x[:, 0], NF4, 32)
     plain = quantize_plain(x[:, 0], NF4, 32)
     assert same_bits(codes, plain.codes) and same_bits(absmax, plain.absmax)
     q = quantize_plain(x)
@@ -137,7 +145,7 @@ def test_a_default_device_does_not_matter():
     """`with torch.device("meta")` is how models are built."""
     kernels.search_tables.cache_clear()
     with torch.device("meta"):
-        below, edges, _ = kernels.search_tables(tuple(NF4.tolist()), torch.device("cpu"))
+        below, edges, _, _ = kernels.search_tables(tuple(NF4.tolist()), torch.device("cpu"))
     assert below.device.type == edges.device.type == "cpu"
 
 
@@ -149,7 +157,7 @@ def test_what_is_not_finite_shows_in_the_absmax_of_its_block(value, dtype):
     for index in (3, 70, 4096 + 5):  # the last is in a partial block
         x = torch.ones(4096 + 10, dtype=dtype)
         x[index] = value
-        _, absmax, wrong = kernels.quantize(x, NF4, 64)
+        _, absmax, wrong = quantized(x, NF4, 64)
         assert wrong
         assert (~absmax.isfinite()).nonzero().flatten().tolist() == [index // 64]
 

@@ -1,0 +1,219 @@
+"""The fast step gives the plain loop's losses, gradients and updates: on a CPU its kernels are interpreted, in float32."""
+
+import copy
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="Triton is not installed (on Linux: pip install triton)")
+
+from qlora_lab.finetuning import (
+    Batches,
+    TokenizedSample,
+    TrainingDiverged,
+    add_adapter,
+    add_lora,
+    collate,
+    quantize_linears,
+    train,
+    train_steps,
+)
+from qlora_lab.finetuning.fast_step import FastStep, NoFastStep, flatten, rounded_up
+from qlora_lab.finetuning.train import make_accelerator, make_optimizer, token_loss_sum
+from tests.conftest import tiny_config
+
+CUDA = torch.cuda.is_available()
+DEVICE = "cuda" if CUDA else "cpu"
+interpreted = pytest.mark.skipif(CUDA, reason="a GPU is here: nothing is interpreted")
+
+
+def model(adapters="ours", quantized=True, targets="all-linear", rank=8, **changes):
+    from transformers import LlamaForCausalLM
+
+    torch.manual_seed(0)
+    causal_lm = LlamaForCausalLM(tiny_config(vocab_size=97, **changes)).to(DEVICE)
+    if quantized:
+        quantize_linears(causal_lm)
+    if adapters == "ours":
+        adapted = add_lora(causal_lm, rank, 16, targets)
+    else:
+        adapted = add_adapter(causal_lm, rank=rank, alpha=16, targets=targets)
+    draw = torch.Generator().manual_seed(1)
+    for name, p in adapted.named_parameters():
+        if "lora_B" in name:  # zero at first: then A has no gradient
+            p.data = 0.1 * torch.randn(p.shape, generator=draw).to(p)
+    return adapted.train()
+
+
+def samples(*lengths, prompt=3):
+    draw = torch.Generator().manual_seed(2)
+    return [TokenizedSample(tuple(torch.randint(3, 97, (n,), generator=draw).tolist()), prompt) for n in lengths]
+
+
+def plain_gradients(adapted, micro_batches, targets):
+    loss = 0.0
+    for micro_batch in micro_batches:
+        share = token_loss_sum(adapted, collate([[sample] for sample in micro_batch], 0)) / targets
+        share.backward()
+        loss += share.item()
+    return loss, {name: p.grad.clone() for name, p in adapted.named_parameters() if p.requires_grad}
+
+
+def optimizer_of(adapted):
+    return make_optimizer("adamw_torch", [p for p in adapted.parameters() if p.requires_grad], 1e-3, 0.0)
+
+
+@interpreted
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize(
+    "case",
+    [
+        {},
+        {"adapters": "PEFT's", "quantized": False},
+        {"quantized": False},
+        {"targets": ["q_proj", "v_proj"]},
+        {"targets": ["o_proj", "up_proj", "down_proj"], "rank": 16},
+        {"num_key_value_heads": 4, "tie_word_embeddings": False, "num_hidden_layers": 3},
+    ],
+    ids=str,
+)
+def test_gradients_are_the_plain_loops(case, checkpointing):
+    micro_batches = [samples(20, 31, 5), samples(17, 40)]
+    targets = sum(len(s.ids) - s.prompt_length for batch in micro_batches for s in batch)
+    loss, expected = plain_gradients(model(**case), micro_batches, targets)
+
+    adapted = model(**case)
+    step = FastStep(
+        adapted,
+        optimizer_of(adapted),
+        make_accelerator(torch.float32, torch.device(DEVICE)),
+        accumulation=2,
+        gradient_checkpointing=checkpointing,
+        dtype=torch.float32,
+    )
+    step.gradients(step.flattened([[[sample] for sample in batch] for batch in micro_batches]), targets)
+    assert step.loss.item() == pytest.approx(loss, rel=1e-5)
+    ours = {id(p): g for p, g in zip(step.adapters.parameters, split(step), strict=True)}
+    for name, p in adapted.named_parameters():
+        if p.requires_grad:
+            torch.testing.assert_close(ours[id(p)], expected[name], rtol=1e-4, atol=1e-5 * expected[name].abs().max())
+
+
+def split(step):
+    parameters = step.adapters.parameters
+    pieces = step.adapters.gradient.split([p.numel() for p in parameters])
+    return [piece.view_as(p) for piece, p in zip(pieces, parameters, strict=True)]
+
+
+@interpreted
+def test_adamw_is_torchs():
+    from qlora_lab.finetuning import step_kernels
+
+    draw = torch.Generator().manual_seed(0)
+    p = torch.nn.Parameter(torch.randn(3000, generator=draw))
+    ours, first, second = p.detach().clone(), torch.zeros(3000), torch.zeros(3000)
+    adamw = torch.optim.AdamW([p], lr=1e-2, weight_decay=0.1)
+    for step in range(1, 6):
+        gradient = torch.randn(3000, generator=draw) * (10 if step == 2 else 1e-3)
+        p.grad = gradient.clone()
+        norm = torch.nn.utils.clip_grad_norm_([p], 1.0)
+        adamw.step()
+        step_kernels.adamw(ours, gradient, first, second, norm, step, 1e-2, 0.1, 1.0, (0.9, 0.999), 1e-8)
+        torch.testing.assert_close(ours, p.detach(), rtol=1e-6, atol=1e-6)
+
+
+# ------------------------------------------------------------------------------------------------------------ on a GPU
+
+
+def random_model(rank=16):
+    """A small LLaMA in bitsandbytes' NF4, bf16, with PEFT's adapters."""
+    from qlora_lab.finetuning import build_random
+    from qlora_lab.memory.estimate import Shape
+
+    shape = Shape(1024, 2752, 4, 16, 8, 1000)
+    return add_adapter(build_random(shape, "nf4", device="cuda", compute_dtype=torch.bfloat16), rank=rank, alpha=32)
+
+
+def in_float32(adapted):
+    """The same numbers, computing in float32."""
+    for module in adapted.modules():
+        if hasattr(module, "compute_dtype"):
+            module.compute_dtype = torch.float32
+    for p in adapted.parameters():
+        if p.dtype == torch.bfloat16:
+            p.data = p.data.float()
+    return adapted
+
+
+def batches(**settings):
+    draw = torch.Generator().manual_seed(3)
+    lengths = torch.randint(20, 200, (32,), generator=draw).tolist()
+    return Batches([replaced(sample, 1000, draw) for sample in samples(*lengths, prompt=8)], 8, **settings)
+
+
+def replaced(sample, vocabulary, draw):
+    ids = torch.randint(3, vocabulary, (len(sample.ids),), generator=draw).tolist()
+    return TokenizedSample(tuple(ids), sample.prompt_length)
+
+
+SETTINGS = {"learning_rate": 1e-3, "compute_dtype": torch.bfloat16, "progress": False}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("stream", [{}, {"accumulation": 2}, {"packing": True, "max_length": 300}], ids=str)
+def test_fifty_steps_beside_float32(stream, checkpointing):
+    """At every step as near to float32 as bf16's rounding lets it be: half a unit in the last place of 8 bits."""
+    steps = {"steps": 50, **SETTINGS, "gradient_checkpointing": checkpointing}
+    exact = train(in_float32(random_model()), batches(**stream), **{**steps, "compute_dtype": torch.float32})
+    plain = train(random_model(), batches(**stream), **steps)
+    fast = train(random_model(), batches(**stream), fast=True, **steps)
+    deviation = lambda records: [abs(r.loss / e.loss - 1) for r, e in zip(records, exact, strict=True)]  # noqa: E731
+    print(f"\nloss off float32: fast {max(deviation(fast)):.2e}, plain {max(deviation(plain)):.2e} at most")
+    assert exact[-1].loss < 0.8 * exact[0].loss
+    assert max(deviation(fast)) < max(2**-8, 1.5 * max(deviation(plain)))
+    for record, e in zip(fast, exact, strict=True):
+        assert record.gradient_norm == pytest.approx(e.gradient_norm, rel=0.05)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("optimizer", ["adamw_torch", "paged_adamw_32bit"])
+def test_the_same_bits_each_time_and_after_a_resume(optimizer, tmp_path):
+    steps = {"steps": 12, "optimizer": optimizer, "fast": True, "gradient_checkpointing": True, **SETTINGS}
+    first, second = random_model(rank=128), random_model(rank=128)
+    whole = train(first, batches(), **steps)
+    assert [r.loss for r in train(second, batches(), **steps)] == [r.loss for r in whole]
+    for (name, p), q in zip(first.named_parameters(), second.parameters(), strict=True):
+        assert torch.equal(p, q), name
+    steps.pop("progress")
+    running = train_steps(random_model(rank=128), batches(), checkpoints=tmp_path, checkpoint_every=5, **steps)
+    for record in running:
+        if record.step == 7:
+            running.close()
+    third = random_model(rank=128)
+    resumed = list(train_steps(third, batches(), checkpoints=tmp_path, resume=True, **steps))
+    assert [r.loss for r in resumed] == [r.loss for r in whole]
+    for (name, p), q in zip(first.named_parameters(), third.parameters(), strict=True):
+        assert torch.equal(p, q), name
+
+
+@pytest.mark.gpu
+def test_what_was_trained_answers_as_usual(tmp_path):
+    """The adapter is in the model's own parameters: transformers' forward pass sees the last update."""
+    adapted = random_model()
+    records = train(adapted, batches(), steps=30, fast=True, **SETTINGS)
+    rows = [[sample] for sample in batches().samples[:8]]
+    with torch.autocast("cuda", torch.bfloat16), torch.no_grad():
+        loss = token_loss_sum(adapted, collate(rows, 0)) / sum(len(r[0].ids) - r[0].prompt_length for r in rows)
+    assert loss < 0.9 * records[0].loss
+
+
+@pytest.mark.gpu
+def test_a_loss_that_is_no_number_changes_nothing():
+    adapted = random_model()
+    before = copy.deepcopy({name: p for name, p in adapted.named_parameters() if p.requires_grad})
+    adapted.get_input_embeddings().weight.data[:] = float("nan")
+    with pytest.raises(TrainingDiverged, match="step 1"):
+        train(adapted, batches(), steps=2, fast=True, **SETTINGS)
+    for name, p in before.items():
+        assert torch.equal(adapted.get_parameter(name), p), name
