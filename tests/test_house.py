@@ -62,6 +62,20 @@ print(json.dumps([sorted(sys.modules), torch.cuda.is_initialized()]))
     assert not cuda_initialized
 
 
+def test_bitsandbytes_is_quiet_about_a_kernel_that_nobody_wants_and_about_nothing_else():
+    """It says so when it is imported on a CPU with AVX512-BF16; here it is said by hand, for the other CPUs."""
+    code = """
+import logging, sys
+import qlora_lab
+import bitsandbytes
+logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
+logger.warning("Failed to load CPU gemm_4bit_forward from kernels-community: %s. Please", ImportError("kernels"))
+logger.warning("Failed to load the library")
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.stderr == "Failed to load the library\n"
+
+
 # ---------------------------------------------------------------------------------------------- which room enters which
 
 LIBRARIES = "*"  # any package that is not ours

@@ -417,7 +417,6 @@ prediction = {"plain": 1e-6, "double": 1e-6}  # ← your guesses
 @torch.no_grad()
 def first_pass(model):
     """Logits and loss of the two orders."""
-    model.train()  # in eval mode, processors with bf16 instructions take another path in bitsandbytes
     logits = model(batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits
     targets = batch["labels"][:, 1:].flatten()  # position i predicts token i + 1
     return logits, torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), targets).item()

@@ -27,7 +27,6 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
-from peft import PeftModel
 
 from qlora_lab.classroom.checks import (
     check_adapters_that_fit,
@@ -216,6 +215,9 @@ prediction = {"dequantized": 0.04, "requantized": 0.05, "pristine": 0.06}  # ←
 
 
 # %%
+from peft import PeftModel
+
+
 def merged_into(which):
     """A dense model with the adapter merged in, in one of the three ways."""
     base, _ = load_model(quantization=None if which == "pristine" else "nf4")

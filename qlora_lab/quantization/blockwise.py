@@ -22,7 +22,9 @@ The truth is what bitsandbytes 0.50 does on the CPU (`backends/default/ops.py`),
     - the partial last block is *divided* by its absmax. All others are multiplied by its reciprocal, which may round
       the last bit differently (for NF4 and bf16 or fp16 input it never matters)
 
-bitsandbytes on CUDA multiplies everywhere, by approximate reciprocals, and decodes a block of zeros as -0.0.
+bitsandbytes on CUDA multiplies everywhere, by approximate reciprocals, and decodes a block of zeros as -0.0. On a CPU
+with AVX512 its `dequantize_4bit` multiplies with wrong scales where a row does not hold whole blocks, see
+`finetuning.models.require_right_scales`; ours does not follow it there.
 """
 
 from __future__ import annotations
@@ -295,7 +297,7 @@ def dequantize(q: QuantizedTensor) -> torch.Tensor:
     """The tensor that q stands for, in its original shape and dtype.
 
     The product of level and scale is float32; rounding to bfloat16 or float16 comes last. Equal, for equal codes and
-    scales, to `bitsandbytes.functional.dequantize_4bit` on every device.
+    scales, to `bitsandbytes.functional.dequantize_4bit` on every device, but for its error described above.
     """
     if q.device.type == "cuda" and (gpu := gpu_kernels()):
         return gpu.dequantize(q)

@@ -169,6 +169,75 @@ def test_quantized_weights_are_those_of_bitsandbytes(tiny_folder, quantization, 
     assert model.lm_head.weight is model.model.embed_tokens.weight
 
 
+@pytest.mark.parametrize("double_quant", [False, True])
+@pytest.mark.parametrize("make", ["load_model", "build_random"])
+def test_judging_changes_nothing_in_training(tiny_folder, make, double_quant):
+    """What is judged first has the same weights, and trains with the same gradients, to the bit.
+
+    On a CPU with AVX512-BF16, bitsandbytes' own way has other weights by then, and no gradient passes through them.
+    """
+
+    def adapted():
+        if make == "load_model":
+            model, _ = load_model(tiny_folder, "nf4", double_quant, device="cpu", compute_dtype=torch.float32)
+        else:
+            model = build_random(SMALL, "nf4", double_quant, device="cpu", compute_dtype=torch.float32)
+        model = add_adapter(model, rank=4, alpha=8)
+        for index, (name, parameter) in enumerate(model.named_parameters()):
+            if "lora_B" in name:  # they start at zero, and with them the gradient of A
+                torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(index))
+        return model
+
+    ids = torch.arange(12)[None]
+    judged, fresh = adapted(), adapted()
+    for _ in range(2):
+        with torch.no_grad():
+            judged.eval()(ids)
+    outcomes = []
+    for model in (judged, fresh):
+        loss = model.train()(ids, labels=ids).loss
+        loss.backward()
+        gradients = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+        outcomes.append((loss, gradients, dict(model.named_buffers()) | model.state_dict()))
+    (loss, gradients, state), (expected_loss, expected_gradients, expected_state) = outcomes
+    assert torch.equal(loss, expected_loss)
+    assert gradients.keys() == expected_gradients.keys() and len(gradients) == 28
+    for name, gradient in expected_gradients.items():
+        assert gradient.abs().max() > 0
+        assert torch.equal(gradients[name], gradient), name
+    assert state.keys() == expected_state.keys()
+    for name, tensor in expected_state.items():
+        assert torch.equal(state[name], tensor), name
+
+
+def test_wrong_scales_are_refused(monkeypatch):
+    """Where bitsandbytes reads the wrong scales for a width, as on CPUs with AVX512, no model is handed out."""
+    import bitsandbytes.functional
+
+    from qlora_lab.quantization import NF4, unpack
+
+    def by_row(packed, state):
+        """What its AVX512 code does: see `require_right_scales`."""
+        rows, columns = state.shape
+        levels = NF4[unpack(packed.flatten())[: rows * columns].long()].reshape(rows, columns)
+        row, column = torch.arange(rows)[:, None], torch.arange(columns)
+        return levels * state.absmax[row * (columns // state.blocksize) + column // state.blocksize]
+
+    def by_block(packed, state):
+        levels = NF4[unpack(packed.flatten())[: state.shape.numel()].long()]
+        return (levels * state.absmax.repeat_interleave(state.blocksize)[: len(levels)]).reshape(state.shape)
+
+    odd = Shape(64, 80, 2, 4, 2, 100)  # down_proj has 80 inputs
+    for decode in (by_row, by_block):
+        monkeypatch.setattr(bitsandbytes.functional, "dequantize_4bit", decode)
+        build_random(SMALL, double_quant=False, device="cpu", compute_dtype=torch.float32)
+    build_random(odd, double_quant=False, device="cpu", compute_dtype=torch.float32)
+    monkeypatch.setattr(bitsandbytes.functional, "dequantize_4bit", by_row)
+    with pytest.raises(UserError, match="reads the wrong scales of weights with 80 inputs, which blocks of 64 do not"):
+        build_random(odd, double_quant=False, device="cpu", compute_dtype=torch.float32)
+    build_random(odd, None, device="cpu", compute_dtype=torch.float32)
+
+
 def test_device_and_dtype_follow_the_hardware():
     cpu = torch.device("cpu")
     instructions = torch.cpu.get_capabilities()

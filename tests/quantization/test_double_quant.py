@@ -105,7 +105,8 @@ def test_values_equal_bitsandbytes_for_equal_codes(rows, columns, seed, dtype):
     theirs = dataclasses.replace(ours, absmax=dataclasses.replace(ours.absmax, codes=state.absmax))
     restored = dequantize(theirs)
     assert restored.dtype == dtype
-    assert torch.equal(restored, bnb.dequantize_4bit(packed, state))
+    state.shape = torch.Size([1, x.numel()])  # as one row: in several AVX512 code errs, see test_blockwise
+    assert torch.equal(restored.flatten(), bnb.dequantize_4bit(packed, state).flatten())
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
