@@ -85,8 +85,9 @@ check: $(STAMP) ## lint, format, and notebooks in step with their source
 bench: $(STAMP) ## quantization: ours beside bitsandbytes beside a plain copy, in one table
 	@$(PY) tests/quantization/bench.py $(BENCH_FLAGS)
 
-bench-gpu: $(STAMP) ## the GPU's kernels: time and share of the copy bandwidth, beside bitsandbytes and plain PyTorch
+bench-gpu: model ## on a GPU: kernels beside the copy bandwidth, training steps beside PEFT + bitsandbytes and TRL
 	@$(PY) tests/quantization/bench_kernels.py $(BENCH_FLAGS)
+	@$(PY) tests/finetuning/bench_step.py $(BENCH_FLAGS)
 
 wheelhouse: $(STAMP) ## collect all packages and the model in wheelhouse/, for rooms without internet
 	$(PY) -m pip wheel --wheel-dir wheelhouse $(PIP_FLAGS) -c constraints.txt '.[dev]' 'setuptools>=77' pip

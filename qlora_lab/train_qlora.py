@@ -65,6 +65,7 @@ def parser() -> Parser:
     )
     p.add_argument("--optimizer", choices=OPTIMIZERS, help="default: paged_adamw_32bit on a GPU, adamw_torch on a CPU")
     p.add_argument("--gradient-checkpointing", action="store_true", help="less memory for one more forward pass")
+    p.add_argument("--fast", action="store_true", help="on a GPU with bf16: fused kernels in one CUDA graph")
     p.add_argument("--compute-dtype", choices=DTYPES, help="default: bfloat16 where the hardware has it")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--eval-samples", type=int, default=50, help="judged of each split, and of prose; 0: none")
@@ -155,6 +156,7 @@ def run(args: argparse.Namespace) -> dict | None:
         schedule=args.schedule,
         warmup_steps=max(1, steps // 10),
         **settings,
+        fast=args.fast,
         pad_token_id=tokenizer.pad_token_id,
         checkpoints=args.output / "checkpoints",
         checkpoint_every=args.checkpoint_every,

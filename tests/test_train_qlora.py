@@ -313,6 +313,15 @@ def test_a_preset_trains(tiny_folder, tmp_path, capsys):
     assert losses[1][-1] < losses[1][0]
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here the fast step trains")
+def test_fast_without_a_gpu_is_said_and_trains_as_usual(tiny_folder, tmp_path, capsys):
+    command = ["--model", tiny_folder, "--json", *QUICK, "--eval-samples", "0", "--output", tmp_path / "run", "--fast"]
+    assert train_qlora.main([str(word) for word in command]) == 0
+    out, err = capsys.readouterr()
+    assert len(json.loads(out)["losses"]) > 0
+    assert "no fast step, the plain one takes over: it needs a GPU" in err
+
+
 def test_out_of_memory_tells_the_prediction_and_a_knob(bundled, tmp_path):
     """A real failure: the process may not have the memory that 64 rows of 256 tokens want."""
     limit = "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (8 << 30,) * 2); "

@@ -5,15 +5,20 @@ launched by Python when it gets there. With few tokens a step the GPU waits for 
 module does the same step for one architecture (LLaMA and what is built like it), and keeps the GPU busy:
 
     one CUDA graph        all launches of forward and backward are recorded once and replayed in one call. What is
-                          recorded has fixed shapes, so samples are put end to end in one row of tokens, whose length is
-                          rounded up to one of a few sizes; attention is told where each sample begins
-    fewer, larger matmuls q, k and v read the same input: they are one matrix product. So are gate and up. LoRA rides
+                          recorded has fixed shapes, so samples are put end to end in one row of tokens, whose length
+                          is rounded up to one of a few sizes; attention is told where each sample begins
+    fewer, larger ones    q, k and v read the same input: they are one matrix product. So are gate and up. LoRA rides
                           along as a border of that matrix (see `BorderedLinear`)
     fused kernels         norm + residual, rotary, SwiGLU, loss, AdamW: each one kernel (see `step_kernels`)
     nothing twice         the backward pass is ours, so we choose what it finds: checkpointing recomputes each layer
                           but its last product, the last layer not at all; logits exist for some rows at a time
 
-The numbers are those of `train.py` under bf16 autocast, up to bf16's rounding: fp32 adapters, fp32 AdamW, bf16 products.
+The numbers are those of `train.py` under bf16 autocast up to bf16's rounding: fp32 adapters, fp32 AdamW, bf16 products.
+They are nearer to float32's than autocast's are. There, a layer's output is rounded to bf16 before LoRA's correction is
+added; a correction below half a unit in the last of 8 bits is lost, time and again: so training begins, with a small B.
+Here both are summed in fp32 first. (An untrained LLaMA-7B at a learning rate of 1e-4, loss of a sample when it comes a
+second time: float32 10.83, this 10.85, autocast 11.13; the first time 11.11.)
+
 A layer, with the shapes of LLaMA-7B:
 
     x ──────────────┬─────────────(+)── x2 ─────────────┬──────────────(+)── x of the next layer     (T, 4096)
@@ -181,7 +186,9 @@ def read_linear(module: nn.Module, name: str) -> AdaptedLinear:
         if len(lora_A) % 8:
             raise NoFastStep(f"{name} has an adapter of rank {len(lora_A)}: it must be a multiple of 8")
         if lora_A.dtype != torch.float32:
-            raise NoFastStep(f"{name} has an adapter in {lora_A.dtype}: it must be float32 (what computes is a bf16 copy)")
+            raise NoFastStep(
+                f"{name} has an adapter in {lora_A.dtype}: it must be float32 (what computes is a bf16 copy)"
+            )
     if getattr(base, "bias", None) is not None:
         raise NoFastStep(f"{name} has a bias")
     return AdaptedLinear(frozen_weight(base), lora_A, lora_B, scaling)
@@ -197,7 +204,7 @@ class Adapters:
     or a checkpoint finds what is usual there.
     """
 
-    def __init__(self, linears: list[BorderedLinear], optimizer, gradient_dtype: torch.dtype):
+    def __init__(self, linears: list[BorderedLinear], optimizer, dtype: torch.dtype, accumulating: bool):
         inner = getattr(optimizer, "optimizer", optimizer)  # without 🤗 Accelerate's wrapping
         self.optimizer = inner
         parameters = []
@@ -226,7 +233,8 @@ class Adapters:
                     moment[part].copy_(state[name].flatten())
                     self.steps = int(state["step"])
                 state[name] = moment[part].view_as(p)
-        self.gradient = torch.zeros(count, dtype=gradient_dtype, device=device)
+        # a product's rounding is the gradient's, unless several are added up
+        self.gradient = torch.zeros(count, dtype=torch.float32 if accumulating else dtype, device=device)
         gradients = {p: self.gradient[part].view_as(p) for p, part in slices.items()}
         if hasattr(inner, "page_mng"):
             inner.page_mng.paged_tensors[:] = self.moments  # lets go of what a checkpoint was read into
@@ -236,7 +244,7 @@ class Adapters:
                 linear.lora_B = _joined([part.lora_B.data for part in linear.adapted])
                 linear.A_gradient = _joined([gradients[part.lora_A] for part in linear.adapted])
                 linear.B_gradient = _joined([gradients[part.lora_B] for part in linear.adapted])
-        self.accumulating = gradient_dtype == torch.float32
+        self.accumulating = accumulating
 
     def add_gradient(self, gradient: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scale: float = 1.0) -> None:
         """gradient = scale * (a @ b), or added to it where a step has several micro-batches."""
@@ -247,8 +255,6 @@ class Adapters:
 
     def update(self, learning_rate: float, max_grad_norm: float | None) -> torch.Tensor:
         """Clip, take a step of AdamW, return the gradients' norm before clipping. Not finite: nothing is changed."""
-        from qlora_lab.finetuning import step_kernels
-
         group = self.optimizer.param_groups[0]
         self.steps += 1
         norm = torch.linalg.vector_norm(self.gradient, dtype=torch.float32)
@@ -294,9 +300,9 @@ class FlatBatch:
         return (self.tokens, self.sequences, self.targeted, self.longest)
 
     def parts(self) -> tuple[torch.Tensor, ...]:
-        """ids and positions, (T,); starts, (S + 1,): where each sample begins, and the end. The padding is a sample too,
-        further ones are empty. rows, (R,): tokens whose successor is a target; targets, (R,): that successor, or -100
-        in rows that only fill up."""
+        """ids and positions, (T,); starts, (S + 1,): where each sample begins, and the end (the padding is a sample,
+        too, further ones are empty); rows, (R,): tokens whose successor is a target; targets, (R,): that successor, or
+        -100 in rows that only fill up."""
         return self.numbers.split([self.tokens, self.tokens, self.sequences + 1, self.targeted, self.targeted])
 
 
@@ -311,7 +317,10 @@ def flatten(samples: list[TokenizedSample], pad_token_id: int) -> FlatBatch:
     starts[1 : len(lengths) + 1] = numpy.cumsum(lengths)
     starts[len(lengths) + 1 :] = starts[len(lengths)]
     firsts = [max(sample.prompt_length, 1) for sample in samples]
-    targeted = [numpy.arange(start + first, start + length) for start, first, length in zip(starts, firsts, lengths, strict=False)]
+    targeted = [
+        numpy.arange(start + first, start + length)
+        for start, first, length in zip(starts, firsts, lengths, strict=False)
+    ]
     targeted = numpy.concatenate(targeted)
     empty = rounded_up(len(targeted)) - len(targeted)
     parts = [
@@ -479,7 +488,7 @@ class FastStep:
         self.q = self.layers[0].o.inputs
         self.intermediate = self.layers[0].down.inputs
         linears = [linear for layer in self.layers for linear in layer.linears]
-        self.adapters = Adapters(linears, optimizer, torch.float32 if accumulation > 1 else torch.bfloat16)
+        self.adapters = Adapters(linears, optimizer, dtype, accumulating=accumulation > 1)
         device = self.embeddings.device
         self.loss = torch.zeros(1, device=device)
         self.share = torch.zeros(1, device=device)  # of one target in the loss
@@ -733,7 +742,7 @@ def require_supported(causal_lm, optimizer) -> None:
     if getattr(config, "sliding_window", None):
         raise NoFastStep("this model's attention has a sliding window")
     if config.rope_parameters["rope_type"] not in ("default", "linear", "llama3"):
-        raise NoFastStep(f"this model's rotary embedding is of type {config.rope_parameters['rope_type']}")
+        raise NoFastStep(f"this model's rotary embedding is of type {config.rope_parameters['rope_type']!r}")
     if causal_lm.get_input_embeddings().weight.device != causal_lm.get_output_embeddings().weight.device:
         raise NoFastStep("the embeddings lie on another device than the rest")
     inner = getattr(optimizer, "optimizer", optimizer)

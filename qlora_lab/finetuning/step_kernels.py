@@ -25,7 +25,7 @@ import triton.language as tl
 
 TILE = 1024  # elements a program, where any number would do
 
-# ------------------------------------------------------------------------------------------------------ adapters' border
+# ----------------------------------------------------------------------------------------------------- adapters' border
 
 
 @triton.jit
@@ -53,7 +53,9 @@ def border_kernel(
         row = (program * ROWS + tl.arange(0, ROWS))[:, None]
         column = tl.arange(0, RANKS_WIDTH)[None, :]
         block = tl.where(row < END0, BLOCK0, tl.where(row < END1, BLOCK1, BLOCK2))
-        missing = tl.where((row >= END0) & (BLOCK0 < 0), END0, 0) + tl.where((row >= END1) & (BLOCK1 < 0), END1 - END0, 0)
+        missing = tl.where((row >= END0) & (BLOCK0 < 0), END0, 0) + tl.where(
+            (row >= END1) & (BLOCK1 < 0), END1 - END0, 0
+        )
         inside = (row < N) & (column < RANKS)
         mine = inside & (column // RANK == block)
         b = tl.load(lora_B + (row - missing) * RANK + column % RANK, mask=mine, other=0)
@@ -152,9 +154,7 @@ def rms_norm_backward(x, weight, epsilon: float, dy, dx) -> None:
     """dx += the gradient with respect to x of sum(dy * RMSNorm(x))."""
     tokens, hidden = x.shape
     width = triton.next_power_of_2(hidden)
-    rms_norm_backward_kernel[(tokens,)](
-        x, weight, dy, dx, dx.stride(0), epsilon, hidden, width, num_warps=warps(width)
-    )
+    rms_norm_backward_kernel[(tokens,)](x, weight, dy, dx, dx.stride(0), epsilon, hidden, width, num_warps=warps(width))
 
 
 def warps(width: int) -> int:
@@ -162,7 +162,7 @@ def warps(width: int) -> int:
     return min(16, max(1, width // 512))
 
 
-# --------------------------------------------------------------------------------------------- rotary position embedding
+# -------------------------------------------------------------------------------------------- rotary position embedding
 
 
 @triton.jit
@@ -212,29 +212,29 @@ def rotate(source, target, cosine, sine, heads: int, sign: int = 1) -> None:
 
 
 @triton.jit
-def swiglu_kernel(gate_up, out, gate_up_stride, out_stride, I: tl.constexpr, TILE: tl.constexpr):
+def swiglu_kernel(gate_up, out, gate_up_stride, out_stride, SIZE: tl.constexpr, TILE: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * TILE + tl.arange(0, TILE)
-    there = column < I
+    there = column < SIZE
     gate = tl.load(gate_up + row * gate_up_stride + column, mask=there, other=0).to(tl.float32)
-    up = tl.load(gate_up + row * gate_up_stride + I + column, mask=there, other=0).to(tl.float32)
+    up = tl.load(gate_up + row * gate_up_stride + SIZE + column, mask=there, other=0).to(tl.float32)
     y = gate * tl.sigmoid(gate) * up
     tl.store(out + row * out_stride + column, y.to(out.dtype.element_ty), mask=there)
 
 
 @triton.jit
-def swiglu_backward_kernel(gate_up, dy, gate_up_stride, dy_stride, I: tl.constexpr, TILE: tl.constexpr):
+def swiglu_backward_kernel(gate_up, dy, gate_up_stride, dy_stride, SIZE: tl.constexpr, TILE: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * TILE + tl.arange(0, TILE)
-    there = column < I
+    there = column < SIZE
     gate_place = gate_up + row * gate_up_stride + column
     gate = tl.load(gate_place, mask=there, other=0).to(tl.float32)
-    up = tl.load(gate_place + I, mask=there, other=0).to(tl.float32)
+    up = tl.load(gate_place + SIZE, mask=there, other=0).to(tl.float32)
     gradient = tl.load(dy + row * dy_stride + column, mask=there, other=0).to(tl.float32)
     share = tl.sigmoid(gate)
     d_gate = gradient * up * share * (1 + gate * (1 - share))
     tl.store(gate_place, d_gate.to(gate_up.dtype.element_ty), mask=there)
-    tl.store(gate_place + I, (gradient * gate * share).to(gate_up.dtype.element_ty), mask=there)
+    tl.store(gate_place + SIZE, (gradient * gate * share).to(gate_up.dtype.element_ty), mask=there)
 
 
 def swiglu(gate_up, out, size: int) -> None:

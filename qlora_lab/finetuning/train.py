@@ -146,8 +146,9 @@ def train_steps(
         update_in_backward: update each parameter as soon as its gradient is there, and drop the gradient. The same
             numbers as without, but for one micro-batch a step, one process and `max_grad_norm=None`: the norm of all
             gradients is not known before the last of them.
-        fast: take the steps of `fast_step.py`, where it knows the model and the GPU; else say why not and go on as usual.
-            The same numbers up to bf16's rounding. `loss_chunk` then means nothing: logits never exist all at once.
+        fast: take the steps of `fast_step.py`, where it knows the model and the GPU; else say why not and go on as
+            usual. The same numbers up to bf16's rounding. `loss_chunk` means nothing there: logits never exist all at
+            once.
         checkpoints: a folder for resumable checkpoints, written every `checkpoint_every` steps and atomically.
         resume: continue from the newest checkpoint; its records are yielded first. The steps that follow are, bit for
             bit on a CPU, those of a run that was never interrupted.

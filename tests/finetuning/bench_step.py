@@ -1,9 +1,9 @@
 """How fast a training step is: ours, what everybody uses, and what lies between. `make bench-gpu`.
 
 The model is a LLaMA-7B with random weights in NF4 with double quantization, adapters of rank 64 on all linear layers,
-512 tokens a sample, paged AdamW in 32 bits; then the bundled model on the course's orders. A step's time is wall time
-from its samples to its loss on the host, a median. Peak memory is what PyTorch's allocator handed out at most during the
-steps, capture included; AdamW's states lie outside of it (1.28 GB at 7B), for everyone alike.
+512 tokens a sample, paged AdamW in 32 bits; then the bundled model on the course's orders. A step's time is a median of
+wall times, from its samples to its loss on the host. Peak memory is what PyTorch's allocator handed out at most during
+the steps, capture included; AdamW's states lie outside of it (1.28 GB at 7B), for everyone alike.
 
     standard     PEFT + bitsandbytes under bf16 autocast, fp32 adapters: `train_steps` as it is
     trl          the same through TRL's SFTTrainer, if TRL is installed
@@ -13,8 +13,8 @@ steps, capture included; AdamW's states lie outside of it (1.28 GB at 7B), for e
     unrecorded   `fast_step` without its CUDA graph: fewer kernels, launched by Python
     fast         `train_steps(fast=True)`
 
-The floor is the time of the arithmetic alone, at the rate of a large matrix product in the same run: 4 operations a weight
-and token without checkpointing (forward, and the gradient of the input; frozen weights need none), 6 with.
+The floor is the time of the arithmetic alone, at the rate of a large matrix product in the same run: 4 operations a
+weight and token without checkpointing (forward, and the gradient of the input; frozen weights need none), 6 with.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def graphed_steps(model, batch: int, checkpointing: bool, steps: int):
     """Transformers' and PEFT's forward and backward pass under autocast, recorded once; AdamW as usual."""
     from types import SimpleNamespace
 
-    from qlora_lab.finetuning.train import make_optimizer
+    from qlora_lab.finetuning.train import make_optimizer, rate
 
     parameters = [p for p in model.parameters() if p.requires_grad]
     adamw = make_optimizer(COMMON["optimizer"], parameters, COMMON["learning_rate"], 0.0)
@@ -122,6 +122,8 @@ def graphed_steps(model, batch: int, checkpointing: bool, steps: int):
     for step in range(steps):
         start = time.perf_counter()
         rows = data[step % 4 * batch :][:batch]
+        for group in adamw.param_groups:
+            group["lr"] = COMMON["learning_rate"] * rate(step + 1, steps, 3, "cosine")
         ids.copy_(torch.tensor([row.ids for row in rows]))
         graph.replay()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -133,15 +135,15 @@ def graphed_steps(model, batch: int, checkpointing: bool, steps: int):
 def trl_steps(batch: int, checkpointing: bool, steps: int):
     """SFTTrainer on the same model and samples; its own clock, from one step's end to the next."""
     import datasets
+    import transformers
     import trl
-    from transformers import TrainerCallback
 
     model = build_random(SHAPES[SHAPE], device="cuda", compute_dtype=torch.bfloat16)
     model = add_adapter(model, rank=RANK, alpha=RANK)
     torch.cuda.reset_peak_memory_stats()
     ends, losses = [], []
 
-    class Clock(TrainerCallback):
+    class Clock(transformers.TrainerCallback):
         def on_step_end(self, *arguments, **others):
             torch.cuda.synchronize()
             ends.append(time.perf_counter())
@@ -165,11 +167,16 @@ def trl_steps(batch: int, checkpointing: bool, steps: int):
         save_strategy="no",
         report_to=[],
         disable_tqdm=True,
+        log_level="error",
         dataset_kwargs={"skip_prepare_dataset": True},
     )
     _, tokenizer = load_model(device="cpu")
     dataset = datasets.Dataset.from_dict({"input_ids": ids, "labels": ids})
-    trl.SFTTrainer(model, args=settings, train_dataset=dataset, processing_class=tokenizer, callbacks=[Clock()]).train()
+    trainer = trl.SFTTrainer(
+        model, args=settings, train_dataset=dataset, processing_class=tokenizer, callbacks=[Clock()]
+    )
+    trainer.remove_callback(transformers.PrinterCallback)
+    trainer.train()
     return [end - start for start, end in zip(ends, ends[1:], strict=False)], losses
 
 
@@ -262,6 +269,12 @@ def bundled(who: str, steps: int) -> dict:
     return result([r.seconds for r in late], tokens, [r.loss for r in records]) | {"tokens": tokens}
 
 
+def matrix_product_rate(n: int = 8192) -> float:
+    """Operations a second of a large product of random bf16 matrices."""
+    a = torch.randn(n, n, device="cuda").bfloat16()
+    return 2 * n**3 / do_bench(lambda: a @ a, warmup=100, rep=1000, return_mode="median") * 1e3
+
+
 def floor(tokens: int, checkpointing: bool, rate: float) -> float:
     """Milliseconds of the arithmetic alone."""
     shape = SHAPES[SHAPE]
@@ -287,39 +300,14 @@ def main() -> None:
         if name not in versions:
             print(f"{name} is not installed: left out")
 
-    a = torch.randn(8192, 8192, device="cuda").bfloat16()
-    rate = 2 * 8192**3 / do_bench(lambda: a @ a, warmup=100, rep=1000, return_mode="median") * 1e3
-    del a
+    rate = matrix_product_rate()
     print(f"a matrix product of 8192 x 8192 x 8192 in bf16: {rate / 1e12:.0f} TFLOP/s\n")
     print(f"{'LLaMA-7B':32}{'ms':>9}{'tokens/s':>10}{'of floor':>10}{'peak GB':>9}{'first loss':>12}{'last':>9}")
-    runs, profiles = [], []
-    for batch, checkpointing in SETTINGS:
-        between = BETWEEN if (batch, checkpointing) in ((1, True), (4, False)) else ()
-        for who in ("standard", *between, "trl", "fast"):
-            if who in arguments.without or (who == "trl" and "trl" not in versions):
-                continue
-            if who == "trl":
-                seconds, losses = trl_steps(batch, checkpointing, arguments.steps)
-                run = result(seconds[len(seconds) // 3 :], batch * LENGTH, losses)
-            else:
-                with recording(who != "unrecorded"):
-                    run = measured(running(who, batch, checkpointing, arguments.steps))
-            run["share_of_floor"] = floor(batch * LENGTH, checkpointing, rate) / run["milliseconds"]
-            runs.append({"who": who, "batch_size": batch, "gradient_checkpointing": checkpointing, **run})
-            show(f"{who}, batch {batch}{', checkpointing' if checkpointing else ''}", run)
-    for batch, checkpointing in SETTINGS:
-        for who in ("standard", "fast"):
-            profiles.append(
-                {"who": who, "batch_size": batch, "gradient_checkpointing": checkpointing}
-                | profile(who, batch, checkpointing)
-            )
-    small = {}
-    if "bundled" not in arguments.without:
-        print("\nthe bundled model, 16 orders a step")
-        for who in ("standard", "fast"):
-            small[who] = bundled(who, 60)
-            show(f"{who}, {small[who]['tokens']:.0f} tokens", small[who])
-    if arguments.output:
+    runs, profiles, small = [], [], {}
+
+    def save() -> None:
+        if not arguments.output:
+            return
         record = {
             "command": "make bench-gpu",
             "device": gpu,
@@ -334,6 +322,35 @@ def main() -> None:
         arguments.output.mkdir(parents=True, exist_ok=True)
         path = arguments.output / f"step-{gpu.lower().replace(' ', '-')}.json"
         path.write_text(json.dumps(record, indent=1) + "\n")
+
+    for batch, checkpointing in SETTINGS:
+        between = BETWEEN if (batch, checkpointing) in ((1, True), (4, False)) else ()
+        for who in ("standard", *between, "trl", "fast"):
+            if who in arguments.without or (who == "trl" and "trl" not in versions):
+                continue
+            if who == "trl":
+                seconds, losses = trl_steps(batch, checkpointing, arguments.steps)
+                run = result(seconds[len(seconds) // 3 :], batch * LENGTH, losses)
+            else:
+                with recording(who != "unrecorded"):
+                    run = measured(running(who, batch, checkpointing, arguments.steps))
+            run["share_of_floor"] = floor(batch * LENGTH, checkpointing, rate) / run["milliseconds"]
+            runs.append({"who": who, "batch_size": batch, "gradient_checkpointing": checkpointing, **run})
+            show(f"{who}, batch {batch}{', checkpointing' if checkpointing else ''}", run)
+        save()
+    if "bundled" not in arguments.without:
+        print("\nthe bundled model, 16 orders a step")
+        for who in ("standard", "fast"):
+            small[who] = bundled(who, 60)
+            show(f"{who}, {small[who]['tokens']:.0f} tokens", small[who])
+        save()
+    for batch, checkpointing in SETTINGS:
+        for who in ("standard", "fast"):
+            profiles.append(
+                {"who": who, "batch_size": batch, "gradient_checkpointing": checkpointing}
+                | profile(who, batch, checkpointing)
+            )
+    save()
 
 
 def installed(name: str) -> bool:

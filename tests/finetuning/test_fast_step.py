@@ -1,6 +1,9 @@
-"""The fast step gives the plain loop's losses, gradients and updates: on a CPU its kernels are interpreted, in float32."""
+"""The fast step gives the plain loop's losses, gradients and updates. On a CPU Triton interprets its kernels: fp32."""
 
 import copy
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -14,7 +17,9 @@ from qlora_lab.finetuning import (
     add_adapter,
     add_lora,
     collate,
+    fast_step,
     quantize_linears,
+    step_kernels,
     train,
     train_steps,
 )
@@ -63,22 +68,21 @@ def optimizer_of(adapted):
     return make_optimizer("adamw_torch", [p for p in adapted.parameters() if p.requires_grad], 1e-3, 0.0)
 
 
-@interpreted
-@pytest.mark.parametrize("checkpointing", [False, True])
+@interpreted  # slowly: one layer, unless two show more
 @pytest.mark.parametrize(
-    "case",
+    ("case", "accumulation", "checkpointing"),
     [
-        {},
-        {"adapters": "PEFT's", "quantized": False},
-        {"quantized": False},
-        {"targets": ["q_proj", "v_proj"]},
-        {"targets": ["o_proj", "up_proj", "down_proj"], "rank": 16},
-        {"num_key_value_heads": 4, "tie_word_embeddings": False, "num_hidden_layers": 3},
+        ({"num_hidden_layers": 2}, 1, True),
+        ({"num_hidden_layers": 2, "num_key_value_heads": 4, "tie_word_embeddings": False}, 1, False),
+        ({"adapters": "PEFT's", "quantized": False}, 2, False),
+        ({"targets": ["q_proj", "v_proj"]}, 1, False),
+        ({"targets": ["k_proj", "o_proj", "up_proj", "down_proj"], "rank": 16}, 1, True),
     ],
     ids=str,
 )
-def test_gradients_are_the_plain_loops(case, checkpointing):
-    micro_batches = [samples(20, 31, 5), samples(17, 40)]
+def test_gradients_are_the_plain_loops(case, accumulation, checkpointing):
+    case = {"num_hidden_layers": 1, **case}
+    micro_batches = [samples(20, 31, 5), samples(17, 40)][:accumulation]
     targets = sum(len(s.ids) - s.prompt_length for batch in micro_batches for s in batch)
     loss, expected = plain_gradients(model(**case), micro_batches, targets)
 
@@ -87,7 +91,7 @@ def test_gradients_are_the_plain_loops(case, checkpointing):
         adapted,
         optimizer_of(adapted),
         make_accelerator(torch.float32, torch.device(DEVICE)),
-        accumulation=2,
+        accumulation=accumulation,
         gradient_checkpointing=checkpointing,
         dtype=torch.float32,
     )
@@ -107,8 +111,6 @@ def split(step):
 
 @interpreted
 def test_adamw_is_torchs():
-    from qlora_lab.finetuning import step_kernels
-
     draw = torch.Generator().manual_seed(0)
     p = torch.nn.Parameter(torch.randn(3000, generator=draw))
     ours, first, second = p.detach().clone(), torch.zeros(3000), torch.zeros(3000)
@@ -120,6 +122,124 @@ def test_adamw_is_torchs():
         adamw.step()
         step_kernels.adamw(ours, gradient, first, second, norm, step, 1e-2, 0.1, 1.0, (0.9, 0.999), 1e-8)
         torch.testing.assert_close(ours, p.detach(), rtol=1e-6, atol=1e-6)
+
+
+@interpreted
+def test_training_loop_and_resume(monkeypatch, tmp_path):
+    """`train_steps(fast=True)` gives the plain loop's losses, and goes on after a resume as if nothing had happened."""
+
+    def prepare(model, optimizer, accelerator, *, compute_dtype, update_in_backward, **settings):
+        return FastStep(model, optimizer, accelerator, dtype=compute_dtype, **settings)
+
+    monkeypatch.setattr(fast_step, "prepare", prepare)
+    make = lambda: model("PEFT's", False, num_hidden_layers=1)  # noqa: E731
+    stream, settings = Batches(samples(*range(9, 25, 2)), 4), {"steps": 3, "learning_rate": 5e-3}
+    plain = list(train_steps(make(), stream, **settings))
+    steps = train_steps(make(), stream, fast=True, checkpoints=tmp_path, checkpoint_every=2, **settings)
+    fast = [next(steps) for _ in range(3)]
+    steps.close()  # before the third step's checkpoint
+    assert [r.loss for r in fast] == pytest.approx([r.loss for r in plain], rel=1e-4)
+    assert [r.gradient_norm for r in fast] == pytest.approx([r.gradient_norm for r in plain], rel=1e-4)
+
+    resumed = list(train_steps(make(), stream, fast=True, checkpoints=tmp_path, resume=True, **settings))
+    assert [r.loss for r in resumed] == [r.loss for r in fast]
+
+
+@interpreted
+def test_without_a_gpu_the_plain_step_takes_over(capsys):
+    stream = Batches(samples(9, 11), 2)
+    records = train(model("PEFT's", False), stream, steps=2, fast=True, progress=False)
+    assert capsys.readouterr().err == "no fast step, the plain one takes over: it needs a GPU\n"
+    assert [r.loss for r in records] == [r.loss for r in train_steps(model("PEFT's", False), stream, steps=2)]
+
+
+def refused(adapted, optimizer=None, **changes):
+    accelerator = make_accelerator(torch.float32, torch.device(DEVICE))
+    for name, value in changes.items():
+        setattr(adapted.config, name, value)
+    with pytest.raises(NoFastStep) as reason:
+        FastStep(adapted, optimizer or optimizer_of(adapted), accelerator, dtype=torch.float32)
+    return str(reason.value)
+
+
+def test_what_it_was_not_written_for_is_refused_with_the_reason():
+    assert "is a gpt2" in refused(model(), model_type="gpt2")
+    assert "activation is gelu" in refused(model(), hidden_act="gelu")
+    assert "sliding window" in refused(model(), sliding_window=512)
+    assert "'dynamic'" in refused(model(), rope_parameters={"rope_type": "dynamic"})
+    assert "multiple of 8" in refused(model(rank=4))
+    assert "has a bias" in refused(model(attention_bias=True))
+    adapted = model()
+    adapted.model.layers[1].mlp.up_proj.dropout = 0.1
+    assert "layers.1.up_proj has a dropout" in refused(adapted)
+    adapted = model()
+    adapted.model.layers[0].mlp.up_proj.alpha = 3
+    assert "several ranks or scalings" in refused(adapted)
+    adapted = model()
+    adapted.model.norm.weight.requires_grad_()
+    assert "something besides" in refused(adapted)
+    adapted = model().bfloat16()
+    assert "must be float32" in refused(adapted)
+    adapted = model()
+    eight_bits = make_optimizer("adamw_8bit", [p for p in adapted.parameters() if p.requires_grad], 1e-3, 0.0)
+    assert "paged_adamw_32bit" in refused(adapted, eight_bits)
+
+
+def test_samples_end_to_end():
+    first, second = TokenizedSample((5, 6, 7, 8), 2), TokenizedSample((9, 10, 11), 0)
+    batch = flatten([first, second], pad_token_id=1)
+    ids, positions, starts, rows, targets = (part.tolist() for part in batch.parts())
+    assert ids == [5, 6, 7, 8, 9, 10, 11] + [1] * 57
+    assert positions == [0, 1, 2, 3, 0, 1, 2, *range(57)]
+    assert starts == [0, 4, 7, 64, 64]  # the padding is a sample, and a fourth one is empty
+    assert rows == [1, 2, 4, 5] + [0] * 60 and targets == [7, 8, 10, 11] + [-100] * 60
+    assert batch.longest == 64
+    for n in range(1, 5000):
+        assert n <= rounded_up(n) < n + max(64, n / 8)
+    assert len({rounded_up(n) for n in range(2048, 4096)}) == 9
+
+
+COMPILE = """
+import sys, triton
+from triton.backends.compiler import GPUTarget
+from qlora_lab.finetuning import step_kernels
+
+def compiled(kernel, constants, **types):
+    signature = {name: types.get(name, "constexpr") for name in kernel.arg_names}
+    constants = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
+    source = triton.compiler.ASTSource(kernel, signature, constants)
+    print(kernel.__name__, len(triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm["cubin"]))
+
+H, I, bf16, fp32 = {"H": 576, "WIDTH": 1024}, {"SIZE": 1536, "TILE": 1024}, "*bf16", "*fp32"
+blocks = {"END0": 64, "END1": 128, "BLOCK0": 0, "BLOCK1": -1, "BLOCK2": 1, "RANKS_WIDTH": 16, "ROWS": 32, "TILE": 1024}
+compiled(step_kernels.border_kernel, {"N": 192, "K": 64, "RANK": 8, "RANKS": 16, **blocks},
+         lora_A=fp32, lora_B=fp32, matrix=bf16, scaling="fp32")
+compiled(step_kernels.rms_norm_kernel, H, residual=bf16, delta=bf16, weight=bf16, total=bf16, out=bf16,
+         out_stride="i32", epsilon="fp32")
+compiled(step_kernels.rms_norm_backward_kernel, H, x=bf16, weight=bf16, dy=bf16, dx=bf16, dx_stride="i32",
+         epsilon="fp32")
+for sign in (1, -1, 0):
+    heads = {"HEADS": 9, "HEADS_WIDTH": 16, "HALF": 32, "HALF_WIDTH": 32, "SIGN": sign}
+    compiled(step_kernels.rotate_kernel, heads, source=bf16, target=bf16, cosine=bf16, sine=bf16,
+             source_stride="i32", target_stride="i32")
+compiled(step_kernels.swiglu_kernel, I, gate_up=bf16, out=bf16, gate_up_stride="i32", out_stride="i32")
+compiled(step_kernels.swiglu_backward_kernel, I, gate_up=bf16, dy=bf16, gate_up_stride="i32", dy_stride="i32")
+compiled(step_kernels.cross_entropy_kernel, {"TILE": 4096}, logits=bf16, targets="*i64", losses=fp32, scale=fp32,
+         V="i32")
+numbers = dict.fromkeys(("largest_norm", "rate", "decay", "correction1", "correction2"), "fp32")
+compiled(step_kernels.adamw_kernel, {"BETA1": 0.9, "BETA2": 0.999, "EPSILON": 1e-8, "TILE": 1024},
+         parameter=fp32, gradient=bf16, first=fp32, second=fp32, norm=fp32, n="i32", **numbers)
+"""
+
+
+@interpreted
+def test_kernels_compile_for_an_h100(tmp_path):
+    """To machine code, which needs no GPU: Triton's compiler refuses what its interpreter lets pass."""
+    (tmp_path / "compile.py").write_text(COMPILE)  # a file: Triton reads a kernel's source
+    surroundings = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path / "cache")}
+    run = subprocess.run([sys.executable, tmp_path / "compile.py"], env=surroundings, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert {line.split()[0] for line in run.stdout.splitlines()} == {n for n in dir(step_kernels) if "_kernel" in n}
 
 
 # ------------------------------------------------------------------------------------------------------------ on a GPU
