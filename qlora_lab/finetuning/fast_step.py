@@ -602,8 +602,9 @@ class FastStep:
                 a.product = None
             kept.append(Activations(a.x) if self.checkpointing and layer is not self.layers[-1] else a)
             del matrix, a
-        gradient = self.loss_backward(x, delta, rows, targets)
-        del x, delta
+        x, delta = x + delta, None
+        gradient = self.loss_backward(x, rows, targets)
+        del x
         for layer in reversed(self.layers):
             self.backward(layer, kept.pop(), gradient, angles, samples)
 
@@ -633,21 +634,20 @@ class FastStep:
         a.product = layer.down.room_for_input(len(a.x))
         kernels().swiglu(a.gate_up, a.product, self.intermediate)
 
-    def loss_backward(self, x, delta, rows, targets) -> torch.Tensor:
-        """The loss, and its gradient at the last layer's output: (T, H + rank), room for the layers' dz included."""
-        tokens, hidden = len(x), self.head.shape[1]
-        normed = torch.empty(tokens, hidden, dtype=self.dtype, device=x.device)
-        x = kernels().rms_norm(x, delta, self.norm, self.epsilon, normed)
-        d_normed = torch.zeros_like(normed)
+    def loss_backward(self, x, rows, targets) -> torch.Tensor:
+        """The loss, and its gradient at the last layer's output, x: (T, H + rank), with room for the layers' dz."""
+        room = max(linear.rank for layer in self.layers for linear in (layer.o, layer.down))
+        gradient = torch.zeros(len(x), x.shape[1] + room, dtype=self.dtype, device=x.device)
         at_a_time = max(64, LOGITS_AT_A_TIME // len(self.head))
         for some_rows, some_targets in zip(rows.split(at_a_time), targets.split(at_a_time), strict=True):
-            logits = normed.index_select(0, some_rows) @ self.head.t()  # (rows, V)
+            some = x.index_select(0, some_rows)
+            normed, d_some = torch.empty_like(some), torch.zeros_like(some)
+            kernels().rms_norm(some, None, self.norm, self.epsilon, normed)
+            logits = normed @ self.head.t()  # (rows, V)
             self.loss += kernels().cross_entropy(logits, some_targets, self.share).sum()
-            d_normed.index_add_(0, some_rows, logits @ self.head)  # each row once; those without target add zeros
+            kernels().rms_norm_backward(some, self.norm, self.epsilon, logits @ self.head, d_some)
             del logits
-        room = max(linear.rank for layer in self.layers for linear in (layer.o, layer.down))
-        gradient = torch.zeros(tokens, hidden + room, dtype=self.dtype, device=x.device)
-        kernels().rms_norm_backward(x, self.norm, self.epsilon, d_normed, gradient)
+            gradient[:, : x.shape[1]].index_add_(0, some_rows, d_some)  # each row once; those without target add zeros
         return gradient
 
     def backward(self, layer: Layer, a: Activations, gradient, angles, samples: Samples) -> None:
