@@ -31,6 +31,7 @@ The sums (+) are taken by the norm that comes next. `forward` and `backward` bel
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from dataclasses import dataclass, replace
 
@@ -396,6 +397,12 @@ def _attend_sample_by_sample(q, k, v, samples: Samples) -> torch.Tensor:
     return torch.cat(outs)
 
 
+@functools.lru_cache
+def capture_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all, since cuBLAS keeps 32 MiB for each stream that it has ever worked on."""
+    return torch.cuda.Stream(device)
+
+
 @contextlib.contextmanager
 def repeatable():
     """Ask PyTorch for algorithms that give the same bits each time: flash attention's backward pass adds atomically."""
@@ -496,7 +503,7 @@ class FastStep:
         self._flat: tuple | None = None
         self.capture = capture and device.type == "cuda"
         if self.capture:
-            self.pool, self.stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
+            self.pool, self.stream = torch.cuda.graph_pool_handle(), capture_stream(device)
 
     def _read(self, layer, name: str) -> Layer:
         def bordered(parent, *names):

@@ -108,7 +108,7 @@ def graphed_steps(model, batch: int, checkpointing: bool, steps: int):
         loss.backward()
         return loss.detach()
 
-    stream = torch.cuda.Stream()
+    stream = fast_step.capture_stream(ids.device)
     with torch.cuda.stream(stream):
         for _ in range(2):
             forward_backward()
