@@ -85,7 +85,7 @@ class BorderedLinear:
     product over 4096 it costs 1.6 %. M is dense, made when it is needed and let go: 4 bits are what stays.
 
     x and dy come as (T, in + rank) and (T, out + rank or wider), with room for z and dz at the end of each row. (x may
-    also be (T, in), if who made it could leave no room: then z is apart, and added afterwards.)
+    also be (T, in), if who made it could leave no room: then z is apart, and a product of its own.)
     """
 
     def __init__(self, parts: list[AdaptedLinear], dtype: torch.dtype):
