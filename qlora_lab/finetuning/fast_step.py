@@ -344,7 +344,7 @@ def power_of_two(n: int) -> int:
 def rounded_up(n: int) -> int:
     """To a multiple of an eighth of the power of two below, 64 at least: eight sizes from one power to the next."""
     size = max(64, (1 << n.bit_length()) // 16)
-    return -(-n // size) * size
+    return max(1, -(-n // size)) * size
 
 
 # ------------------------------------------------------------------------------------------------------------ attention
