@@ -1,6 +1,7 @@
-"""The data sets are what their README says they are."""
+"""The data sets are what their README says they are, and the records what the course's README says."""
 
 import hashlib
+import json
 import pathlib
 import re
 import subprocess
@@ -31,3 +32,22 @@ def test_orders_are_what_their_generator_writes(tmp_path):
     for i, first in enumerate(names):
         for second in names[i + 1 :]:
             assert not prompts[first] & prompts[second]
+
+
+def test_speeds_in_the_readme_are_the_records():
+    record = json.loads((DATA / "records" / "step-nvidia-h100-80gb-hbm3.json").read_text())
+    readme = (DATA.parent / "README.md").read_text(encoding="utf-8")
+    for batch, checkpointing in ((1, True), (4, True), (4, False), (16, True)):
+        runs = {
+            run["who"]: run
+            for run in record["runs"]
+            if (run["batch_size"], run["gradient_checkpointing"]) == (batch, checkpointing)
+        }
+        cells = [f"{batch}, checkpointing" if checkpointing else f"{batch}"]
+        for who in ("standard", "trl", "fast"):
+            peak = runs[who].get("peak_allocated_alone", runs[who]["peak_allocated"]) / 1e9
+            cells.append(f"{runs[who]['tokens_per_second']:,.0f} · {peak:.{1 if peak >= 10 else 2}f} GB")
+        cells.append(f"{runs['fast']['tokens_per_second'] / runs['standard']['tokens_per_second']:.1f} ×")
+        assert f"| {' | '.join(cells)} |" in readme
+    standard, fast = (record["bundled"][who]["tokens_per_second"] for who in ("standard", "fast"))
+    assert f"| {standard:,.0f} | | {fast:,.0f} | {fast / standard:.0f} × |" in readme
