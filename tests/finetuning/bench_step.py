@@ -7,7 +7,6 @@ the steps, capture included; AdamW's states lie outside of it (1.28 GB at 7B), f
 
     standard     PEFT + bitsandbytes under bf16 autocast, fp32 adapters: `train_steps` as it is
     trl          the same through TRL's SFTTrainer, if TRL is installed
-    unsloth      Unsloth's own step, if it is installed
     graph        the standard forward and backward pass, captured in one CUDA graph
     bf16         the standard step with bf16 adapters: nothing to cast
     unrecorded   `fast_step` without its CUDA graph: fewer kernels, launched by Python
@@ -293,12 +292,11 @@ def main() -> None:
         parser.exit(2, "bench-gpu measures a GPU, and PyTorch sees none here\n")
     warnings.filterwarnings("ignore")
     gpu = torch.cuda.get_device_name()
-    names = ("torch", "transformers", "peft", "bitsandbytes", "triton", "accelerate", "trl", "unsloth")
+    names = ("torch", "transformers", "peft", "bitsandbytes", "triton", "accelerate", "trl")
     versions = {name: importlib.metadata.version(name) for name in names if installed(name)}
     print(f"{gpu}; {', '.join(f'{name} {version}' for name, version in versions.items())}")
-    for name in ("trl", "unsloth"):
-        if name not in versions:
-            print(f"{name} is not installed: left out")
+    if "trl" not in versions:
+        print("trl is not installed: left out")
 
     rate = matrix_product_rate()
     print(f"a matrix product of 8192 x 8192 x 8192 in bf16: {rate / 1e12:.0f} TFLOP/s\n")
