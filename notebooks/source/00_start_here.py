@@ -204,6 +204,7 @@ assert model.config.num_hidden_layers == 30 and model.config.vocab_size == 49_15
 # | [**10**](10_training_tricks.ipynb) | which knob buys what? |
 # | [**11**](11_after_training.ipynb) | how do I use it? |
 # | [**12**](12_fact_check.ipynb) | what do tutorials get wrong? |
+# | [**13**](13_why_is_it_slow.ipynb) | why is QLoRA slow, and what makes it fast? |
 
 # %% [markdown]
 # ## Recap

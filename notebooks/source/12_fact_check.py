@@ -856,8 +856,9 @@ check_project(project)
 #   printout, full fine-tuning's slowdown.
 # - "It depends" is an answer if you can say on what.
 #
-# This serves *explain how quantization works*, *configure BitsAndBytesConfig* and *train a QLoRA model successfully*. The six
-# items of the checklist close here: what is ticked below, you have shown by code that ran.
+# This serves *explain how quantization works*, *configure BitsAndBytesConfig* and *train a QLoRA model successfully*. Five of
+# the six items of the checklist close here, the last one (training) in notebook 13: what is ticked below, you have shown
+# by code that ran.
 
 # %%
 # NBVAL_IGNORE_OUTPUT
@@ -865,5 +866,6 @@ check_project(project)
 progress()
 
 # %% [markdown]
-# **Next:** back to [the map](00_start_here.ipynb) for what is still open. Or the other way round: take the next tutorial that
-# you read, pick its boldest number, and run it.
+# **Next:** [13 · Why is QLoRA slow, and what makes it fast?](13_why_is_it_slow.ipynb), or back to
+# [the map](00_start_here.ipynb) for what is still open. Or the other way round: take the next tutorial that you read, pick
+# its boldest number, and run it.

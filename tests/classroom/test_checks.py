@@ -1,5 +1,6 @@
 """Every exercise check refuses its stub and the mistakes it names, and accepts a right answer; progress is kept."""
 
+import importlib.util
 import json
 import os
 import runpy
@@ -35,7 +36,16 @@ ANSWERS = [runpy.run_path(str(path)) for path in sorted((Path(__file__).parent /
 RIGHT = [case for answers in ANSWERS for case in answers["RIGHT"]]
 WRONG = [case for answers in ANSWERS for case in answers["WRONG"]]
 ALL_CHECKS = list({check: None for check, _ in RIGHT})
-CHECKS_OF_FUNCTIONS = [check for check in ALL_CHECKS if callable(dict(RIGHT)[check][0])]
+KERNEL_CHECK, KERNEL_STUB = ANSWERS[-1]["KERNEL_STUB"]  # the one that takes a Triton kernel
+CHECKS_OF_FUNCTIONS = [c for c in ALL_CHECKS if callable(dict(RIGHT)[c][0]) and c is not KERNEL_CHECK]
+TRITON = importlib.util.find_spec("triton") is not None
+
+
+@pytest.fixture(autouse=True)
+def skip_kernels_without_triton(request):
+    if not TRITON and getattr(request.node, "callspec", None):
+        if request.node.callspec.params.get("check") is KERNEL_CHECK:
+            pytest.skip("no Triton here")
 
 
 def stub(*arguments): ...  # your code here
@@ -154,6 +164,28 @@ def test_strict_mode_raises_unless_right(check, monkeypatch, capsys):
         assert check.exercise.id in capsys.readouterr().out  # shown all the same
     check(*dict(RIGHT)[check])
     assert progress().solved == {check.exercise.id}
+
+
+@pytest.mark.skipif(not TRITON, reason="no Triton here")
+def test_kernel_that_is_a_stub(capsys):
+    KERNEL_CHECK(KERNEL_STUB)
+    assert capsys.readouterr().out.startswith(f"· {KERNEL_CHECK.exercise.id} not attempted yet: ")
+
+
+def test_without_triton_its_exercise_says_so_and_nothing_fails(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "triton", None)  # importing it raises ImportError
+    monkeypatch.setenv("QLORA_LAB_STRICT", "1")
+    KERNEL_CHECK(stub)
+    line = capsys.readouterr().out
+    assert line.startswith("· 13.4 cannot be done here: Triton is not installed") and line.count("\n") == 1
+    assert not progress().solved
+
+
+def test_an_optional_exercise_does_not_hold_its_item_up(tmp_path):
+    whole = [Exercise(f"{int(n)}.1", "x", "memory", 1) for n in checks.TAUGHT_IN["memory"]]
+    more = Progress((*whole, Exercise("1.2", "y", "memory", 1, optional=True)), frozenset(e.id for e in whole))
+    assert more.rows()[4][:3] == ("☑", CHECKLIST["memory"], f"{len(whole)} of {len(whole) + 1}")
+    assert "optional" not in more.export(tmp_path / "mine.json").read_text()
 
 
 def test_an_exercise_belongs_to_the_checklist():

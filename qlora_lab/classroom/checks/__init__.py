@@ -24,7 +24,7 @@ tests/classroom/answers/n03.py a right answer and the wrong ones it should recog
 pure function for the tests: it returns the Verdict and does nothing else.
 """
 
-from . import n00, n01, n02, n03, n04, n05, n06, n07, n08, n09, n10, n11, n12
+from . import n00, n01, n02, n03, n04, n05, n06, n07, n08, n09, n10, n11, n12, n13
 from .judging import (
     CHECKLIST,
     TAUGHT_IN,
@@ -75,8 +75,9 @@ from .n11 import (
     unseen_configs,
 )
 from .n12 import check_faults, check_project, check_real_parameters
+from .n13 import check_dequantize_kernel, check_floor, check_idle_share, check_norm_bytes
 
-NOTEBOOKS = (n00, n01, n02, n03, n04, n05, n06, n07, n08, n09, n10, n11, n12)
+NOTEBOOKS = (n00, n01, n02, n03, n04, n05, n06, n07, n08, n09, n10, n11, n12, n13)
 
 
 def all_exercises() -> tuple[Exercise, ...]:
@@ -117,11 +118,14 @@ __all__ = [
     "check_claims",
     "check_compute_dtype",
     "check_correction",
+    "check_dequantize_kernel",
     "check_diagnosis",
     "check_fastest_preset",
     "check_faults",
     "check_fingerprints",
     "check_fixed_rows",
+    "check_floor",
+    "check_idle_share",
     "check_ill_layers",
     "check_input_gradient",
     "check_labels",
@@ -132,6 +136,7 @@ __all__ = [
     "check_lora_suspects",
     "check_merged_weight",
     "check_model_bytes",
+    "check_norm_bytes",
     "check_normal_levels",
     "check_pack",
     "check_paired_difference",

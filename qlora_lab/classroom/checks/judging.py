@@ -28,21 +28,25 @@ TAUGHT_IN = {  # notebooks whose exercises serve an item: it is ticked when all 
     "quantization": ("02", "03", "04", "12"),
     "nf4": ("03",),
     "config": ("00", "07", "11", "12"),
-    "train": ("05", "06", "07", "10", "11", "12"),
+    "train": ("05", "06", "07", "10", "11", "12", "13"),
     "memory": ("00", "01", "08", "10", "11"),
     "accuracy": ("09", "10", "11"),
 }
-MARKS = {"open": "·", "wrong": "✗", "right": "✓"}
+MARKS = {"open": "·", "wrong": "✗", "right": "✓", "unavailable": "·"}
 
 
 @dataclass(frozen=True)
 class Exercise:
-    """id: notebook and number, such as "7.2". item: a key of CHECKLIST. points: 1 to 3, the difficulty's dots."""
+    """id: notebook and number, such as "7.2". item: a key of CHECKLIST. points: 1 to 3, the difficulty's dots.
+
+    optional: the item is ticked without it, since not every machine can do it.
+    """
 
     id: str
     title: str
     item: str
     points: int
+    optional: bool = False
 
     def __post_init__(self):
         if self.item not in CHECKLIST:
@@ -51,7 +55,10 @@ class Exercise:
 
 @dataclass(frozen=True)
 class Verdict:
-    """state: "open", "wrong" or "right". message: one sentence or two for the learner."""
+    """state: "open", "wrong", "right", or "unavailable" if this machine lacks what the exercise needs.
+
+    message: one sentence or two for the learner.
+    """
 
     state: str
     message: str
@@ -76,7 +83,7 @@ def wrong(message: str) -> Verdict:
     return Verdict("wrong", message)
 
 
-def exercise(id: str, title: str, *, item: str, points: int, todo: str) -> Callable:
+def exercise(id: str, title: str, *, item: str, points: int, todo: str, optional: bool = False) -> Callable:
     """Turn a function from an answer (and what else it needs) to a Verdict into a check that shows it.
 
     todo: completes the sentence "not attempted yet: ...".
@@ -101,7 +108,7 @@ def exercise(id: str, title: str, *, item: str, points: int, todo: str) -> Calla
         def check(answer, *others):
             show(check.exercise, verdict(answer, *others))
 
-        check.exercise = Exercise(id, title, item, points)
+        check.exercise = Exercise(id, title, item, points, optional)
         check.verdict = verdict
         return check
 
@@ -114,7 +121,7 @@ def show(exercise: Exercise, verdict: Verdict) -> None:
     print(line)
     if verdict.state == "right":
         record(exercise.id)
-    elif os.environ.get("QLORA_LAB_STRICT", "0") not in ("", "0"):
+    elif verdict.state != "unavailable" and os.environ.get("QLORA_LAB_STRICT", "0") not in ("", "0"):
         raise ExerciseUnsolved(line)
 
 
@@ -257,7 +264,8 @@ class Progress:
             still_open = [exercise for exercise in mine if exercise.id not in self.solved]
             written = {exercise.id.partition(".")[0].zfill(2) for exercise in mine}
             more = bool(mine) and not written.issuperset(TAUGHT_IN[item])
-            box = "☑" if mine and not still_open and not more else "☐"
+            waiting = [exercise for exercise in still_open if not exercise.optional]
+            box = "☑" if mine and not waiting and not more else "☐"
             count = f"{len(mine) - len(still_open)} of {len(mine)}" if mine else "no exercise yet"
             count += ", more to come" if more else ""
             rows.append((box, sentence, count, f"{still_open[0].id} {still_open[0].title}" if still_open else ""))
@@ -275,6 +283,8 @@ class Progress:
         """
         path = Path(path)
         lines = [{**asdict(exercise), "solved": exercise.id in self.solved} for exercise in self.exercises]
+        for line in lines:
+            del line["optional"]
         if path.suffix == ".json":
             text = json.dumps({"summary": self.summary(), "exercises": lines}, indent=1) + "\n"
         elif path.suffix == ".csv":
