@@ -43,9 +43,9 @@ TRITON = importlib.util.find_spec("triton") is not None
 
 @pytest.fixture(autouse=True)
 def skip_kernels_without_triton(request):
-    if not TRITON and getattr(request.node, "callspec", None):
-        if request.node.callspec.params.get("check") is KERNEL_CHECK:
-            pytest.skip("no Triton here")
+    case = getattr(request.node, "callspec", None)
+    if not TRITON and case and case.params.get("check") is KERNEL_CHECK:
+        pytest.skip("no Triton here")
 
 
 def stub(*arguments): ...  # your code here

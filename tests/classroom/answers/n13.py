@@ -178,7 +178,7 @@ WRONG = [  # and what the learner must be told
     (check_idle_share, lambda spans: 100 * by_events(spans), "in per cent"),
     (check_idle_share, lambda spans: by_events(spans) * whole(spans), "That is a time"),
     (check_idle_share, lambda spans: 1 - summed(spans) / whole(spans), "in which two of them run counts once"),
-    (check_idle_share, lambda spans: sum(gaps(spans)) / whole(spans), "no time won back"),
+    (check_idle_share, lambda spans: sum(gaps(spans)) / whole(spans), "in which two of them run counts once"),
     (check_idle_share, lambda spans: sum(g for g in gaps(spans) if g > 0) / whole(spans), "the latest end so far"),
     (
         check_idle_share,
@@ -189,7 +189,7 @@ WRONG = [  # and what the learner must be told
     (check_floor, lambda w, t, c, r: floor(w, t, c, r) / 1e3, "These are seconds"),
     (check_floor, lambda w, t, c, r: floor(w, t, not c, r), "Checkpointing computes the forward pass *twice*"),
     (check_floor, lambda w, t, c, r: 2e3 * w * t / r, "the forward pass alone"),
-    (check_floor, lambda w, t, c, r: 1.5 * floor(w, t, c, r), "full fine-tuning"),
+    (check_floor, lambda w, t, c, r: floor(w, t, True, r), "the forward pass runs once"),
     (check_floor, lambda w, t, c, r: (8 if c else 6) * 1e3 * w * t / r, "full fine-tuning"),
     (check_floor, lambda w, t, c, r: floor(w, t, c, r) / 2, "are two operations"),
     (check_floor, lambda w, t, c, r: floor(w, 1, c, r), "for a single token"),
