@@ -229,9 +229,9 @@ parts = {f"{who}, {batch} × 512": parts_of(who, batch) for batch in (1, 4, 16) 
 _ = plot_kinds(new_axes(height=3.6), parts, 1200)
 
 # %%
-print(f"{'ms':<20}" + "".join(f"{name:>21}" for name in next(iter(parts.values()))))
+print(f"{'ms':<18}" + "".join(f"{word:>8}" for word in ("product", "dequant", "attn", "elem", "waiting")))
 for name, row in parts.items():
-    print(f"{name:<20}" + "".join(f"{value:>21.0f}" for value in row.values()))
+    print(f"{name:<18}" + "".join(f"{value:>8.0f}" for value in row.values()))
 assert all(row["waiting"] > 0 for row in parts.values())
 one, four, sixteen = (parts[f"standard, {batch} × 512"] for batch in (1, 4, 16))
 assert f"{one['waiting']:.0f} {four['waiting']:.0f} {sixteen['waiting']:.0f}" == "363 290 93"
@@ -269,11 +269,12 @@ fig, axes = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
 _ = plot_ladder(axes, ladders, [floors[s] for s in settings.values()], predictions)
 
 # %%
-for (title, times), guesses in zip(ladders.items(), predictions):
-    row = (
-        f"{name} {time:.0f}" + (f" (guess {guesses[name]})" if name in guesses else "") for name, time in times.items()
+print(f"{'ms':<15}" + "".join(f"{title.split(',')[0]:>9}{'guess':>7}" for title in ladders))
+for name in WAYS:
+    columns = (
+        f"{times[name]:>9.0f}{guesses.get(name, ''):>7}" for times, guesses in zip(ladders.values(), predictions)
     )
-    print(f"{title}: " + ", ".join(row))
+    print(f"{name:<15}" + "".join(columns))
 first, second = ladders.values()
 assert [f"{time:.0f}" for time in first.values()] == ["466", "484", "133", "201", "63"]
 assert [f"{time:.0f}" for time in second.values()] == ["415", "308", "229", "126", "125"]
@@ -313,12 +314,12 @@ assert f"{busy:.0f} {moved:.0f} {moved / busy:.0%} {counts[1] / counts[0]:.2f}" 
 # it, with `x` in bf16 (2 bytes a number):
 #
 # ```python
-# h = x.float()                              # 1  bf16 -> float32
-# s = h.pow(2)                               # 2
-# m = s.mean(-1, keepdim=True)               # 3  one number a row
-# h = h * torch.rsqrt(m + eps)               # 4
-# h = h.to(torch.bfloat16)                   # 5
-# y = weight * h                             # 6  weight: one row, bf16
+# h = x.float()                    # 1  bf16 -> float32
+# s = h.pow(2)                     # 2
+# m = s.mean(-1, keepdim=True)     # 3  one number a row
+# h = h * torch.rsqrt(m + eps)     # 4
+# h = h.to(torch.bfloat16)         # 5
+# y = weight * h                   # 6  one row, in bf16
 # ```
 #
 # **Exercise 13.3 ●●○ (6 minutes).** Each line is a kernel that reads its inputs from memory and writes its result back. How
@@ -484,8 +485,11 @@ assert (crossing, f"{needed:.0f}", errors) == (3712, "62", [0, -18, -9])
 # is written, read and written again. Now put the adapter around the weight, as a border (s is alpha / rank):
 #
 # ```
-# M = [ W   sB ]        y  = [x z] [W sB]ᵀ  = x Wᵀ + s x Aᵀ Bᵀ
-#     [ A    0 ]        dx = [dy dz] [W; A] = dy W + s dy B A        where z = x Aᵀ, dz = s dy B
+# M = [ W   sB ]
+#     [ A    0 ]
+#
+# z  = x Aᵀ      y  = [x z] [W sB]ᵀ   = x Wᵀ + s x Aᵀ Bᵀ
+# dz = s dy B    dx = [dy dz] [W; A]  = dy W + s dy B A
 # ```
 #
 # The sums are *inside* the products. Written behind `x`, `z` is only 64 more columns.
