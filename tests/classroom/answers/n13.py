@@ -8,9 +8,9 @@ try:
     import triton
     import triton.language as tl
 
-    jit = triton.jit
+    TRITON, jit = True, triton.jit
 except ImportError:  # then the tests of 13.4 are skipped
-    tl, jit = SimpleNamespace(constexpr=int), lambda function: function
+    TRITON, tl, jit = False, SimpleNamespace(constexpr=int), lambda function: function
 
 
 def by_events(spans):
