@@ -194,7 +194,8 @@ def read_linear(module: nn.Module, name: str) -> AdaptedLinear:
     if getattr(base, "bias", None) is not None:
         raise NoFastStep(f"{name} has a bias")
     weight = frozen_weight(base)
-    if not isinstance(weight, QuantizedTensor) and getattr(weight, "dtype", None) not in DENSE:
+    dense = isinstance(weight, torch.Tensor) and weight.dtype in DENSE
+    if not dense and not isinstance(weight, QuantizedTensor):
         raise NoFastStep(f"{name} is a {type(base).__name__} with a weight that is neither dense nor in 4 bits")
     return AdaptedLinear(weight, lora_A, lora_B, scaling)
 
