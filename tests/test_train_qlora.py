@@ -308,7 +308,6 @@ def test_a_preset_trains(tiny_folder, tmp_path, capsys):
     loss than the first): so each loss is compared with that of the model as it was, on the same batch.
     """
     command = ["--model", tiny_folder, "--json", *QUICK, "--eval-samples", "0", "--optimizer", "adamw_torch"]
-    command += ["--compute-dtype", "float32"]  # also where the CPU has bf16
     losses = []
     runs = {"plain": [], "preset": ["--preset", "in-backward"], "untrained": ["--lr", "1e-12"]}
     for name, arguments in runs.items():
