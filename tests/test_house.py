@@ -76,6 +76,14 @@ logger.warning("Failed to load the library")
     assert done.stderr == "Failed to load the library\n"
 
 
+@pytest.mark.parametrize("source", sorted((ROOT / "notebooks" / "source").glob("*.py")), ids=lambda path: path.stem)
+def test_notebooks_import_the_package_before_what_loads_bitsandbytes(source):
+    """So that its line is never a red box, whatever the CPU. PEFT loads bitsandbytes when it is imported."""
+    imports = re.findall(r"^ *(?:from|import) (\w+)", source.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    early = imports[: imports.index("qlora_lab")]
+    assert not {"bitsandbytes", "peft", "trl"} & set(early)
+
+
 # ---------------------------------------------------------------------------------------------- which room enters which
 
 LIBRARIES = "*"  # any package that is not ours

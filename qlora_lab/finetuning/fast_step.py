@@ -45,6 +45,7 @@ from qlora_lab.quantization import QuantizedTensor
 
 LOGITS_AT_A_TIME = 1 << 25  # elements: 64 MiB in bf16
 MOST_GRAPHS = 64
+DENSE = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class NoFastStep(UserError):
@@ -192,7 +193,11 @@ def read_linear(module: nn.Module, name: str) -> AdaptedLinear:
             )
     if getattr(base, "bias", None) is not None:
         raise NoFastStep(f"{name} has a bias")
-    return AdaptedLinear(frozen_weight(base), lora_A, lora_B, scaling)
+    weight = frozen_weight(base)
+    dense = isinstance(weight, torch.Tensor) and weight.dtype in DENSE
+    if not dense and not isinstance(weight, QuantizedTensor):
+        raise NoFastStep(f"{name} is a {type(base).__name__} with a weight that is neither dense nor in 4 bits")
+    return AdaptedLinear(weight, lora_A, lora_B, scaling)
 
 
 # ------------------------------------------------------------------------------------------------- adapters and AdamW

@@ -470,8 +470,7 @@ def build_random(
     model.tie_weights()
     model.is_loaded_in_4bit = quantization is not None  # what PEFT asks before it wraps Linear4bit
     if quantization:
-        use_differentiable_kernels(model)
-        require_right_scales(model)
+        use_differentiable_kernels(model)  # scales may be wrong (`require_right_scales`): noise is noise
     return model.eval()
 
 

@@ -345,6 +345,8 @@ def _notes(weights: tuple[Weight, ...], targets: tuple[str, ...]):
             f"Blocks of 64 run across the rows of {len(ragged)} weights (inputs: {widths}): quantized all the same, "
             "but a GPU generates with them by a slower path."
         )
+    if misread := ", ".join(str(width) for width in sorted(set(ragged)) if width % 16 == 0):  # require_right_scales
+        yield f"On a CPU with AVX512 bitsandbytes reads wrong scales there (inputs: {misread}): train it on a GPU."
     if any(weight.reason == EXPERTS and weight.name not in targets for weight in weights):
         yield "All-linear does not adapt the experts either: name them in PEFT's target_parameters."
     heads = [w.name for w in weights if w.quantized and re.search(r"(^|\.)(classifier|score|qa_outputs)\.", w.name)]

@@ -24,7 +24,9 @@ from qlora_lab.finetuning import (
     train_steps,
 )
 from qlora_lab.finetuning.fast_step import FastStep, NoFastStep, flatten, rounded_up
+from qlora_lab.finetuning.quantized_linear import nf4_double
 from qlora_lab.finetuning.train import make_accelerator, make_optimizer, token_loss_sum
+from qlora_lab.quantization import quantize_affine
 from tests.conftest import tiny_config
 
 CUDA = torch.cuda.is_available()
@@ -32,13 +34,13 @@ DEVICE = "cuda" if CUDA else "cpu"
 interpreted = pytest.mark.skipif(CUDA, reason="a GPU is here: nothing is interpreted")
 
 
-def model(adapters="ours", quantized=True, targets="all-linear", rank=8, **changes):
+def model(adapters="ours", quantized=True, targets="all-linear", rank=8, quantizer=nf4_double, **changes):
     from transformers import LlamaForCausalLM
 
     torch.manual_seed(0)
     causal_lm = LlamaForCausalLM(tiny_config(vocab_size=97, **changes)).to(DEVICE)
     if quantized:
-        quantize_linears(causal_lm)
+        quantize_linears(causal_lm, quantizer=quantizer)
     if adapters == "ours":
         adapted = add_lora(causal_lm, rank, 16, targets)
     else:
@@ -175,6 +177,7 @@ def test_what_it_was_not_written_for_is_refused_with_the_reason():
     adapted = model()
     adapted.model.layers[0].mlp.up_proj.alpha = 3
     assert "several ranks or scalings" in refused(adapted)
+    assert "neither dense nor in 4 bits" in refused(model(quantizer=lambda weight: quantize_affine(weight, 4, 64)))
     adapted = model()
     adapted.model.norm.weight.requires_grad_()
     assert "something besides" in refused(adapted)

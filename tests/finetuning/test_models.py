@@ -14,6 +14,8 @@ import torch
 from qlora_lab.errors import UserError
 from qlora_lab.finetuning import add_adapter, build_random, load_model, models, trainable_parameters
 from qlora_lab.memory.estimate import SHAPES, Shape
+from qlora_lab.quantization import NF4, unpack
+from tests.conftest import tiny_config
 
 SMALL = Shape(64, 192, 2, 4, 2, 100)
 
@@ -210,11 +212,10 @@ def test_judging_changes_nothing_in_training(tiny_folder, make, double_quant):
         assert torch.equal(state[name], tensor), name
 
 
-def test_wrong_scales_are_refused(monkeypatch):
+def test_wrong_scales_are_refused(monkeypatch, tmp_path, tiny_folder, tokenizer):
     """Where bitsandbytes reads the wrong scales for a width, as on CPUs with AVX512, no model is handed out."""
     import bitsandbytes.functional
-
-    from qlora_lab.quantization import NF4, unpack
+    from transformers import LlamaForCausalLM
 
     def by_row(packed, state):
         """What its AVX512 code does: see `require_right_scales`."""
@@ -227,15 +228,18 @@ def test_wrong_scales_are_refused(monkeypatch):
         levels = NF4[unpack(packed.flatten())[: state.shape.numel()].long()]
         return (levels * state.absmax.repeat_interleave(state.blocksize)[: len(levels)]).reshape(state.shape)
 
-    odd = Shape(64, 80, 2, 4, 2, 100)  # down_proj has 80 inputs
+    odd = tmp_path / "odd"
+    torch.manual_seed(0)
+    LlamaForCausalLM(tiny_config(intermediate_size=80)).save_pretrained(odd)  # down_proj has 80 inputs
+    tokenizer.save_pretrained(odd)
     for decode in (by_row, by_block):
         monkeypatch.setattr(bitsandbytes.functional, "dequantize_4bit", decode)
-        build_random(SMALL, double_quant=False, device="cpu", compute_dtype=torch.float32)
-    build_random(odd, double_quant=False, device="cpu", compute_dtype=torch.float32)
+        load_model(tiny_folder, "nf4", double_quant=False, device="cpu")
+    load_model(odd, "nf4", double_quant=False, device="cpu")
     monkeypatch.setattr(bitsandbytes.functional, "dequantize_4bit", by_row)
     with pytest.raises(UserError, match="reads the wrong scales of weights with 80 inputs, which blocks of 64 do not"):
-        build_random(odd, double_quant=False, device="cpu", compute_dtype=torch.float32)
-    build_random(odd, None, device="cpu", compute_dtype=torch.float32)
+        load_model(odd, "nf4", double_quant=False, device="cpu")
+    load_model(odd, device="cpu")
 
 
 def test_device_and_dtype_follow_the_hardware():

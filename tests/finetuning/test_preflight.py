@@ -195,6 +195,9 @@ def test_whether_all_linear_adapts_fused_experts_depends_on_the_architecture():
 def test_notes():
     odd = preflight(MODELS["llama, odd"][1])
     assert "(inputs: 39, 42, 51): quantized all the same" in odd.notes[0]
+    assert not any("AVX512" in note for note in odd.notes)
+    wide = preflight(transformers.LlamaConfig(**SMALL | {"intermediate_size": 80}))
+    assert "On a CPU with AVX512 bitsandbytes reads wrong scales there (inputs: 80)" in wide.notes[1]
     config = MODELS["bert, classes"][1]
     config.architectures = ["BertForSequenceClassification"]
     assert preflight(config).notes == (

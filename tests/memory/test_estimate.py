@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from qlora_lab import finetuning
-from qlora_lab.finetuning import build_random, models
+from qlora_lab.finetuning import build_random
 from qlora_lab.memory.estimate import (
     PRESETS,
     SHAPES,
@@ -179,9 +179,7 @@ def test_trainable_parameters_are_those_of_peft(name, targets):
 
 @pytest.mark.parametrize("double", [True, False])
 @pytest.mark.parametrize("shape", [Shape(64, 192, 2, 4, 2, 100), Shape(96, 320, 3, 3, 3, 77, True)])
-def test_model_bytes_are_those_of_real_tensors(shape, double, monkeypatch):
-    # rows of 96 are no whole blocks: some CPUs would read wrong scales, but here nothing is read
-    monkeypatch.setattr(models, "require_right_scales", lambda model: None)
+def test_model_bytes_are_those_of_real_tensors(shape, double):
     model = build_random(shape, "nf4", double_quant=double, device="cpu", compute_dtype=torch.bfloat16)
     parts = model_parts(shape, "qlora", double)
     quantized = [p for p in model.parameters() if hasattr(p, "quant_state")]
