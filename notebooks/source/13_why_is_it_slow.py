@@ -491,8 +491,10 @@ assert (crossing, f"{needed:.0f}", errors) == (3712, "62", [0, -18, -9])
 # M = [ W   sB ]
 #     [ A    0 ]
 #
-# z  = x Aᵀ      y  = [x z] [W sB]ᵀ   = x Wᵀ + s x Aᵀ Bᵀ
-# dz = s dy B    dx = [dy dz] [W; A]  = dy W + s dy B A
+# z  = x Aᵀ
+# y  = [x z] [W sB]ᵀ  = x Wᵀ + s x Aᵀ Bᵀ
+# dz = s dy B
+# dx = [dy dz] [W; A] = dy W + s dy B A
 # ```
 #
 # The sums are *inside* the products. Written behind `x`, `z` is only 64 more columns.
@@ -686,7 +688,7 @@ assert [f"{share:.0%}" for share in row["share of copy bandwidth"].values()] == 
 assert kernels["results"]["nf4, bfloat16"]["equal to the plain version"]
 
 # %% [markdown]
-# *plain* does it with PyTorch's operators: 24 times the time for the same numbers, bit by bit. Nearly all of that is trips to
+# *plain* does it with PyTorch's operators: 24 times the time for the same numbers, bit by bit. What it adds is trips to
 # memory.
 #
 # ## 6 · Yours
