@@ -471,12 +471,12 @@ check_12_gb(settings)
 MODELS = ["smollm2-1.7b", "llama-7b", "llama-3-8b", "llama-13b", "llama-33b", "llama-65b", "llama-3-70b"]
 SIZES = [8, 16, 24, 40, 48, 80]
 best = {}
-print(f"{'':<14}" + "".join(f"{card:>6} GB" for card in SIZES) + "     QLoRA needs")
+print(f"{'':<12}" + "".join(f"{card:>5} GB" for card in SIZES) + "  QLoRA needs")
 for model in MODELS:
     totals = {n: estimate(SHAPES[model], m, full_precision="mixed").total / 1e9 for n, m in METHODS.items()}
     for card in SIZES:
         best[model, card] = next((name for name, size in totals.items() if size <= card), "–")
-    print(f"{model:<14}" + "".join(f"{best[model, card]:>9}" for card in SIZES) + f"{totals['QLoRA']:>13.1f} GB")
+    print(f"{model:<12}" + "".join(f"{best[model, card]:>8}" for card in SIZES) + f"{totals['QLoRA']:>10.1f} GB")
 
 big = estimate(SHAPES["llama-65b"])
 assert "full" not in {best[m, c] for m in MODELS[1:] for c in SIZES}

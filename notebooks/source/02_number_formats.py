@@ -417,7 +417,7 @@ for way, (scheme, block_size, constant_bits) in ways.items():
         minimum = None if q.minimum is None else q.minimum.half().float()
         q = replace(q, scale=q.scale.half().float(), minimum=minimum)
     error[way] = relative_rms(gaussian, q.dequantize())
-    print(f"{way:<46}{bits} bits   relative RMS {error[way]:.4f}")
+    print(f"{way:<45}{bits} bits   error {error[way]:.4f}")
 assert sorted(ways, key=error.get)[0].startswith("affine, block 64, float16")
 assert error["affine, block 64, float16 scale and minimum"] < error["absmax, block 32, float16 scale"]
 

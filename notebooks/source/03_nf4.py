@@ -295,7 +295,9 @@ def draw_offset(offset, bits, block_size):
 
 explore(
     draw_offset,
-    offset=ipywidgets.FloatSlider(value=0.9677, min=0.9, max=0.995, step=0.0005, readout_format=".4f"),
+    offset=ipywidgets.FloatSlider(
+        value=0.9677, min=0.9, max=0.995, step=0.0005, readout_format=".4f", description="offset"
+    ),
     bits=ipywidgets.IntSlider(value=4, min=2, max=5, description="bits"),
     block_size=ipywidgets.SelectionSlider(options=BLOCK_SIZES, value=64, description="block size"),
 )
@@ -369,10 +371,10 @@ _ = plot_errors_by_block(errors, BLOCK_SIZES, bits)
 
 # %%
 print(f"your guess: {prediction['smallest error']}\n")
-print(f"{'blocks of 64':<28}" + "".join(f"{form:>13}" for form in FORMATS))
-print(f"{'bits per parameter':<28}" + "".join(f"{report.bits_per_parameter:>13g}" for report in at_64.values()))
+print(f"{'blocks of 64':<25}" + "".join(f"{form:>12}" for form in FORMATS))
+print(f"{'bits per parameter':<25}" + "".join(f"{report.bits_per_parameter:>12g}" for report in at_64.values()))
 for name, by_format in errors.items():
-    print(f"{name:<28}" + "".join(f"{values[1]:>13.4f}" for values in by_format.values()))
+    print(f"{name:<25}" + "".join(f"{values[1]:>12.4f}" for values in by_format.values()))
 best = {name: min(by_format, key=lambda form: by_format[form][1]) for name, by_format in errors.items()}
 assert best["Gaussian"] == best["uniform"] == "INT4 affine"
 assert best["Laplace"] == best["Student-t"] == best["real weights (embeddings)"] == "NF4"
@@ -431,8 +433,9 @@ for name, x in {"Gaussian": gaussian, "embeddings": weights}.items():
     fair[name] = [relative_rms(x, of(x, 32)) for of in (q4_0, nf4_half, q4_1)] + [
         relative_rms(x, FORMATS["NF4"](x, 32).dequantize())
     ]
-    print(f"{name:<11} 4.5 bits: Q4_0 {fair[name][0]:.4f}, NF4 (float16 scales) {fair[name][1]:.4f}", end="")
-    print(f"   5 bits: Q4_1 {fair[name][2]:.4f}, NF4 (float32 scales) {fair[name][3]:.4f}     blocks of 32")
+    print(f"{name}, blocks of 32")
+    print(f"   4.5 bits: Q4_0 {fair[name][0]:.4f}, NF4 (float16 scales) {fair[name][1]:.4f}")
+    print(f"   5 bits:   Q4_1 {fair[name][2]:.4f}, NF4 (float32 scales) {fair[name][3]:.4f}")
 assert fair["Gaussian"][0] < fair["Gaussian"][1] and fair["embeddings"][0] > fair["embeddings"][1]
 assert all(row[2] < row[3] for row in fair.values())
 
@@ -472,7 +475,7 @@ from qlora_lab.quantization import E2M1
 E3M0 = torch.tensor(sorted([0.0, *(sign * 2.0**-k for k in range(7) for sign in (1, -1))] + [1.0]))
 for name, levels in {"E2M1": E2M1, "bitsandbytes' FP4": FP4, "E3M0": E3M0}.items():
     smallest = levels[levels > 0].min()
-    print(f"{name:<18} smallest level {smallest:.4f}, error {error_with(levels):.4f} at 4.5 bits per parameter")
+    print(f"{name:<18} smallest level {smallest:.4f}, error {error_with(levels):.4f} at 4.5 bits")
 assert error_with(E2M1) < error_with(FP4) < error_with(E3M0) and error_with(E3M0) > 1.6 * error_with(E2M1)
 
 # %% [markdown]
@@ -524,7 +527,7 @@ linear = suspicious["linear"]
 affine = relative_rms(linear, quantize_affine(linear, 4, 32).dequantize())
 nf4 = relative_rms(linear, quantize(linear, NF4, 32).dequantize())
 different = max(len(block.unique()) for block in linear.flatten().view(-1, 32)[:1000])
-print(f"linear layer, blocks of 32: affine INT4 {affine:.4f}, NF4 {nf4:.4f}, {nf4 / affine:.0f} times as much")
+print(f"blocks of 32: affine INT4 {affine:.4f}, NF4 {nf4:.4f}, {nf4 / affine:.0f} times as much")
 print(f"different values in a block of 32: {different} at most")
 assert affine < 0.002 and 60 < nf4 / affine < 70 and different <= 16
 
@@ -565,7 +568,7 @@ assert noticed == 2
 # %%
 q = SUSPECTS["A"](gaussian)  # ← look at another one
 print("levels ", [round(level, 4) for level in q.codebook.tolist()])
-print("scales ", q.absmax[:5].tolist())
+print("scales ", [round(scale, 4) for scale in q.absmax[:5].tolist()])
 print("indices", q.indices()[:12].tolist())
 print("right  ", ours.indices()[:12].tolist())
 

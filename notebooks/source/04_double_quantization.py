@@ -144,8 +144,8 @@ for name, s in scales.items():
     for way, (numbers, levels) in ways.items():
         codes, _, restored = in_8_bits(numbers, levels)
         used[name, way], errors[name, way] = len(codes.unique()), (restored - numbers).norm() / s.norm()
-        print(f"{name:<18}{way:<17}{used[name, way]:>4} levels used, relative RMS error {errors[name, way]:.4f}")
-print(f"your guess{'INT8':>12}{prediction['levels used']:>17} levels used")
+        print(f"{name:<17}{way:<16}{used[name, way]:>4} levels, relative RMS error {errors[name, way]:.4f}")
+print(f"{'your guess':<17}{'INT8':<16}{prediction['levels used']:>4} levels")
 
 # %%
 gaussian, real = ([errors[name, way] for way in ways] for name in scales)

@@ -474,8 +474,10 @@ ask_box(both, first=mine)
 # ```
 # python -m qlora_lab.train_qlora --output runs/orders
 # python -m qlora_lab.train_qlora --output runs/lora --method lora --beside runs/orders
-# python -m qlora_lab.train_qlora --output runs/mine --data my.jsonl      # lines of {"prompt": ..., "response": ...}
-# accelerate launch -m qlora_lab.train_qlora --output runs/two-gpus       # the same on several GPUs
+# # your data: lines of {"prompt": ..., "response": ...}
+# python -m qlora_lab.train_qlora --output runs/mine --data my.jsonl
+# # several GPUs
+# accelerate launch -m qlora_lab.train_qlora --output runs/two-gpus
 # ```
 #
 # ## Recap

@@ -291,9 +291,10 @@ for lora in (run for run in runs if run["method"] == "lora"):
             pairs.append([run["measured"]["peak_allocated"] / GB for run in (lora, qlora)] + [lora])
 pairs.sort(key=lambda pair: pair[1] / pair[0])
 for before, after, run in pairs:
-    what = f"{run['shape']}, {run['batch_size']} × {run['sequence_length']}, rank {run['rank']}"
+    size = run["shape"].removeprefix("llama-").upper()
+    what = f"{size}, {run['batch_size']} × {run['sequence_length']}, rank {run['rank']}"
     what += "" if run["gradient_checkpointing"] else ", no checkpointing"
-    print(f"{what:<48}{before:6.1f} →{after:5.1f} GB, −{before - after:4.1f} GB, {100 * (1 - after / before):.0f} %")
+    print(f"{what:<40}{before:4.1f} →{after:5.1f} GB, −{before - after:4.1f} GB, {100 * (1 - after / before):.0f} %")
 low, high = (100 * (1 - after / before) for before, after, _ in (pairs[-1], pairs[0]))
 assert f"{low:.0f} {high:.0f}" == "41 69" and len(pairs) == 9
 gone = {run["gradient_checkpointing"]: before - after for before, after, run in pairs if run["shape"] == "llama-7b"}
@@ -353,7 +354,7 @@ pieces = {
 in_gb = {name: size / GB for name, size in pieces.items()}
 total = f"{sum(in_gb.values()):.2f}"
 _ = plot_parts(new_axes(height=1.9), {"on the card": in_gb}, "GB (10$^9$ bytes)", 8, {"on the card": total})
-print(", ".join(f"{name} {size:.2f}" for name, size in in_gb.items()))
+print("\n".join(f"{name:<28}{size:.2f} GB" for name, size in in_gb.items()))
 assert sum(pieces.values()) == driver and [round(size, 2) for size in in_gb.values()] == [5.43, 0.22, 1.28, 0.65, 0.22]
 
 # %% [markdown]

@@ -458,9 +458,9 @@ for (name, data), width, line in zip(kinds.items(), (256, 512), axes):
         plot_rows(ax, steps[0], width, f"{name}, {way}:\n{100 * share[name, way]:.0f} % padding")
 
 # %%
-print(f"{'padding':<27}{'orders':>8}{'your guess':>12}{'like a chat':>13}   tokens a step")
+print(f"{'padding':<25}{'orders':>7}{'your guess':>12}{'like a chat':>13}  tokens a step")
 for way, guess in prediction.items():
-    print(f"{way:<27}{share['orders', way]:>8.0%}{guess:>10} %{share['like a chat', way]:>13.0%}", end="   ")
+    print(f"{way:<25}{share['orders', way]:>7.0%}{guess:>10} %{share['like a chat', way]:>13.0%}", end="  ")
     print("{:,} … {:,}".format(*extent["like a chat", way]))
 assert [f"{value:.0%}" for value in share.values()] == ["6%", "1%", "3%", "54%", "7%", "14%"]
 length = sum(len(s.ids) for s in samples) / len(samples)
@@ -656,8 +656,8 @@ for steps in (1, 30):
     reference = moved(32, 1e-3, steps)
     same = off(moved(64, 5e-4, steps), reference)
     ratios = [(moved(*more, steps).norm() / reference.norm()).item() for more in ((64, 1e-3), (32, 2e-3))]
-    print(f"after {steps:>2} steps: alpha × 2 with rate / 2 is off by {same:.0%};", end=" ")
-    print(f"alpha × 2 moves {ratios[0]:.1f} as far, rate × 2 moves {ratios[1]:.1f} as far")
+    print(f"after {steps:>2} steps: alpha × 2 with rate / 2 is off by {same:.0%}")
+    print(f"    alpha × 2 moves {ratios[0]:.1f} times as far, rate × 2 {ratios[1]:.1f} times")
     assert all(abs(ratio - (2 if steps == 1 else 1.5)) < 0.1 for ratio in ratios)
 assert off(moved(64, 5e-4, 1), moved(32, 1e-3, 1)) < 1e-4
 

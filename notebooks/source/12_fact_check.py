@@ -570,7 +570,7 @@ learned = {
     "mask what lies behind the sample's length (this course)": counted,
 }
 for name, labels in learned.items():
-    print(f"{name}: {(labels == tokenizer.eos_token_id).sum()} of 2 end tokens are learned")
+    print(f"{name}:\n    {(labels == tokenizer.eos_token_id).sum()} of 2 end tokens are learned")
 judge(15, *((labels == tokenizer.eos_token_id).sum() == 2 for labels in learned.values()))
 assert (compared != tokenizer.eos_token_id).all() and (counted == tokenizer.eos_token_id).sum() == 2
 
@@ -611,7 +611,7 @@ measures = {
 # %%
 cost = {name: 100 * (of(qlora) / of(lora) - 1) for name, of in measures.items()}
 for name, of in measures.items():
-    print(f"{name:<36}LoRA {of(lora):>8.4f}   QLoRA {of(qlora):>8.4f}   {cost[name]:+6.1f} %")
+    print(f"{name:<35}LoRA{of(lora):>8.4f}  QLoRA{of(qlora):>8.4f}{cost[name]:>+7.1f} %")
 rate = qlora["after"]["exact_match"]["test"]
 margin = 1.96 * (rate * (1 - rate) / 200) ** 0.5
 print(f"95 % interval of one exact match (test): {rate:.1%} ± {100 * margin:.1f} points")

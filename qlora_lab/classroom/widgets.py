@@ -148,21 +148,28 @@ def show_tokens(pieces: list[str], learned: list[bool]) -> HTML:
     spans = []
     for piece, is_learned in zip(pieces, learned, strict=True):
         text = html.escape(piece).replace("\n", "⏎<br>").replace(" ", "·")
-        style = "border:1px solid currentColor;font-weight:bold" if is_learned else "opacity:0.6"
+        # no colour for the border: it is the text's, and JupyterLab drops "currentColor" with the whole border
+        style = "border:1px solid;font-weight:bold" if is_learned else "opacity:0.6"
         spans.append(f'<span style="{style};border-radius:3px;padding:0 1px;margin:1px">{text}</span>')
     return HTML(f'<div style="font-family:monospace;line-height:1.9">{"<wbr>".join(spans)}</div>')
 
 
 def show_answers(rows: Iterator[tuple[str, ...]], columns: tuple[str, ...]) -> HTML:
-    """A table of texts with left-aligned, wrapped cells."""
+    """A table of texts with left-aligned, wrapped cells. Columns of short texts are narrow."""
+    rows = list(rows)
     style = "text-align:left;vertical-align:top;white-space:pre-wrap;overflow-wrap:anywhere"
-    head = "".join(f'<th style="{style}">{html.escape(column)}</th>' for column in columns)
+
+    def heading(i: int) -> str:
+        longest = max(len(text) for text in (columns[i], *(row[i] for row in rows)))
+        width = f";width:{8 if longest <= 3 else 15}%" if longest <= 10 else ""
+        return f'<th style="{style}{width}">{html.escape(columns[i])}</th>'
 
     def cell(text: str) -> str:
         breakable = html.escape(text).replace(",&quot;", ",<wbr>&quot;")  # JSON without spaces
         return f'<td style="{style}">{breakable}</td>'
 
     body = "".join("<tr>" + "".join(map(cell, row)) + "</tr>" for row in rows)
+    head = "".join(map(heading, range(len(columns))))
     return HTML(f'<table style="width:100%"><tr>{head}</tr>{body}</table>')
 
 

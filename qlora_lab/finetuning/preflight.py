@@ -105,13 +105,13 @@ class Preflight:
     def __str__(self) -> str:
         lines = [
             f"{self.model}: {self.parameters:,} parameters",
-            f"{'':<60}{'weights':>8}{'parameters':>16}{'MB':>11}{'bits':>7}",
+            f"{'':<52}{'weights':>8}{'parameters':>16}{'MB':>10}{'bits':>6}",
         ]
         for reason, weights in sorted(_by_reason(self.weights).items(), key=lambda item: not item[1][0].quantized):
             lines.append(_row(("4 bits  " if weights[0].quantized else "left    ") + reason, weights))
         if self.buffer_bytes:
-            lines.append(f"{'        buffers (rotary, masks)':<84}{self.buffer_bytes / 1e6:>11,.1f}")
-        lines.append(f"{'sum':<60}{len(self.weights):>8}{self.parameters:>16,}{self.nbytes / 1e6:>11,.1f}")
+            lines.append(f"{'        buffers (rotary, masks)':<76}{self.buffer_bytes / 1e6:>10,.1f}")
+        lines.append(f"{'sum':<52}{len(self.weights):>8}{self.parameters:>16,}{self.nbytes / 1e6:>10,.1f}")
         lines.append(f"PEFT's all-linear adapts {len(self.targets)}{_names(self.targets)}")
         return "\n".join([*lines, *self.notes, self.verdict])
 
@@ -125,7 +125,7 @@ def _by_reason(weights) -> dict[str, list[Weight]]:
 
 def _row(label: str, weights: list[Weight]) -> str:
     numel, nbytes = sum(weight.numel for weight in weights), sum(weight.nbytes for weight in weights)
-    return f"{label:<60}{len(weights):>8}{numel:>16,}{nbytes / 1e6:>11,.1f}{8 * nbytes / numel:>7.2f}"
+    return f"{label:<52}{len(weights):>8}{numel:>16,}{nbytes / 1e6:>10,.1f}{8 * nbytes / numel:>6.2f}"
 
 
 def _names(targets: tuple[str, ...]) -> str:

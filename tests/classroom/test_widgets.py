@@ -112,7 +112,7 @@ def test_tokens_are_escaped_and_told_apart_without_colour():
     page = widgets.show_tokens(["<|im_end|>", " a"], [True, False]).data
     assert "&lt;|im_end|&gt;" in page
     learned, read = page.split("</span>")[:2]
-    assert "font-weight:bold" in learned and "border" in learned
+    assert "font-weight:bold" in learned and "border:1px solid;" in learned  # a colour's name may cost the border
     assert "bold" not in read and "·a" in read
 
 
@@ -120,6 +120,11 @@ def test_answers_are_escaped_and_json_may_wrap():
     page = widgets.show_answers([("<b>", '{"a":1,"b":2}')], ("order", "answer")).data
     assert "&lt;b&gt;" in page
     assert "{&quot;a&quot;:1,<wbr>&quot;b&quot;:2}" in page
+
+
+def test_columns_of_marks_are_narrow():
+    page = widgets.show_answers(zip(["an order of many words"], ["✓"], strict=True), ("order", "")).data
+    assert [";width:8%" in head for head in page.split("</th>")[:2]] == [False, True]
 
 
 def test_ask_box_asks_what_stands_in_the_line():

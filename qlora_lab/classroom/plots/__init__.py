@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
-from matplotlib.ticker import FixedFormatter, FixedLocator
+from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator
 
 BLUE, ORANGE, GREEN, VERMILION, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#7F7F7F"
 
@@ -41,6 +41,7 @@ def plot_loss(ax: Axes, losses: list[float], steps: int, guess: int | None = Non
     if guess is not None:
         ax.axvline(guess, color=VERMILION, linestyle="--", label=f"your guess: below {threshold:g} at step {guess}")
     ax.set(xlim=(0.5, steps + 0.5), xlabel="optimizer step", ylabel="loss (nats per token)", yscale="log")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     ax.legend(frameon=False)
     return ax

@@ -125,8 +125,11 @@ def plot_error_over_bits(ax: Axes, points: dict[str, tuple[list[float], list[flo
         colour, dash, marker = FORMAT_STYLES[name]
         ax.plot(bits, errors, color=colour, linestyle=dash, marker=marker, markersize=6, label=name)
         for x, y, size in zip(bits, errors, sizes, strict=True):
-            place = (-4, -13) if name == "NF4" else (5, 4)
-            ax.annotate(f"{size}", (x, y), xytext=place, textcoords="offset points", fontsize=8, color=colour)
+            below = name in ("NF4", "INT4") or (name == "INT4 affine" and size == max(sizes))
+            place = {"xytext": (-5, -5), "ha": "right", "va": "top"} if below else {"xytext": (5, 4)}
+            place["bbox"] = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.3}
+            ax.annotate(f"{size}", (x, y), textcoords="offset points", fontsize=9, color=colour, **place)
     ax.set(xlabel="bits per parameter, float32 constants included", ylabel="relative RMS error")
+    ax.set_xlim(min(min(bits) for bits, *_ in points.values()) - 0.3)
     ax.legend(frameon=False, title="numbers: block size")
     return ax

@@ -93,10 +93,11 @@ def plot_block_costs(
             below = {"xytext": (8, -20), "textcoords": "offset points", "ha": "right"}
             ax.annotate(name, (bits[0], errors[0]), color=colour, fontsize=9, **below)
     for bit, error, size in [] if sparse else min(curves.values(), key=lambda dots: dots[0][0]):
-        ax.annotate(f"{size}", (bit, error), (-5, -6), textcoords="offset points", ha="right", va="center", fontsize=8)
+        ax.annotate(f"{size}", (bit, error), (-5, -6), textcoords="offset points", ha="right", va="center", fontsize=9)
     if point:
         ax.plot(*point, "o", markersize=15, markerfacecolor="none", markeredgecolor="black", markeredgewidth=2)
-    ax.set(xlabel="bits per parameter", ylabel="relative RMS error", xlim=(3.92, None))
+    ax.set(xlabel="bits per parameter", ylabel="relative RMS error", xlim=(3.9, None))
+    ax.margins(y=0.1)  # room for the lowest block size
     if not sparse:
         ax.legend(frameon=False, loc="upper right")
     return ax

@@ -57,6 +57,9 @@ def plot_predictions(axes: list[Axes], points: dict[str, tuple[list[float], list
     for band in bands[1:]:
         for side in (-band, band):
             right.axhline(side, color=GREY, linestyle="--", linewidth=1)
+    for band in bands:
+        style = {"color": "0.4", "fontsize": 9, "ha": "right", "va": "top", "textcoords": "offset points"}
+        right.annotate(f"±{band:g} %", (limits[1], band), (-4, -3), **style)
     for (name, (measured, predicted)), (colour, marker) in zip(
         points.items(), [(BLUE, "o"), (VERMILION, "D"), (GREEN, "^")], strict=False
     ):
@@ -132,7 +135,8 @@ def plot_parts(
     ax.set(xlabel=xlabel, xlim=(0, 1.12 * limit), yticks=range(len(rows)), yticklabels=list(rows))
     ax.set_ylim(len(rows) - 0.5, -0.5)
     ax.tick_params(axis="y", length=0)
-    ax.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.45, 1), ncols=4, fontsize=9)
+    columns = 4 if len(parts) <= 4 else 3
+    ax.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.45, 1), ncols=columns, fontsize=9)
     return ax
 
 

@@ -22,12 +22,14 @@ def plot_runs(
     scores: by name of the score and method, one value for each seed. intervals: mean and half the interval's width.
     labels: by method, what stands at its row.
     """
+    axes = list(axes)
     for ax, (score, by_method) in zip(axes, scores.items(), strict=True):
         for row, (method, values) in enumerate(by_method.items()):
             mean, half = intervals[score][method]
-            colour = GREY if method.startswith("lora") else BLUE
-            ax.plot(values, stacked(values, row, 0.17), "o", color=colour, markerfacecolor="none", markersize=5)
-            style = {"color": VERMILION, "markersize": 5, "capsize": 3}
+            colour, base = (GREY, "16 or 32 bits") if method.startswith("lora") else (BLUE, "4 bits")
+            style = {"color": colour, "markerfacecolor": "none", "markersize": 5, "label": f"a seed, base in {base}"}
+            ax.plot(values, stacked(values, row, 0.17), "o", **style)
+            style = {"color": VERMILION, "markersize": 5, "capsize": 3, "label": "mean and 95 % interval"}
             ax.errorbar([mean], [row + 0.26], xerr=[half], fmt="D", **style)
         ax.set(ylim=(len(by_method) - 0.5, -0.5), xlabel=score)
         ax.set_yticks(range(len(by_method)), [labels[method] for method in by_method], fontsize=9)
@@ -35,6 +37,8 @@ def plot_runs(
         ax.set_axisbelow(True)
         ax.tick_params(axis="y", length=0)
         ax.spines[["top", "right"]].set_visible(False)
+    named = dict(zip(*reversed(axes[0].get_legend_handles_labels()), strict=True))  # each label once
+    axes[0].figure.legend(named.values(), named, frameon=False, loc="outside upper center", ncols=3, fontsize=9)
     return axes[0]
 
 
@@ -66,10 +70,10 @@ def plot_intervals(
     """A row for each method: its differences as rings, their mean and interval as a bar; 0 is a line.
 
     band: from where to where nobody would mind, grey. notes: for each row, a few words at the right end. What lies
-    outside the limits is drawn as an arrow at the edge.
+    outside the limits is drawn as an arrow at the edge. Figures without notes, which do not move, have a legend.
     """
     if band:
-        ax.axvspan(*band, color="0.93", zorder=0)
+        ax.axvspan(*band, color="0.93", zorder=0, label=f"{band[0]:g} to {band[1]:+g}".replace("-", "−"))
     ax.axvline(0, color="black", linewidth=1)
     left, right = limits
     rows = [row + 0.2 for row in range(len(intervals))]
@@ -80,16 +84,19 @@ def plot_intervals(
     for row, method in enumerate(intervals):
         inside = [min(max(value, left), right) for value in points[method]]
         rings, heights = rings + inside, heights + stacked(inside, row - 0.1, 0.14)
-    ax.plot(rings, heights, "o", color=GREY, markerfacecolor="none", markersize=5)
-    ax.hlines(rows, lows, highs, color=BLUE, linewidth=2.5)
+    if rings:
+        ax.plot(rings, heights, "o", color=GREY, markerfacecolor="none", markersize=5, label="a difference")
+    ax.hlines(rows, lows, highs, color=BLUE, linewidth=2.5, label="95 % interval")
     for ends, edge, arrow in ((lows, left, "<"), (highs, right, ">")):
         for marker, beyond in (("|", False), (arrow, True)):
             chosen = [(end, row) for end, row in zip(ends, rows, strict=True) if (end == edge) == beyond]
             if chosen:
                 ax.plot(*zip(*chosen, strict=True), marker, color=BLUE, markersize=9, markeredgewidth=2)
-    ax.plot(means, rows, "D", color=VERMILION, markersize=6, zorder=3)
+    ax.plot(means, rows, "D", color=VERMILION, markersize=6, zorder=3, label="mean")
     for row, note in enumerate(notes or ()):
         ax.text(0.99, row, note, transform=ax.get_yaxis_transform(), va="center", ha="right")
+    if notes is None:
+        ax.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=4, fontsize=9)
     ax.set(ylim=(len(intervals) - 0.5, -0.7), xlim=limits, xlabel=xlabel)
     ax.set_yticks(range(len(intervals)), list(intervals), fontsize=9)
     ax.tick_params(axis="y", length=0)
@@ -124,8 +131,11 @@ def plot_repairs(axes: list[Axes], gaps: dict[str, dict[str, tuple[float, float]
             style = {"markerfacecolor": "white", "markersize": 8, "markeredgewidth": 2, "linestyle": "none"}
             ax.plot([before], [row], "o", color=ORANGE, label="before training" if row == 0 else None, **style)
             ax.plot([after], [row], "o", color=BLUE, label="after" if row == 0 else None, linestyle="none")
-            for value in (before, after):
-                ax.text(value, row - 0.17, f"{value:.{3 if value < 0.1 else 2}f}", ha="center", va="bottom", fontsize=9)
+            for value, other in ((before, after), (after, before)):  # away from one another, and from the line at 0
+                right = 0.05 < value < other
+                style = {"ha": "right" if right else "left", "va": "bottom", "textcoords": "offset points"}
+                number = f"{value:.{3 if value < 0.1 else 2}f}"
+                ax.annotate(number, (value, row), (8 if right else 3 if value < 0.05 else -8, 7), fontsize=9, **style)
         ax.set(ylim=(len(by_base) - 0.6, -0.6), xlim=(-0.06, 0.55), xlabel=f"nats above the bf16 base, {text}")
         ax.set_yticks(range(len(by_base)), list(by_base), fontsize=9)
         ax.tick_params(axis="y", length=0)

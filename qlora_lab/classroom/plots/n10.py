@@ -163,7 +163,7 @@ def plot_tradeoff(
             ax.annotate(knob, mean, labels[knob], textcoords="offset points", color=colour, fontsize=9, ha="center")
     if guess:
         ax.plot(*guess, "D", color=VERMILION, markersize=8)
-        ax.annotate("your guess", guess, (0, 9), textcoords="offset points", color=VERMILION, fontsize=9, ha="center")
+        ax.annotate("your guess", guess, (0, -17), textcoords="offset points", color=VERMILION, fontsize=9, ha="center")
     ax.set(xscale="log", xlim=(0.25, 0.004), ylim=(3.55, 4.15))
     ax.set_xticks([0.2, 0.1, 0.05, 0.02, 0.01, 0.005], ["0.2", "0.1", "0.05", "0.02", "0.01", "0.005"])
     ax.xaxis.set_minor_locator(NullLocator())
