@@ -33,6 +33,7 @@ THROUGH_KWARGS = {
     ("Qwen3MoeConfig", "head_dim"): ("transformers.models.qwen3_moe.modeling_qwen3_moe", '"head_dim"'),
     ("subplots", "figsize"): ("matplotlib.figure", "figsize=None"),
     ("subplots", "layout"): ("matplotlib.figure", "layout=None"),
+    ("MaxNLocator", "integer"): ("matplotlib.ticker", "integer=False"),
     ("start_new_kernel", "extra_arguments"): ("jupyter_client.manager", "extra_arguments"),
     ("start_new_kernel", "cwd"): ("jupyter_client.provisioning.local_provisioner", '"cwd"'),
     ("start_new_kernel", "env"): ("jupyter_client.provisioning.provisioner_base", '"env"'),
