@@ -1,13 +1,13 @@
 """A training step without gaps: forward, backward and update of a LLaMA with adapters, written out by hand.
 
 `train.py` trains any model, through transformers, PEFT and autograd: thousands of small GPU kernels a step, each
-launched by Python when it gets there. With few tokens a step the GPU waits for the next launch half of the time. This
+launched by Python when it gets there. With few tokens a step the GPU waits for the next launch most of the time. This
 module does the same step for one architecture (LLaMA and what is built like it), and keeps the GPU busy:
 
     one CUDA graph        all launches of forward and backward are recorded once and replayed in one call. What is
                           recorded has fixed shapes, so samples are put end to end in one row of tokens, whose length
                           is rounded up to one of a few sizes; attention is told where each sample begins
-    fewer, larger ones    q, k and v read the same input: they are one matrix product. So are gate and up. LoRA rides
+    larger products       q, k and v read the same input: they are one matrix product. So are gate and up. LoRA rides
                           along as a border of that matrix (see `BorderedLinear`)
     fused kernels         norm + residual, rotary, SwiGLU, loss, AdamW: each one kernel (see `step_kernels`)
     nothing twice         the backward pass is ours, so we choose what it finds: checkpointing recomputes each layer
@@ -17,7 +17,7 @@ The numbers are those of `train.py` under bf16 autocast up to bf16's rounding: f
 They are nearer to float32's than autocast's are. There, a layer's output is rounded to bf16 before LoRA's correction is
 added; a correction below half a unit in the last of 8 bits is lost, time and again: so training begins, with a small B.
 Here both are summed in fp32 first. (An untrained LLaMA-7B at a learning rate of 1e-4, loss of a sample when it comes a
-second time: float32 10.83, this 10.85, autocast 11.13; the first time 11.11.)
+second time: float32 10.83, this 10.85, autocast 11.13; the first time 11.1 to 11.3.)
 
 A layer, with the shapes of LLaMA-7B:
 
