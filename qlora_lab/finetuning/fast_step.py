@@ -408,6 +408,12 @@ def capture_stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
+@functools.lru_cache
+def copy_stream(device: torch.device) -> torch.cuda.Stream:
+    """For what travels between GPU and host beside the computation."""
+    return torch.cuda.Stream(device)
+
+
 @contextlib.contextmanager
 def repeatable():
     """Ask PyTorch for algorithms that give the same bits each time: flash attention's backward pass adds atomically."""
@@ -419,6 +425,66 @@ def repeatable():
     finally:
         torch.use_deterministic_algorithms(before[0])
         torch.utils.deterministic.fill_uninitialized_memory = before[1]
+
+
+# ---------------------------------------------------------------------------------------------------------- the host
+
+
+class HostMemory:
+    """Where layers' inputs wait for their backward pass, so that the GPU's memory need not hold them all.
+
+    Copies run on a stream of their own, beside the computation: in the forward pass one layer's input leaves while the
+    next layer is computed, in the backward pass the one below arrives meanwhile. It costs nothing as long as a layer's
+    input, (T, H), travels in less time than a layer takes.
+    """
+
+    def __init__(self, layers: int, hidden: int, dtype: torch.dtype, device: torch.device):
+        self.shape, self.dtype, self.device = (layers, hidden), dtype, device
+        self.stream = copy_stream(device) if device.type == "cuda" else None
+        self.buffers: dict[int, torch.Tensor] = {}  # by tokens: a captured graph writes where it wrote when captured
+        self.leaving = self.arriving = None
+
+    def begin(self, tokens: int) -> None:
+        """Have room for so many tokens. Sizes double, so all that were ever needed take twice the largest at most."""
+        capacity = power_of_two(tokens)
+        if capacity not in self.buffers:
+            layers, hidden = self.shape
+            pinned = self.stream is not None
+            self.buffers[capacity] = torch.empty(layers, capacity, hidden, dtype=self.dtype, pin_memory=pinned)
+        self.buffer = self.buffers[capacity][:, :tokens]
+
+    def send(self, i: int, x: torch.Tensor) -> None:
+        """Copy layer i's input to the host. The next call, or `fetch`, waits for it, and lets go of x."""
+        if self.leaving is not None:
+            self._wait()
+        with self._beside():
+            self.buffer[i].copy_(x, non_blocking=True)
+        self.leaving = x
+
+    def fetch(self, i: int) -> None:
+        """Have layer i's input copied back; `arrived` returns it."""
+        if self.leaving is not None:
+            self._wait()
+        self.leaving, self.arriving = None, torch.empty(self.buffer[i].shape, dtype=self.dtype, device=self.device)
+        with self._beside():
+            self.arriving.copy_(self.buffer[i], non_blocking=True)
+
+    def arrived(self) -> torch.Tensor:
+        self._wait()
+        x, self.arriving = self.arriving, None
+        return x
+
+    def _wait(self) -> None:
+        """What is launched from here on begins when the copies are done."""
+        if self.stream is not None:
+            torch.cuda.current_stream(self.device).wait_stream(self.stream)
+
+    def _beside(self):
+        """On the other stream, when what has been launched so far is done."""
+        if self.stream is None:
+            return contextlib.nullcontext()
+        self.stream.wait_stream(torch.cuda.current_stream(self.device))
+        return torch.cuda.stream(self.stream)
 
 
 # ------------------------------------------------------------------------------------------------------------- the step
@@ -442,9 +508,9 @@ class Layer:
 
 @dataclass(eq=False)
 class Activations:
-    """What a layer's backward pass needs. All but x can be computed again from x."""
+    """What a layer's backward pass needs. All but x can be computed again from x; None: not here."""
 
-    x: torch.Tensor  # (T, H)
+    x: torch.Tensor | None  # (T, H)
     normed: torch.Tensor | None = None  # (T, H + rank)
     qkv: torch.Tensor | None = None  # (T, q + k + v + rank), turned
     attended: torch.Tensor | None = None  # (T, q)
@@ -466,6 +532,7 @@ class FastStep:
         accelerator: 🤗 Accelerate's; tells how many processes share a step.
         accumulation: micro-batches a step.
         gradient_checkpointing: keep only each layer's input and compute the rest again.
+        activation_offloading: keep these inputs in the host's memory (see `HostMemory`).
         dtype: of the activations and of dense matrices.
         capture: record CUDA graphs. Without, Python launches each kernel, as usual.
 
@@ -480,6 +547,7 @@ class FastStep:
         accelerator,
         accumulation: int = 1,
         gradient_checkpointing: bool = False,
+        activation_offloading: bool = False,
         pad_token_id: int = 0,
         dtype: torch.dtype = torch.bfloat16,
         capture: bool = True,
@@ -504,6 +572,9 @@ class FastStep:
         device = self.embeddings.device
         self.loss = torch.zeros(1, device=device)
         self.share = torch.zeros(1, device=device)  # of one target in the loss
+        self.host = None
+        if activation_offloading:
+            self.host = HostMemory(len(self.layers) - 1, config.hidden_size, dtype, device)
         self.graphs: dict[tuple, tuple] = {}
         self._flat: tuple | None = None
         self.capture = capture and device.type == "cuda"
@@ -606,19 +677,29 @@ class FastStep:
         samples = Samples(starts.to(torch.int32), batch.longest)
         x, delta = None, self.embeddings.index_select(0, ids).to(self.dtype)
         angles = [t[0].contiguous() for t in self.rotary(delta[None], positions[None])]  # cos, sin: (T, head_dim)
-        for layer in self.layers:
+        if self.host:
+            self.host.begin(len(ids))
+        for i, layer in enumerate(self.layers):
             a = self.forward(layer, x, delta, angles, samples)
             matrix = layer.down.matrix()
             x, delta = a.x2, layer.down.output(matrix, a.product, layer.down.project(matrix, a.product))
-            if self.checkpointing:
-                a.product = None
-            kept.append(Activations(a.x) if self.checkpointing and layer is not self.layers[-1] else a)
+            a.product = None  # large, and soon computed again
+            if self.checkpointing and layer is not self.layers[-1]:
+                if self.host:
+                    self.host.send(i, a.x)
+                a = Activations(None if self.host else a.x)
+            kept.append(a)
             del matrix, a
         x, delta = x + delta, None
         gradient = self.loss_backward(x, rows, targets)
         del x
-        for layer in reversed(self.layers):
-            self.backward(layer, kept.pop(), gradient, angles, samples)
+        for i, layer in reversed(list(enumerate(self.layers))):
+            a = kept.pop()
+            if a.x is None:
+                a.x = self.host.arrived()
+            if self.host and i:
+                self.host.fetch(i - 1)
+            self.backward(layer, a, gradient, angles, samples)
 
     def forward(self, layer: Layer, residual, delta, angles, samples: Samples) -> Activations:
         """From a layer's input, residual + delta, to the product that `down` reads."""
@@ -667,11 +748,11 @@ class FastStep:
         adapters, down, room = self.adapters, layer.down, layer.down.inputs
         if a.qkv is None:
             a = self.forward(layer, a.x, None, angles, samples)
-        elif a.product is None:
+        else:
             self._multiply(layer, a)
 
         matrix = down.matrix()
-        z = down.project(matrix, a.product) if self.checkpointing else a.product[:, room:]
+        z = down.project(matrix, a.product)
         dy_dz = down.backward(matrix, a.product, z, gradient, adapters)
         d_product = down.input_gradient(matrix, dy_dz, out=a.product[:, :room])  # in its place: it has served
         kernels().swiglu_backward(a.gate_up, d_product, self.intermediate)  # in place of gate and up

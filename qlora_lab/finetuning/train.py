@@ -19,6 +19,7 @@ starts the same code on several GPUs.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import math
 import os
@@ -124,6 +125,7 @@ def train_steps(
     optimizer: str = "adamw_torch",
     compute_dtype: torch.dtype = torch.float32,
     gradient_checkpointing: bool = False,
+    activation_offloading: bool = False,
     loss_chunk: int | None = None,
     update_in_backward: bool = False,
     fast: bool = False,
@@ -142,6 +144,7 @@ def train_steps(
         max_grad_norm: gradients are scaled down to this norm; None leaves them as they are.
         compute_dtype: bf16 or fp16 run the forward pass under autocast (fp16 with a scaled loss); fp32 does not.
         gradient_checkpointing: keep only each layer's input and compute the rest again in the backward pass.
+        activation_offloading: keep the layers' inputs in the host's memory, not the GPU's; needs checkpointing.
         loss_chunk: at most this many positions have logits at a time; None: all at once. The same loss, less memory.
         update_in_backward: update each parameter as soon as its gradient is there, and drop the gradient. The same
             numbers as without, but for one micro-batch a step, one process and `max_grad_norm=None`: the norm of all
@@ -161,6 +164,8 @@ def train_steps(
         raise UserError(f"steps={steps}: must be at least 1")
     if schedule not in SCHEDULES:
         raise UserError(f"schedule is {schedule!r}: choose from {', '.join(SCHEDULES)}")
+    if activation_offloading and not gradient_checkpointing:
+        raise UserError("activation_offloading moves what gradient checkpointing keeps: switch that on too")
     if loss_chunk is not None and loss_chunk < 1:
         raise UserError(f"loss_chunk={loss_chunk}: must be at least 1, or None for all positions at once")
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -190,6 +195,7 @@ def train_steps(
                 compute_dtype=compute_dtype,
                 accumulation=batches.accumulation,
                 gradient_checkpointing=gradient_checkpointing,
+                activation_offloading=activation_offloading,
                 update_in_backward=update_in_backward,
                 pad_token_id=pad_token_id,
             )
@@ -199,6 +205,9 @@ def train_steps(
     if gradient_checkpointing:
         checkpoint_activations(model)
     model.train()
+    offloaded = contextlib.nullcontext
+    if activation_offloading:
+        offloaded = functools.partial(offloaded_hidden_states, model.config.hidden_size)
     early = UpdateInBackward(adamw, parameters) if update_in_backward else None
     try:
         coming = with_next(islice(batches, len(records), steps))
@@ -212,7 +221,7 @@ def train_steps(
             loss = torch.zeros((), device=accelerator.device)
             for rows in micro_batches if not whole else []:
                 batch = collate(rows[accelerator.process_index :: processes], pad_token_id)
-                with accelerator.autocast():
+                with accelerator.autocast(), offloaded():
                     share = token_loss_sum(model, batch, loss_chunk) / targets
                 loss += share.detach()
                 if early and not math.isfinite(loss):
@@ -368,6 +377,22 @@ def checkpoint_activations(model, on: bool = True) -> None:
     new = hasattr(model, "activation_checkpointing_enable")
     name = f"{'activation' if new else 'gradient'}_checkpointing_{'enable' if on else 'disable'}"
     getattr(model, name)(*[{"use_reentrant": False}] * on)
+
+
+def offloaded_hidden_states(hidden_size: int):
+    """A context in which hidden states that autograd keeps for the backward pass lie in the host's memory."""
+
+    def pack(kept: torch.Tensor):
+        if kept.dim() != 3 or kept.shape[-1] != hidden_size:
+            return kept, None
+        there = torch.empty(kept.shape, dtype=kept.dtype, device="cpu", pin_memory=kept.is_cuda)
+        return there.copy_(kept), kept.device
+
+    def unpack(packed) -> torch.Tensor:
+        kept, device = packed
+        return kept if device is None else kept.to(device, non_blocking=True)
+
+    return torch.autograd.graph.saved_tensors_hooks(pack, unpack)
 
 
 def rate(step: int, steps: int, warmup_steps: int, schedule: str) -> float:

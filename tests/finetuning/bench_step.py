@@ -7,10 +7,13 @@ the steps, capture included; AdamW's states lie outside of it (1.28 GB at 7B), f
 
     standard     PEFT + bitsandbytes under bf16 autocast, fp32 adapters: `train_steps` as it is
     trl          the same through TRL's SFTTrainer, if TRL is installed
+    unsloth      Unsloth's, through its SFTTrainer, if Unsloth is installed; its default checkpointing, which moves
+                 layers' inputs to the host too, and "unsloth, on the GPU" without that
     graph        the standard forward and backward pass, captured in one CUDA graph
     bf16         the standard step with bf16 adapters: nothing to cast
     unrecorded   `fast_step` without its CUDA graph: fewer kernels, launched by Python
     fast         `train_steps(fast=True)`
+    offloading   the same with `activation_offloading=True`: layers' inputs wait in the host's memory
 
 The floor is the time of the arithmetic alone, at the rate of a large matrix product in the same run: 4 operations a
 weight and token without checkpointing (forward, and the gradient of the input; frozen weights need none), 6 with.
@@ -25,6 +28,9 @@ import importlib.metadata
 import json
 import pathlib
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 import warnings
 
@@ -69,7 +75,11 @@ def make(who: str):
         model, settings = preset.adapt(model, rank=RANK, alpha=RANK), preset.settings()
         return model, {**COMMON, "compute_dtype": settings["compute_dtype"]}
     model = add_adapter(model, rank=RANK, alpha=RANK)
-    return model, {**COMMON, "fast": who in ("fast", "unrecorded")}
+    return model, {
+        **COMMON,
+        "fast": who in ("fast", "unrecorded", "offloading"),
+        "activation_offloading": who == "offloading",
+    }
 
 
 def running(who: str, batch: int, checkpointing: bool, steps: int):
@@ -131,15 +141,12 @@ def graphed_steps(model, batch: int, checkpointing: bool, steps: int):
         yield SimpleNamespace(loss=value, seconds=time.perf_counter() - start, tokens=batch * LENGTH)
 
 
-def trl_steps(batch: int, checkpointing: bool, steps: int):
-    """SFTTrainer on the same model and samples; its own clock, from one step's end to the next."""
+def trl_steps(model, tokenizer, batch: int, checkpointing: bool, steps: int, **settings) -> tuple[list, list]:
+    """SFTTrainer on a model with adapters. Seconds by its own clock, from one step's end to the next; losses."""
     import datasets
     import transformers
     import trl
 
-    model = build_random(SHAPES[SHAPE], device="cuda", compute_dtype=torch.bfloat16)
-    model = add_adapter(model, rank=RANK, alpha=RANK)
-    torch.cuda.reset_peak_memory_stats()
     ends, losses = [], []
 
     class Clock(transformers.TrainerCallback):
@@ -152,7 +159,7 @@ def trl_steps(batch: int, checkpointing: bool, steps: int):
                 losses.append(logs["loss"])
 
     ids = [list(sample.ids) for sample in samples(4 * batch, LENGTH, SHAPES[SHAPE].vocab_size)]
-    settings = trl.SFTConfig(
+    configured = trl.SFTConfig(
         output_dir="/tmp/bench-trl",
         per_device_train_batch_size=batch,
         max_steps=steps,
@@ -160,7 +167,6 @@ def trl_steps(batch: int, checkpointing: bool, steps: int):
         optim=COMMON["optimizer"],
         bf16=True,
         gradient_checkpointing=checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False},
         max_length=LENGTH,
         logging_steps=1,
         save_strategy="no",
@@ -168,15 +174,70 @@ def trl_steps(batch: int, checkpointing: bool, steps: int):
         disable_tqdm=True,
         log_level="error",
         dataset_kwargs={"skip_prepare_dataset": True},
+        **settings,
     )
-    _, tokenizer = load_model(device="cpu")
     dataset = datasets.Dataset.from_dict({"input_ids": ids, "labels": ids})
     trainer = trl.SFTTrainer(
-        model, args=settings, train_dataset=dataset, processing_class=tokenizer, callbacks=[Clock()]
+        model, args=configured, train_dataset=dataset, processing_class=tokenizer, callbacks=[Clock()]
     )
     trainer.remove_callback(transformers.PrinterCallback)
+    torch.cuda.reset_peak_memory_stats()
     trainer.train()
     return [end - start for start, end in zip(ends, ends[1:], strict=False)], losses
+
+
+def trl_run(batch: int, checkpointing: bool, steps: int) -> dict:
+    model, _ = make("standard")
+    _, tokenizer = load_model(device="cpu")  # SFTTrainer wants one; the samples are made of numbers
+    settings = {"gradient_checkpointing_kwargs": {"use_reentrant": False}}
+    return trl_result(batch, *trl_steps(model, tokenizer, batch, checkpointing, steps, **settings))
+
+
+def trl_result(batch: int, seconds: list[float], losses: list[float]) -> dict:
+    return result(seconds[len(seconds) // 3 :], batch * LENGTH, losses)
+
+
+def unsloth_runs(steps: int):
+    """Unsloth's, on the same weights, one after the other as they come from a process of its own: `bench_unsloth`."""
+    gc.collect()
+    torch.cuda.empty_cache()
+    with tempfile.TemporaryDirectory() as folder:
+        save_quantized(build_random(SHAPES[SHAPE], device="cuda", compute_dtype=torch.bfloat16), pathlib.Path(folder))
+        torch.cuda.empty_cache()
+        script = pathlib.Path(__file__).with_name("bench_unsloth.py")
+        command = [sys.executable, script, folder, str(steps)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=folder) as child:  # it writes where it is
+            for line in child.stdout:
+                if line.startswith("{"):
+                    yield json.loads(line)
+    if child.returncode:
+        print(f"unsloth gave up, see above (exit status {child.returncode})")
+
+
+def save_quantized(model, folder: pathlib.Path) -> None:
+    """Write a model in 4 bits as transformers does, and a tokenizer that knows no words."""
+    import tokenizers
+    import transformers
+    from safetensors.torch import save_file
+
+    save_file(
+        {name: value.contiguous() for name, value in model.state_dict().items()},
+        folder / "model.safetensors",
+        metadata={"format": "pt"},
+    )
+    model.config.architectures = ["LlamaForCausalLM"]
+    model.config.quantization_config = transformers.BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+        llm_int8_skip_modules=["lm_head"],
+    )
+    model.config.save_pretrained(folder)
+    special = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    words = tokenizers.models.WordLevel({token: i for i, token in enumerate(special.values())}, "<unk>")
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizers.Tokenizer(words), **special)
+    tokenizer.save_pretrained(folder)
 
 
 def result(seconds: list[float], tokens: int, losses: list[float]) -> dict:
@@ -286,17 +347,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--output", type=pathlib.Path, help="folder for a record, step-<gpu>.json")
-    parser.add_argument("--without", nargs="*", default=[], help="ways of training to leave out")
+    parser.add_argument("--only", nargs="*", help="of the ways to train, and of 'profiles' and 'bundled', these alone")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         parser.exit(2, "bench-gpu measures a GPU, and PyTorch sees none here\n")
     warnings.filterwarnings("ignore")
     gpu = torch.cuda.get_device_name()
-    names = ("torch", "transformers", "peft", "bitsandbytes", "triton", "accelerate", "trl")
+    wanted = lambda part: not arguments.only or part in arguments.only  # noqa: E731
+    names = ("torch", "transformers", "peft", "bitsandbytes", "triton", "accelerate", "trl", "unsloth")
     versions = {name: importlib.metadata.version(name) for name in names if installed(name)}
     print(f"{gpu}; {', '.join(f'{name} {version}' for name, version in versions.items())}")
-    if "trl" not in versions:
-        print("trl is not installed: left out")
+    for name in {"trl", "unsloth"} - set(versions):
+        print(f"{name} is not installed: left out")
 
     rate = matrix_product_rate()
     print(f"a matrix product of 8192 x 8192 x 8192 in bf16: {rate / 1e12:.0f} TFLOP/s\n")
@@ -321,34 +383,41 @@ def main() -> None:
         path = arguments.output / f"step-{gpu.lower().replace(' ', '-')}.json"
         path.write_text(json.dumps(record, indent=1) + "\n")
 
+    def add(run: dict) -> None:
+        batch, checkpointing = run["batch_size"], run["gradient_checkpointing"]
+        run["share_of_floor"] = floor(batch * LENGTH, checkpointing, rate) / run["milliseconds"]
+        runs.append(run)
+        show(f"{run['who']}, batch {batch}{', checkpointing' if checkpointing else ''}", run)
+
     for batch, checkpointing in SETTINGS:
         between = BETWEEN if (batch, checkpointing) in ((1, True), (4, False)) else ()
-        for who in ("standard", *between, "trl", "fast"):
-            if who in arguments.without or (who == "trl" and "trl" not in versions):
+        for who in ("standard", *between, "trl", "fast", *["offloading"] * checkpointing):
+            if not wanted(who) or (who == "trl" and "trl" not in versions):
                 continue
             if who == "trl":
-                seconds, losses = trl_steps(batch, checkpointing, arguments.steps)
-                run = result(seconds[len(seconds) // 3 :], batch * LENGTH, losses)
+                run = trl_run(batch, checkpointing, arguments.steps)
             else:
                 with recording(who != "unrecorded"):
                     run = measured(running(who, batch, checkpointing, arguments.steps))
-            run["share_of_floor"] = floor(batch * LENGTH, checkpointing, rate) / run["milliseconds"]
-            runs.append({"who": who, "batch_size": batch, "gradient_checkpointing": checkpointing, **run})
-            show(f"{who}, batch {batch}{', checkpointing' if checkpointing else ''}", run)
+            add({"who": who, "batch_size": batch, "gradient_checkpointing": checkpointing, **run})
         save()
-    if "bundled" not in arguments.without:
+    if wanted("bundled"):
         print("\nthe bundled model, 16 orders a step")
         for who in ("standard", "fast"):
             small[who] = bundled(who, 60)
             show(f"{who}, {small[who]['tokens']:.0f} tokens", small[who])
         save()
-    for batch, checkpointing in SETTINGS:
+    for batch, checkpointing in SETTINGS if wanted("profiles") else ():
         for who in ("standard", "fast"):
             profiles.append(
                 {"who": who, "batch_size": batch, "gradient_checkpointing": checkpointing}
                 | profile(who, batch, checkpointing)
             )
     save()
+    if "unsloth" in versions and wanted("unsloth"):
+        for run in unsloth_runs(arguments.steps):
+            add(run)
+            save()
 
 
 def installed(name: str) -> bool:

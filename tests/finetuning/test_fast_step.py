@@ -75,6 +75,7 @@ def optimizer_of(adapted):
     ("case", "accumulation", "checkpointing"),
     [
         ({"num_hidden_layers": 2}, 1, True),
+        ({"num_hidden_layers": 3}, 1, "offloading"),
         ({"num_hidden_layers": 2, "num_key_value_heads": 4, "tie_word_embeddings": False}, 1, False),
         ({"adapters": "PEFT's", "quantized": False}, 2, False),
         ({"targets": ["q_proj", "v_proj"]}, 1, False),
@@ -94,7 +95,8 @@ def test_gradients_are_the_plain_loops(case, accumulation, checkpointing):
         optimizer_of(adapted),
         make_accelerator(torch.float32, torch.device(DEVICE)),
         accumulation=accumulation,
-        gradient_checkpointing=checkpointing,
+        gradient_checkpointing=bool(checkpointing),
+        activation_offloading=checkpointing == "offloading",
         dtype=torch.float32,
     )
     step.gradients(step.flattened([[[sample] for sample in batch] for batch in micro_batches]), targets)
@@ -248,12 +250,12 @@ def test_kernels_compile_for_an_h100(tmp_path):
 # ------------------------------------------------------------------------------------------------------------ on a GPU
 
 
-def random_model(rank=16):
+def random_model(rank=16, layers=4):
     """A small LLaMA in bitsandbytes' NF4, bf16, with PEFT's adapters."""
     from qlora_lab.finetuning import build_random
     from qlora_lab.memory.estimate import Shape
 
-    shape = Shape(1024, 2752, 4, 16, 8, 1000)
+    shape = Shape(1024, 2752, layers, 16, 8, 1000)
     return add_adapter(build_random(shape, "nf4", device="cuda", compute_dtype=torch.bfloat16), rank=rank, alpha=32)
 
 
@@ -318,6 +320,26 @@ def test_the_same_bits_each_time_and_after_a_resume(optimizer, tmp_path):
     assert [r.loss for r in resumed] == [r.loss for r in whole]
     for (name, p), q in zip(first.named_parameters(), third.parameters(), strict=True):
         assert torch.equal(p, q), name
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("fast", [False, True])
+def test_activations_in_the_hosts_memory(fast):
+    """The same bits (as far as any two plain runs have), and of 16 layers' inputs at most four at a time on the GPU."""
+    data = Batches(samples(*[512] * 32), 16)
+    steps = {"steps": 4, "fast": fast, "gradient_checkpointing": True, **SETTINGS}
+
+    def run(**offloading):
+        adapted = random_model(layers=16)
+        torch.cuda.reset_peak_memory_stats()
+        records = train(adapted, data, **steps, **offloading)
+        return [r.loss for r in records], torch.cuda.max_memory_allocated()
+
+    losses, peak = run()
+    there, peak_there = run(activation_offloading=True)
+    print(f"\n{'fast' if fast else 'plain'}: {peak / 1e6:.0f} MB, {peak_there / 1e6:.0f} with offloading")
+    assert there == (losses if fast else pytest.approx(losses, rel=1e-3))
+    assert peak - peak_there > 12 * 16 * 512 * 1024 * 2
 
 
 @pytest.mark.gpu

@@ -112,12 +112,13 @@ def test_training_learns_and_leaves_the_base_alone(tiny, start):
 
 def test_gradient_checkpointing_changes_nothing_but_memory(tiny, start):
     kept = []
-    for checkpointing in (False, True):
+    for checkpointing, offloading in ((False, False), (True, False), (True, True)):
         fresh(start, tiny)
-        train(tiny, Batches(random_samples(8), 4), steps=3, gradient_checkpointing=checkpointing, progress=False)
+        settings = {"gradient_checkpointing": checkpointing, "activation_offloading": offloading}
+        train(tiny, Batches(random_samples(8), 4), steps=3, progress=False, **settings)
         kept.append(trained(tiny))
     for name in kept[0]:
-        assert torch.equal(kept[0][name], kept[1][name])
+        assert torch.equal(kept[0][name], kept[1][name]) and torch.equal(kept[0][name], kept[2][name])
 
 
 @pytest.mark.parametrize("optimizer", ["adamw_torch", "adamw_8bit"])
@@ -266,6 +267,7 @@ def test_schedule():
             "pages GPU memory, and this model is on a CPU: use 'adamw_8bit'",
         ),
         ({"steps": 1, "optimizer": "paged_adamw_32bit"}, "on a CPU: use 'adamw_torch'"),
+        ({"steps": 1, "activation_offloading": True}, "keeps: switch that on too"),
         ({"steps": 1, "compute_dtype": torch.float16}, "float16 compute needs a GPU"),
         ({"steps": 1, "compute_dtype": torch.float64}, "choose torch.float32"),
     ],
