@@ -1,15 +1,25 @@
+import contextlib
 import math
 import os
 import shutil
 import signal
 import sys
+import weakref
 
 import pytest
 import torch
 
 from qlora_lab.errors import UserError
 from qlora_lab.finetuning import Batches, TokenizedSample, TrainingDiverged, collate, train, train_steps
-from qlora_lab.finetuning.train import make_accelerator, newest_checkpoint, rate, save_checkpoint, token_loss_sum
+from qlora_lab.finetuning.train import (
+    checkpoint_activations,
+    make_accelerator,
+    newest_checkpoint,
+    offloaded_hidden_states,
+    rate,
+    save_checkpoint,
+    token_loss_sum,
+)
 
 
 def random_samples(count: int, seed: int = 0, longest: int = 24) -> list[TokenizedSample]:
@@ -119,6 +129,22 @@ def test_gradient_checkpointing_changes_nothing_but_memory(tiny, start):
         kept.append(trained(tiny))
     for name in kept[0]:
         assert torch.equal(kept[0][name], kept[1][name]) and torch.equal(kept[0][name], kept[2][name])
+
+
+def test_offloaded_hidden_states_are_let_go_of(tiny):
+    layers, inputs = tiny.get_base_model().get_decoder().layers, []
+    for layer in layers:
+        layer.register_forward_pre_hook(lambda _, arguments: inputs.append(weakref.ref(arguments[0])))
+    batch = collate([[sample] for sample in random_samples(2)], 0)
+    checkpoint_activations(tiny.train())
+    alive = []
+    for context in (contextlib.nullcontext(), offloaded_hidden_states(tiny.config.hidden_size)):
+        inputs.clear()
+        with context:
+            loss = token_loss_sum(tiny, batch)
+        alive.append(sum(reference() is not None for reference in inputs))
+        loss.backward()
+    assert alive == [len(layers), 1]  # the first layer's, which the embedding has made, is still in use
 
 
 @pytest.mark.parametrize("optimizer", ["adamw_torch", "adamw_8bit"])
