@@ -26,6 +26,7 @@ from qlora_lab.quantization import (
     dequantize,
     dequantize_plain,
     double_quantize,
+    kernels,
     quantize,
     quantize_plain,
     quantize_scales_plain,
@@ -48,6 +49,10 @@ def tasks(x: torch.Tensor, name: str) -> dict[str, tuple[int, dict[str, Callable
                 "bitsandbytes": lambda: bnb.quantize_4bit(x, quant_type=name),
                 "plain": lambda: quantize_plain(x, codebook),
             },
+        ),
+        "quantize, its kernel alone": (
+            x.nbytes + q.codes.nbytes + q.absmax.nbytes,
+            {"ours": lambda: kernels.quantize(x.flatten(), codebook, 64)},
         ),
         "dequantize": (
             x.nbytes + q.codes.nbytes + q.absmax.nbytes,
