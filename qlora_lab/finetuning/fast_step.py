@@ -10,8 +10,10 @@ module does the same step for one architecture (LLaMA and what is built like it)
     larger products       q, k and v read the same input: they are one matrix product. So are gate and up. LoRA rides
                           along as a border of that matrix (see `BorderedLinear`)
     fused kernels         norm + residual, rotary, SwiGLU, loss, AdamW: each one kernel (see `step_kernels`)
-    nothing twice         the backward pass is ours, so we choose what it finds: checkpointing recomputes each layer
-                          but its last product, the last layer not at all; logits exist for some rows at a time
+    little kept           the backward pass is ours, so we choose what it finds: checkpointing recomputes each layer
+                          but its last product, the last layer not at all; SwiGLU's output is never kept, it is as
+                          quickly computed as read; logits exist for some rows at a time; layers' inputs may wait in
+                          the host's memory
 
 The numbers are those of `train.py` under bf16 autocast up to bf16's rounding: fp32 adapters, fp32 AdamW, bf16 products.
 They are nearer to float32's than autocast's are. There, a layer's output is rounded to bf16 before LoRA's correction is
