@@ -64,7 +64,8 @@ print(", ".join(f"{package} {version}" for package, version in record["versions"
 # tokens a sample, checkpointing. *Standard* is what everybody runs: transformers, PEFT, bitsandbytes, bf16 autocast.
 #
 # A step is thousands of *kernels*: small programs, one for a matrix product, one for an addition, each launched by Python
-# when it gets there. The GPU does one after the other, and between two of them it does nothing.
+# when it gets there. The GPU does one after the other (on one stream), and between two of them it does nothing.
+# *Python* here means all of the CPU's part: Python, PyTorch, the driver.
 #
 # **Predict.** One sample a step. In which share of the step does the GPU compute at all?
 
@@ -120,7 +121,7 @@ assert shown["fast"] > 2.5 * shown["standard"]
 
 # %% [markdown]
 # **Exercise 13.1 ●●○ (6 minutes).** Put a number on the white. `spans` are pairs of start and end, in the order of their
-# starts. Of the time from the first start to the last end, in which share does *no* kernel run? (Kernels may overlap.)
+# starts. Of the time from the first start to the last end, in which share does *no* kernel run? (On several streams, kernels may overlap.)
 
 
 # %%
@@ -166,7 +167,8 @@ assert f"{1e3 * busy / profile['kernels']:.0f} {1e3 * step / profile['kernels']:
 #
 # How fast could it be? Each weight multiplies and adds once a token: 2 operations forward. The gradient of the
 # layer's input takes 2 more. (Frozen weights need no gradient of their own: [notebook 10](10_training_tricks.ipynb).) And
-# checkpointing runs the forward pass twice.
+# checkpointing runs the forward pass twice. (We count all of it. The fast step repeats neither a layer's last product nor
+# the last layer, and so leaves out 9 % of these operations.)
 #
 # **Exercise 13.2 ●○○ (4 minutes).** How many milliseconds of pure arithmetic are in a step? `weights` is their number,
 # `rate` the operations a second that the GPU reaches in a large matrix product.
@@ -284,13 +286,13 @@ assert f"{first['standard'] / first['one graph']:.1f} {first['standard'] / first
 # **What happened?**
 #
 # - **One graph** takes the waiting: 4.0 times as fast with one sample, and not a line of arithmetic has changed. With four
-#   it gets to 243 ms and stops: from there on the GPU *works*.
-# - **Fused kernels** are a quarter as many launches, and 150 ms with one sample as with four: it is Python's time.
+#   it gets to 243 ms and stops: there the GPU computes for 193 of them.
+# - **Fused kernels** are a quarter as many launches: 150 ms with one sample, where they compute for 61; the rest is Python's
+#   time. With four they compute for 120 of 149 ms.
 # - **Both**: 10.2 times as fast with one sample. Neither alone comes near.
 # - **bf16 adapters** win a quarter with one sample, and nothing with four. That is odd: with four there is more to cast.
 #
-# The same card and libraries, another host. (There the fast step still kept one activation more, for 2 ms less at four
-# samples.) What depends on the host?
+# The same card and libraries, another host. (There the fast step still kept one activation more.) What depends on the host?
 
 # %%
 elsewhere = record["other_hosts"][0]
@@ -305,11 +307,13 @@ for name, who in WAYS.items():
 assert changes == {
     "standard": [-28, 7], "bf16 adapters": [-1, -21], "one graph": [-18, -6], "fused kernels": [33, -15], "both": [0, -1],
 }  # fmt: skip
+computes = [find(record["profiles"], "fast", *s)["busy_milliseconds"] for s in settings.values()]
+assert [f"{ms:.0f}" for ms in computes] == ["61", "120"]
 
 # %% [markdown]
 # Only *both* is the same. Whatever Python launches, another host changes by up to a third, this way and that: more than bf16
 # adapters could win. A step that waits for its host measures its host. So one comparison on one host, in a blog post or
-# here, says little about two ways that both wait.
+# here, says little about two ways that both wait; and the same host may be another one an hour later.
 #
 # What does the graph leave, at four samples? The kernels of the standard step, one right after the other:
 
@@ -324,12 +328,13 @@ counts = [find(record["profiles"], who, 1)["kernels"] for who in ("standard", "f
 assert f"{busy:.0f} {moved:.0f} {moved / busy:.0%} {counts[1] / counts[0]:.2f}" == "193 83 43% 0.25"
 
 # %% [markdown]
-# 83 of 193 ms are no matrix product and no attention. Why are sums so expensive? Not for their arithmetic.
+# 83 of 193 ms go into casts, copies and elementwise kernels. Why are sums so expensive? Not for their arithmetic.
 #
 # ### Memory traffic
 #
-# An H100 does 691 million million operations a second on numbers that it holds, and moves 1.5 million million bf16 numbers
-# a second to or from its memory. So an addition costs what it *reads and writes*. LLaMA's norm, as transformers has
+# An H100 does 691 million million operations a second in matrix products. It moves 1.5 million million bf16 numbers a second
+# to or from its memory, and even its ordinary units add far faster than that. So an addition costs what it *reads and
+# writes*. LLaMA's norm, as transformers has
 # it, with `x` in bf16 (2 bytes a number):
 #
 # ```python
@@ -409,11 +414,17 @@ assert f"{find(record['profiles'], 'standard', 16)['busy_milliseconds']:.0f}" ==
 products = [kinds["matrix product"]["milliseconds"] for kinds in both]
 attention = [kinds["attention"]["milliseconds"] for kinds in both]
 assert f"{products[0]:.0f} {products[1]:.0f} {attention[0]:.0f} {attention[1]:.0f}" == "471 452 17 42"
+down = shape.hidden_size * shape.intermediate_size  # a layer's last product
+again = (shape.num_hidden_layers - 1) * (layer - down)  # weights that the fast step uses a second time forward
+operations = 4 * weights + 2 * again
+own = 1e3 * operations * 16 * 512 / rate
+print(f"the floor {floors[16, True]:.0f} ms, of what the fast step computes {own:.0f}")
+assert f"{1 - operations / (6 * weights):.0%} {floors[16, True]:.0f} {own:.0f} {own / step_of('fast', 16):.0%}" == "9% 470 429 75%"
 
 # %% [markdown]
-# Hardly anything was gained on matrix products, 471 against 452 ms: they were good already. Attention even takes longer, 42 ms
-# for 17, since the fast step adds its gradients in the same order each time, so that a run repeats to the bit. It can
-# afford that.
+# Matrix products were good already: 471 ms, where the floor is 470. The fast step's 452 are below it, since it computes less
+# a second time; its own floor is 429 ms, three quarters of the step. Attention takes longer, 42 ms for 17: another
+# implementation, for samples that lie end to end, and it adds gradients in a fixed order, so that a run repeats to the bit.
 #
 # ### Who waits for whom?
 #
@@ -455,7 +466,7 @@ def step_ms(how, tokens, microseconds):
     return launches * microseconds / 1e3, busy_ms(kernels, tokens)
 
 
-# %% alt="Milliseconds a step over tokens a step, both logarithmic. Launching is flat at 646 ms, the GPU's work grows from 75 ms at 256 tokens to 1,900 at 16,384; the thick line is the longer of both. Three measured marks lie on it or up to 8 % above. The mark at 512 tokens says 646 ms."
+# %% alt="Milliseconds a step over tokens a step, both logarithmic. Launching is flat at 647 ms, the GPU's work grows from 75 ms at 256 tokens to 1,900 at 16,384; the thick line is the longer of both. Three measured marks lie on it or up to 8 % above. The mark at 512 tokens says 647 ms."
 LINE = [256, 512, 1024, 2048, 3072, 4096, 6144, 8192, 16_384]
 
 
@@ -469,37 +480,53 @@ explore(
     draw,
     how=ipywidgets.Dropdown(options=list(STEPS), description="the step"),
     tokens=ipywidgets.SelectionSlider(options=[256 * 2**i for i in range(7)], value=512, description="tokens a step"),
-    microseconds=ipywidgets.FloatSlider(value=50.8, min=2, max=80, step=0.2, description="µs a launch"),
+    microseconds=ipywidgets.FloatSlider(value=50.9, min=2, max=80, step=0.1, description="µs a launch"),
 )
 
 # %% [markdown]
-# Move the µs for *fused, launched by Python* until the line meets the measured 150 ms. Is a launch cheaper there? Then look:
+# Move the µs for *fused, launched by Python* until the line meets the measured 150 ms. Is a launch of these cheaper? Then look:
 
 # %%
 for who in ("standard", "fast"):
     between = find(record["profiles"], who, 4)["busy_milliseconds"]
     print(f"{who:<9} busy at 4 × 512: {between:.0f} ms, by the line {busy_ms(who, 2048):.0f}")
     assert abs(busy_ms(who, 2048) / between - 1) < 0.02
-crossing = next(n for n in range(512, 16_384, 64) if busy_ms("standard", n) > step_ms("standard", n, 50.8)[0])
-needed = 1e3 * step_of("unrecorded", 1) / 3_241
-print(f"the standard step waits up to {crossing:,} tokens; your guess: {prediction['waits up to']:,}")
-print(f"fused kernels, launched by Python: {needed:.0f} µs a launch")
-errors = {n: max(step_ms("standard", n, 50.8)) / ms - 1 for n, ms in recorded["standard"]}
+
+
+def crossing(microseconds):
+    """Tokens at which the standard step's two lines meet."""
+    launching, slope = step_ms("standard", 512, microseconds)[0], (many["standard"] - few["standard"]) / (8192 - 512)
+    return 512 + (launching - few["standard"]) / slope
+
+
+def launch(rows):
+    """Microseconds a launch where one sample waits for Python: of the standard step, and of fused kernels."""
+    return [1e3 * find(rows, who, 1)["milliseconds"] / n for who, n in (("standard", 12_717), ("unrecorded", 3_241))]
+
+
+costs = {host: launch(rows) for host, rows in hosts.items()}
+for host, (standard, fused) in costs.items():
+    print(f"{host:<6} µs a launch: standard {standard:.0f}, fused {fused:.0f};", end=" ")
+    print(f"the standard step waits up to {crossing(standard):,.0f} tokens")
+print(f"your guess: {prediction['waits up to']:,}")
+errors = {n: max(step_ms("standard", n, 50.9)) / ms - 1 for n, ms in recorded["standard"]}
 errors = [round(100 * off) for off in errors.values()]
 print(f"predicted and measured differ by {errors} %")
 print(f"standard in one graph: predicted {few['standard']:.0f} ms, measured {step_of('graph', 1):.0f}")
-assert f"{few['standard']:.0f} {step_of('graph', 1):.0f}" == "104 163"
-assert (crossing, f"{needed:.0f}", errors) == (5376, "46", [0, -7, -7])
+assert f"{few['standard']:.0f} {step_of('graph', 1):.0f}" == "104 163" and errors == [0, -7, -7]
+assert [round(us) for pair in costs.values() for us in pair] == [51, 46, 37, 62]
+assert [round(crossing(standard), -2) for standard, _ in costs.values()] == [5300, 3700]
 
 # %% [markdown]
-# **What happened?** Up to some 5,400 tokens the standard step waits for Python. That is why [notebook
-# 10](10_training_tricks.ipynb) found four samples to take no longer than one, without checkpointing. Fused kernels are a
-# quarter as many, and a launch costs hardly less, 46 µs for 51: with one sample the CPU still holds the GPU up, unless the
-# launches are in a graph.
+# **What happened?** On this host the standard step waits for Python up to some 5,300 tokens, on the other up to 3,700. That is
+# why [notebook 10](10_training_tricks.ipynb) found four samples to take no longer than one, without checkpointing. Fused
+# kernels are a quarter as many, but a launch is not cheaper: 46 µs for 51 here, 62 for 37 there. With one sample the CPU
+# still holds the GPU up, unless the launches are in a graph.
 #
-# The formula is a sketch. It is 7 % low at four and at sixteen samples, where the GPU waits at times and not at others. And
-# for the standard step in one graph it says 104 ms, not 163: it leaves out the graph's own small gaps, and AdamW, whose
-# kernels Python still launches there.
+# The formula is a sketch. At one sample it must be right: the 50.9 µs were taken from there. It is 7 % low at four, where there
+# are a few more kernels and the host was slower, and at sixteen, where some phases wait for the CPU and others do not. For
+# the standard step in one graph it says 104 ms, not 163. Not everything runs side by side: bitsandbytes' AdamW waits for the
+# GPU after each of its 448 kernels, which are not in the graph.
 #
 # ## 4 · LoRA as the border of a matrix
 #
@@ -586,9 +613,9 @@ shares = [arriving(y, size * noise) for size in sizes]
 
 # %% [markdown]
 # And how large *is* a correction? B begins at zero, and one step of AdamW moves each of its numbers by the learning rate.
-# Here is such a layer, with LLaMA-7B's width:
+# Here is a layer of LLaMA-7B's width after one step at 1e-4:
 
-# %% alt="Share of a correction that arrives, over its size from 0.00006 to 0.25 of the output's. Added, then rounded: always 100 %. Rounded, then added: 4 % at the left end, half at 0.001, all from 0.008 on. A LLaMA-7B layer after its first step is at 0.0004, where a fifth arrives."
+# %% alt="Share of a correction that arrives, over its size from 0.00006 to 0.25 of the output's. Added, then rounded: always 100 %. Rounded, then added: 4 % at the left end, half at 0.001, all from 0.008 on. A layer of LLaMA-7B's width after one step is at 0.0004, where a fifth arrives."
 W = 0.02 * torch.randn(1024, 4096, generator=draw_from)
 A = (torch.rand(64, 4096, generator=draw_from) * 2 - 1) / 4096**0.5  # PEFT's initial A
 B = 1e-4 * (torch.randint(0, 2, (1024, 64), generator=draw_from) * 2.0 - 1)  # after a step at 1e-4
@@ -608,7 +635,8 @@ assert 0.15 < in_layer["rounded, then added"] < 0.25 and abs(in_layer["added, th
 assert f"{relative:.0e}" == "4e-04" and abs(thousandth["added, then rounded"] - 1) < 0.02
 
 # %% [markdown]
-# **What happened?** Four fifths of the layer's first correction are lost. If a correction is below half a unit in the last
+# **What happened?** Four fifths of this layer's first correction are lost. (The fifth arrives at outputs near zero, where bf16
+# numbers lie closer together.) If a correction is below half a unit in the last
 # place of a *rounded* output, adding it changes nothing: not once, but each time, at every token. If it is added to the
 # *unrounded* output, it pushes some outputs across the edge to the next bf16 number, in proportion to its size. Each single
 # output is as coarse, and on average nothing is lost.
@@ -763,8 +791,9 @@ else:
 # - A step takes the longer of two times: the CPU's to launch the kernels, and the GPU's to run them. Find out which before
 #   you optimize.
 # - With few tokens the GPU waits: record the launches in a graph. With many it moves bytes: fuse what stands between the
-#   matrix products. Together 10.2 times as fast with one sample; and with sixteen, 82 % of the time is arithmetic's floor.
-# - LoRA is the border of a matrix: 1.6 % more of one product, and sums in float32 before they are rounded.
+#   matrix products. Together 10.2 times as fast with one sample; and with sixteen, three quarters of the time is the
+#   arithmetic's own.
+# - LoRA is the border of a matrix: for a layer of rank 64, 1.6 % more of its product, and sums in float32 before they are rounded.
 # - A profiler slows down what it watches. Compare its busy time with the time of a step that nobody watched.
 #
 # This serves *train a QLoRA model successfully*: it closes here.

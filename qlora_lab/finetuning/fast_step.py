@@ -84,8 +84,9 @@ class BorderedLinear:
         backward    dz = dy sB             dx = [dy dz] [W; A]      = dy W + s dy B A
                     dA = dzᵀ x             dB = s dyᵀ z
 
-    A correction added to y and dx afterwards would read and write both once more. As 64 further columns of a matrix
-    product over 4096 it costs 1.6 %. M is dense, made when it is needed and let go: 4 bits are what stays.
+    A correction added to y and dx afterwards would read and write both once more. 64 further columns beside 4096 are
+    1.6 % more of a product. (q, k and v together have 192. All in all a layer of LLaMA-7B has 2.8 % more to multiply
+    forward, 1.1 % backward.) M is dense, made when it is needed and let go: 4 bits are what stays.
 
     x and dy come as (T, in + rank) and (T, out + rank or wider), with room for z and dz at the end of each row. (x may
     also be (T, in), if who made it could leave no room: then z is apart, and a product of its own.)
@@ -436,8 +437,13 @@ class HostMemory:
     """Where layers' inputs wait for their backward pass, so that the GPU's memory need not hold them all.
 
     Copies run on a stream of their own, beside the computation: in the forward pass one layer's input leaves while the
-    next layer is computed, in the backward pass the one below arrives meanwhile. It costs nothing as long as a layer's
-    input, (T, H), travels in less time than a layer takes.
+    next layer is computed, in the backward pass the one below arrives meanwhile. It costs nothing as long as a
+    layer's input, (T, H), travels in less time than the layer takes forward. (LLaMA-7B on an H100, at 53 GB/s: 1.3 ms
+    beside 6, for 8192 tokens. T cancels out, so a narrow model may lose time.)
+
+    Whatever is copied must live until its copy is done: memory that is let go of belongs to the next kernel of the
+    computing stream, which does not wait for this one. In a captured graph the copies' stream forks off from the
+    capture, and `arrived` for the lowest layer has joined it again.
     """
 
     def __init__(self, layers: int, hidden: int, dtype: torch.dtype, device: torch.device):
@@ -447,7 +453,10 @@ class HostMemory:
         self.leaving = self.arriving = None
 
     def begin(self, tokens: int) -> None:
-        """Have room for so many tokens. Sizes double, so all that were ever needed take twice the largest at most."""
+        """Have room for so many tokens, in pages that cannot be moved: LLaMA-7B, 8192 tokens: 2.1 GB.
+
+        Sizes are powers of two, so all buffers that were ever needed take twice the largest at most.
+        """
         capacity = power_of_two(tokens)
         if capacity not in self.buffers:
             layers, hidden = self.shape
@@ -575,7 +584,7 @@ class FastStep:
         self.loss = torch.zeros(1, device=device)
         self.share = torch.zeros(1, device=device)  # of one target in the loss
         self.host = None
-        if activation_offloading:
+        if activation_offloading and gradient_checkpointing:
             self.host = HostMemory(len(self.layers) - 1, config.hidden_size, dtype, device)
         self.graphs: dict[tuple, tuple] = {}
         self._flat: tuple | None = None

@@ -380,7 +380,10 @@ def checkpoint_activations(model, on: bool = True) -> None:
 
 
 def offloaded_hidden_states(hidden_size: int):
-    """A context in which hidden states that autograd keeps for the backward pass lie in the host's memory."""
+    """A context in which hidden states that autograd keeps for the backward pass lie in the host's memory.
+
+    The CPU waits for each copy. `fast_step.HostMemory` does not.
+    """
 
     def pack(kept: torch.Tensor):
         if kept.dim() != 3 or kept.shape[-1] != hidden_size:
