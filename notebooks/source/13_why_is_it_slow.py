@@ -419,7 +419,10 @@ again = (shape.num_hidden_layers - 1) * (layer - down)  # weights that the fast 
 operations = 4 * weights + 2 * again
 own = 1e3 * operations * 16 * 512 / rate
 print(f"the floor {floors[16, True]:.0f} ms, of what the fast step computes {own:.0f}")
-assert f"{1 - operations / (6 * weights):.0%} {floors[16, True]:.0f} {own:.0f} {own / step_of('fast', 16):.0%}" == "9% 470 429 75%"
+assert (
+    f"{1 - operations / (6 * weights):.0%} {floors[16, True]:.0f} {own:.0f} {own / step_of('fast', 16):.0%}"
+    == "9% 470 429 75%"
+)
 
 # %% [markdown]
 # Matrix products were good already: 471 ms, where the floor is 470. The fast step's 452 are below it, since it computes less
