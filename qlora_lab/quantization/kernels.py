@@ -68,6 +68,7 @@ def dequantize_kernel(
     SCALE_BLOCK_SIZE: tl.constexpr,  # 0: no second level
     TILE: tl.constexpr,
     COLUMNS: tl.constexpr,  # 0: no gaps; a multiple of BLOCK_SIZE
+    GAP_UNIT: tl.constexpr,  # that the gap is a multiple of
 ):
     program = tl.program_id(0).to(tl.int64)  # element numbers may not fit 32 bits
     if COLUMNS:  # a tile ends with its row, so that each thread still stores its numbers in one go
@@ -75,7 +76,7 @@ def dequantize_kernel(
         row = program // tiles
         start = row * COLUMNS + program % tiles * TILE
         end, end_byte = (row + 1) * COLUMNS, (row + 1) * (COLUMNS // 2)
-        out += row * gap
+        out += tl.multiple_of(row * gap, GAP_UNIT)
     else:  # n_bytes is passed too: only if it is known to be a multiple of 8 does a thread load 8 bytes in one go
         start = program * TILE
         end, end_byte = n, n_bytes
@@ -118,7 +119,8 @@ def dequantize(q, out: torch.Tensor | None = None) -> torch.Tensor:
         with torch.cuda.device_of(out):
             dequantize_kernel[(programs,)](
                 *(part if part is None else part.contiguous() for part in parts), out, n, (n + 1) // 2, gap,
-                q.block_size, scale_block_size, tile, columns, num_warps=warps, enable_fp_fusion=False,
+                q.block_size, scale_block_size, tile, columns, 1 if gap % 8 else 8,
+                num_warps=warps, enable_fp_fusion=False,
             )  # fmt: skip
     return out
 

@@ -198,6 +198,7 @@ def refused(adapted, optimizer=None, **changes):
 
 def test_what_it_was_not_written_for_is_refused_with_the_reason():
     assert "is a gpt2" in refused(model(), model_type="gpt2")
+    assert "not all multiples of 8" in refused(model(), intermediate_size=132)
     assert "activation is gelu" in refused(model(), hidden_act="gelu")
     assert "sliding window" in refused(model(), sliding_window=512)
     assert "'dynamic'" in refused(model(), rope_parameters={"rope_type": "dynamic"})
@@ -235,15 +236,18 @@ def test_samples_end_to_end():
 
 
 COMPILE = """
-import sys, triton
+import re, sys, triton
 from triton.backends.compiler import GPUTarget
 from qlora_lab.finetuning import step_kernels
 
 def compiled(kernel, constants, **types):
     signature = {name: types.get(name, "constexpr") for name in kernel.arg_names}
     constants = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
-    source = triton.compiler.ASTSource(kernel, signature, constants)
-    print(kernel.__name__, len(triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm["cubin"]))
+    aligned = [name for name, type in signature.items() if type[0] == "*" or name in ("V", "n")]
+    hints = {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in aligned}  # not of strides: rank 8
+    source = triton.compiler.ASTSource(kernel, signature, constants, hints)
+    ptx = triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm["ptx"]
+    print(kernel.__name__, len(re.findall("(?:ld|st).global.b16", ptx)))
 
 H, I, bf16, fp32 = {"H": 576, "WIDTH": 1024}, {"SIZE": 1536, "TILE": 1024}, "*bf16", "*fp32"
 blocks = {"END0": 64, "END1": 128, "BLOCK0": 0, "BLOCK1": -1, "BLOCK2": 1, "RANKS_WIDTH": 16, "ROWS": 32, "TILE": 1024}
@@ -269,12 +273,15 @@ compiled(step_kernels.adamw_kernel, {"BETA1": 0.9, "BETA2": 0.999, "EPSILON": 1e
 
 @interpreted
 def test_kernels_compile_for_an_h100(tmp_path):
-    """To machine code, which needs no GPU: Triton's compiler refuses what its interpreter lets pass."""
+    """Which needs no GPU: Triton's compiler refuses what its interpreter lets pass. Nothing goes number by number."""
     (tmp_path / "compile.py").write_text(COMPILE)  # a file: Triton reads a kernel's source
     surroundings = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path / "cache")}
     run = subprocess.run([sys.executable, tmp_path / "compile.py"], env=surroundings, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    assert {line.split()[0] for line in run.stdout.splitlines()} == {n for n in dir(step_kernels) if "_kernel" in n}
+    single = {name: int(count) for name, count in (line.split() for line in run.stdout.splitlines())}
+    assert set(single) == {name for name in dir(step_kernels) if "_kernel" in name}
+    assert single.pop("cross_entropy_kernel") == 1  # the target's logit
+    assert set(single.values()) == {0}
 
 
 # ------------------------------------------------------------------------------------------------------------ on a GPU

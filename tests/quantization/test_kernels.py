@@ -175,14 +175,15 @@ second = {"scale_absmax": "*fp32", "scale_codebook": "*fp32", "scale_offset": "*
 for double in (False, True):
     for columns in (0, 4096):
         signature = types | ({"absmax": "*u8", **second} if double else {"absmax": "*fp32"})
-        constants = {"BLOCK_SIZE": 64, "SCALE_BLOCK_SIZE": 256 * double, "TILE": 1024, "COLUMNS": columns}
+        constants = {"BLOCK_SIZE": 64, "SCALE_BLOCK_SIZE": 256 * double, "TILE": 1024}
+        constants |= {"COLUMNS": columns, "GAP_UNIT": 8}
         constants |= {} if double else dict.fromkeys(second)
         place = {name: (i,) for i, name in enumerate(kernel.arg_names)}
         source = ASTSource(
             kernel,
             {name: signature.get(name, "constexpr") for name in kernel.arg_names},
             {place[name]: value for name, value in constants.items()},
-            {place[name]: [["tt.divisibility", 16]] for name in signature},
+            {place[name]: [["tt.divisibility", 16]] for name in signature if name != "gap"},
         )
         ptx = compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 2}).asm["ptx"]
         print(sum(ptx.count(f"ld.global.{kind}") for kind in ("v2.b32", "b64")), ptx.count("st.global.v4.b32"),
