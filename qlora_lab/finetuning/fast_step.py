@@ -841,7 +841,8 @@ def require_supported(causal_lm, optimizer) -> None:
     config = causal_lm.config
     if config.model_type not in ("llama", "mistral"):
         raise NoFastStep(f"it knows LLaMA and Mistral, and this model is a {config.model_type}")
-    sizes = (config.hidden_size, config.intermediate_size, config.hidden_size // config.num_attention_heads)
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    sizes = (config.hidden_size, config.intermediate_size, head_dim)
     if any(size % 8 for size in sizes):
         raise NoFastStep(f"this model's sizes {sizes} are not all multiples of 8")
     if config.hidden_act != "silu":
