@@ -24,7 +24,8 @@ The truth is what bitsandbytes 0.50 does on the CPU (`backends/default/ops.py`),
 
 bitsandbytes on CUDA multiplies everywhere, by approximate reciprocals, and decodes a block of zeros as -0.0. On a CPU
 with AVX512 its `dequantize_4bit` multiplies with wrong scales where a row does not hold whole blocks, see
-`finetuning.models.require_right_scales`; ours does not follow it there.
+`finetuning.models.require_right_scales`, and with AVX512-BF16 it makes zeros of bf16 numbers below 1.2e-38; ours does
+not follow it there.
 """
 
 from __future__ import annotations

@@ -42,6 +42,14 @@ def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
     return a.dtype == b.dtype and torch.equal(a, b)
 
 
+def same_but_flushed(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
+    """`same_bits`, except that AVX512's conversion to bf16 makes zeros of what is too small for a normal number."""
+    if theirs.dtype == torch.bfloat16 and torch.cpu.get_capabilities().get("avx512_bf16", False):
+        flushed = (theirs == 0) & (ours.abs() < torch.finfo(torch.bfloat16).smallest_normal)
+        ours = torch.where(flushed, theirs, ours)
+    return same_bits(ours, theirs)
+
+
 def their_bytes(x: torch.Tensor, name: str, block_size: int) -> tuple[torch.Tensor, torch.Tensor]:
     """bitsandbytes' packed bytes, flat, with its codes renamed to ours; and its absmax."""
     packed, absmax = torch.ops.bitsandbytes.quantize_4bit.default(x, block_size, name, torch.uint8)
@@ -105,6 +113,7 @@ recipes = st.builds(Recipe, shapes, st.sampled_from(DTYPES), kinds, st.integers(
 @example(recipe=Recipe((100,), kind="sparse", exponent=-400), block_size=64, name="nf4")  # zeros
 @example(recipe=Recipe((3, 5), kind="sparse", exponent=-400), block_size=32, name="fp4")
 @example(recipe=Recipe((71,), exponent=38), block_size=32, name="nf4")  # the reciprocals are denormal
+@example(recipe=Recipe((16,), torch.bfloat16, "denormal"), block_size=32, name="nf4")  # the values are denormal
 def test_codes_absmax_and_values_equal_bitsandbytes(recipe, block_size, name):
     x = recipe.make()
     q = quantize(x, CODEBOOKS[name], block_size)
@@ -113,7 +122,7 @@ def test_codes_absmax_and_values_equal_bitsandbytes(recipe, block_size, name):
     assert same_bits(q.absmax, absmax)
     restored = dequantize(q)
     assert restored.shape == x.shape
-    assert same_bits(restored, their_values(packed, absmax, name, q))
+    assert same_but_flushed(restored, their_values(packed, absmax, name, q))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
