@@ -283,7 +283,8 @@ def estimate(
         quant_type: "nf4" or "fp4": the same size.
         double_quant: 4.127 instead of 4.5 bits a quantized parameter.
         full_precision: of "full". "float32": fp32 weights and gradients, bf16 autocast. "mixed": bf16 weights and
-            gradients, and fp32 master weights. Both take 16 bytes a parameter, AdamW's fp32 states included.
+            gradients, and fp32 master weights, updated one tensor after the other (`record.MasterWeights`). Both take
+            16 bytes a parameter, AdamW's fp32 states included.
         loss_chunk, update_in_backward, embeddings_on_cpu: as in `finetuning.Preset` and `finetuning.train_steps`.
         preset: one of `PRESETS`, which sets adapter_dtype and the three above.
 
@@ -311,6 +312,7 @@ def estimate(
     if loss_chunk is not None:
         _require_counts(loss_chunk=loss_chunk)
     full, autocast = method == "full", (full_precision if method == "full" else adapter_dtype) == "float32"
+    masters = full and not autocast
     tensors = trained_tensors(shape, method, rank, targets)
     trained, trained_bytes = sum(tensors), 4 if autocast else 2
     layers, hidden, vocabulary = shape.num_hidden_layers, shape.hidden_size, shape.vocab_size
@@ -320,7 +322,7 @@ def estimate(
     held = model_parts(shape, method, double_quant, full_precision)
     if embeddings_on_cpu and not shape.tie_word_embeddings:
         held["embeddings and head"] //= 2
-    held["master weights"] = 4 * trained if full and not autocast else 0
+    held["master weights"] = 4 * trained if masters else 0
     held["adapters"] = 0 if full else trained_bytes * trained
     # torch's AdamW keeps its states in the parameters' dtype, in fp32 for master weights
     held["optimizer states"], managed = optimizer_state_bytes(tensors, optimizer, 4 if full else trained_bytes)
@@ -346,7 +348,10 @@ def estimate(
 
     of_a_layer = sum(tensors[: len(tensors) // layers])  # trained numbers; tensors come layer by layer
     later = trained - of_a_layer - (vocabulary * hidden if full and not shape.tie_word_embeddings else 0)
-    one = trained_bytes * max(tensors) if update_in_backward else 0  # the only gradient at a time
+    in_float32 = 4 * max(tensors) if masters else 0  # the gradient of the tensor whose master weights are updated
+    one = trained_bytes * max(tensors) + in_float32 if update_in_backward else 0  # the only gradient at a time
+    # torch's AdamW computes the denominators of all parameters at once; bitsandbytes' needs nothing
+    denominators = (4 * max(tensors) if masters else trained_bytes * trained) if optimizer == "adamw_torch" else 0
     dequantized = dequantization_bytes(shape, double_quant) if method == "qlora" else 0
     # in a layer's last linear (down), beside what the layer keeps: the stream around the MLP and the linear's result;
     # in the backward pass the gradient of the layer's output, and the same times alpha / rank
@@ -403,8 +408,7 @@ def estimate(
             {
                 "activations": leaf,
                 "gradients": 0 if update_in_backward else trained_bytes * trained,
-                # torch's AdamW computes the denominators of all parameters at once; bitsandbytes' needs nothing
-                "update": trained_bytes * trained if optimizer == "adamw_torch" and not update_in_backward else 0,
+                "update": 0 if update_in_backward else in_float32 + denominators,
             },
         ),
     ]

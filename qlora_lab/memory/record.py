@@ -48,6 +48,7 @@ class Setting:
     targets: str | tuple[str, ...] = "all-linear"
     optimizer: str = "paged_adamw_32bit"
     adapter_dtype: str = "float32"
+    full_precision: str = "float32"
 
     def predicted(self, preset: str | None = None) -> MemoryBreakdown:
         """preset: one of `PRESETS`, as in `estimate`."""
@@ -91,6 +92,12 @@ HELD_OUT = [
     Setting("llama-7b", "qlora", 2, 1024, True, adapter_dtype="bfloat16"),
     Setting("llama-7b", "lora", 2, 1024, False),
     Setting("llama-13b", "qlora", 2, 1024, False, 16),
+    Setting("smollm2-360m", "full", 4, 512, False, optimizer="adamw_torch", full_precision="mixed"),
+    Setting("smollm2-1.7b", "full", 1, 512, True, full_precision="mixed"),
+    Setting("smollm2-1.7b", "full", 2, 1024, False, optimizer="adamw_torch", full_precision="mixed"),
+    Setting("llama-7b", "lora", 1, 512, True, adapter_dtype="bfloat16"),
+    Setting("llama-7b", "lora", 2, 1024, False, adapter_dtype="bfloat16"),
+    Setting("llama-13b", "lora", 1, 512, True, 16, adapter_dtype="bfloat16"),
 ]
 
 EXPLAINED = [
@@ -151,12 +158,14 @@ def measure(
 
 def _train(setting: Setting, device, preset: Preset | None, shape: Shape, steps: int, meter: Meter) -> dict:
     bf16, full = torch.bfloat16, setting.method == "full"
-    preset = preset or Preset("", setting.adapter_dtype, setting.optimizer, setting.gradient_checkpointing)
+    mixed = full and setting.full_precision == "mixed"
+    trained_dtype = "bfloat16" if mixed else setting.adapter_dtype
+    preset = preset or Preset("", trained_dtype, setting.optimizer, setting.gradient_checkpointing)
     model = build_random(
         shape,
         "nf4" if setting.method == "qlora" else None,
         device=device,
-        compute_dtype=torch.float32 if full else bf16,  # full: fp32 weights under bf16 autocast
+        compute_dtype=torch.float32 if full and not mixed else bf16,  # fp32 weights, under bf16 autocast
     )
     meter.mark("load")
     with torch.device(device):  # A is drawn there: on the CPU, 65B's adapters take a while
@@ -171,6 +180,8 @@ def _train(setting: Setting, device, preset: Preset | None, shape: Shape, steps:
     settings = preset.settings(bf16)
     moments = MomentsOfAStep(make_accelerator(settings["compute_dtype"], device), meter)
     moments.step = "first step"
+    if mixed:
+        moments.prepare = MasterWeights
     batches = random_batches(shape.vocab_size, setting.batch_size, setting.sequence_length)
     records = []
     for record in train_steps(model, batches, steps=steps, learning_rate=1e-4, accelerator=moments, **settings):
@@ -185,6 +196,32 @@ def _train(setting: Setting, device, preset: Preset | None, shape: Shape, steps:
         "tokens_per_second": setting.batch_size * setting.sequence_length / records[-1].seconds,
         "losses": [record.loss for record in records],
     }
+
+
+class MasterWeights:
+    """Mixed precision: an optimizer's 16-bit parameters get fp32 copies, which it updates in their place.
+
+    One tensor after the other, so that only one gradient at a time is there in fp32, too.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer):
+        self._optimizer = optimizer
+        [group] = self.param_groups = optimizer.param_groups
+        self._pairs = [(p, torch.nn.Parameter(p.detach().float())) for p in group["params"]]
+
+    def zero_grad(self) -> None:
+        for parameter, _ in self._pairs:
+            parameter.grad = None
+
+    @torch.no_grad()
+    def step(self) -> None:
+        [group] = self.param_groups
+        for parameter, master in self._pairs:
+            master.grad = parameter.grad.float()
+            self._optimizer.param_groups = [{**group, "params": [master]}]
+            self._optimizer.step()
+            master.grad = None
+            parameter.copy_(master)
 
 
 def _clean_up(device: torch.device) -> None:
@@ -392,6 +429,7 @@ def _run_name(run: dict) -> str:
     name = " ".join(str(run.get(k)) for k in ("shape", "method", "preset", "batch_size", "sequence_length", "rank"))
     name += " checkpointing" * run["gradient_checkpointing"] if "gradient_checkpointing" in run else ""
     name += f" {run['optimizer']} {run['adapter_dtype']}" if "optimizer" in run else ""
+    name += " mixed" if run.get("full_precision") == "mixed" else ""
     return name + (f" on {run['card_gb']} GB" if "card_gb" in run else "")
 
 
