@@ -50,6 +50,15 @@ def test_speeds_in_the_readme_are_the_records():
         cells.append(f"{runs['fast']['tokens_per_second'] / runs['standard']['tokens_per_second']:.1f} ×")
         assert f"| {' | '.join(cells)} |" in readme
         assert not checkpointing or f"{runs['offloading']['peak_allocated'] / 1e9:.2f}" in readme
+        for host in record["other_hosts"] if (batch, checkpointing) in ((1, True), (4, False)) else []:
+            speeds = {
+                run["who"]: run["tokens_per_second"]
+                for run in host["runs"]
+                if (run["batch_size"], run["gradient_checkpointing"]) == (batch, checkpointing)
+            }
+            if "fast" in speeds:
+                assert f"{speeds['standard']:,.0f}" in readme
+                assert abs(speeds["fast"] / runs["fast"]["tokens_per_second"] - 1) < 0.0145
         unsloth = [
             run
             for host in (record, *record["other_hosts"])

@@ -399,8 +399,10 @@ class Record:
         self._only, self._end = only, time.monotonic() + limit_seconds
 
     def read(self, path: pathlib.Path) -> None:
-        """Take over the runs of an earlier record."""
+        """Take over the runs of an earlier record, and its dates."""
         earlier = json.loads(path.read_text())
+        dates = [date for about in (earlier, self.about) for date in about["date"].split(", ")]
+        self.about["date"] = ", ".join(dict.fromkeys(dates))
         self.sections.update({name: earlier.get(name, []) for name in self.sections})
 
     def wants(self, section: str, key: dict, shape: str) -> bool:

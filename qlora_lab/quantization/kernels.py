@@ -20,9 +20,8 @@ What it takes to equal the plain version bit by bit:
     - the partial last block is divided by its absmax, not multiplied by the reciprocal (see `blockwise`)
 
 Measured on H100s (`make bench-gpu`), 88064 x 4096 in bf16, NF4: `dequantize` reaches 96 % of the copy bandwidth, with
-8-bit scales 97 % (88 % in the record of 2026-11-25, when a mask kept threads from loading more than a byte at a time),
-and `quantize_kernel` 93 %. The function around that waits for the word whether all numbers were finite: 87 % where the
-host is quick, 55 % where it is busy.
+8-bit scales too, and `quantize_kernel` 93 %. The function around that waits for the word whether all numbers were
+finite: 84 % in the same run, 55 to 87 % on other hosts.
 
 Triton comes with PyTorch for CUDA on Linux. With `TRITON_INTERPRET=1` it runs kernels on the CPU, operator by operator.
 """

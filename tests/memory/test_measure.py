@@ -173,11 +173,13 @@ def test_managed_memory_is_lent_again():
 def test_record_is_written_after_each_run_and_taken_up_again(tmp_path, capsys):
     path = tmp_path / "memory-x.json"
     key = {"shape": "llama-7b", "preset": "lean", "card_gb": 5}
-    first = Record(path, {"device": "x"})
+    first = Record(path, {"device": "x", "date": "2026-11-24"})
     assert first.wants("caps", key, "llama-7b")
     first.add("caps", {**key, "out_of_memory": {"after": "load", "message": "no"}})
-    again = Record(path, {"device": "x"}, only=["llama-7b"])
+    again = Record(path, {"device": "x", "date": "2026-11-25"}, only=["llama-7b"])
     again.read(path)
+    again.read(path)
+    assert again.about["date"] == "2026-11-24, 2026-11-25"
     assert not again.wants("caps", key, "llama-7b")
     assert not again.has("caps", key, "measured")
     assert again.wants("caps", {**key, "card_gb": 6}, "llama-7b")
@@ -217,7 +219,7 @@ def test_lists_are_worked_through(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda.memory, "_record_memory_history", lambda *_, **__: None)
     monkeypatch.setattr(torch.cuda.memory, "_snapshot", lambda: {"device_traces": [[]]})
     device = torch.device("cuda", 0)
-    kept = Record(tmp_path / "memory-x.json", {"device": "x"})
+    kept = Record(tmp_path / "memory-x.json", {"device": "x", "date": "2026-11-24"})
     record.run_grid(kept, device)
     record.run_caps(kept, device)
     record.run_explain(kept, device)
@@ -232,7 +234,7 @@ def test_lists_are_worked_through(tmp_path, monkeypatch):
     assert len(written["explained"]) == len(record.EXPLAINED) + 1
 
     before = len(asked)
-    again = Record(kept.path, {"device": "x"})
+    again = Record(kept.path, {"device": "x", "date": "2026-11-24"})
     again.read(kept.path)
     for run in (record.run_grid, record.run_caps, record.run_explain):
         run(again, device)
@@ -242,7 +244,7 @@ def test_lists_are_worked_through(tmp_path, monkeypatch):
 def test_every_recorded_run_is_compared(capsys):
     assert record.main(["--compare"]) == 0
     printed = capsys.readouterr().out
-    for word in ("development: ", "held out: 10 runs", "preset: ", "unexplained", "tensors alive"):
+    for word in ("development: ", "held out: 16 runs", "preset: ", "unexplained", "tensors alive"):
         assert word in printed
 
 

@@ -13,6 +13,7 @@ SETTINGS = {
     "gradient_checkpointing": True,
     "optimizer": "paged_adamw_32bit",
     "adapter_dtype": "float32",
+    "full_precision": "float32",
 }
 
 
