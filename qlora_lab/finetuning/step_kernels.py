@@ -39,8 +39,9 @@ def begin(row, stride):
 def border_kernel(
     lora_A,  # float32, [RANKS, K]
     lora_B,  # float32, [rows of the adapted layers, RANK]
-    matrix,  # [N + RANKS, K + RANKS]: the last RANKS rows and columns are written, but for the corner
+    matrix,  # [N + RANKS, K + RANKS] , rows STRIDE apart: the last RANKS rows and columns are written, but the corner
     scaling,
+    STRIDE: tl.constexpr,
     N: tl.constexpr,
     K: tl.constexpr,
     RANK: tl.constexpr,
@@ -66,14 +67,14 @@ def border_kernel(
         inside = (row < N) & (column < RANKS)
         mine = inside & (column // RANK == block)
         b = tl.load(lora_B + (row - missing) * RANK + column % RANK, mask=mine, other=0)
-        place = matrix + row.to(tl.int64) * (K + RANKS) + K + column
+        place = matrix + row.to(tl.int64) * STRIDE + K + column
         tl.store(place, (b * scaling).to(matrix.dtype.element_ty), mask=inside)
     else:
         tiles: tl.constexpr = (K + TILE - 1) // TILE
         below = (program - right) // tiles
         k = (program - right) % tiles * TILE + tl.arange(0, TILE)
         a = tl.load(lora_A + below * K + k, mask=k < K, other=0)
-        tl.store(matrix + (N + below).to(tl.int64) * (K + RANKS) + k, a.to(matrix.dtype.element_ty), mask=k < K)
+        tl.store(matrix + (N + below).to(tl.int64) * STRIDE + k, a.to(matrix.dtype.element_ty), mask=k < K)
 
 
 def border(lora_A, lora_B, matrix, scaling: float, sizes: list[int], adapted: list[bool]) -> None:
@@ -87,8 +88,8 @@ def border(lora_A, lora_B, matrix, scaling: float, sizes: list[int], adapted: li
     blocks = [sum(adapted[:i]) if i < len(adapted) and adapted[i] else -1 for i in range(3)]
     width, rows = triton.next_power_of_2(ranks), 32
     border_kernel[(triton.cdiv(ends[2], rows) + ranks * triton.cdiv(inputs, TILE),)](
-        lora_A, lora_B, matrix, scaling, ends[2], inputs, lora_B.shape[1], ranks, *ends[:2], *blocks, width, rows, TILE,
-        num_warps=4,
+        lora_A, lora_B, matrix, scaling, matrix.stride(0), ends[2], inputs, lora_B.shape[1], ranks, *ends[:2], *blocks,
+        width, rows, TILE, num_warps=4,
     )  # fmt: skip
 
 

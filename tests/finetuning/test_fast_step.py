@@ -251,7 +251,7 @@ def compiled(kernel, constants, **types):
 
 H, I, bf16, fp32 = {"H": 576, "WIDTH": 1024}, {"SIZE": 1536, "TILE": 1024}, "*bf16", "*fp32"
 blocks = {"END0": 64, "END1": 128, "BLOCK0": 0, "BLOCK1": -1, "BLOCK2": 1, "RANKS_WIDTH": 16, "ROWS": 32, "TILE": 1024}
-compiled(step_kernels.border_kernel, {"N": 192, "K": 64, "RANK": 8, "RANKS": 16, **blocks},
+compiled(step_kernels.border_kernel, {"STRIDE": 88, "N": 192, "K": 64, "RANK": 8, "RANKS": 16, **blocks},
          lora_A=fp32, lora_B=fp32, matrix=bf16, scaling="fp32")
 compiled(step_kernels.rms_norm_kernel, H, residual=bf16, delta=bf16, weight=bf16, total=bf16, out=bf16,
          out_stride="i32", epsilon="fp32")
