@@ -283,10 +283,11 @@ def compare(method, base, score, seeds=range(8)):
 
 others = [name for name in METHODS if name != "lora-bf16"]
 table = {name: {m: paired_interval(compare(m, "lora-bf16", name)) for m in others} for name in scores}
-print(f"{'less lora-bf16':<14}{'bits':>6}" + "".join(f"{name:>19}" for name in scores))
+widths = (14, 12, 18, 16)
+print(f"{'less lora-bf16':<14}{'bits':>6}" + "".join(f"{name:>{width}}" for name, width in zip(scores, widths)))
 for m in others:
     cells = [f"{mean:+.{d}f} ± {half:.{d}f}" for (mean, half), d in zip((table[s][m] for s in scores), (2, 1, 4, 3))]
-    print(f"{m:<14}{METHODS[m].bits:>6}" + "".join(f"{cell:>19}" for cell in cells))
+    print(f"{m:<14}{METHODS[m].bits:>6}" + "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths)))
 
 # %% alt="Differences to the bf16 base on test, seed by seed, with mean and 95 % interval, and a band from -2 to +2 points. NF4 -2.2 and its interval from -4.0 to -0.4 crosses the band's edge; so do double quantization and FP4. The fp32 base's interval lies around 0, within the band."
 differences = {m: compare(m, "lora-bf16", "test") for m in others}

@@ -28,7 +28,7 @@ from qlora_lab.errors import UserError
 from qlora_lab.finetuning.models import _first_sentence, _locate, bnb_config, quiet_transformers
 
 QUANTIZED = "linear layer"  # the reasons that a weight is quantized begin with this word
-EXPERTS = "fused experts: a 3-D parameter, no nn.Linear"
+EXPERTS = "fused experts: 3-D, no nn.Linear"
 
 
 @dataclass(frozen=True)
@@ -105,13 +105,13 @@ class Preflight:
     def __str__(self) -> str:
         lines = [
             f"{self.model}: {self.parameters:,} parameters",
-            f"{'':<52}{'weights':>8}{'parameters':>16}{'MB':>10}{'bits':>6}",
+            f"{'':<43}{'weights':>7}{'parameters':>15}{'MB':>9}{'bits':>6}",
         ]
         for reason, weights in sorted(_by_reason(self.weights).items(), key=lambda item: not item[1][0].quantized):
             lines.append(_row(("4 bits  " if weights[0].quantized else "left    ") + reason, weights))
         if self.buffer_bytes:
-            lines.append(f"{'        buffers (rotary, masks)':<76}{self.buffer_bytes / 1e6:>10,.1f}")
-        lines.append(f"{'sum':<52}{len(self.weights):>8}{self.parameters:>16,}{self.nbytes / 1e6:>10,.1f}")
+            lines.append(f"{'        buffers (rotary, masks)':<65}{self.buffer_bytes / 1e6:>9,.1f}")
+        lines.append(f"{'sum':<43}{len(self.weights):>7}{self.parameters:>15,}{self.nbytes / 1e6:>9,.1f}")
         lines.append(f"PEFT's all-linear adapts {len(self.targets)}{_names(self.targets)}")
         return "\n".join([*lines, *self.notes, self.verdict])
 
@@ -125,7 +125,7 @@ def _by_reason(weights) -> dict[str, list[Weight]]:
 
 def _row(label: str, weights: list[Weight]) -> str:
     numel, nbytes = sum(weight.numel for weight in weights), sum(weight.nbytes for weight in weights)
-    return f"{label:<52}{len(weights):>8}{numel:>16,}{nbytes / 1e6:>10,.1f}{8 * nbytes / numel:>6.2f}"
+    return f"{label:<43}{len(weights):>7}{numel:>15,}{nbytes / 1e6:>9,.1f}{8 * nbytes / numel:>6.2f}"
 
 
 def _names(targets: tuple[str, ...]) -> str:
@@ -311,7 +311,7 @@ def _reasons(model):
         if name in tied:
             return "tied embedding and head: one tensor"
         if isinstance(module, nn.Embedding):
-            return "embedding: looked up, not multiplied"
+            return "embedding: only looked up"
         if module is head:
             return "output head: kept for precision"
         if parameter.ndim < 2:
