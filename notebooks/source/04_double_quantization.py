@@ -158,7 +158,8 @@ assert gaussian[1] < gaussian[2] and real[2] < real[1] < real[0]
 #
 # Is that the best way? Levels without a sign need no mean. They are behind for Gaussian scales and *ahead* for the real
 # ones, where one large scale stretches a block's range on both sides of the mean. But the 8-bit code that bitsandbytes
-# uses, for optimizer states too, has a sign, and the mean makes the scales fit it.
+# uses for scales has a sign, and the mean makes the scales fit it. (For optimizer states it has both: Adam's mean with a sign, its
+# mean square without.)
 #
 # ## 3 · Double quantization
 #
