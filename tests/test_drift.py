@@ -232,3 +232,11 @@ def test_loading_in_4_bits_by_an_argument_is_still_refused(tiny_folder):
 
     with pytest.raises(TypeError, match="load_in_4bit"):
         AutoModelForCausalLM.from_pretrained(tiny_folder, load_in_4bit=True)
+
+
+def test_a_config_that_does_not_ask_for_4_bits_still_gets_them(tiny_folder):
+    """What the checks of exercises 7.1 and 12.2 say of transformers 5."""
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_folder, quantization_config=BitsAndBytesConfig())
+    assert type(model.model.layers[0].mlp.up_proj).__name__ == "Linear4bit"

@@ -437,7 +437,8 @@ assert size_b < 2 * size_a  # two merged models would be needed
 
 # %% [markdown]
 # **What happened?** Plan B decodes every layer's weights anew for every token, and PEFT adds two more products. How much
-# that costs depends on the machine and on how many requests share one decoding. Measure on the machine that will serve.
+# that costs depends on the machine, and on how many requests share one decoding: a GPU that reads the codes inside the product
+# reads little more than a quarter of the bytes. Measure on the machine that will serve.
 #
 # What plan B saves is memory, and the more adapters the more. At LLaMA-7B's size, with rank 16 on all linears:
 
@@ -573,9 +574,10 @@ check_verdicts(verdicts)
 # - **Train a QLoRA model**: what you keep is 20 MB, and it is worth nothing without its base.
 # - Plan A, *merge*: into the **dequantized** base. Merging into 4 bits rounds the adapter away; the pristine base
 #   makes a model that has to be measured again.
-# - Plan B, *keep 4 bits*: one base, many adapters, switched per request. It saves memory and costs time per token.
+# - Plan B, *keep 4 bits*: one base, many adapters, switched per request. It saves memory; what that costs in
+#   time, measure where you serve.
 # - **Configure**: look before you download. Embeddings, heads, tied weights, fused experts and what a model class keeps
-#   stay in 16 bits.
+#   stay in 16 bits, or in 32.
 #
 # These were two of the questions that learners ask: *quantize for inference too?* and *does every model work?*
 

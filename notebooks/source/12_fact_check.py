@@ -199,7 +199,8 @@ assert f"{reserved:.1f} {states:.1f}" == "42.8 6.4" and any("measured" in row fo
 
 # %% [markdown]
 # **True**, by the paper's recipe and with batch 1 × 512. It is tight: 42.8 GB and 6.4 GB of optimizer states are
-# more than 48, so some of the states have to move out. With bf16 adapters, a cap of 40 GB holds too ([notebook 08](08_memory_comparison.ipynb)).
+# more than 48, so on such a card some of the states have to move out. (Here they had room beside the cap: it was an H100. The
+# record shows that all the rest fits.) With bf16 adapters, the same holds for 40 GB ([notebook 08](08_memory_comparison.ipynb)).
 #
 # ### Claim 6: never out of memory?
 #
@@ -582,13 +583,14 @@ assert (compared != tokenizer.eos_token_id).all() and (counted == tokenizer.eos_
 #
 # 16. *"4 bits cost less than 2 %."* (the lesson plan: "usually under 2 %")
 # 17. *"Merge the adapter into the 16-bit model: nothing is lost."* (online tutorials)
-# 18. *"It works with most Transformers."* (the lesson plan, on which models can be put into 4 bits)
+# 18. *"It works with most Transformers."* (the lesson plan, on which models can be put into 4 bits. It is put to four models:
+#     *true* means that it works with each.)
 
 # %%
 votes |= {  # "true", "false" or "depends"
     16: "true",  # less than 2 %
     17: "true",  # nothing is lost in merging
-    18: "true",  # works with every Transformer you try
+    18: "true",  # works with every model tried
 }
 
 # %% [markdown]
@@ -856,9 +858,9 @@ check_project(project)
 #   printout, full fine-tuning's slowdown.
 # - "It depends" is an answer if you can say on what.
 #
-# This serves *explain how quantization works*, *configure BitsAndBytesConfig* and *train a QLoRA model successfully*. Five of
-# the six items of the checklist close here, the last one (training) in notebook 13: what is ticked below, you have shown
-# by code that ran.
+# This serves *explain how quantization works*, *configure BitsAndBytesConfig* and *train a QLoRA model successfully*. Once
+# all exercises up to here are solved, five of the six items of the checklist are ticked; the last one (training) ends in notebook
+# 13. What is ticked below, you have shown by code that ran.
 
 # %%
 # NBVAL_IGNORE_OUTPUT

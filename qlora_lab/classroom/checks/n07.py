@@ -17,7 +17,9 @@ def check_bnb_config(config, compute_dtype) -> Verdict:
     if config.load_in_8bit:
         return wrong("load_in_8bit is True: that is LLM.int8(), twice the size. QLoRA wants load_in_4bit=True.")
     if not config.load_in_4bit:
-        return wrong("load_in_4bit is False, expected True: without it nothing is quantized, whatever else you set.")
+        return wrong(
+            "load_in_4bit is False, expected True: say what you want. (transformers 5 loads in 4 bits all the same.)"
+        )
     if (quant_type := config.bnb_4bit_quant_type) != "nf4":
         why = " fp4 is the default, nf4 has to be asked for." if quant_type == "fp4" else ""
         return wrong(f"bnb_4bit_quant_type is {quant_type!r}, expected 'nf4'.{why}")

@@ -169,7 +169,7 @@ def unseen_configs() -> dict:
 WHY = {  # by model: what was overlooked
     "Llama-3-8B": "Its embedding and head take 2.1 GB, its linears 3.6 GB.",
     "Gemma-2-2B": "Its vocabulary has 256,000 tokens: in 16 bits the embedding alone outweighs all linears in 4.",
-    "T5-large": "Its class lists `wo`, a third of the linears, in `_keep_in_fp32_modules`: those stay in 16 bits.",
+    "T5-large": "Its class lists `wo`, 29 % of the linears, in `_keep_in_fp32_modules`: those stay in 16 or 32 bits.",
     "Qwen3-30B-A3B": "128 experts a layer, held as 3-D parameters: nothing replaces those.",
 }
 

@@ -77,7 +77,7 @@ GOOD = {
     "bnb_4bit_compute_dtype": "bfloat16",
 }
 WHY = {  # what was overlooked
-    "load_in_4bit": "without load_in_4bit=True nothing is quantized",
+    "load_in_4bit": "without load_in_4bit=True nothing asks for 4 bits, even if transformers 5 loads them",
     "bnb_4bit_quant_type": "fp4 is the default, nf4 has to be asked for",
     "bnb_4bit_use_double_quant": "double quantization is off unless it is asked for",
     "trust_remote_code": "trust_remote_code=True runs strangers' code",

@@ -67,7 +67,7 @@ WRONG = [  # and what the learner must be told
     (check_bnb_config, bnb(bnb_4bit_use_double_quant=None), "double_quant is False"),
     (check_bnb_config, bnb(bnb_4bit_compute_dtype=None), "float32 is the default"),
     (check_bnb_config, bnb(bnb_4bit_compute_dtype=float16), "is torch.float16, expected torch.bfloat16"),
-    (check_bnb_config, bnb(load_in_4bit=None), "nothing is quantized"),
+    (check_bnb_config, bnb(load_in_4bit=None), "say what you want"),
     (check_bnb_config, bnb(load_in_4bit=None, load_in_8bit=True), "LLM.int8()"),
     (check_bnb_config, ({"load_in_4bit": True}, bfloat16), "BitsAndBytesConfig(**options)"),
     (check_bnb_config, (BitsAndBytesConfig, bfloat16), "expected a BitsAndBytesConfig, got the type"),

@@ -141,7 +141,7 @@ WRONG = [  # and what the learner must be told
     (check_faults, without("bnb_4bit_quant_type"), "fp4 is the default"),
     (check_faults, without("bnb_4bit_use_double_quant"), "off unless it is asked for"),
     (check_faults, without("trust_remote_code"), "runs strangers' code"),
-    (check_faults, without("load_in_4bit"), "nothing is quantized"),
+    (check_faults, without("load_in_4bit"), "nothing asks for 4 bits"),
     (check_faults, without("bnb_4bit_compute_dtype"), "float32 is the default"),
     (check_faults, present_only, "which is not set"),
     (check_faults, lambda settings, has_bf16: list_faults(settings, True), "float16 is right there"),
