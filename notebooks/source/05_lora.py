@@ -206,7 +206,7 @@ print(f"rank 8: {kept[3]:.0%} of the squared norm, loss {alone[3]:.2f}, {gain[8]
 print(f" (your guess: {prediction['loss']})")
 print(f"rank 1: {kept[0]:.0%} of the squared norm, {gain[1]:.0%} of the gain")
 print(f"without the first 32 directions: {1 - kept[5]:.0%} of the squared norm, loss {rest[5]:.2f}")
-assert 0.5 < kept[3] < 0.72 and gain[8] > 0.9 and gain[1] > 2 * kept[0] and kept[0] < 0.3
+assert 0.5 < kept[3] < 0.72 and gain[8] > 0.9 and gain[1] > 0.5 and kept[0] < 0.3
 assert 0.125 < 1 - kept[5] < 0.25 and rest[5] > 0.8 * untrained_loss
 
 # %% [markdown]
@@ -429,8 +429,8 @@ check_lora_suspects(diagnosis)
 # %% [markdown]
 # ## 4 · What alpha does
 #
-# Every recipe has it: `alpha = 2 * rank`. It scales the correction by alpha / rank, which sounds like a volume knob.
-# But B is *trained*: if you turn the knob up, B could just stay smaller.
+# Many recipes have it: `alpha = 2 * rank`. (QLoRA's authors take 16 at rank 64, PEFT's defaults are 8 and 8.) It scales the
+# correction by alpha / rank, which sounds like a volume knob. But B is *trained*: if you turn the knob up, B could just stay smaller.
 #
 # Here is a small problem: 64 inputs and outputs, and a base that is wrong by a matrix of rank 4.
 

@@ -171,7 +171,7 @@ assert f"{q.nbytes / 1e6:.2f}" == "0.46"
 # %% [markdown]
 # **What happened?** Autograd kept the dense matrix, in float32: the way back needs W, and autograd does not know where
 # W came from. Every layer would leave its dense copy behind, and by the end of the forward pass the whole dense model
-# would be there again. `FrozenMatmul` makes W a second time instead: time for memory. bitsandbytes does the same.
+# would be there again. (With gradient checkpointing, the copies of one layer at a time.) `FrozenMatmul` makes W a second time instead: time for memory. bitsandbytes does the same.
 #
 # The package's `QuantizedLinear` is a module around this function. From here on we use that.
 
@@ -185,7 +185,7 @@ assert torch.equal(sent_back(layer), through_4_bits) and kept_bytes(lambda: laye
 print("same output, same gradient, nothing kept")
 
 # %% [markdown]
-# **Exercise 6.2 ●●○ (4 minutes).** Somebody trains LLaMA-7B with the short version, in bfloat16. How many GB (10⁹ bytes) do
+# **Exercise 6.2 ●●○ (4 minutes).** Somebody trains LLaMA-7B with the short version, in bfloat16, without checkpointing. How many GB (10⁹ bytes) do
 # the linear layers' weights take when the forward pass is over? Count the 4-bit codes, their double-quantized scales
 # (notebook 04) and what autograd keeps.
 
@@ -648,7 +648,7 @@ assert repairs["3 bits affine"][-1] < 1.2 and min(repairs["2 bits affine"]) > 3 
 # one scale for a tensor, little of it is left, and eight steps are far from enough. (They do not say what eight thousand
 # would bring.)
 #
-# And now look at the prose. It is as broken as before, with 3 bits too! Nothing was *repaired*. How much of the rounding
+# And now look at the prose. With 2 bits it is as broken as before, with 3 bits hardly less! Very little was *repaired*. How much of the rounding
 # error could an adapter take back? For one layer in 2 bits, the best that rank 16 can do is given by the largest singular
 # values:
 
@@ -658,11 +658,13 @@ energy = torch.linalg.svdvals(damage).square()
 share = (energy[:16].sum() / energy.sum()).item()
 print(f"the best matrix of rank 16 takes back {share:.0%} of the squared rounding error")
 assert 0.06 < share < 0.08 and after["3 bits affine"] > 5 and after["2 bits affine"] > 13
+repaired = scores["3 bits affine"] - after["3 bits affine"]
+assert repaired < 0.25 * (scores["3 bits affine"] - dense_loss)
 
 # %% [markdown]
 # 7 %. Rounding errors are spread over all 576 directions, like noise, and a low rank cannot undo them. LoRA does not
 # mend the weights. It bends the output towards the target, on *your* data: the orders come out right, and English stays
-# as damaged as the rounding left it. So choose a base that is good *before* you train, and judge on more than the training
+# nearly as damaged as the rounding left it. So choose a base that is good *before* you train, and judge on more than the training
 # task (notebook 07 does).
 #
 # ## Recap

@@ -256,7 +256,9 @@ check_trainable_parameters(lora_parameters)
 by_formula = sum(16 * (layer.in_features + layer.out_features) for layer in linears)
 model = add_adapter(model, rank=16, alpha=32, targets="all-linear")
 assert trainable_parameters(model) == by_formula
-print(f"{trainable_parameters(model):,} of {total:,} parameters train: {trainable_parameters(model) / total:.1%}")
+print(
+    f"{trainable_parameters(model):,} parameters train: {trainable_parameters(model) / total:.1%} of the base's {total:,}"
+)
 
 # %% [markdown]
 # B starts at zero, so the adapter changes nothing yet: the *logits*, the model's scores for every next token, are the same
@@ -313,13 +315,13 @@ prediction = {"step": 15, "test": 0.80, "shifted": 0.70}  # ← your guesses
 # because another processor rounds otherwise, and the time is the machine's
 from qlora_lab.classroom.widgets import live_loss
 
-steps = 20
+steps, learning_rate = 20, 2e-3
 records = live_loss(
     train_steps(
         model,
         Batches(samples, batch_size=8, seed=0),
         steps=steps,
-        learning_rate=2e-3,
+        learning_rate=learning_rate,
         compute_dtype=compute_dtype,
         pad_token_id=tokenizer.pad_token_id,
     ),
@@ -357,7 +359,8 @@ from qlora_lab.classroom.plots import new_axes, plot_shares
 score = {split: exact_match(answers[split], expected(judged[split])) for split in judged}
 bars = {f"{split} orders": {"measured": score[split], "your guess": prediction[split]} for split in score}
 _ = plot_shares(new_axes(height=2.4), bars, "exactly right (share of 50 orders)")
-assert MODEL != BUNDLED or (score["test"] >= 0.85 and score["shifted"] < 0.5)
+as_it_was = (MODEL, steps, learning_rate) == (BUNDLED, 20, 2e-3)
+assert not as_it_was or (score["test"] >= 0.85 and score["shifted"] < 0.5)
 
 # %% [markdown]
 # **What happened?** On the kind of orders it was trained on, a model that got nothing right is now almost perfect, after a
@@ -494,5 +497,5 @@ progress()
 
 # %% [markdown]
 # **Next:** [08 · Was the prediction right?](08_memory_comparison.ipynb) measures the memory of such runs. Or go on here:
-# set `steps = 40` or `learning_rate=3e-4` in the cell of section 5, predict what happens to `shifted` and to the prose, and
+# set `steps` to 40 or `learning_rate` to 3e-4 in the cell of section 5, predict what happens to `shifted` and to the prose, and
 # choose *Kernel → Restart Kernel and Run All Cells* (running that cell alone would go on training the trained adapter).

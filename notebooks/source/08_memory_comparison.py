@@ -144,25 +144,33 @@ assert f"{min(more):.1f} {max(more):.1f} {min(more_base):.1f} {max(more_base):.1
 
 # %%
 context = record["outside_allocator_at_start"] / GB
-print(f"{'GB':<5}{'bf16 adapters':>14}{'states':>8}{'context':>9}{'sum':>8}{'paper':>7}")
+print(f"{'':<43}{'less the base':>24}")
+print(f"{'GB':<5}{'bf16 adapters':>14}{'states':>8}{'context':>9}{'sum':>8}{'paper':>7}{'sum':>9}{'paper':>7}")
+rests = []
 for s in SIZES:
     bf16 = next(r for r in record["caps"] if (r["shape"], r["preset"]) == (f"llama-{s.lower()}", "bf16-adapters")
                 and "measured" in r)["measured"]  # fmt: skip
     states = bf16["managed_bytes"] / GB
     total = bf16["peak_allocated"] / GB + states + context
-    print(f"{s:<5}{bf16['peak_allocated'] / GB:>14.2f}{states:>8.2f}{context:>9.2f}{total:>8.2f}{paper[s]:>7}")
+    rests.append((total - base[s], paper[s] - paper_base[s]))
+    print(f"{s:<5}{bf16['peak_allocated'] / GB:>14.2f}{states:>8.2f}{context:>9.2f}{total:>8.2f}{paper[s]:>7}", end="")
+    print(f"{rests[-1][0]:>9.1f}{rests[-1][1]:>7.1f}")
     assert abs(total / paper[s] - 1) < 0.03
+assert [f"{mine:.1f} {theirs:.1f}" for mine, theirs in (rests[0], rests[-1])] == ["2.8 1.9", "10.9 7.9"]
+assert f"{states * (2 + 2 + 8) / 8:.1f}" == "9.6"  # at 65B, with two numbers of 4 bytes as states
 
 # %% [markdown]
-# With all of these, the sums meet the paper's within 3 %. That is a likely reading, not a proven one: what its 5,046 MB
-# of base model hold, the paper does not say. Two numbers for "memory" can only be compared when both say what they
-# count.
+# With all of these, the sums meet the paper's within 3 %. Solved? Look at the last two columns: take the base model away, and
+# the sum has 2.8 to 10.9 GB left, the paper 1.9 to 7.9. At 65B bf16 adapters, their gradients and their states alone would take 9.6.
+# So the sums meet by luck: our base is smaller than the paper's, and the rest is larger. What its 5,046 MB of base model
+# hold, the paper does not say. A total that agrees is no explanation yet, and two numbers for "memory" can only be compared
+# when both say what they count.
 #
 # ## 3 · Every setting
 #
 # LoRA and QLoRA, ranks 16 and 64, 512 to 32,768 tokens a step, with and without checkpointing. Sixteen settings were *held
 # out*: no formula was developed on them. Among them are other architectures, full fine-tuning in fp32 and in mixed precision,
-# fewer targets, bf16 adapters.
+# fewer targets, bf16 adapters. And six of the sixteen were predicted before they were measured.
 #
 # **Predict.** No factor was fitted: every term is a tensor that one can name. How far off is the worst prediction?
 
@@ -195,6 +203,10 @@ for name, off in errors.items():
     print(f"{run['shape']}, {run['method']}, {run['batch_size']} × {run['sequence_length']},", end=" ")
     print(f"{unexplained:.2f} GB unexplained")
 print(f"your guess: {prediction['largest error']} %")
+then = [abs(r["predicted"]["peak_allocated"] / r["measured"]["peak_allocated"] - 1) for r in runs if r["predicted"]]
+worst = [f"{100 * max(some):.1f} %" for some in (then[:43], then[43:], then[-6:])]
+print(f"by the formulas of the day: {worst[0]} and {worst[1]}; the last six {worst[2]}")
+assert worst == ["13.6 %", "3.0 %", "1.7 %"]
 assert [len(measured) for measured, _ in points.values()] == [43, 16]
 assert max(errors["development"]) < 3 and max(errors["held out"]) < 5
 tokens = [run["batch_size"] * run["sequence_length"] for run in runs if run["shape"].startswith("llama")]
@@ -202,8 +214,10 @@ assert max(tokens) == 32_768
 
 # %% [markdown]
 # **What happened?** Memory is not a matter of statistics: a step makes the same tensors each time, and each has a size
-# that follows from the shapes. One can count them. Here are the largest groups of blocks that were alive at the peak
-# of the 7B step, and what they should be:
+# that follows from the shapes. One can count them. (The first formulas
+# missed some of the 43 settings by up to 14 %. Lists such as the next one showed which tensors they had forgotten, or counted in
+# vain; nothing was fitted.) Here are the largest groups of blocks that were alive at the peak of the 7B step, and what they should
+# be:
 
 # %%
 explained = record["explained"][0]
@@ -298,12 +312,12 @@ for before, after, run in pairs:
     print(f"{what:<40}{before:4.1f} →{after:5.1f} GB, −{before - after:4.1f} GB, {100 * (1 - after / before):.0f} %")
 low, high = (100 * (1 - after / before) for before, after, _ in (pairs[-1], pairs[0]))
 assert f"{low:.0f} {high:.0f}" == "41 69" and len(pairs) == 9
-gone = {run["gradient_checkpointing"]: before - after for before, after, run in pairs if run["shape"] == "llama-7b"}
-assert gone[False] > gone[True] + 2
+gone = [before - after for before, after, run in pairs if run["shape"] == "llama-7b"]
+assert f"{min(gone):.1f} {max(gone):.1f}" == "9.5 11.8"
 
 # %% [markdown]
 # From 69 % down to 41 %, by settings that have nothing to do with 4 bits. What QLoRA saves is the base, a fixed number of
-# GB; what grows with the tokens stays in 16 and 32 bits. (Without checkpointing it saves up to 2 GB more at 7B: PEFT's
+# GB; what grows with the tokens stays in 16 and 32 bits. (At 7B it saves from 9.5 to 11.8 GB, most without checkpointing: PEFT's
 # adapters on a 16-bit layer keep their own copies of the layer's input.)
 #
 # ## 5 · Where did the missing gigabytes go?
@@ -365,8 +379,8 @@ assert sum(pieces.values()) == driver and [round(size, 2) for size in in_gb.valu
 #
 # ## 6 · On a card of that size
 #
-# The same H100, with torch's allocator held to what a card of 5, 6 … 48 GB has beside a CUDA context of 0.5 GB. Four
-# recipes (`finetuning.PRESETS`), each 1 × 512 tokens, rank 64:
+# The same H100, with torch's allocator held to what a card of 5, 6 … 48 GB (of 10⁹ bytes) has beside a CUDA context of 0.5 GB,
+# and set to `expandable_segments:True`, which leaves fewer gaps. Four recipes (`finetuning.PRESETS`), each 1 × 512 tokens, rank 64:
 
 # %%
 for name, preset in PRESETS.items():
@@ -378,7 +392,7 @@ for name, preset in PRESETS.items():
 # %%
 prediction = {"7B on 6 GB": "yes"}  # ← "yes" or "no"
 
-# %% alt="Grid of marks: four recipes at 7B, 13B, 33B, 65B over card sizes, 5 to 48 GB. Smallest card that trains: standard 8, 12, 24, 48; in-backward 6, 10, 24, 48; bf16-adapters 6, 10, 24, 40; lean 5, 10, 20, 40. There, all but 7B standard and 65B in-backward are hollow: states would move out."
+# %% alt="Grid of marks: four recipes at 7B, 13B, 33B, 65B over card sizes, 5 to 48 GB. Smallest card that trains: standard 8, 12, 24, 48; in-backward 6, 10, 24, 48; bf16-adapters 6, 10, 24, 40; lean 5, 10, 20, 40. There, on cards of just so many bytes, all but 7B standard and 65B in-backward are hollow: states would move out."
 from qlora_lab.memory.estimate import CUDA_CONTEXT
 
 caps = record["caps"]
@@ -404,39 +418,57 @@ assert [smallest[size, "bf16-adapters"] for size in SIZES] == [6, 10, 24, 40]
 assert [smallest[size, "lean"] for size in SIZES] == [5, 10, 20, 40]
 at_smallest = {row: outcomes[row][card] for row, card in smallest.items()}
 assert [row for row, how in at_smallest.items() if how == "fits"] == [("7B", "standard"), ("65B", "in-backward")]
+ran = {(row["shape"], row["preset"]): row["measured"] for row in caps if "measured" in row}
+whole = {row: (got["peak_reserved"] + got["managed_bytes"] + CUDA_CONTEXT) / GB for row, got in ran.items()}
+assert f"{whole['llama-65b', 'standard']:.1f} {whole['llama-65b', 'in-backward']:.1f}" == "49.7 47.7"
+more_outside = sum(pieces.values()) - step["measured"]["peak_reserved"] - step["measured"]["managed_bytes"]
+assert f"{more_outside / GB:.2f}" == "0.87"
+peaks = {
+    (row["shape"], row["preset"], row["card_gb"]): row["measured"]["peak_allocated"]
+    for row in caps
+    if "measured" in row
+}
+too_small = [key for key, peak in peaks.items() if peak + more_outside > key[2] * GB]
+assert len(too_small) == 3 and ("llama-7b", "lean", 5) in too_small
 
 # %% [markdown]
 # **What happened?** Torch cannot use every byte: the gaps made 5.43 GB of tensors into 5.66 GB reserved. The prediction
 # of tensors alone would have said yes. Leave it some room.
 #
-# - The paper's headline holds: 65B trains on a 48 GB card, standard recipe. So does 33B on 24 GB, which the paper says it
-#   "does not quite fit".
-# - bf16 adapters take 65B to 40 GB; *lean* takes 33B to 20 GB and 7B to 5 GB.
+# - The paper's headline holds: 65B trains on a 48 GB card, even with adapters in fp32.
+# - 33B trains on 24 GB as the paper says: it "does not quite fit", and paged optimizers make it.
+# - bf16 adapters take 65B to 40 GB; *lean* takes 33B to 20 GB and 7B to 5 GB. (If the driver takes no more than 0.5 GB. With the
+#   0.87 of section 5, three of the sixteen smallest cards are too small, and 7B's 5 GB is one of them.)
 #
 # But look at the hollow dots. The optimizer's states lay in managed memory *beside* the cap, since an H100 has room for
-# them. On a real card of that size the driver would have to move them to the CPU's memory and back in every step. At the
-# smallest card that is so for all but two of the sixteen rows, and for the paper's headline too.
+# them. On a card of just that size the driver would have to move some of them to the CPU's memory and back in every step: at
+# the smallest card in all but two of the sixteen rows, and 65B *in-backward* escapes by 0.3 GB. Count again for yours. The paper's
+# headline takes 49.7 GB: too many for 48, but many a card "of 48 GB" has 48 GiB, 51.5 GB.
 #
 # What does a smaller recipe cost?
 
 # %%
 print(f"{'':<20}{'card':>6}{'reserved':>10}{'+ managed':>11}{'s a step':>10}{'loss at step 3':>16}")
-losses, relative = {}, {}
+losses = {}
 for row in (row for row in caps if "measured" in row):
     got, model = row["measured"], row["shape"].removeprefix("llama-").upper()
     print(f"{model:<6}{row['preset']:<14}{row['card_gb']:>6}{got['peak_reserved'] / GB:>10.2f}", end="")
     print(f"{got['managed_bytes'] / GB:>11.2f}{got['step_seconds']:>10.2f}{got['losses'][-1]:>16.3f}")
     losses.setdefault(model, []).append(got["losses"][-1])
-    standard = find(caps, shape=row["shape"], preset="standard", card_gb=smallest[model, "standard"])
-    relative.setdefault(row["preset"], []).append(got["step_seconds"] / standard["measured"]["step_seconds"])
 assert all(max(values) / min(values) < 1.002 for values in losses.values())
-assert max(relative["bf16-adapters"]) < 0.9
-assert [f"{change(relative['lean']) - 1:+.1%}" for change in (min, max)] == ["-19.8%", "+12.5%"]
+changes = []
+for s in SIZES:
+    here, bf16 = (ran[f"llama-{s.lower()}", preset]["step_seconds"] for preset in ("standard", "bf16-adapters"))
+    before = run_of(s)["measured"]["step_seconds"]
+    changes += [bf16 / before - 1, bf16 / here - 1]
+    print(f"{s:<4}standard {before:.2f} s in section 2, {here:.2f} here", end="; ")
+    print(f"bf16 adapters beside them {changes[-2]:+.0%} and {changes[-1]:+.0%}")
+assert [f"{change:+.0%}" for change in changes] == ["+11%", "-16%", "-10%", "-17%", "-24%", "-29%", "-20%", "-21%"]
 
 # %% [markdown]
-# On this GPU nearly nothing: bf16 adapters need no autocast and were *faster* at every size; *lean* took between 19.8 % less
-# and 12.5 % more time. (One step each: do not read much into 10 %.) With states moving to and fro it would be slower: that
-# was not measured. The losses agree to 0.2 %, on random tokens: the recipes compute the same. Do they *learn* alike? Here is
+# On this GPU little that a step can show: the same standard recipe at 7B took 0.56 s in section 2 and 0.74 here. bf16 adapters
+# need no autocast, and from 13B up they were faster than either, by 10 to 29 %; of the rest nothing can be said. With states moving
+# to and fro a step would be slower: that was not measured. The losses agree to 0.2 %, on random tokens: the recipes compute the same. Do they *learn* alike? Here is
 # the bundled model after 30 steps with each of them on the orders of notebook 07, at two seeds
 # (`python -m qlora_lab.finetuning.compare presets`):
 
@@ -545,13 +577,14 @@ explore(
 # %% [markdown]
 # ## Recap
 #
-# - The peak of a step can be predicted by arithmetic: within 3 % at 43 settings, within 5 % at sixteen held out.
+# - The peak of a step can be predicted by arithmetic: formulas worked out on 43 settings (within 3 %) hold at sixteen others
+#   (within 5 %).
 # - QLoRA saves a fixed number of GB, the base's. 71 % of a loaded 7B model become 64 % of a
 #   training step, and 41 % of a big one.
 # - A number of GB needs a label: allocated, reserved, or on the card. Between them lie gaps, the context and the paged
 #   optimizer's states.
 # - 65B trains on 48 GB as the paper says, on 40 GB with bf16 adapters; 7B on 5 GB, if you give up clipping and
-#   accumulation. On such cards the optimizer's states have to travel.
+#   accumulation. On cards of just that size the optimizer's states have to travel.
 #
 # This serves *measure and compare memory, LoRA against QLoRA*.
 

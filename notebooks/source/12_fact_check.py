@@ -181,7 +181,7 @@ assert any("measured" in row for row in memory["caps"] if (row["shape"], row["ca
 # %% [markdown]
 # **False.** 5.43 GB, and the loaded weights alone exceed 3.7. Embeddings and output head stay in 16 bits: at 65B they hardly
 # count (0.53 bytes a parameter), with Llama-3's vocabulary they do (0.71), in a small model they dominate (0.83). In
-# fairness: with every trick, 7B trains on a card of 5 GB ([notebook 08](08_memory_comparison.ipynb)).
+# fairness: with every trick, 7B trains on 5 GB of 10⁹ bytes, half of one for the driver ([notebook 08](08_memory_comparison.ipynb)).
 #
 # ### Claim 5: 65B on 48 GB?
 #
@@ -198,9 +198,10 @@ reserved = max(row["measured"]["peak_reserved"] for row in big if "measured" in 
 assert f"{reserved:.1f} {states:.1f}" == "42.8 6.4" and any("measured" in row for row in big if row["card_gb"] == 40)
 
 # %% [markdown]
-# **True**, by the paper's recipe and with batch 1 × 512. It is tight: 42.8 GB and 6.4 GB of optimizer states are
-# more than 48, so on such a card some of the states have to move out. (Here they had room beside the cap: it was an H100. The
-# record shows that all the rest fits.) With bf16 adapters, the same holds for 40 GB ([notebook 08](08_memory_comparison.ipynb)).
+# **True**, with PEFT's fp32 adapters and batch 1 × 512. It is tight: 42.8 GB and 6.4 GB of optimizer states are
+# more than 48, so on a card of just 48 · 10⁹ bytes some of the states have to move out. (Here they had room beside the cap: it was
+# an H100. The record shows that all the rest fits.) With bf16 adapters, the same holds for 40 GB
+# ([notebook 08](08_memory_comparison.ipynb)).
 #
 # ### Claim 6: never out of memory?
 #

@@ -55,7 +55,7 @@ class Preset:
 
 
 PRESETS = {
-    "standard": Preset("the paper's: fp32 adapters under bf16 autocast, paged AdamW, checkpointing"),
+    "standard": Preset("PEFT's way: fp32 adapters under bf16 autocast, paged AdamW, checkpointing"),
     "in-backward": Preset(
         "standard, but each adapter is updated as soon as its gradient is there: no clipping, no accumulation",
         update_in_backward=True,

@@ -74,7 +74,7 @@ def check_short_version(short_version_gb: Callable[[int], float]) -> Verdict:
         ]
         source = written(short_version_gb, (parameters,))
         expect_number(source, call(short_version_gb, parameters), (packed + 16) * gb, mistakes, 1e-3)
-    return right("16.3 GB at 7B. LoRA on a bf16 base would hold 13.0 GB: the short version is worse than no 4 bits.")
+    return right("16.3 GB at 7B, where LoRA on a bf16 base would hold 13.0: worse than no 4 bits.")
 
 
 DISEASES = {
