@@ -39,7 +39,7 @@ def begin(row, stride):
 def border_kernel(
     lora_A,  # float32, [RANKS, K]
     lora_B,  # float32, [rows of the adapted layers, RANK]
-    matrix,  # [N + RANKS, K + RANKS] , rows STRIDE apart: the last RANKS rows and columns are written, but the corner
+    matrix,  # [N + RANKS, K + RANKS], rows STRIDE apart: the last RANKS rows and columns are written, but the corner
     scaling,
     STRIDE: tl.constexpr,
     N: tl.constexpr,
