@@ -28,7 +28,8 @@ from safetensors import SafetensorError
 
 from qlora_lab.errors import UserError
 from qlora_lab.finetuning import PRESETS, Preset, data, evaluate, models
-from qlora_lab.finetuning.train import OPTIMIZERS, StepRecord, make_accelerator, newest_checkpoint, train
+from qlora_lab.finetuning.settings import OPTIMIZERS
+from qlora_lab.finetuning.train import StepRecord, make_accelerator, newest_checkpoint, train
 from qlora_lab.memory.estimate import estimate, from_config
 from qlora_lab.memory.measure import peak_memory_bytes, reset_peak
 

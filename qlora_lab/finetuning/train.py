@@ -39,9 +39,7 @@ import torch.utils.checkpoint
 from qlora_lab.errors import UserError
 from qlora_lab.finetuning import fast_step
 from qlora_lab.finetuning.data import IGNORED, Batches, collate
-
-OPTIMIZERS = ("adamw_torch", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit")  # transformers' names
-SCHEDULES = ("cosine", "constant")
+from qlora_lab.finetuning.settings import PRECISIONS, TrainSettings
 
 
 class TrainingDiverged(UserError):
@@ -64,8 +62,10 @@ class StepRecord:
     seconds: float
 
 
-def train(model, batches: Batches, *, steps: int, progress: bool = True, **settings) -> list[StepRecord]:
-    """Run `train_steps` to its end behind a progress bar; settings are its other arguments.
+def train(
+    model, batches: Batches, settings: TrainSettings | None = None, *, progress: bool = True, **named
+) -> list[StepRecord]:
+    """Run `train_steps` to its end behind a progress bar; `named` are its other arguments.
 
     Ctrl-C ends the training after its step (a second one at once) and returns what was reached: the model holds a
     usable adapter.
@@ -73,7 +73,8 @@ def train(model, batches: Batches, *, steps: int, progress: bool = True, **setti
     from tqdm.auto import tqdm
 
     records: list[StepRecord] = []
-    running = train_steps(model, batches, steps=steps, **settings)
+    steps = settings.steps if settings else named.get("steps")
+    running = train_steps(model, batches, settings, **named)
     try:
         with _first_interrupt_noted() as interrupts, tqdm(total=steps, unit="step", disable=not progress) as bar:
             for record in running:
@@ -115,117 +116,105 @@ def _first_interrupt_noted() -> Iterator[list]:
 def train_steps(
     model,
     batches: Batches,
+    settings: TrainSettings | None = None,
     *,
-    steps: int,
-    learning_rate: float = 1.5e-3,
-    schedule: str = "cosine",
-    warmup_steps: int = 3,
-    max_grad_norm: float | None = 1.0,
-    weight_decay: float = 0.0,
-    optimizer: str = "adamw_torch",
-    compute_dtype: torch.dtype = torch.float32,
-    gradient_checkpointing: bool = False,
-    activation_offloading: bool = False,
-    loss_chunk: int | None = None,
-    update_in_backward: bool = False,
-    fast: bool = False,
     pad_token_id: int = 0,
     checkpoints: str | os.PathLike | None = None,
-    checkpoint_every: int = 10,
     resume: bool = False,
     accelerator=None,
+    **named,
 ) -> Iterator[StepRecord]:
     """Train the parameters that require gradients; yield a record after each optimizer step.
 
     Args:
         model: a causal LM of transformers, with adapters.
-        steps: optimizer steps to have done in the end, those before a resume included.
-        learning_rate, schedule, warmup_steps: linear warm-up to the peak, then "cosine" down to 0 or "constant".
-        max_grad_norm: gradients are scaled down to this norm; None leaves them as they are.
-        compute_dtype: bf16 or fp16 run the forward pass under autocast (fp16 with a scaled loss); fp32 does not.
-        gradient_checkpointing: keep only each layer's input and compute the rest again in the backward pass.
-        activation_offloading: keep the layers' inputs in the host's memory, not the GPU's; needs checkpointing.
-        loss_chunk: at most this many positions have logits at a time; None: all at once. The same loss, less memory.
-        update_in_backward: update each parameter as soon as its gradient is there, and drop the gradient. The same
-            numbers as without, but for one micro-batch a step, one process and `max_grad_norm=None`: the norm of all
-            gradients is not known before the last of them.
-        fast: take the steps of `fast_step.py`, where it knows the model and the GPU; else say why not and go on as
-            usual. The same numbers up to bf16's rounding. `loss_chunk` means nothing there: logits never exist all at
-            once.
+        settings: how to train. Or name its fields here: `train_steps(model, batches, steps=30, learning_rate=1e-3)`.
         checkpoints: a folder for resumable checkpoints, written every `checkpoint_every` steps and atomically.
         resume: continue from the newest checkpoint; its records are yielded first. The steps that follow are, bit for
             bit on a CPU, those of a run that was never interrupted.
+        named: the fields of `TrainSettings`, in the place of `settings`.
 
     Raises:
-        UserError: impossible settings. TrainingDiverged: loss or gradient is not finite; the parameters are left as
-            they were before the step (with `update_in_backward`, only when it is the loss).
+        UserError: impossible settings, here and now. TrainingDiverged, while training: loss or gradient is not finite;
+            the parameters are left as they were before the step (with `update_in_backward`, only when it is the loss).
     """
-    if steps < 1:
-        raise UserError(f"steps={steps}: must be at least 1")
-    if schedule not in SCHEDULES:
-        raise UserError(f"schedule is {schedule!r}: choose from {', '.join(SCHEDULES)}")
-    if activation_offloading and not gradient_checkpointing:
-        raise UserError("activation_offloading moves what gradient checkpointing keeps: switch that on too")
-    if loss_chunk is not None and loss_chunk < 1:
-        raise UserError(f"loss_chunk={loss_chunk}: must be at least 1, or None for all positions at once")
+    if settings is not None and named:
+        raise TypeError(f"train_steps got settings and also {', '.join(named)}: replace(settings, ...) changes some")
+    settings = settings or TrainSettings(**named)
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if not trained:
         raise UserError("the model has nothing to train: give it adapters first, with add_adapter(model)")
+    device = next(iter(trained.values())).device
+    settings.require_possible(device, batches.batch_size, batches.accumulation)
+    accelerator = accelerator or make_accelerator(settings.compute_dtype, device)
+    settings.require_possible(device, batches.batch_size, batches.accumulation, accelerator.num_processes)
+    folder = None if checkpoints is None else pathlib.Path(checkpoints)
+    return _steps(model, batches, settings, trained, accelerator, pad_token_id, folder, resume)
+
+
+def _steps(
+    model,
+    batches: Batches,
+    settings: TrainSettings,
+    trained: dict[str, torch.nn.Parameter],
+    accelerator,
+    pad_token_id: int,
+    checkpoints: pathlib.Path | None,
+    resume: bool,
+) -> Iterator[StepRecord]:
+    """What `train_steps` does, once all is known to be possible. trained: the parameters by name."""
     names, parameters = list(trained), list(trained.values())
-    accelerator = accelerator or make_accelerator(compute_dtype, parameters[0].device)
-    processes = accelerator.num_processes
-    if batches.batch_size % processes:
-        raise UserError(f"batch_size={batches.batch_size} cannot be shared evenly by {processes} processes")
-    if update_in_backward:
-        _require_whole_gradients(batches, accelerator, max_grad_norm)
-    adamw = accelerator.prepare(make_optimizer(optimizer, parameters, learning_rate, weight_decay))
+    processes, steps, max_grad_norm = accelerator.num_processes, settings.steps, settings.max_grad_norm
+    adamw = accelerator.prepare(
+        make_optimizer(settings.optimizer, parameters, settings.learning_rate, settings.weight_decay)
+    )
 
     records: list[StepRecord] = []
     if checkpoints is not None and resume:
-        records = load_checkpoint(pathlib.Path(checkpoints), model, names, adamw)
+        records = load_checkpoint(checkpoints, model, names, adamw)
         yield from records
 
     whole = None
-    if fast:
+    if settings.fast:
         try:
             whole = fast_step.prepare(
                 model,
                 adamw,
                 accelerator,
-                compute_dtype=compute_dtype,
+                compute_dtype=settings.compute_dtype,
                 accumulation=batches.accumulation,
-                gradient_checkpointing=gradient_checkpointing,
-                activation_offloading=activation_offloading,
-                update_in_backward=update_in_backward,
+                gradient_checkpointing=settings.gradient_checkpointing,
+                activation_offloading=settings.activation_offloading,
+                update_in_backward=settings.update_in_backward,
                 pad_token_id=pad_token_id,
             )
         except fast_step.NoFastStep as reason:
             print(f"no fast step, the plain one takes over: {reason}", file=sys.stderr)
-    gradient_checkpointing = gradient_checkpointing and not whole  # which does it itself
+    gradient_checkpointing = settings.gradient_checkpointing and not whole  # which does it itself
     if gradient_checkpointing:
         checkpoint_activations(model)
     model.train()
     offloaded = contextlib.nullcontext
-    if activation_offloading:
+    if settings.activation_offloading:
         offloaded = functools.partial(offloaded_hidden_states, model.config.hidden_size)
-    early = UpdateInBackward(adamw, parameters) if update_in_backward else None
+    early = UpdateInBackward(adamw, parameters) if settings.update_in_backward else None
     try:
         coming = with_next(islice(batches, len(records), steps))
         for step, (micro_batches, following) in enumerate(coming, len(records) + 1):
             start = time.perf_counter()
             adamw.zero_grad()
             for group in adamw.param_groups:
-                group["lr"] = learning_rate * rate(step, steps, warmup_steps, schedule)
+                group["lr"] = settings.learning_rate * rate(step, steps, settings.warmup_steps, settings.schedule)
             samples = [sample for rows in micro_batches for row in rows for sample in row]
             targets = sum(len(sample.ids) - sample.prompt_length for sample in samples)
             loss = torch.zeros((), device=accelerator.device)
             for rows in micro_batches if not whole else []:
                 batch = collate(rows[accelerator.process_index :: processes], pad_token_id)
                 with accelerator.autocast(), offloaded():
-                    share = token_loss_sum(model, batch, loss_chunk) / targets
+                    share = token_loss_sum(model, batch, settings.loss_chunk) / targets
                 loss += share.detach()
                 if early and not math.isfinite(loss):
-                    raise TrainingDiverged(_diverged(loss, math.nan, step, learning_rate))
+                    raise TrainingDiverged(_diverged(loss, math.nan, step, settings.learning_rate))
                 accelerator.backward(share)
             if whole:
                 loss, norm = whole.step(micro_batches, targets, adamw.param_groups[0]["lr"], max_grad_norm, following)
@@ -235,7 +224,7 @@ def train_steps(
                 sum_over_processes(accelerator, [loss, *(p.grad for p in parameters)])
                 norm = accelerator.clip_grad_norm_(parameters, math.inf if max_grad_norm is None else max_grad_norm)
             if not math.isfinite(loss) or not (math.isfinite(norm) or accelerator.scaler):  # a scaler skips such a step
-                raise TrainingDiverged(_diverged(loss, norm, step, learning_rate, updated=bool(early)))
+                raise TrainingDiverged(_diverged(loss, norm, step, settings.learning_rate, updated=bool(early)))
             if not early and not whole:
                 adamw.step()
 
@@ -249,11 +238,11 @@ def train_steps(
             )
             records.append(record)
             yield record  # first, so that Ctrl-C while a checkpoint is written does not lose count of a step
-            if checkpoints is not None and (step % checkpoint_every == 0 or step == steps):
+            if checkpoints is not None and (step % settings.checkpoint_every == 0 or step == steps):
                 if whole:
                     whole.adapters.write_down_steps()
                 if accelerator.is_main_process:
-                    save_checkpoint(pathlib.Path(checkpoints), model, names, adamw, records)
+                    save_checkpoint(checkpoints, model, names, adamw, records)
                 accelerator.wait_for_everyone()
     finally:
         adamw.zero_grad()
@@ -351,18 +340,6 @@ class UpdateInBackward:
             hook.remove()
 
 
-def _require_whole_gradients(batches: Batches, accelerator, max_grad_norm: float | None) -> None:
-    """What the first gradient of a backward pass is not: summed over micro-batches and processes, clipped, unscaled."""
-    if batches.accumulation > 1:
-        raise UserError(f"update_in_backward needs accumulation=1: it updates after each of {batches.accumulation}")
-    if accelerator.num_processes > 1:
-        raise UserError("update_in_backward needs one process: gradients of several are summed after the backward pass")
-    if accelerator.scaler is not None:
-        raise UserError("update_in_backward cannot unscale fp16 gradients: use bf16 or fp32 compute")
-    if max_grad_norm is not None:
-        raise UserError("update_in_backward needs max_grad_norm=None: the norm is known only after the last update")
-
-
 def _diverged(loss, norm, step: int, learning_rate: float, updated: bool = False) -> str:
     return (
         f"the loss is {float(loss)} and the gradient norm {float(norm)} at step {step}: training stopped "
@@ -422,15 +399,10 @@ def make_accelerator(compute_dtype: torch.dtype, device: torch.device):
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
-    precision = {torch.float32: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}
-    if compute_dtype not in precision:
-        raise UserError(f"compute_dtype is {compute_dtype}: choose torch.float32, torch.bfloat16 or torch.float16")
-    if compute_dtype == torch.float16 and device.type == "cpu":
-        raise UserError("float16 compute needs a GPU: on a CPU use float32, or bfloat16 where the processor has it")
     # Accelerate keeps one precision for the whole process; a notebook may train twice, in two
-    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision[compute_dtype]:
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != PRECISIONS[compute_dtype]:
         AcceleratorState._reset_state()
-    return Accelerator(mixed_precision=precision[compute_dtype], cpu=device.type == "cpu")
+    return Accelerator(mixed_precision=PRECISIONS[compute_dtype], cpu=device.type == "cpu")
 
 
 def make_optimizer(name: str, parameters, learning_rate: float, weight_decay: float):
@@ -443,16 +415,14 @@ def make_optimizer(name: str, parameters, learning_rate: float, weight_decay: fl
     """
     if name == "adamw_torch":
         return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay)
-    if name not in OPTIMIZERS:
-        raise UserError(f"optimizer is {name!r}: choose from {', '.join(OPTIMIZERS)}")
     import bitsandbytes as bnb
 
-    paged = name.startswith("paged")
-    if paged and parameters[0].device.type == "cpu":
-        unpaged = "adamw_8bit" if name.endswith("8bit") else "adamw_torch"
-        raise UserError(f"{name} pages GPU memory, and this model is on a CPU: use {unpaged!r}")
-    optimizer = bnb.optim.AdamW8bit if name.endswith("8bit") else bnb.optim.AdamW32bit
-    return optimizer(parameters, lr=learning_rate, weight_decay=weight_decay, is_paged=paged)
+    kinds = {
+        "adamw_8bit": bnb.optim.AdamW8bit,
+        "paged_adamw_8bit": bnb.optim.AdamW8bit,
+        "paged_adamw_32bit": bnb.optim.AdamW32bit,
+    }
+    return kinds[name](parameters, lr=learning_rate, weight_decay=weight_decay, is_paged=name.startswith("paged"))
 
 
 # ---------------------------------------------------------------------------------------------------------- checkpoints
