@@ -13,6 +13,7 @@ PIP_FLAGS ?=
 LAB_FLAGS ?=
 RUN_FLAGS ?=
 BENCH_FLAGS ?=
+MUTATE_FLAGS ?= --sample 200
 NBVAL_FLAGS ?=
 WHEELHOUSE ?=
 # what pip installs from: an index, or a wheelhouse and nothing else
@@ -29,7 +30,7 @@ CORES = $(shell $(PY) -c 'import os; print(os.cpu_count())')
 HALF = $(shell $(PY) -c 'import os; print(max(1, os.cpu_count() // 2))')
 NBVAL = $(PY) -m pytest -p tests.labels --nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg
 
-.PHONY: help lab test notebooks labels test-oldest run check bench bench-gpu wheelhouse clean model
+.PHONY: help lab test notebooks labels test-oldest run check bench bench-gpu mutate wheelhouse clean model
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -96,8 +97,13 @@ wheelhouse: $(STAMP) ## collect all packages and the model in wheelhouse/, for r
 	@rm -rf wheelhouse/qlora_lab-*.whl build
 	$(PY) qlora_lab/wheelhouse.py sum wheelhouse
 
+# Faults planted one at a time, to see whether the tests notice: `make mutate MUTATE_FLAGS='--sample 20 --room lora'`
+mutate: model ## plant 200 random faults in the code and count those that the tests notice (an hour or two)
+	@$(PY) -m pip install --quiet --disable-pip-version-check $(SOURCE) -c constraints.txt -e '.[mutation]'
+	@$(PY) tests/mutate.py $(MUTATE_FLAGS)
+
 clean: ## remove what make installed; runs/ and the fetched model stay
-	rm -rf $(VENV) $(OLD) wheelhouse screenshots .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) $(OLD) mutants wheelhouse screenshots .pytest_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # 0.7 GB that nobody but the tests needs on a machine without a GPU: they interpret the GPU's kernels. Where it cannot be
