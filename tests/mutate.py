@@ -5,8 +5,8 @@
 
 mutmut plants them: a constant changed, an argument dropped, a comparison turned round. pyproject.toml says where (the
 rooms that compute: `[tool.mutmut]`) and which tests look for them. The score is the share of faults that made at least
-one test fail or run for ever. Every survivor is printed as a diff: kill it with a test, or say in docs/mutation.md why no
-test could see it. Messages of errors are left alone.
+one test fail or run for ever. Every survivor is printed as a diff: kill it with a test, or say in docs/mutation.md why
+no test could see it. Messages of errors are left alone.
 """
 
 from __future__ import annotations
