@@ -3,12 +3,13 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from qlora_lab.errors import UserError
-from qlora_lab.finetuning import PRESETS
+from qlora_lab.finetuning import PRESETS, build_random, collate, train_steps
 from qlora_lab.memory import measure_memory, record
 from qlora_lab.memory.estimate import SHAPES, Shape, estimate
 from qlora_lab.memory.measure import Meter, Phase, live_at_peak, peak_memory_bytes
@@ -265,12 +266,74 @@ assert callable(measure_memory) and callable(memory.estimate)
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.fixture
+def trained(monkeypatch) -> list[dict]:
+    """What `train_steps` was given, each time."""
+    seen = []
+
+    def spy(model, batches, **settings):
+        adapters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        [rows] = next(iter(batches))
+        batch = collate(rows, 0)
+        seen.append(
+            {
+                **settings,
+                "bits": 4 if any(hasattr(p, "quant_state") for p in model.parameters()) else 16,
+                "rank": {p.shape[0] for name, p in adapters.items() if "lora_A" in name},
+                "targets": {name.split(".lora_")[0].rpartition(".")[2] for name in adapters},
+                "adapter_dtype": {p.dtype for p in adapters.values()},
+                "ids": batch["input_ids"].shape,
+                "learned": (batch["labels"] != -100).sum().item(),
+            }
+        )
+        return train_steps(model, batches, **settings)
+
+    monkeypatch.setattr("qlora_lab.finetuning.train_steps", spy)
+    monkeypatch.setattr(record, "train_steps", spy)
+    return seen
+
+
+@pytest.mark.parametrize("source", ["shape", "folder"])
 @pytest.mark.parametrize("use_qlora", [True, False])
-def test_measure_memory(use_qlora, monkeypatch):
+def test_measure_memory(use_qlora, source, monkeypatch, tiny_folder, trained):
     monkeypatch.setitem(SHAPES, "tiny", Shape(64, 192, 2, 4, 2, 97))
-    got = measure_memory("tiny", use_qlora, rank=4, sequence_length=16, device="cpu")
+    name = "tiny" if source == "shape" else str(tiny_folder)
+    knobs = {"rank": 4, "targets": ["q_proj", "v_proj"], "batch_size": 3, "sequence_length": 16}
+    checkpointing = use_qlora
+    got = measure_memory(name, use_qlora, **knobs, gradient_checkpointing=checkpointing, device="cpu")
     assert got.device == "cpu"
     assert 0 < got.loaded <= got.peak
+    [settings] = trained
+    assert settings["bits"] == (4 if use_qlora else 16)
+    assert settings["rank"] == {4} and settings["targets"] == {"q_proj", "v_proj"}
+    assert settings["ids"] == (3, 16) and settings["learned"] == 3 * 15  # the first is no target
+    assert settings["gradient_checkpointing"] == checkpointing
+    assert settings["optimizer"] == "adamw_torch" and settings["steps"] == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("use_qlora", [True, False])
+def test_the_room_that_is_asked_for_is_what_the_weights_take(use_qlora, dtype, monkeypatch, trained):
+    """Of a model that is really built: 4-bit weights and their constants as they are, the rest in the compute dtype."""
+    shape = Shape(64, 192, 2, 4, 2, 97)
+    monkeypatch.setitem(SHAPES, "tiny", shape)
+    monkeypatch.setattr("qlora_lab.finetuning.models.pick_compute_dtype", lambda device: dtype)
+    model = build_random(shape, "nf4" if use_qlora else None, device="cpu", compute_dtype=dtype)
+    weights = sum(p.nbytes + quant_state_bytes(p) for p in model.parameters())
+    for free, fits in ((weights, True), (weights - 1, False)):
+        monkeypatch.setattr("psutil.virtual_memory", lambda free=free: SimpleNamespace(available=free))
+        expected = contextlib.nullcontext() if fits else pytest.raises(UserError, match="^tiny needs a GPU")
+        with expected:
+            measure_memory("tiny", use_qlora, rank=1, sequence_length=2, device="cpu")
+    assert len(trained) == 1
+
+
+def quant_state_bytes(parameter) -> int:
+    state = getattr(parameter, "quant_state", None)
+    if state is None:
+        return 0
+    second = state.state2
+    return sum(part.nbytes for part in (state.absmax, state.code, state.offset, second.absmax, second.code))
 
 
 @pytest.mark.gpu
@@ -285,6 +348,9 @@ def test_measured_on_a_gpu_is_what_is_predicted():
     ("wrong", "message"),
     [
         ({"model_name": "lama-7b"}, "unknown model 'lama-7b': did you mean llama-7b"),
+        ({"model_name": "Qwen2.5-7B"}, "unknown model 'Qwen2.5-7B': did you mean qwen2.5-7b"),
+        ({"model_name": "Qwen/Qwen2.5-7B"}, "cannot load 'Qwen/Qwen2.5-7B': "),  # a hub's: there is none here
+        ({"model_name": "./smollm2-135m"}, "no such folder: ./smollm2-135m"),
         ({"model_name": "smollm2-135m-instuct"}, "unknown model .*did you mean smollm2-135m-instruct"),
         ({"rank": 0}, "rank=0: must be at least 1"),
         ({"sequence_length": 1}, "sequence_length=1: must be at least 2"),
@@ -303,5 +369,7 @@ def test_a_missing_gpu_is_told_in_one_sentence(monkeypatch):
         measure_memory(device="cuda")
     free = type("Free", (), {"available": 10**9})
     monkeypatch.setattr("psutil.virtual_memory", lambda: free)
-    with pytest.raises(UserError, match=r"^llama-65b needs a GPU: its weights take \d+\.\d GB, and 1.0 GB are free"):
-        measure_memory("llama-65b")
+    monkeypatch.setattr("qlora_lab.finetuning.models.pick_compute_dtype", lambda device: torch.float32)
+    # by hand: 6.48e9 weights at 4.127 bits, twice 32,000 x 4,096 embeddings and head in 4 bytes -> 3.34 + 1.05 GB
+    with pytest.raises(UserError, match=r"^llama-7b needs a GPU: its weights take 4.4 GB, and 1.0 GB are free here$"):
+        measure_memory("llama-7b")
