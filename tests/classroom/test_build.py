@@ -385,6 +385,18 @@ def leak(notebook):
     notebook.cells[4].outputs[0].text = f"saved in {Path.home()}/x\n"
 
 
+def leave_a_gap(notebook):
+    """As if the fourth cell had been run once more, and those below it after that."""
+    for count, cell in enumerate([cell for cell in notebook.cells if cell.cell_type == "code"], start=1):
+        cell.execution_count = count + (count > 3)
+
+
+def begin_late(notebook):
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.execution_count += 1
+
+
 def add_widget(notebook):
     notebook.cells[6].outputs.append(nbformat.v4.new_output("display_data", {build.WIDGET: {"model_id": "1"}}))
 
@@ -400,6 +412,8 @@ def add_widget(notebook):
         (lambda notebook: notebook.metadata.update(widgets={}), "widgets"),
         (lambda notebook: notebook.cells[4].update(execution_count=None), "was not executed"),
         (lambda notebook: notebook.cells[4].update(execution_count=7), "was not executed"),
+        (leave_a_gap, "was not executed from top to bottom"),
+        (begin_late, "was not executed from top to bottom"),
         (leak, f"shows a path of this machine, {Path.home()}"),
         (add_widget, "not cleaned in [4]"),
     ],

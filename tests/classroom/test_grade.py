@@ -72,6 +72,27 @@ def test_tampering_with_the_package_does_not_count(tmp_path):
     assert by_id(grader.grade(path))["4.2"].points == 0
 
 
+def test_an_answer_that_ends_its_own_judging_is_wrong_and_the_rest_counts(tmp_path):
+    """Neither does the verdict on the exercise before it stand for it."""
+    path = write(
+        tmp_path / "n.ipynb",
+        RIGHT["import"],
+        RIGHT["diagnosis"],
+        "check_diagnosis(diagnosis)",
+        "def bits(*_): raise SystemExit",
+        RIGHT["bits_check"],
+        "extra_gigabytes = lambda n: n * (8 / 64 + 32 / (64 * 256)) / 8 / 1e9\ncheck_zero_point_cost(extra_gigabytes)",
+    )
+    grades = by_id(grader.grade(path))
+    assert {id: grade.state for id, grade in grades.items()} == {
+        "4.1": "right",
+        "4.2": "wrong",
+        "4.3": "right",
+        "4.4": "missing",
+    }
+    assert grades["4.2"].message.startswith("it could not be judged: SystemExit")
+
+
 def test_an_endless_loop_is_interrupted_and_the_rest_counts(tmp_path):
     path = write(tmp_path / "n.ipynb", RIGHT["import"], "while True:\n    pass", RIGHT["bits"], RIGHT["bits_check"])
     report = grader.grade(path, grader.Limits(cell_seconds=6))
