@@ -434,6 +434,8 @@ def test_check_finds_missing_damaged_and_orphaned_notebooks(changeable, capsys):
     assert "01_demo.ipynb is not a readable notebook" in told
     assert f"{Path('solutions/02_old.ipynb')} has no source" in told
     assert "03_new.ipynb is missing" in told and f"{Path('solutions/03_new.ipynb')} is missing" in told
+    assert main(["--check", "01"], changeable) == 1
+    assert "has no source" not in capsys.readouterr().err  # of 01, that is
     assert main(["--check", "02"], changeable) == 1
     assert "no source begins with 02: there are 01_demo, 03_new" in capsys.readouterr().err
 
@@ -607,6 +609,8 @@ HOME, REPOSITORY = str(Path.home()), str(build.REPOSITORY)
         (stream("warning", "stderr"), True),
         (stream(f"saved in {HOME}/adapter"), True),
         (stream(f"'{REPOSITORY}'"), True),
+        (stream(f"{sys.prefix}/lib"), True),
+        (stream(f"{tempfile.gettempdir()}/x"), True),
         (show(text_plain=f"PosixPath('{HOME}')"), True),
         (show(text_plain="x", text_html=f"<b>{REPOSITORY}/data</b>"), True),
         (show(**{"image_svg+xml": f"<a>{HOME}/x</a>"}), True),

@@ -131,6 +131,16 @@ def test_function_that_raises(check, capsys):
     assert "raised ZeroDivisionError: division by zero, in the line `return 1 / nothing`" in line
 
 
+@pytest.mark.parametrize("check", [c for c in CHECKS_OF_FUNCTIONS if c is not checks.check_accumulate], ids=name)
+def test_function_that_gives_the_first_right_result_for_ever(check):
+    """So every check asks more than once. (What `accumulate` does shows in the model, not in a result.)"""
+    function, *rest = dict(RIGHT)[check]
+    results = []
+    assert check.verdict(lambda *given: results.append(function(*given)) or results[-1], *rest).state == "right"
+    assert len(results) > 1
+    assert check.verdict(lambda *given: results[0], *rest).state == "wrong"
+
+
 def parse(text):
     return json.loads(text)["total"]
 
@@ -249,6 +259,17 @@ def test_a_damaged_file_is_kept_aside(text, progress_file, capsys):
         assert aside.read_text() == text
         assert f"was damaged: counting starts anew, and the old file is kept as {aside}" in capsys.readouterr().out
         assert json.loads(progress_file.read_text()) == {"solved": ["7.2"]}
+
+
+def test_what_was_recorded_before_survives_a_full_disk(progress_file, monkeypatch, capsys):
+    def no_space(*paths):
+        raise OSError(28, "No space left on device")
+
+    checks.record("1.1")
+    monkeypatch.setattr(os, "replace", no_space)
+    checks.record("2.2")
+    assert json.loads(progress_file.read_text()) == {"solved": ["1.1"]}
+    assert "could not be saved ([Errno 28] No space left on device)" in capsys.readouterr().out
 
 
 def test_progress_that_cannot_be_saved_or_read_is_no_error(tmp_path, monkeypatch, capsys):
