@@ -250,9 +250,12 @@ def grade(path: Path, limits: Limits = Limits()) -> Report:
         file = Path(folder) / "verdict.json"
 
         def ask(name: str) -> None:
-            file.unlink(missing_ok=True)
-            kernel.run(judging(name, wanted[name], file))
-            verdicts[name] = json.loads(file.read_text(encoding="utf-8"))
+            file.unlink(missing_ok=True)  # the verdict before this one
+            error = kernel.run(judging(name, wanted[name], file))
+            if file.exists():
+                verdicts[name] = json.loads(file.read_text(encoding="utf-8"))
+            else:  # the answer ended its own judging: by `raise SystemExit`, for one
+                verdicts[name] = ["wrong", f"it could not be judged: {error}"]
 
         try:
             kernel.run("import qlora_lab.classroom.grade as _", limits.seconds)  # the checks as they are now

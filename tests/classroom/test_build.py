@@ -385,6 +385,18 @@ def leak(notebook):
     notebook.cells[4].outputs[0].text = f"saved in {Path.home()}/x\n"
 
 
+def leave_a_gap(notebook):
+    """As if the fourth cell had been run once more, and those below it after that."""
+    for count, cell in enumerate([cell for cell in notebook.cells if cell.cell_type == "code"], start=1):
+        cell.execution_count = count + (count > 3)
+
+
+def begin_late(notebook):
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.execution_count += 1
+
+
 def add_widget(notebook):
     notebook.cells[6].outputs.append(nbformat.v4.new_output("display_data", {build.WIDGET: {"model_id": "1"}}))
 
@@ -400,6 +412,8 @@ def add_widget(notebook):
         (lambda notebook: notebook.metadata.update(widgets={}), "widgets"),
         (lambda notebook: notebook.cells[4].update(execution_count=None), "was not executed"),
         (lambda notebook: notebook.cells[4].update(execution_count=7), "was not executed"),
+        (leave_a_gap, "was not executed from top to bottom"),
+        (begin_late, "was not executed from top to bottom"),
         (leak, f"shows a path of this machine, {Path.home()}"),
         (add_widget, "not cleaned in [4]"),
     ],
@@ -420,6 +434,8 @@ def test_check_finds_missing_damaged_and_orphaned_notebooks(changeable, capsys):
     assert "01_demo.ipynb is not a readable notebook" in told
     assert f"{Path('solutions/02_old.ipynb')} has no source" in told
     assert "03_new.ipynb is missing" in told and f"{Path('solutions/03_new.ipynb')} is missing" in told
+    assert main(["--check", "01"], changeable) == 1
+    assert "has no source" not in capsys.readouterr().err  # of 01, that is
     assert main(["--check", "02"], changeable) == 1
     assert "no source begins with 02: there are 01_demo, 03_new" in capsys.readouterr().err
 
@@ -593,6 +609,8 @@ HOME, REPOSITORY = str(Path.home()), str(build.REPOSITORY)
         (stream("warning", "stderr"), True),
         (stream(f"saved in {HOME}/adapter"), True),
         (stream(f"'{REPOSITORY}'"), True),
+        (stream(f"{sys.prefix}/lib"), True),
+        (stream(f"{tempfile.gettempdir()}/x"), True),
         (show(text_plain=f"PosixPath('{HOME}')"), True),
         (show(text_plain="x", text_html=f"<b>{REPOSITORY}/data</b>"), True),
         (show(**{"image_svg+xml": f"<a>{HOME}/x</a>"}), True),
