@@ -390,7 +390,7 @@ def out_of_memory(args: argparse.Namespace, error: BaseException) -> str:
     with contextlib.suppress(Exception):  # the advice must come out even where the config cannot be read
         from transformers import AutoConfig
 
-        config = AutoConfig.from_pretrained(models._locate(args.model))
+        config = AutoConfig.from_pretrained(models._locate(args.model), trust_remote_code=False)
         targets = args.targets if args.targets == "all-linear" else args.targets.split(",")
         predicted = estimate(
             from_config(config),

@@ -24,6 +24,7 @@ import io
 import json
 import os
 import pathlib
+import pickle
 import shutil
 import subprocess
 import sys
@@ -183,9 +184,10 @@ def _convert_gguf(gguf: pathlib.Path, into: pathlib.Path) -> None:
             gguf_file=gguf.name,
             quantization_config=GgufConfig(dequantize=True),
             dtype=torch.bfloat16,
+            trust_remote_code=False,
         )
         model.save_pretrained(into)
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
         # transformers 5.17 takes <|im_start|> for the end token; the model's config knows better
         for role in ("bos_token", "eos_token", "unk_token", "pad_token"):
             setattr(tokenizer, role, tokenizer.convert_ids_to_tokens(getattr(model.config, f"{role}_id")))
@@ -264,6 +266,8 @@ def load_model(
 ):
     """Load a causal language model and its tokenizer.
 
+    Nothing that comes with a model is run: no Python code of its own, and no pickled weights.
+
     Args:
         name: a bundled model (fetched on first use), a folder with a checkpoint, or the id of a model on the hub.
         quantization: None for 16/32-bit weights in `compute_dtype`; "nf4" or "fp4" for bitsandbytes' 4-bit linears
@@ -276,7 +280,8 @@ def load_model(
         model (in eval mode), tokenizer
 
     Raises:
-        UserError: no such model, a damaged checkpoint, no 4-bit kernel for the device, or one that reads wrong scales.
+        UserError: no such model, a damaged checkpoint, one that needs code of its own or has no safetensors weights, no
+            4-bit kernel for the device, or one that reads wrong scales.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -292,13 +297,22 @@ def load_model(
     try:
         with quiet_transformers():
             model = AutoModelForCausalLM.from_pretrained(
-                source, dtype=compute_dtype, device_map={"": device}, **options
+                source,
+                dtype=compute_dtype,
+                device_map={"": device},
+                trust_remote_code=False,
+                use_safetensors=True,
+                **options,
             )
-            tokenizer = AutoTokenizer.from_pretrained(source)
+            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # from a missing file, the network, safetensors, an unknown architecture ...
-        raise UserError(f"cannot load {str(name)!r}: {_first_sentence(error)}") from error
+        raise UserError(f"cannot load {str(name)!r}: {why(error)}") from error
+    if getattr(model.config, "auto_map", None):
+        _say(
+            f"note: {name} brings Python code of its own, which is not run: this is transformers' {type(model).__name__}"
+        )
     if quantization:
         use_differentiable_kernels(model)
         require_right_scales(model)
@@ -378,6 +392,24 @@ def _locate(name: str) -> str:
     if name.startswith((".", "/", "~")):
         raise UserError(f"no such folder: {name}")
     return name
+
+
+def why(error: Exception) -> str:
+    """What a library's error means to the user, in one sentence. What transformers advises is to trust the stranger."""
+    if "trust_remote_code" in str(error):
+        return (
+            "it wants to run Python code of its own (auto_map in its config or tokenizer), and this package runs no "
+            "model's code: choose a model whose architecture transformers has itself"
+        )
+    if isinstance(error, pickle.UnpicklingError) or (
+        "no" in str(error) and "file named model.safetensors" in str(error)
+    ):
+        return (
+            "it has no weights in model.safetensors, and pickled ones (pytorch_model.bin) are not read, since pickles "
+            "can run code: where you trust them, convert them once with transformers' from_pretrained and "
+            "save_pretrained"
+        )
+    return _first_sentence(error)
 
 
 def _first_sentence(error: Exception) -> str:

@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 from qlora_lab.errors import UserError
-from qlora_lab.finetuning.models import _first_sentence, _locate, bnb_config, quiet_transformers
+from qlora_lab.finetuning.models import _first_sentence, _locate, bnb_config, quiet_transformers, why
 
 QUANTIZED = "linear layer"  # the reasons that a weight is quantized begin with this word
 EXPERTS = "fused experts: 3-D, no nn.Linear"
@@ -181,7 +181,7 @@ def read_config(config_or_name):
             with quiet_transformers():
                 config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         except Exception as error:
-            raise UserError(f"cannot read the config of {str(config_or_name)!r}: {_first_sentence(error)}") from error
+            raise UserError(f"cannot read the config of {str(config_or_name)!r}: {why(error)}") from error
     else:
         kind = type(config_or_name).__name__
         raise UserError(f"preflight takes a transformers config, a folder or a model's name, and this is a {kind}")

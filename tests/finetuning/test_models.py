@@ -1,7 +1,9 @@
+import io
 import json
 import multiprocessing
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -12,7 +14,7 @@ import pytest
 import torch
 
 from qlora_lab.errors import UserError
-from qlora_lab.finetuning import add_adapter, build_random, load_model, models, trainable_parameters
+from qlora_lab.finetuning import add_adapter, build_random, load_model, models, preflight, trainable_parameters
 from qlora_lab.memory.estimate import SHAPES, Shape
 from qlora_lab.quantization import NF4, unpack
 from tests.conftest import tiny_config
@@ -299,6 +301,126 @@ def test_unknown_quantization(tiny_folder):
 def test_device_without_kernels_is_named():
     with pytest.raises(UserError, match=r"no 4-bit kernel for device 'xpu'.*--method lora"):
         models.require_4bit_kernels(torch.device("xpu"))
+
+
+# --------------------------------------------------------------------------------------------- folders that plant code
+
+
+class Pickled:
+    """Unpickled, it runs code."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return exec, (f"open({str(self.marker)!r}, 'w').write('ran')",)
+
+
+def plant(tiny_folder, folder: pathlib.Path, kind: str) -> pathlib.Path:
+    """A copy of the tiny checkpoint that brings code; whatever runs of it writes the file that is returned."""
+    marker = folder.with_suffix(".ran")
+    shutil.copytree(tiny_folder, folder)
+    write = f"open({str(marker)!r}, 'w').write('ran')\n"
+    (folder / "configuration_evil.py").write_text(
+        f"{write}from transformers import LlamaConfig\nclass EvilConfig(LlamaConfig): model_type = 'evil'\n"
+    )
+    (folder / "modeling_evil.py").write_text(
+        f"{write}from transformers import LlamaForCausalLM\nfrom .configuration_evil import EvilConfig\n"
+        "class EvilForCausalLM(LlamaForCausalLM): config_class = EvilConfig\n"
+    )
+    (folder / "tokenization_evil.py").write_text(
+        f"{write}from transformers import PreTrainedTokenizerFast\nclass EvilTokenizer(PreTrainedTokenizerFast): pass\n"
+    )
+    (folder / "custom_generate").mkdir()
+    (folder / "custom_generate" / "generate.py").write_text(f"{write}def generate(model, *a, **k): pass\n")
+    config = json.loads((folder / "config.json").read_text())
+    tokenizer = json.loads((folder / "tokenizer_config.json").read_text())
+    code = {"AutoConfig": "configuration_evil.EvilConfig", "AutoModelForCausalLM": "modeling_evil.EvilForCausalLM"}
+    tokenizer_code = {"auto_map": {"AutoTokenizer": [None, "tokenization_evil.EvilTokenizer"]}}
+    if kind == "config":
+        config |= {"model_type": "evil", "auto_map": code}
+    elif kind == "model":  # transformers knows the config, and no causal language model of its kind
+        config |= {"model_type": "vit", "auto_map": {"AutoModelForCausalLM": "modeling_evil.EvilForCausalLM"}}
+    elif kind == "tokenizer":
+        tokenizer |= tokenizer_code | {"tokenizer_class": "EvilTokenizer"}
+    elif kind == "known":  # all of it, where transformers has its own
+        config |= {"auto_map": code}
+        tokenizer |= tokenizer_code
+    else:
+        (folder / "model.safetensors").unlink()
+        torch.save(Pickled(marker), folder / "pytorch_model.bin")
+        torch.save(Pickled(marker), folder / "adapter_model.bin")
+        if kind == "pickle by name":
+            config |= {"transformers_weights": "adapter_model.bin"}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer))
+    return marker
+
+
+@pytest.fixture
+def yes(monkeypatch):
+    """A user who types y at any prompt; the prompts."""
+    prompts = []
+    monkeypatch.setattr("builtins.input", lambda prompt="": prompts.append(prompt) or "y")
+    monkeypatch.setattr(sys, "stdin", io.StringIO("y\n" * 100))
+    return prompts
+
+
+OWN_CODE = (
+    r"wants to run Python code of its own \(auto_map in its config or tokenizer\), and this package runs no model's"
+)
+PICKLED = r"no weights in model.safetensors, and pickled ones .* convert them once"
+PLANTED = {
+    "config": OWN_CODE,
+    "model": OWN_CODE,
+    "tokenizer": OWN_CODE,
+    "pickle": PICKLED,
+    "pickle by name": PICKLED,
+}
+
+
+@pytest.mark.parametrize("kind", PLANTED)
+def test_nothing_that_a_model_brings_is_run(tiny_folder, tmp_path, yes, kind, capsys):
+    from qlora_lab import train_qlora
+
+    folder = tmp_path / "planted"
+    marker = plant(tiny_folder, folder, kind)
+    with pytest.raises(UserError, match=PLANTED[kind]) as caught:
+        load_model(folder, device="cpu")
+    assert str(caught.value).startswith(f"cannot load {str(folder)!r}: it ") and "\n" not in str(caught.value)
+    arguments = ["--model", str(folder), "--output", str(tmp_path / "run"), "--eval-samples", "0", "--quiet"]
+    assert train_qlora.main(arguments) == 2
+    told = capsys.readouterr().err
+    assert re.search(PLANTED[kind], told) and told.count("\n") == 1
+    train_qlora.out_of_memory(train_qlora.parser().parse_args(arguments), MemoryError())
+    if kind == "config":
+        with pytest.raises(UserError, match=OWN_CODE):
+            preflight(folder)
+    elif kind != "model":
+        preflight(folder)
+    assert not marker.exists() and not yes
+
+
+def test_a_known_architecture_is_loaded_without_the_code_beside_it(tiny_folder, tmp_path, yes, capsys):
+    folder = tmp_path / "planted"
+    marker = plant(tiny_folder, folder, "known")
+    model, tokenizer = load_model(folder, device="cpu")
+    assert "own, which is not run: this is transformers' LlamaForCausalLM" in capsys.readouterr().err
+    preflight(folder)
+    model.generate(torch.arange(3)[None], max_new_tokens=2, do_sample=False)
+    assert type(model).__module__.startswith("transformers.") and type(tokenizer).__module__.startswith("transformers.")
+    assert not marker.exists() and not yes
+
+
+def test_a_terminal_where_y_is_typed_runs_nothing(tiny_folder, tmp_path):
+    marker = plant(tiny_folder, tmp_path / "planted", "config")
+    command = [sys.executable, "-m", "qlora_lab.train_qlora", "--model", tmp_path / "planted", "--quiet"]
+    done = subprocess.run(
+        [*command, "--output", tmp_path / "run"], input="y\n" * 100, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and re.search(OWN_CODE, done.stderr)
+    assert not marker.exists()
 
 
 # ------------------------------------------------------------------------------------------------------ random weights
