@@ -310,9 +310,8 @@ def load_model(
     except Exception as error:  # from a missing file, the network, safetensors, an unknown architecture ...
         raise UserError(f"cannot load {str(name)!r}: {why(error)}") from error
     if getattr(model.config, "auto_map", None):
-        _say(
-            f"note: {name} brings Python code of its own, which is not run: this is transformers' {type(model).__name__}"
-        )
+        ours = type(model).__name__
+        _say(f"note: {name} brings Python code of its own, which is not run: this is transformers' {ours}")
     if quantization:
         use_differentiable_kernels(model)
         require_right_scales(model)
