@@ -145,6 +145,7 @@ def run(args: argparse.Namespace) -> dict | None:
     model = preset.adapt(base, rank=args.rank, alpha=alpha, targets=targets, seed=args.seed)
     trainable = models.trainable_parameters(model)
     say(f"training {trainable:,} parameters for {steps} steps of {args.batch_size * args.accumulation} samples ...")
+    torch.manual_seed(args.seed)  # for the dropout that a model may have of its own
     reset_peak(device)
     start, resumed_at = time.perf_counter(), _steps_done(args)
     records = train(

@@ -526,6 +526,8 @@ def add_adapter(
         rank: r, the inner dimension of the adapters.
         alpha: the adapter's output is scaled by alpha / rank.
         targets: "all-linear" (all but the output head) or names of modules: ["q_proj", "v_proj"].
+        dropout: share of an adapter's input that is set to zero while training. It draws from torch's own generators,
+            which the seed leaves alone: `torch.manual_seed` makes a run with dropout repeatable.
         seed: for the random A; B starts at zero, so the outputs do not change.
         dtype: of the adapters, and with them of their gradients: fp32, or bf16 for half the memory.
 
@@ -540,11 +542,10 @@ def add_adapter(
     if targets != "all-linear":
         targets = [targets] if isinstance(targets, str) else list(targets)
         find_targets(model, targets)  # raises
-    torch.manual_seed(seed)
     config = LoraConfig(
         r=rank, lora_alpha=alpha, target_modules=targets, lora_dropout=dropout, bias="none", task_type="CAUSAL_LM"
     )
-    with warnings.catch_warnings():
+    with _seeded(seed, model), warnings.catch_warnings():
         # PEFT 0.21 asks transformers 5.23 for `is_gradient_checkpointing`, which is renamed
         warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated", category=FutureWarning)
         if dtype == torch.float32:
@@ -552,9 +553,24 @@ def add_adapter(
         default = torch.get_default_dtype()
         torch.set_default_dtype(dtype)  # made in it, rather than made in fp32 and converted: that needs the memory
         try:
-            return get_peft_model(model, config, autocast_adapter_dtype=False)
+            adapted = get_peft_model(model, config, autocast_adapter_dtype=False)
         finally:
             torch.set_default_dtype(default)
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(dtype)  # beside dense weights PEFT has given it theirs
+    return adapted
+
+
+@contextlib.contextmanager
+def _seeded(seed: int, model):
+    """Random numbers from this seed on the CPU and the model's GPUs; torch's generators then go on where they were."""
+    gpus = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
+    with torch.random.fork_rng(gpus):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed all GPUs, for good
+        for gpu in gpus:
+            torch.cuda.default_generators[gpu].manual_seed(seed)
+        yield
 
 
 def embeddings_to_cpu(model) -> None:

@@ -1,6 +1,7 @@
 """LoRA held against PEFT, against arithmetic, and against what a user gets wrong."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -30,6 +31,10 @@ IDS = torch.randint(0, 97, (3, 11), generator=torch.Generator().manual_seed(1))
 def llama(seed: int = 0, **changes) -> LlamaForCausalLM:
     torch.manual_seed(seed)
     return LlamaForCausalLM(tiny_config(vocab_size=97, **changes)).eval()
+
+
+def llama_linears(model) -> list[nn.Linear]:
+    return [module for name, module in model.named_modules() if name.endswith("_proj")]
 
 
 def randomize(model) -> None:
@@ -86,6 +91,21 @@ def test_the_same_layers_and_counts_as_peft(targets):
 def test_only_adapters_are_trained():
     model = add_lora(llama(), targets=["q_proj"])
     assert {name.rpartition(".")[2] for name, p in model.named_parameters() if p.requires_grad} == {"lora_A", "lora_B"}
+
+
+def test_the_seed_is_that_of_the_adapter_alone(tmp_path):
+    """A is what torch's generator gives after this seed, layer by layer; that generator itself is left where it was."""
+    linears = llama_linears(llama())
+    torch.manual_seed(7)
+    expected = [nn.init.kaiming_uniform_(torch.empty(4, layer.in_features), a=math.sqrt(5)) for layer in linears]
+    model, before = llama(), torch.get_rng_state()
+    add_lora(model, rank=4, seed=7)
+    for layer, A in zip(lora_layers(model).values(), expected, strict=True):
+        assert torch.equal(layer.lora_A, A)
+    save_lora(model, tmp_path)
+    load_lora(unload(model), tmp_path)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not torch.equal(lora_layers(add_lora(llama(), rank=4))["model.layers.0.mlp.up_proj"].lora_A, expected[4])
 
 
 @pytest.mark.parametrize("way", ["from PEFT", "to PEFT"])

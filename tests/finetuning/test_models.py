@@ -487,6 +487,40 @@ def test_adapter_changes_nothing_until_trained(tiny_folder):
     assert all(p.dtype == torch.float32 for p in adapted.parameters() if p.requires_grad)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_adapter_is_what_peft_makes_of_these_settings(dtype):
+    """Rank, alpha, dropout, targets and seed arrive; the random numbers of everybody else go on where they were."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaForCausalLM
+
+    def base():
+        torch.manual_seed(3)
+        return LlamaForCausalLM(tiny_config(vocab_size=97))
+
+    config = LoraConfig(r=4, lora_alpha=24, lora_dropout=0.3, target_modules=["q_proj", "up_proj"])
+    model = base()
+    torch.manual_seed(5)
+    torch.set_default_dtype(dtype)
+    try:
+        theirs = get_peft_model(model, config, autocast_adapter_dtype=dtype == torch.float32)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    model, before = base(), torch.get_rng_state()
+    ours = add_adapter(model, rank=4, alpha=24, targets=["q_proj", "up_proj"], dropout=0.3, seed=5, dtype=dtype)
+    assert torch.equal(torch.get_rng_state(), before)
+    state, expected = ours.state_dict(), theirs.state_dict()
+    assert state.keys() == expected.keys()
+    for name, tensor in expected.items():  # beside dense weights PEFT gives adapters their dtype, whatever we say
+        assert torch.equal(state[name], tensor.to(dtype) if "lora_" in name else tensor), name
+    assert {p.dtype for p in ours.parameters() if p.requires_grad} == {dtype}
+    settings = ("r", "lora_alpha", "lora_dropout", "target_modules", "bias", "use_rslora")
+    for setting in settings:
+        assert getattr(ours.peft_config["default"], setting) == getattr(config, setting), setting
+    layer = ours.base_model.model.model.layers[0].self_attn.q_proj
+    assert layer.scaling["default"] == 6 and layer.lora_dropout["default"].p == 0.3
+    assert torch.get_default_dtype() == torch.float32
+
+
 def test_unknown_target_names_near_ones(tiny_folder):
     model, _ = load_model(tiny_folder, device="cpu")
     with pytest.raises(UserError, match=r"no linear layer named 'qproj': did you mean q_proj"):
