@@ -286,7 +286,6 @@ def test_divergence_is_one_sentence(capsys, tiny_folder, tmp_path, monkeypatch):
     assert list((tmp_path / "run" / "checkpoints").glob("checkpoint-000002"))
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits the address space")
 @pytest.mark.parametrize(
     "arguments, sentence",
     [
@@ -329,6 +328,7 @@ def test_fast_without_a_gpu_is_said_and_trains_as_usual(tiny_folder, tmp_path, c
     assert "no fast step, the plain one takes over: it needs a GPU" in err
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits the address space")
 def test_out_of_memory_tells_the_prediction_and_a_knob(bundled, tmp_path):
     """A real failure: the process may not have the memory that 64 rows of 256 tokens want."""
     limit = "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (8 << 30,) * 2); "

@@ -258,6 +258,15 @@ def _required(model: nn.Module) -> dict[str, LoraLinear]:
 
 CONFIG, WEIGHTS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
 
+# PEFT's settings that do not change what A and B mean. Any other that is on does, or may: rsLoRA's scale, a rank or an
+# alpha of a layer's own, DoRA, a start that changes the base ... PEFT has new ones in every release.
+HARMLESS = {
+    *"peft_type peft_version task_type auto_mapping base_model_name_or_path revision inference_mode".split(),
+    *"r lora_alpha lora_dropout target_modules exclude_modules layers_to_transform layers_pattern".split(),
+    *"megatron_core qalora_group_size eva_config ensure_weight_tying".split(),
+}
+HARMLESS_VALUES = {"bias": ("none",), "init_lora_weights": (True, "gaussian", "orthogonal", "eva")}
+
 
 def save_lora(model: nn.Module, folder: str | os.PathLike) -> None:
     """Write the adapter in PEFT's format, and each file whole or not at all.
@@ -366,7 +375,11 @@ def _read(folder: pathlib.Path) -> tuple[dict, dict[str, torch.Tensor], str | No
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     except (ValueError, KeyError, TypeError, SafetensorError, OSError) as error:
         raise UserError(f"the adapter in {folder} cannot be read: {error!r}") from error
-    special = [key for key in ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern") if config.get(key)]
+    special = [
+        key
+        for key, value in config.items()
+        if value and key not in HARMLESS and value not in HARMLESS_VALUES.get(key, ())
+    ]
     plain = {name: name.removeprefix(PREFIX).removesuffix(".weight") for name in tensors}
     others = [name for name, short in plain.items() if not short.endswith((".lora_A", ".lora_B"))]
     if special or others or config.get("peft_type") != "LORA":

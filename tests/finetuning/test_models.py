@@ -244,11 +244,58 @@ def test_wrong_scales_are_refused(monkeypatch, tmp_path, tiny_folder, tokenizer)
     load_model(odd, device="cpu")
 
 
-def test_device_and_dtype_follow_the_hardware():
-    cpu = torch.device("cpu")
-    instructions = torch.cpu.get_capabilities()
-    real = any(instructions.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
-    assert models.pick_compute_dtype(cpu) == (torch.bfloat16 if real else torch.float32)
+@pytest.mark.parametrize(
+    ("instructions", "expected"),
+    [
+        ({"avx2": True, "avx512_f": True, "avx512_bf16": False}, torch.float32),  # emulated there, 40 times slower
+        ({"avx2": True, "avx512_f": True, "avx512_bf16": True}, torch.bfloat16),
+        ({"amx_tile": True, "amx_int8": True, "amx_bf16": True}, torch.bfloat16),
+        ({"neon": True, "bf16": True}, torch.bfloat16),  # ARM
+        ({"neon": True, "bf16": False}, torch.float32),
+        ({}, torch.float32),
+    ],
+)
+def test_compute_dtype_on_cpus(monkeypatch, instructions, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: instructions)
+    assert models.pick_compute_dtype(torch.device("cpu")) == expected
+    assert models.pick_compute_dtype(torch.device("mps")) == torch.float32
+
+
+def test_the_device_is_the_gpu_if_there_is_one(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert models.pick_device() == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    assert models.pick_device() == torch.device("cuda", 3)
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "fp4"])
+@pytest.mark.parametrize("double_quant", [False, True])
+def test_quantized_layers_compute_as_they_were_told(tiny_folder, quantization, double_quant):
+    """bitsandbytes' own defaults are others: fp4, fp32 compute, no double quantization. fp32 would be right, and slow."""
+    config = models.bnb_config(quantization, double_quant, torch.bfloat16)
+    assert (config.bnb_4bit_quant_type, config.bnb_4bit_use_double_quant) == (quantization, double_quant)
+    assert config.bnb_4bit_compute_dtype == torch.bfloat16 and config.load_in_4bit
+    loaded, _ = load_model(tiny_folder, quantization, double_quant, "cpu", torch.bfloat16)
+    built = build_random(SMALL, quantization, double_quant, "cpu", torch.bfloat16)
+    for model in (loaded, built):
+        layer = model.model.layers[1].mlp.down_proj
+        assert layer.compute_dtype == torch.bfloat16 and layer.compute_type_is_set
+        state = layer.weight.quant_state
+        assert (state.quant_type, state.nested, state.blocksize) == (quantization, double_quant, 64)
+        assert model.model.norm.weight.dtype == model.get_output_embeddings().weight.dtype == torch.bfloat16
+        assert model.is_loaded_in_4bit and not model.training
+
+
+def test_defaults_are_those_of_the_hardware(tiny_folder, monkeypatch):
+    monkeypatch.setattr(models, "pick_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(models, "pick_compute_dtype", lambda device: torch.float16)
+    loaded, tokenizer = load_model(tiny_folder)
+    assert loaded.dtype == torch.float16 and not loaded.training and not hasattr(loaded, "quantization_method")
+    assert tokenizer.pad_token_id is not None
+    built = build_random(SMALL)  # 4 bits, double quantization
+    assert built.dtype == torch.float16 and built.model.layers[0].mlp.up_proj.weight.quant_state.nested
+    assert not build_random(SMALL, None).is_loaded_in_4bit
 
 
 @pytest.mark.parametrize(
