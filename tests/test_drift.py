@@ -23,6 +23,7 @@ FILES = [*sorted((ROOT / "qlora_lab").rglob("*.py")), *sorted((ROOT / "notebooks
 THROUGH_KWARGS = {
     ("from_pretrained", "dtype"): ("transformers.modeling_utils", 'kwargs.pop("dtype"'),
     ("from_pretrained", "device_map"): ("transformers.modeling_utils", 'kwargs.pop("device_map"'),
+    ("from_pretrained", "output_loading_info"): ("transformers.modeling_utils", 'kwargs.pop("output_loading_info"'),
     ("from_pretrained", "use_safetensors"): ("transformers.modeling_utils", "use_safetensors: bool"),
     ("from_pretrained", "gguf_file"): ("transformers.modeling_utils", '"gguf_file"'),
     ("from_pretrained", "quantization_config"): ("transformers.modeling_utils", '"quantization_config"'),

@@ -280,8 +280,8 @@ def load_model(
         model (in eval mode), tokenizer
 
     Raises:
-        UserError: no such model, a damaged checkpoint, one that needs code of its own or has no safetensors weights, no
-            4-bit kernel for the device, or one that reads wrong scales.
+        UserError: no such model, a damaged or incomplete checkpoint, one that needs code of its own or has no
+            safetensors weights, no 4-bit kernel for the device, or one that reads wrong scales.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -296,12 +296,13 @@ def load_model(
         options["quantization_config"] = bnb_config(quantization, double_quant, compute_dtype)
     try:
         with quiet_transformers():
-            model = AutoModelForCausalLM.from_pretrained(
+            model, loaded = AutoModelForCausalLM.from_pretrained(
                 source,
                 dtype=compute_dtype,
                 device_map={"": device},
                 trust_remote_code=False,
                 use_safetensors=True,
+                output_loading_info=True,
                 **options,
             )
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
@@ -309,6 +310,11 @@ def load_model(
         raise
     except Exception as error:  # from a missing file, the network, safetensors, an unknown architecture ...
         raise UserError(f"cannot load {str(name)!r}: {why(error)}") from error
+    if missing := sorted(loaded["missing_keys"]):
+        raise UserError(
+            f"cannot load {str(name)!r}: its checkpoint lacks {len(missing)} weights of a {type(model).__name__} "
+            f"({missing[0]} is the first), which would be random numbers: is it a checkpoint of that model, and whole?"
+        )
     if getattr(model.config, "auto_map", None):
         ours = type(model).__name__
         _say(f"note: {name} brings Python code of its own, which is not run: this is transformers' {ours}")

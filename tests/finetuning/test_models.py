@@ -272,7 +272,7 @@ def test_the_device_is_the_gpu_if_there_is_one(monkeypatch):
 @pytest.mark.parametrize("quantization", ["nf4", "fp4"])
 @pytest.mark.parametrize("double_quant", [False, True])
 def test_quantized_layers_compute_as_they_were_told(tiny_folder, quantization, double_quant):
-    """bitsandbytes' own defaults are others: fp4, fp32 compute, no double quantization. fp32 would be right, and slow."""
+    """bitsandbytes' own defaults are others: fp4, no double quantization, and fp32 compute, which is right but slow."""
     config = models.bnb_config(quantization, double_quant, torch.bfloat16)
     assert (config.bnb_4bit_quant_type, config.bnb_4bit_use_double_quant) == (quantization, double_quant)
     assert config.bnb_4bit_compute_dtype == torch.bfloat16 and config.load_in_4bit
@@ -338,6 +338,28 @@ def test_damaged_weights_in_a_folder(tiny_folder, tmp_path):
         file.truncate(1000)
     with pytest.raises(UserError, match="cannot load"):
         load_model(broken)
+
+
+@pytest.mark.parametrize("quantization", [None, "nf4"])
+def test_missing_weights_are_not_made_up(tiny_folder, tmp_path, quantization):
+    from safetensors.torch import load_file, save_file
+
+    broken = shutil.copytree(tiny_folder, tmp_path / "broken")
+    weights = load_file(broken / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"], weights["model.norm.weight"]
+    save_file(weights, broken / "model.safetensors", {"format": "pt"})
+    message = r"lacks 2 weights of a LlamaForCausalLM \(model.layers.1.mlp.up_proj.weight is the first\)"
+    with pytest.raises(UserError, match=message):
+        load_model(broken, quantization, device="cpu")
+
+
+@pytest.mark.parametrize(("pad", "expected"), [(None, "<|im_end|>"), ("<|endoftext|>", "<|endoftext|>")])
+def test_a_missing_pad_token_is_the_end_token(tiny_folder, tmp_path, pad, expected):
+    folder = shutil.copytree(tiny_folder, tmp_path / "copy")
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "pad_token": pad}))
+    _, tokenizer = load_model(folder, device="cpu")
+    assert (tokenizer.pad_token, tokenizer.eos_token) == (expected, "<|im_end|>")
 
 
 def test_unknown_quantization(tiny_folder):
