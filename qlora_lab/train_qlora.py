@@ -146,6 +146,7 @@ def run(args: argparse.Namespace) -> dict | None:
     model = preset.adapt(base, rank=args.rank, alpha=alpha, targets=targets, seed=args.seed)
     trainable = models.trainable_parameters(model)
     say(f"training {trainable:,} parameters for {steps} steps of {args.batch_size * args.accumulation} samples ...")
+    torch.manual_seed(args.seed)  # for the dropout that a model may have of its own
     reset_peak(device)
     start, resumed_at = time.perf_counter(), _steps_done(args)
     records = train(
@@ -391,7 +392,7 @@ def out_of_memory(args: argparse.Namespace, error: BaseException) -> str:
     with contextlib.suppress(Exception):  # the advice must come out even where the config cannot be read
         from transformers import AutoConfig
 
-        config = AutoConfig.from_pretrained(models._locate(args.model))
+        config = AutoConfig.from_pretrained(models._locate(args.model), trust_remote_code=False)
         targets = args.targets if args.targets == "all-linear" else args.targets.split(",")
         predicted = estimate(
             from_config(config),

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -285,7 +286,6 @@ def test_divergence_is_one_sentence(capsys, tiny_folder, tmp_path, monkeypatch):
     assert list((tmp_path / "run" / "checkpoints").glob("checkpoint-000002"))
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits the address space")
 @pytest.mark.parametrize(
     "arguments, sentence",
     [
@@ -328,6 +328,7 @@ def test_fast_without_a_gpu_is_said_and_trains_as_usual(tiny_folder, tmp_path, c
     assert "no fast step, the plain one takes over: it needs a GPU" in err
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits the address space")
 def test_out_of_memory_tells_the_prediction_and_a_knob(bundled, tmp_path):
     """A real failure: the process may not have the memory that 64 rows of 256 tokens want."""
     limit = "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (8 << 30,) * 2); "
@@ -340,3 +341,27 @@ def test_out_of_memory_tells_the_prediction_and_a_knob(bundled, tmp_path):
     assert "predicted for samples of 256 tokens" in done.stderr
     assert "activations" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_models_own_dropout_is_repeatable(tiny_folder, tmp_path, capsys):
+    folder = shutil.copytree(tiny_folder, tmp_path / "dropout")
+    config = json.loads((folder / "config.json").read_text())
+    losses = []
+    for number, dropout in enumerate([0.5, 0.5, 0.0]):
+        (folder / "config.json").write_text(json.dumps({**config, "attention_dropout": dropout}))
+        torch.manual_seed(number)  # whatever was drawn before
+        arguments = [
+            "--model",
+            folder,
+            "--output",
+            tmp_path / str(number),
+            "--steps",
+            1,
+            "--batch-size",
+            1,
+            "--rank",
+            2,
+        ]
+        assert train_qlora.main([*map(str, arguments), "--eval-samples", "0", "--json", "--quiet"]) == 0
+        losses.append(json.loads(capsys.readouterr().out)["losses"])
+    assert losses[0] == losses[1] != losses[2]

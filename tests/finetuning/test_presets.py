@@ -1,8 +1,21 @@
+import copy
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from qlora_lab.errors import UserError
-from qlora_lab.finetuning import PRESETS, Batches, TokenizedSample, build_random, collate, embeddings_to_cpu, train
+from qlora_lab.finetuning import (
+    PRESETS,
+    Batches,
+    TokenizedSample,
+    build_random,
+    collate,
+    embeddings_to_cpu,
+    embeddings_to_device,
+    train,
+)
 from qlora_lab.finetuning.train import token_loss_sum
 from qlora_lab.memory.estimate import Shape
 
@@ -134,14 +147,78 @@ def test_tied_embeddings_stay(tiny):
         embeddings_to_cpu(tiny)
 
 
+@dataclass(frozen=True)
+class Placed:
+    """A tensor that is said to lie on a device. Here is one device: moving from it to itself proves nothing."""
+
+    values: torch.Tensor
+    device: torch.device
+
+    def to(self, device) -> "Placed":
+        return Placed(self.values, torch.device(device))
+
+
+class PlacedEmbedding(torch.nn.Module):
+    """An embedding on a device of that kind. Like torch's, it wants its ids there and has its rows there."""
+
+    def __init__(self, device):
+        super().__init__()
+        self.weight = Placed(torch.randn(97, 8, generator=torch.Generator().manual_seed(0)), torch.device(device))
+
+    def to(self, device):
+        self.weight = self.weight.to(device)
+        return self
+
+    def forward(self, ids: Placed) -> Placed:
+        assert ids.device == self.weight.device, f"ids on {ids.device}, weight on {self.weight.device}"
+        return Placed(self.weight.values[ids.values], self.weight.device)
+
+
 def test_embeddings_can_be_moved_and_moved_back():
+    gpu, cpu = torch.device("cuda", 0), torch.device("cpu")
+    embedding, ids = PlacedEmbedding(gpu), Placed(torch.arange(10), gpu)
+    head = SimpleNamespace(weight=None)
+    model = SimpleNamespace(get_input_embeddings=lambda: embedding, get_output_embeddings=lambda: head)
+    expected = embedding(ids).values
+
+    def check(place: torch.device, hooks: int):
+        assert embedding.weight.device == place
+        rows = embedding(ids)
+        assert rows.device == gpu and torch.equal(rows.values, expected)
+        assert len(embedding._forward_pre_hooks) == len(embedding._forward_hooks) == hooks
+
+    embeddings_to_device(model)  # nothing to undo
+    check(gpu, hooks=0)
+    for _ in range(2):
+        embeddings_to_cpu(model)
+        check(cpu, hooks=1)
+    embedding.to(gpu)  # the whole model was, say
+    check(gpu, hooks=1)
+    embeddings_to_cpu(model)
+    check(cpu, hooks=1)
+    for _ in range(2):
+        embeddings_to_device(model)
+        check(gpu, hooks=0)
+    embeddings_to_cpu(model)
+    check(cpu, hooks=1)
+
+
+def test_moved_embeddings_compute_the_same():
     model = build_random(UNTIED, None, device="cpu", compute_dtype=torch.float32)
     ids = torch.arange(10)[None]
     before = model(ids).logits
     embeddings_to_cpu(model)
     assert torch.equal(model(ids).logits, before)
-    model.get_input_embeddings().to("cpu")
+    assert torch.equal(copy.deepcopy(model)(ids).logits, before)
+    embeddings_to_device(model)
     assert torch.equal(model(ids).logits, before)
+
+
+@pytest.mark.parametrize(("name", "tied", "moved"), [("lean", False, 1), ("lean", True, 0), ("standard", False, 0)])
+def test_presets_move_embeddings_that_can_be_moved(name, tied, moved):
+    model = build_random(replace(UNTIED, tie_word_embeddings=tied), "nf4", device="cpu", compute_dtype=torch.bfloat16)
+    PRESETS[name].adapt(model, rank=2, alpha=4)
+    assert len(model.get_input_embeddings()._forward_hooks) == moved
 
 
 # ---------------------------------------------------------------------------------------------------------- the presets
