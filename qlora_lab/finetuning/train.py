@@ -609,9 +609,10 @@ def restore(begun: Checkpoint, trained: dict[str, torch.nn.Parameter], optimizer
         accelerator.scaler.load_state_dict(begun.scaler)
     own = accelerator.process_index
     if own < len(begun.generators["cpu"]):  # else more processes go on than there were
-        torch.set_rng_state(begun.generators["cpu"][own])
+        # clone: torch 2.13 sets a generator from where the storage begins, not from where this row does
+        torch.set_rng_state(begun.generators["cpu"][own].clone())
         if "cuda" in begun.generators and torch.cuda.is_available():
-            torch.cuda.set_rng_state(begun.generators["cuda"][own])
+            torch.cuda.set_rng_state(begun.generators["cuda"][own].clone())
 
 
 def save_checkpoint(

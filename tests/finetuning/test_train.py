@@ -2,34 +2,29 @@ import contextlib
 import json
 import math
 import os
-import pathlib
 import shutil
 import signal
-import subprocess
 import sys
 import weakref
 from itertools import islice
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from qlora_lab.errors import UserError
-from qlora_lab.finetuning import Batches, TokenizedSample, TrainingDiverged, collate, train, train_steps
-from qlora_lab.finetuning.settings import TrainSettings
+from qlora_lab.finetuning import Batches, TokenizedSample, TrainingDiverged, collate, text_loss, train, train_steps
 from qlora_lab.finetuning.train import (
-    _place,
     checkpoint_activations,
     checkpoints_in,
     make_accelerator,
-    make_optimizer,
     newest_checkpoint,
     offloaded_hidden_states,
     rate,
-    run_of,
     save_checkpoint,
     token_loss_sum,
 )
-from safetensors.torch import load_file, save_file
+from tests.conftest import in_two_processes
 
 
 def random_samples(count: int, seed: int = 0, longest: int = 24) -> list[TokenizedSample]:
@@ -420,7 +415,7 @@ def fresh_accelerate():
 
 
 def test_the_scaler_goes_on_where_it_was(make_tiny, tmp_path, fresh_accelerate):
-    """It starts at 2^40, which no fp16 gradient survives, is halved each time, and doubled after 3 steps that worked."""
+    """It starts at 2^40, which no fp16 gradient survives, is halved each time, and doubled after 3 good steps."""
     batches, settings = Batches(random_samples(40), 4), {"steps": 40, "checkpoint_every": 5, "learning_rate": 1e-2}
     scaler = {"init_scale": 2.0**40, "growth_interval": 3}
     whole = fp16_on_the_cpu(**scaler)
@@ -446,6 +441,38 @@ def whole_scale(records, init_scale: float, growth_interval: int) -> float:
         worked = worked + 1 if math.isfinite(record.gradient_norm) else 0
         scale *= 1 if worked % growth_interval else (2 if worked else 0.5)
     return scale
+
+
+def test_two_processes_are_one_run(make_tiny, tmp_path, capsys):
+    """Losses and gradients are summed, each has its own generator back after a resume, answers are counted once."""
+    done = in_two_processes("tests.finetuning.two_processes", tmp_path)
+    assert done.returncode == 0, done.stderr
+    first, second = (json.loads((tmp_path / f"process-{n}.json").read_text()) for n in (0, 1))
+    assert first == second
+    assert first["processes"] == 2
+
+    batches, settings = Batches(random_samples(40), 4, seed=5), {"steps": 6, "checkpoint_every": 2}
+    settings["learning_rate"] = 1e-2
+    alone = [[r.loss, r.gradient_norm] for r in train(make_tiny(), batches, progress=False, **settings)]
+    for ours, theirs in zip(first["plain"], alone, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5)  # a few roundings of fp32; half a step is 0.5 away
+    assert first["dropout"][0] != pytest.approx(alone[0], rel=1e-3)
+    assert first["resumed"] == first["dropout"]
+
+    judged = first["judged"]
+    assert judged["exact"] == {"test": 3 / 5, "shifted": 1.0}
+    assert judged["one"] == {"shifted": 1.0}  # the second process has none to judge
+    assert judged["none"] == {}
+    for name, count in (("perplexity", 5), ("perplexity of one", 1)):
+        assert judged[name] == pytest.approx(text_loss(make_tiny(), random_samples(count)).perplexity, rel=1e-5)
+
+    shutil.rmtree(tmp_path / "checkpoint-000006")
+    capsys.readouterr()
+    train(make_tiny(dropout=0.5), batches, checkpoints=tmp_path, resume=True, progress=False, **settings)
+    assert capsys.readouterr().err == (
+        "note: checkpoint-000004 holds the random generators of 2 processes, and this run has 1: the steps are the "
+        "same, but for what dropout draws\n"
+    )
 
 
 def test_checkpoint_of_another_rank_is_refused(make_tiny, tmp_path):
