@@ -531,7 +531,7 @@ def _read(path: pathlib.Path) -> Checkpoint:
 
 
 def run_of(settings: TrainSettings, batches: Batches) -> dict:
-    """What decides a run's numbers, beside the model and its adapters. What changes only memory or speed is left out."""
+    """What decides a run's numbers, beside model and adapters; what changes only memory or speed is left out."""
     digest = hashlib.sha256()
     for sample in batches.samples:
         digest.update(repr((sample.prompt_length, *sample.ids)).encode())
@@ -578,9 +578,7 @@ def what_resuming_means(
     others = [key for key in run if then.get(key) != run[key] and key not in free]
     if others:
         changes = ", ".join(f"{key} was {then.get(key)} and is now {run[key]}" for key in others)
-        raise UserError(
-            f"{begun.path} is of another run: {changes}; resume with what was, or train into another folder"
-        )
+        raise UserError(f"{begun.path} is of another run: {changes}; resume as it was, or train into another folder")
     if other_length and steps > done:
         peak, last = run["learning_rate"], begun.records[-1].learning_rate
         following = peak * rate(done + 1, steps, run["warmup_steps"], run["schedule"])

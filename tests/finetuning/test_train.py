@@ -15,12 +15,15 @@ from safetensors.torch import load_file, save_file
 from qlora_lab.errors import UserError
 from qlora_lab.finetuning import Batches, TokenizedSample, TrainingDiverged, collate, text_loss, train, train_steps
 from qlora_lab.finetuning.train import (
+    Checkpoint,
     checkpoint_activations,
     checkpoints_in,
     make_accelerator,
+    make_optimizer,
     newest_checkpoint,
     offloaded_hidden_states,
     rate,
+    restore,
     save_checkpoint,
     token_loss_sum,
 )
@@ -215,6 +218,141 @@ def test_dropout_goes_on_where_it_was(make_tiny, tmp_path):
     assert [r.loss for r in resumed] == losses[0.5]
 
 
+def test_every_step_is_one_of_a_loop_written_out(tiny, start):
+    """transformers' loss one sample at a time, torch's clipping and AdamW, learning rates by hand."""
+    batches, peak = Batches(random_samples(40), 2, accumulation=2, seed=3), 1e-2
+    settings = {"steps": 6, "learning_rate": peak, "warmup_steps": 2, "max_grad_norm": 1.0, "weight_decay": 0.3}
+    records = train(fresh(start, tiny), batches, progress=False, **settings)
+    ours = trained(tiny)
+
+    model = fresh(start, tiny)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    adamw = torch.optim.AdamW(parameters, lr=1.0, weight_decay=0.3)
+    shares = [1 / 3, 2 / 3, 1, (1 + math.sqrt(0.5)) / 2, 0.5, (1 - math.sqrt(0.5)) / 2]
+    for record, micro_batches, share in zip(records, islice(batches, 6), shares, strict=True):
+        samples = [sample for rows in micro_batches for (sample,) in rows]
+        targets = sum(len(sample.ids) - sample.prompt_length for sample in samples)
+        loss = 0.0
+        for sample in samples:
+            part = model(input_ids=torch.tensor([sample.ids]), labels=torch.tensor([sample.labels])).loss
+            part = part * (len(sample.ids) - sample.prompt_length) / targets
+            part.backward()
+            loss += part.item()
+        norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0).item()
+        adamw.param_groups[0]["lr"] = peak * share
+        adamw.step()
+        adamw.zero_grad()
+        assert record.learning_rate == pytest.approx(peak * share)
+        assert record.loss == pytest.approx(loss, rel=1e-5)
+        assert record.gradient_norm == pytest.approx(norm, rel=1e-3)
+        assert record.tokens == sum(len(sample.ids) for sample in samples)
+        assert record.seconds > 0
+    assert min(r.gradient_norm for r in records) > 1  # so each step was clipped
+    for name, weight in ours.items():
+        torch.testing.assert_close(weight, model.get_parameter(name).detach(), rtol=1e-3, atol=1e-4)
+
+
+def test_the_model_trains_in_training_mode_and_is_left_as_it_came(make_tiny):
+    model, modes = make_tiny(dropout=0.5).eval(), []
+    model.get_output_embeddings().register_forward_hook(lambda *_: modes.append(model.training))
+    train(model, Batches(random_samples(8), 4), steps=2, progress=False)
+    assert modes == [True, True]
+    assert not any(module.training for module in model.modules())
+    assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize(("early", "when"), [(False, "before"), (True, "after")])
+def test_an_infinite_gradient_beside_a_finite_loss_stops_too(tiny, early, when):
+    before = trained(tiny)
+    name, parameter = next((name, p) for name, p in tiny.named_parameters() if "lora_B" in name)
+    parameter.register_hook(lambda gradient: gradient * math.inf)
+    message = rf"^the loss is \d\.\d+ and the gradient norm (inf|nan) at step 1: training stopped {when} this update"
+    with pytest.raises(TrainingDiverged, match=message):
+        train(
+            tiny,
+            Batches(random_samples(8), 4),
+            steps=2,
+            progress=False,
+            update_in_backward=early,
+            max_grad_norm=None if early else 1.0,
+        )
+    assert all(torch.equal(trained(tiny)[n], weight) for n, weight in before.items()) != early
+    assert not tiny.training
+
+
+def test_a_loss_that_is_no_number_updates_nothing_in_backward_either(tiny, monkeypatch):
+    before = trained(tiny)
+    poisoned = lambda *arguments: token_loss_sum(*arguments) * math.nan  # noqa: E731
+    monkeypatch.setattr(sys.modules[train.__module__], "token_loss_sum", poisoned)
+    with pytest.raises(TrainingDiverged, match="the loss is nan .* at step 1: training stopped before this update"):
+        train(
+            tiny,
+            Batches(random_samples(8), 4),
+            steps=2,
+            progress=False,
+            update_in_backward=True,
+            max_grad_norm=None,
+        )
+    assert all(torch.equal(trained(tiny)[name], weight) for name, weight in before.items())
+
+
+@pytest.mark.parametrize("chunk", [None, 4])
+def test_samples_without_a_token_to_learn(tiny, chunk):
+    """Beside others they count nothing; a step of nothing else is refused, and not as a loss that is no number."""
+    prompt, (sample,) = TokenizedSample((5, 6, 7), 3), random_samples(1)
+    batches = [Batches(s, 1, accumulation=2, seed=1) for s in ([sample, prompt], [prompt])]
+    with torch.no_grad():
+        alone = token_loss_sum(tiny, collate([[sample]], 0)).item() / sample.target_count
+    (record,) = train(tiny, batches[0], steps=1, loss_chunk=chunk, progress=False)
+    assert record.loss == pytest.approx(alone, rel=1e-6)
+    with pytest.raises(UserError, match="step 1 has no token to learn: its 2 samples are prompts only"):
+        train(tiny, batches[1], steps=1, loss_chunk=chunk, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "bits", "paged"),
+    [("adamw_8bit", 8, False), ("paged_adamw_32bit", 32, True), ("paged_adamw_8bit", 8, True)],
+)
+def test_bitsandbytes_optimizers_are_what_they_are_called(name, bits, paged):
+    optimizer = make_optimizer(name, [torch.nn.Parameter(torch.zeros(4))], 0.25, 0.125)
+    assert (optimizer.args.optim_bits, optimizer.is_paged) == (bits, paged)
+    assert optimizer.param_groups[0]["lr"] == 0.25
+    assert optimizer.param_groups[0]["weight_decay"] == 0.125
+
+
+def test_loaded_states_lie_where_the_optimizer_wants_them():
+    """A CPU has no managed memory; what asks for it there is a stand-in."""
+
+    class Paged:
+        is_paged = True
+
+        def __init__(self):
+            self.state, self.buffers = {parameter: {}}, []
+
+        def get_state_buffer(self, p, dtype):
+            self.buffers.append(torch.zeros_like(p, dtype=dtype))
+            return self.buffers[-1]
+
+    parameter, state = torch.nn.Parameter(torch.zeros(3)), torch.tensor([1, 2, 3], dtype=torch.uint8)
+    loaded = {"a|b|state1": state, "a|b|state2": state + 1, "a|b|absmax1": torch.ones(1), "a|b|step": 7}
+    begun = Checkpoint(
+        path=None,
+        records=(),
+        trained={"a|b": torch.ones(3)},
+        optimizer=loaded,
+        generators={"cpu": torch.get_rng_state()[None]},
+        scaler=None,
+        run=None,
+    )
+    optimizer = Paged()
+    restore(begun, {"a|b": parameter}, optimizer, make_accelerator(torch.float32, torch.device("cpu")))
+    restored = optimizer.state[parameter]
+    assert [restored["state1"] is optimizer.buffers[0], restored["state2"] is optimizer.buffers[1]] == [True, True]
+    assert torch.equal(restored["state1"], state) and torch.equal(restored["state2"], state + 1)
+    assert (len(optimizer.buffers), restored["absmax1"].item(), restored["step"]) == (2, 1, 7)
+    assert torch.equal(parameter.detach(), torch.ones(3))
+
+
 def test_nan_stops_before_the_update_and_keeps_the_last_checkpoint(tiny, tmp_path, monkeypatch):
     def poisoned(model, batch, chunk):
         loss = token_loss_sum(model, batch)
@@ -318,7 +456,7 @@ def test_a_damaged_checkpoint_is_not_kept_in_the_place_of_a_whole_one(stopped, m
 @pytest.mark.parametrize(
     ("stream", "changed", "message"),
     [
-        ({}, {"learning_rate": 2e-3}, r"is of another run: learning_rate was 0.0015 and is now 0.002; resume with wh"),
+        ({}, {"learning_rate": 2e-3}, r"is of another run: learning_rate was 0.0015 and is now 0.002; resume as it w"),
         ({}, {"schedule": "constant"}, "schedule was cosine and is now constant"),
         ({}, {"warmup_steps": 2}, "warmup_steps was 1 and is now 2"),
         ({}, {"max_grad_norm": None}, "max_grad_norm was 1.0 and is now None"),

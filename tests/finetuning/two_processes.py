@@ -1,6 +1,6 @@
 """What test_train.py starts twice: python -m torch.distributed.run --nproc_per_node 2 -m tests.finetuning.two_processes
 
-Trains, with and without dropout, stops and goes on, judges; each process writes what it saw into the folder it is given.
+Trains, with and without dropout, stops and goes on, judges; each process writes down what it saw in the folder given.
 """
 
 import json
@@ -10,9 +10,9 @@ import sys
 import torch
 from accelerate import PartialState
 
+from qlora_lab import train_qlora
 from qlora_lab.finetuning import Batches, evaluate, train
 from qlora_lab.finetuning.train import make_accelerator
-from qlora_lab.train_qlora import _Judge
 from tests.conftest import tiny_model
 from tests.finetuning.test_train import random_samples, stopped_at
 
@@ -40,7 +40,7 @@ def seen(folder: pathlib.Path) -> dict:
 
 
 def judged(accelerator) -> dict:
-    """Five answers of one split, the first three right, and one of another, right; the perplexity of five texts and of one."""
+    """Five answers of a split, three of them right, one right one of another; perplexities of five texts and of one."""
 
     class Words:
         pad_token_id = 0
@@ -56,7 +56,7 @@ def judged(accelerator) -> dict:
     evaluate.generate = lambda model, tokenizer, conversations, **_: [
         f"answer {chat[-1]['content']}" if chat[-1]["content"] in "0125" else "no idea" for chat in conversations
     ]
-    judge = _Judge(chats, [], Words(), accelerator, torch.float32)
+    judge = train_qlora._Judge(chats, [], Words(), accelerator, torch.float32)
     return {
         "exact": judge.exact_match(None, chats),
         "one": judge.exact_match(None, {"shifted": chats["shifted"]}),
