@@ -189,6 +189,7 @@ def run(args: argparse.Namespace) -> dict | None:
         "peak_memory_bytes": peak,
         "trainable_parameters": trainable,
         "adapter": str(args.output / "adapter"),
+        "processes": accelerator.num_processes,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "compute_dtype": str(dtype).removeprefix("torch."),
         "samples_left_out": len(train_samples) - len(samples),
@@ -262,7 +263,7 @@ class _Judge:
         mine = [(split, chat) for split, chats in splits.items() for chat in chats]
         mine = mine[self.accelerator.process_index :: self.accelerator.num_processes]
         references = [chat[-1]["content"] for _, chat in mine]
-        longest = max((len(ids) for ids in self.tokenizer(references)["input_ids"]), default=0)
+        longest = max((len(self.tokenizer(text)["input_ids"]) for text in references), default=0)
         answers = evaluate.generate(
             model, self.tokenizer, [chat[:-1] for _, chat in mine], max_new_tokens=longest + 8, dtype=self.dtype
         )
@@ -320,7 +321,7 @@ def save_adapter(model, folder: pathlib.Path) -> None:
 
 def _steps_done(args: argparse.Namespace) -> int:
     newest = newest_checkpoint(args.output / "checkpoints") if args.resume else None
-    return int(newest.name.rpartition("-")[2]) if newest else 0
+    return len(newest.records) if newest else 0
 
 
 def _read_report(run: pathlib.Path) -> dict:
@@ -354,8 +355,8 @@ def describe(report: dict) -> str:
             shown = form.format(after) if after is not None else "-"
             lines.append(f"{label:<24}{form.format(report['before'][kind][split]):>10}{shown:>10}")
     losses = report["losses"]
+    lines += [f"{'loss':<24}{losses[0]:>10.4f}{losses[-1]:>10.4f}"] if losses else []
     lines += [
-        f"{'loss':<24}{losses[0]:>10.4f}{losses[-1]:>10.4f}",
         f"{'tokens per second':<24}{report['tokens_per_second']:>20.0f}",
         f"{'training time':<24}{report['train_seconds']:>18.0f} s",
         f"{'peak memory':<24}{report['peak_memory_bytes'] / 1e9:>17.2f} GB",
@@ -410,8 +411,9 @@ def out_of_memory(args: argparse.Namespace, error: BaseException) -> str:
 
 
 def _tokens_per_second(records: list[StepRecord]) -> float:
+    """0 where no step was taken."""
     timed = records[1:] or records  # the first step also warms up
-    return sum(r.tokens for r in timed) / sum(r.seconds for r in timed)
+    return sum(r.tokens for r in timed) / sum(r.seconds for r in timed) if timed else 0.0
 
 
 def _speaker(silent: bool):

@@ -4,16 +4,19 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 from qlora_lab.errors import UserError
 from qlora_lab.finetuning import (
     PRESETS,
     Batches,
     TokenizedSample,
+    add_adapter,
     build_random,
     collate,
     embeddings_to_cpu,
     embeddings_to_device,
+    presets,
     train,
 )
 from qlora_lab.finetuning.train import token_loss_sum
@@ -38,8 +41,6 @@ def run(model, **settings):
 
 @pytest.fixture(autouse=True)
 def fresh_accelerate():
-    from accelerate.state import AcceleratorState
-
     AcceleratorState._reset_state(True)
     yield
     AcceleratorState._reset_state(True)
@@ -226,20 +227,51 @@ def test_presets_move_embeddings_that_can_be_moved(name, tied, moved):
 
 @pytest.mark.parametrize("name", PRESETS)
 @pytest.mark.parametrize("tied", [False, True])
-def test_presets_train_like_the_standard_one(name, tied):
+def test_presets_train_like_a_loop_without_any(name, tied):
     """On a tiny 4-bit model on the CPU; the optimizer is the unpaged one, since a CPU does not page."""
-    losses = []
-    for preset in (PRESETS["standard"], PRESETS[name]):
-        from accelerate.state import AcceleratorState
-
+    shape = Shape(64, 192, 2, 4, 2, 97, tie_word_embeddings=tied)
+    preset, losses = PRESETS[name], []
+    for recipe in (None, preset):
         AcceleratorState._reset_state(True)
-        shape = Shape(64, 192, 2, 4, 2, 97, tie_word_embeddings=tied)
         base = build_random(shape, "nf4", device="cpu", compute_dtype=torch.bfloat16)
-        model = preset.adapt(base, rank=8, alpha=16)
-        dtypes = {p.dtype for p in model.parameters() if p.requires_grad}
-        assert dtypes == {getattr(torch, preset.adapter_dtype)}
-        settings = {**preset.settings(torch.bfloat16), "optimizer": "adamw_torch"}
+        if recipe:
+            model, settings = recipe.adapt(base, rank=8, alpha=16), recipe.settings(torch.bfloat16)
+            assert model.peft_config["default"].r == 8
+            assert model.peft_config["default"].lora_alpha == 16
+        else:
+            model, settings = add_adapter(base, rank=8, alpha=16), {"compute_dtype": torch.bfloat16}
+        settings["optimizer"] = "adamw_torch"
         records = train(model, Batches(samples(), 4), steps=12, learning_rate=2e-2, progress=False, **settings)
         losses.append([record.loss for record in records])
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {getattr(torch, preset.adapter_dtype)}
     assert losses[0][-1] < losses[0][0] - 0.3
     assert losses[1] == pytest.approx(losses[0], rel=0.05)
+
+
+def test_presets_are_what_they_say():
+    standard = {
+        "optimizer": "paged_adamw_32bit",
+        "compute_dtype": torch.float16,
+        "gradient_checkpointing": True,
+        "loss_chunk": None,
+        "update_in_backward": False,
+    }
+    in_backward = {"update_in_backward": True, "max_grad_norm": None}
+    expected = {
+        "standard": standard,
+        "in-backward": {**standard, **in_backward},
+        "bf16-adapters": {**standard, "compute_dtype": torch.float32},  # as they are: nothing to cast
+        "lean": {**standard, **in_backward, "compute_dtype": torch.float32, "loss_chunk": 128},
+    }
+    assert {name: preset.settings(torch.float16) for name, preset in PRESETS.items()} == expected
+    assert PRESETS["standard"].settings()["compute_dtype"] == torch.bfloat16
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_only_lean_moves_embeddings_and_only_those_that_are_no_head(monkeypatch, tied):
+    moved = []
+    monkeypatch.setattr(presets, "embeddings_to_cpu", moved.append)
+    for name, preset in PRESETS.items():
+        base = build_random(Shape(64, 192, 1, 4, 2, 97, tie_word_embeddings=tied), None, device="cpu")
+        preset.adapt(base)
+        assert [model is base for model in moved] == [True] * (name == "lean" and not tied)
