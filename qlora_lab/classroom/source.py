@@ -206,24 +206,25 @@ def refuse_in_claims(cell: Cell) -> None:
 def names_in(cell: Cell) -> tuple[set[str], set[str], set[str]]:
     """Of a cell, the names that it reads from before, those that it gives a value, and those its functions read."""
     read, bound, in_functions = set(), set(), set()
-    for depth, code in codes_of(compile(parsed(cell), "cell", "exec")):
+    for code, is_called_later in codes_of(compile(parsed(cell), "cell", "exec")):
         for instruction in dis.get_instructions(code):
             if instruction.opname in ("LOAD_NAME", "LOAD_GLOBAL"):
                 if instruction.argval not in bound:
                     read.add(instruction.argval)
-                if depth:
+                if is_called_later:
                     in_functions.add(instruction.argval)
-            elif instruction.opname in ("STORE_NAME", "STORE_GLOBAL") and (not depth or "GLOBAL" in instruction.opname):
+            elif instruction.opname in ("STORE_NAME", "STORE_GLOBAL"):
                 bound.add(instruction.argval)
     return read, bound, in_functions
 
 
-def codes_of(code: types.CodeType, depth: int = 0) -> Iterator[tuple[int, types.CodeType]]:
-    """A cell's code, and that of the functions in it."""
-    yield depth, code
+def codes_of(code: types.CodeType, is_called_later: bool = False) -> Iterator[tuple[types.CodeType, bool]]:
+    """A cell's code and what is in it: comprehensions, which run with the cell, and functions, which may run later."""
+    yield code, is_called_later
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
-            yield from codes_of(constant, depth + 1)
+            is_comprehension = constant.co_name.startswith("<") and constant.co_name != "<lambda>"
+            yield from codes_of(constant, is_called_later or not is_comprehension)
 
 
 def parsed(cell: Cell) -> ast.Module:
