@@ -27,7 +27,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from qlora_lab.classroom import checks
-from qlora_lab.classroom.build import REPOSITORY, code_cells
+from qlora_lab.classroom.outputs import code_cells
+from qlora_lab.classroom.source import REPOSITORY
 from qlora_lab.errors import UserError
 
 CHECK = re.compile(r"^(check_\w+)\((.*)\)\s*$", re.MULTILINE)

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from qlora_lab.classroom import grade as grader
-from qlora_lab.classroom.build import REPOSITORY
+from qlora_lab.classroom.source import REPOSITORY
 from qlora_lab.errors import UserError
 
 RIGHT = {
