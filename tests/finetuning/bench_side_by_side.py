@@ -3,9 +3,9 @@
     python tests/finetuning/bench_side_by_side.py [--rounds 3] [--steps 8] [--spin 1000 30000]
 
 PyTorch splits an operation among OpenMP's threads, one a core. A thread that has finished its share spins while it
-waits for the others: quickest when it has the core to itself, ruinous when the thread it waits for needs that core. Each
-way is tried alone and beside a second training of its kind, all in turn and several times over, since machines are
-noisy. Printed are medians of tokens a second; of two side by side, for each.
+waits for the others: quickest when it has the core to itself, ruinous when the thread it waits for needs that core.
+Each way is tried alone and beside a second training of its kind, all in turn and several times over, since machines
+are noisy. Printed are medians of tokens a second; of two side by side, for each.
 """
 
 import argparse
