@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from qlora_lab.errors import UserError
 from qlora_lab.finetuning import Batches, TokenizedSample, TrainingDiverged, collate, text_loss, train, train_steps
+from qlora_lab.finetuning.settings import TrainSettings
 from qlora_lab.finetuning.train import (
     Checkpoint,
     checkpoint_activations,
@@ -678,6 +679,87 @@ def test_schedule():
     assert 0 < cosine[-1] < 0.05
     assert [rate(step, 10, 0, "constant") for step in range(1, 11)] == [1.0] * 10
     assert rate(1, 1, 5, "cosine") == 1.0
+
+
+def test_the_schedule_is_the_one_asked_for(tiny):
+    settings = {"steps": 5, "schedule": "constant", "warmup_steps": 3, "learning_rate": 0.008}
+    records = train(tiny, Batches(random_samples(4), 4), progress=False, **settings)
+    assert [r.learning_rate for r in records] == pytest.approx([0.002, 0.004, 0.006, 0.008, 0.008])
+
+
+def test_defaults_are_those_that_the_course_was_measured_with():
+    assert TrainSettings(7) == TrainSettings(
+        steps=7,
+        learning_rate=0.0015,
+        schedule="cosine",
+        warmup_steps=3,
+        max_grad_norm=1.0,
+        weight_decay=0.0,
+        optimizer="adamw_torch",
+        compute_dtype=torch.float32,
+        gradient_checkpointing=False,
+        activation_offloading=False,
+        loss_chunk=None,
+        update_in_backward=False,
+        fast=False,
+        checkpoint_every=10,
+    )
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"steps": 0}, "steps=0: must be at least 1"),
+        ({"learning_rate": 0.0}, "learning_rate=0.0: must be a positive number"),
+        ({"learning_rate": -1.0}, "learning_rate=-1.0: must be a positive number"),
+        ({"learning_rate": math.inf}, "learning_rate=inf: must be a positive number"),
+        ({"learning_rate": math.nan}, "learning_rate=nan: must be a positive number"),
+        ({"warmup_steps": -1}, "warmup_steps=-1: must be 0 or more"),
+        ({"max_grad_norm": 0.0}, "max_grad_norm=0.0: must be positive, or None"),
+        ({"max_grad_norm": math.nan}, "max_grad_norm=nan: must be positive, or None"),
+        ({"weight_decay": -0.1}, "weight_decay=-0.1: must be 0 or more"),
+        ({"weight_decay": math.inf}, "weight_decay=inf: must be 0 or more"),
+        ({"loss_chunk": 0}, "loss_chunk=0: must be at least 1, or None"),
+        ({"checkpoint_every": 0}, "checkpoint_every=0: must be at least 1 step"),
+        (
+            {"update_in_backward": True, "max_grad_norm": None, "compute_dtype": torch.float16},
+            "update_in_backward cannot unscale fp16 gradients: use bf16 or fp32 compute",
+        ),
+        ({"update_in_backward": True}, "update_in_backward needs max_grad_norm=None"),
+        ({"activation_offloading": True}, "keeps: switch that on too"),
+    ],
+)
+def test_settings_are_judged_when_they_are_made(setting, message):
+    with pytest.raises(UserError, match=message):
+        TrainSettings(**{"steps": 1, **setting})
+    TrainSettings(steps=1, warmup_steps=0, max_grad_norm=None, weight_decay=0.1, loss_chunk=1, checkpoint_every=1)
+
+
+def test_what_several_processes_cannot_do():
+    device, early = torch.device("cpu"), TrainSettings(1, update_in_backward=True, max_grad_norm=None)
+    TrainSettings(1).require_possible(device, 6, 1, processes=3)
+    with pytest.raises(UserError, match="batch_size=6 cannot be shared evenly by 4 processes"):
+        TrainSettings(1).require_possible(device, 6, 1, processes=4)
+    early.require_possible(device, 6, 1)
+    with pytest.raises(UserError, match="update_in_backward needs one process"):
+        early.require_possible(device, 6, 1, processes=2)
+    with pytest.raises(UserError, match="needs accumulation=1: it updates after each of 2"):
+        early.require_possible(device, 6, 2)
+
+
+def test_the_accelerators_processes_are_asked_before_the_first_step(tiny):
+    class Three:
+        num_processes = 3
+
+    with pytest.raises(UserError, match="batch_size=4 cannot be shared evenly by 3 processes"):
+        train_steps(tiny, Batches(random_samples(4), 4), steps=1, accelerator=Three())
+
+
+def test_settings_come_in_one_way_only(tiny):
+    settings, batches = TrainSettings(2, learning_rate=1e-2), Batches(random_samples(4), 4)
+    with pytest.raises(TypeError, match="got settings and also steps"):
+        train_steps(tiny, batches, settings, steps=3)
+    assert [r.learning_rate for r in train(tiny, batches, settings, progress=False)] == pytest.approx([0.005, 0.01])
 
 
 @pytest.mark.parametrize(
