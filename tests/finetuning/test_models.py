@@ -11,6 +11,7 @@ import sys
 import time
 
 import pytest
+import safetensors.torch
 import torch
 
 from qlora_lab.errors import UserError
@@ -343,12 +344,10 @@ def test_damaged_weights_in_a_folder(tiny_folder, tmp_path):
 
 @pytest.mark.parametrize("quantization", [None, "nf4"])
 def test_missing_weights_are_not_made_up(tiny_folder, tmp_path, quantization):
-    from safetensors.torch import load_file, save_file
-
     broken = shutil.copytree(tiny_folder, tmp_path / "broken")
-    weights = load_file(broken / "model.safetensors")
+    weights = safetensors.torch.load_file(broken / "model.safetensors")
     del weights["model.layers.1.mlp.up_proj.weight"], weights["model.norm.weight"]
-    save_file(weights, broken / "model.safetensors", {"format": "pt"})
+    safetensors.torch.save_file(weights, broken / "model.safetensors", {"format": "pt"})
     message = r"lacks 2 weights of a LlamaForCausalLM \(model.layers.1.mlp.up_proj.weight is the first\)"
     with pytest.raises(UserError, match=message):
         load_model(broken, quantization, device="cpu")
@@ -420,14 +419,14 @@ class Pickled:
         self.marker = marker
 
     def __reduce__(self):
-        return exec, (f"open({str(self.marker)!r}, 'w').write('ran')",)
+        return pathlib.Path.touch, (self.marker,)
 
 
 def plant(tiny_folder, folder: pathlib.Path, kind: str) -> pathlib.Path:
     """A copy of the tiny checkpoint that brings code; whatever runs of it writes the file that is returned."""
     marker = folder.with_suffix(".ran")
     shutil.copytree(tiny_folder, folder)
-    write = f"open({str(marker)!r}, 'w').write('ran')\n"
+    write = f"import pathlib\npathlib.Path({str(marker)!r}).touch()\n"
     (folder / "configuration_evil.py").write_text(
         f"{write}from transformers import LlamaConfig\nclass EvilConfig(LlamaConfig): model_type = 'evil'\n"
     )
@@ -454,8 +453,9 @@ def plant(tiny_folder, folder: pathlib.Path, kind: str) -> pathlib.Path:
         config |= {"auto_map": code}
         tokenizer |= tokenizer_code
     else:
+        weights = safetensors.torch.load_file(folder / "model.safetensors")
         (folder / "model.safetensors").unlink()
-        torch.save(Pickled(marker), folder / "pytorch_model.bin")
+        torch.save(weights if kind == "harmless pickle" else Pickled(marker), folder / "pytorch_model.bin")
         torch.save(Pickled(marker), folder / "adapter_model.bin")
         if kind == "pickle by name":
             config |= {"transformers_weights": "adapter_model.bin"}
@@ -482,6 +482,7 @@ PLANTED = {
     "model": OWN_CODE,
     "tokenizer": OWN_CODE,
     "pickle": PICKLED,
+    "harmless pickle": PICKLED,
     "pickle by name": PICKLED,
 }
 
