@@ -406,9 +406,7 @@ def why(error: Exception) -> str:
             "it wants to run Python code of its own (auto_map in its config or tokenizer), and this package runs no "
             "model's code: choose a model whose architecture transformers has itself"
         )
-    if isinstance(error, pickle.UnpicklingError) or (
-        "no" in str(error) and "file named model.safetensors" in str(error)
-    ):
+    if isinstance(error, pickle.UnpicklingError) or "file named model.safetensors" in str(error):
         return (
             "it has no weights in model.safetensors, and pickled ones (pytorch_model.bin) are not read, since pickles "
             "can run code: where you trust them, convert them once with transformers' from_pretrained and "

@@ -93,7 +93,7 @@ class QuantizedLinear(nn.Module):
 
     def _save_to_state_dict(self, destination, prefix, keep_vars):
         if not isinstance(self.weight, QuantizedTensor):
-            raise UserError(f"a {type(self.weight).__name__} cannot be saved: only 4-bit QuantizedTensor can")
+            raise UserError(f"a {type(self.weight).__name__} cannot be saved or loaded: only 4-bit QuantizedTensor can")
         super()._save_to_state_dict(destination, prefix, keep_vars)
         destination.update({f"{prefix}weight.{name}": part for name, part in self.weight.state_dict().items()})
 

@@ -94,9 +94,33 @@ def test_the_same_layers_and_counts_as_peft(targets):
     assert trainable_parameters(ours) == lora_parameters(ours) == trainable_parameters(theirs)
 
 
-def test_only_adapters_are_trained():
-    model = add_lora(llama(), targets=["q_proj"])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_only_adapters_are_trained_and_they_are_what_was_asked_for(training, dtype):
+    model = add_lora(llama().train(training), 4, alpha=12, targets="q_proj", dropout=0.25, dtype=dtype)
     assert {name.rpartition(".")[2] for name, p in model.named_parameters() if p.requires_grad} == {"lora_A", "lora_B"}
+    for layer in lora_layers(model).values():
+        assert (layer.rank, layer.alpha, layer.dropout, layer.training) == (4, 12, 0.25, training)
+        assert (layer.lora_A.dtype, layer.lora_B.dtype) == (dtype, dtype)
+    with torch.device("meta"):
+        empty = LlamaForCausalLM(tiny_config(vocab_size=97))
+    assert all(layer.lora_A.is_meta for layer in lora_layers(add_lora(empty)).values())
+
+
+def test_autocast_decides_the_dtype():
+    """fp32 adapters on a bf16 output: the sum is bf16, as the next layer expects."""
+    layer = LoraLinear(nn.Linear(6, 4), rank=2, alpha=3)
+    layer.lora_B.data.normal_()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(torch.randn(5, 6)).dtype == torch.bfloat16
+    assert layer.to(torch.bfloat16)(torch.randn(5, 6, dtype=torch.bfloat16)).dtype == torch.bfloat16
+
+
+def test_a_target_is_a_name_or_the_end_of_a_dotted_one():
+    top = nn.ModuleDict(
+        {"up": nn.Linear(4, 4), "backup": nn.Linear(4, 4), "deep": nn.ModuleDict({"up": nn.Linear(4, 4)})}
+    )
+    assert list(lora_layers(add_lora(top, targets="up"))) == ["up", "deep.up"]
 
 
 def test_the_seed_is_that_of_the_adapter_alone(tmp_path):
@@ -209,8 +233,23 @@ def test_saved_and_loaded_again_is_the_same(tmp_path):
     again = load_lora(llama(), tmp_path)
     assert torch.equal(logits(again), logits(model))
     assert list(lora_layers(again)) == list(lora_layers(model))
-    other = add_lora(llama(), rank=4, alpha=99, targets=["q_proj", "down_proj"], seed=5)
+    other = add_lora(llama(), rank=4, alpha=99, targets=["q_proj", "down_proj"], dropout=0.5, seed=5)
     assert torch.equal(logits(load_lora(other, tmp_path)), logits(model))  # overwritten, alpha too
+    assert {layer.dropout for layer in lora_layers(other).values()} == {0.0}
+
+
+def test_peft_reads_every_setting_that_was_saved(tmp_path):
+    model = add_lora(llama(), rank=4, alpha=12, targets=["layers.1.mlp.up_proj"], dropout=0.25)
+    model.config._name_or_path = "owner/name"
+    save_lora(model, tmp_path / "deep" / "down")
+    config = LoraConfig.from_pretrained(tmp_path / "deep" / "down")
+    assert (config.r, config.lora_alpha, config.lora_dropout, config.bias) == (4, 12, 0.25, "none")
+    assert config.target_modules == {"model.layers.1.mlp.up_proj"}  # `up_proj` would mean layer 0's too
+    assert (config.base_model_name_or_path, config.task_type, config.inference_mode) == (
+        "owner/name",
+        "CAUSAL_LM",
+        True,
+    )
 
 
 @pytest.mark.parametrize("failing", ["adapter_model.safetensors", "adapter_config.json"])
@@ -306,9 +345,13 @@ def test_impossible_adapters_are_refused():
     raises("rank=0: must be at least 1", add_lora, llama(), rank=0)
     raises("no linear layer named 'q_projj': did you mean q_proj", add_lora, llama(), targets=["q_projj"])
     raises("no linear layer named 'zzz': it has down_proj, ", add_lora, llama(), targets=["zzz"])
+    raises("no linear layer named 'proj'", add_lora, llama(), targets=["proj"])
     raises("targets is empty", add_lora, llama(), targets=[])
     raises("has LoRA layers already", add_lora, add_lora(llama()))
     raises("LayerNorm is not linear-like", LoraLinear, nn.LayerNorm(4), 2, 4)
+    no_weight = nn.Module()
+    no_weight.in_features = no_weight.out_features = 4
+    raises("Module is not linear-like", LoraLinear, no_weight, 2, 4)
     gpt2 = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=11)).transformer
     raises("no linear layer that LoRA could adapt: it is made of .*Conv1D", add_lora, gpt2)
 
@@ -348,6 +391,11 @@ def test_missing_or_damaged_files(tmp_path):
     raises("does not fit", load_lora, llama(), tmp_path)
     save_file({**tensors, "base_model.model.lm_head.weight": torch.zeros(1)}, weights)
     raises("not plain LoRA .*lm_head", load_lora, llama(), tmp_path)
+    save_file({}, weights)
+    raises("nothing does not fit r=4", load_lora, llama(), tmp_path)
+    norm = {f"base_model.model.model.norm.lora_{part}.weight": torch.zeros(4, 4) for part in "AB"}
+    save_file(norm, weights)
+    raises("another base: this model has no linear layer model.norm", load_lora, llama(), tmp_path)
 
 
 def test_another_base_is_refused(tmp_path):
@@ -372,6 +420,8 @@ def test_another_rank_or_other_layers_are_refused(tmp_path):
     save_lora(add_lora(llama(), rank=4), tmp_path)
     raises("the adapter has rank 4, the model's LoRA layers 8", load_lora, add_lora(llama(), rank=8), tmp_path)
     raises("the adapter has 14 layers", load_lora, add_lora(llama(), rank=4, targets=["q_proj"]), tmp_path)
+    save_lora(add_lora(llama(), rank=4, targets=["v_proj"]), tmp_path / "v")
+    raises("the adapter has 2 layers", load_lora, add_lora(llama(), rank=4, targets=["q_proj"]), tmp_path / "v")
     raises("is merged into this model", load_lora, merge(add_lora(llama(), rank=4)), tmp_path)
 
 

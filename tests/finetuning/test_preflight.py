@@ -18,7 +18,7 @@ from transformers import BitsAndBytesConfig
 
 from qlora_lab.errors import UserError
 from qlora_lab.finetuning import Preflight, preflight
-from qlora_lab.finetuning.preflight import EXPERTS, bytes_in_4_bits, main
+from qlora_lab.finetuning.preflight import EXPERTS, Weight, bytes_in_4_bits, main
 
 SMALL = {"vocab_size": 96, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
@@ -191,6 +191,15 @@ def test_reasons(model, name, reason):
     assert reasons(preflight(config))[name] == reason
 
 
+def test_reasons_in_a_model_of_pictures():
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 4}
+    config = transformers.SiglipVisionConfig(**sizes, image_size=16, patch_size=8, architectures=["SiglipVisionModel"])
+    said = {name.removeprefix("vision_model."): reason for name, reason in reasons(preflight(config)).items()}
+    assert said["head.attention.out_proj.weight"].startswith("NonDynamicallyQuantizableLinear: only nn.Linear itself")
+    assert said["head.attention.in_proj_weight"] == "bare 2-D parameter: no nn.Linear"
+    assert said["embeddings.patch_embedding.weight"] == "convolution: no nn.Linear"
+
+
 def test_llama_7b_needs_the_bytes_of_the_arithmetic():
     """LlamaConfig's defaults are LLaMA-7B's. Nothing is allocated: 6.7 billion parameters in a second."""
     said = preflight(transformers.LlamaConfig())
@@ -210,6 +219,41 @@ def test_verdicts():
     assert experts.verdict.startswith("hardly pays: ") and "stay in 16 bits (fused experts): " in experts.verdict
     none = dataclasses.replace(small, targets=(), peft_error="no match")
     assert none.verdict == "cannot be adapted as it is: PEFT's all-linear finds no target (no match)"
+
+
+def by_hand(*weights: Weight, buffer_bytes: int = 0) -> Preflight:
+    return Preflight("M", weights, ("a",), "", buffer_bytes, 2 * sum(weight.numel for weight in weights), ())
+
+
+@pytest.mark.parametrize(
+    ("in_4_bits", "said"),
+    [
+        (99, "hardly pays: 50% of the parameters stay in 16 bits (wide): 250 MB instead of 398 MB"),
+        (101, "works, but 80% of the bytes stay in 16 bits (wide): 250 MB instead of 402 MB"),
+        (399, "works, but 50% of the bytes stay in 16 bits (wide): 400 MB instead of 998 MB"),
+        (401, "fits: 400 MB instead of 1 GB, 50% of it in 16 bits"),
+    ],
+)
+def test_verdicts_change_at_one_half(in_4_bits, said):
+    """100 million parameters in 16 bits beside some in 4, 0.5 bytes each; the widest of the reasons is named."""
+    million = 10**6
+    left = (
+        Weight("w", (60, million), False, "wide: of one weight", 120 * million),
+        Weight("a", (20, million), False, "narrow: of two", 40 * million),
+        Weight("b", (20, million), False, "narrow: of two", 40 * million),
+    )
+    assert (
+        by_hand(*left, Weight("q", (in_4_bits, million), True, "linear layer", in_4_bits * million // 2)).verdict
+        == said
+    )
+
+
+def test_buffers_count_as_left():
+    weights = Weight("q", (8, 10), True, "linear layer", 40), Weight("n", (20,), False, "vector", 40)
+    said = by_hand(*weights, buffer_bytes=20)
+    assert (said.nbytes, said.share_of_bytes_left, said.share_of_parameters_left) == (100, 0.6, 0.2)
+    assert re.search(r"buffers \(rotary, masks\) +0.0\n", str(said))
+    assert "buffers" not in str(dataclasses.replace(said, buffer_bytes=0))
 
 
 def test_whether_all_linear_adapts_fused_experts_depends_on_the_architecture():
@@ -241,7 +285,7 @@ def test_table_adds_up():
     rows = [line for line in lines if line.startswith(("4 bits", "left"))]
     assert sum(int(line.split()[-3].replace(",", "")) for line in rows) == said.parameters
     assert lines[0] == f"Qwen2MoeForCausalLM: {said.parameters:,} parameters"
-    assert lines[-1] == said.verdict
+    assert lines[-len(said.notes) - 1 :] == [*said.notes, said.verdict] and said.notes
     assert any("2 × q_proj, " in line for line in lines)
 
 
@@ -296,7 +340,7 @@ def test_bytes_of_a_weight(numel):
         ),
         (
             lambda: transformers.ResNetConfig(architectures=["ResNetModel"]),
-            "quantize nothing in ResNetModel: of its .* parameters are .*convolution",
+            r"quantize nothing in ResNetModel: of its .* parameters are 100% convolution, 0% vector$",
         ),
     ],
 )

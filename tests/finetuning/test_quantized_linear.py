@@ -30,6 +30,7 @@ from qlora_lab.finetuning import (
     train,
     unload,
 )
+from qlora_lab.finetuning.quantized_linear import frozen_weight
 from qlora_lab.finetuning.train import token_loss_sum
 from qlora_lab.quantization import FP4, quantize, quantize_absmax, quantize_affine
 from tests.conftest import tiny_config
@@ -227,7 +228,12 @@ def test_dequantized_model_computes_the_same():
 
 def test_biases_stay():
     """What quantization changes is what rounding the weights alone changes."""
-    model, rounded = quantize_linears(llama(**BIASES)), llama(**BIASES)
+    model, rounded = llama(**BIASES), llama(**BIASES)
+    model.model.layers[1].train()
+    modes = {name: module.training for name, module in model.named_modules()}
+    model = quantize_linears(model)
+    assert {name: module.training for name, module in model.named_modules()} == modes
+    assert not any(p.requires_grad for p in model.parameters())
     for name, module in model.named_modules():
         if isinstance(module, QuantizedLinear):
             rounded.get_submodule(name).weight.data = module.weight.dequantize()
@@ -238,8 +244,12 @@ def test_biases_stay():
 @pytest.mark.parametrize("take", [from_bitsandbytes, dequantize_linears])
 def test_biases_of_bitsandbytes_layers_stay(biased_folder, take):
     model, _ = load_model(biased_folder, "nf4", device="cpu", compute_dtype=torch.float32)
+    model.model.layers[1].train()
+    modes = {name: module.training for name, module in model.named_modules()}
     expected = model(IDS).logits
-    torch.testing.assert_close(take(model)(IDS).logits, expected, rtol=1e-5, atol=1e-5)
+    taken = take(model)
+    torch.testing.assert_close(taken(IDS).logits, expected, rtol=1e-5, atol=1e-5)
+    assert {name: module.training for name, module in taken.named_modules()} == modes
 
 
 def test_dequantized_to_a_dtype_and_a_mode_as_before():
@@ -347,6 +357,9 @@ def test_bad_input_is_refused():
 def test_bitsandbytes_layers_are_taken_over_byte_by_byte(tiny_folder, quantization, double_quant):
     model, _ = load_model(tiny_folder, quantization, double_quant, "cpu", torch.float32)
     expected = dequantize_linears(copy.deepcopy(model))
+    as_it_lies = frozen_weight(model.model.layers[1].mlp.up_proj)
+    assert torch.equal(as_it_lies.dequantize(), expected.model.layers[1].mlp.up_proj.weight)
+    assert as_it_lies.codes.data_ptr() == model.model.layers[1].mlp.up_proj.weight.data_ptr()  # nothing is copied
     ours = from_bitsandbytes(model)
     assert sum(isinstance(module, QuantizedLinear) for module in ours.modules()) == 14
     for name, module in ours.named_modules():
