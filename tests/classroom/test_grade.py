@@ -50,7 +50,8 @@ def test_right_wrong_open_missing_and_redefined(tmp_path, monkeypatch):
         "def extra_gigabytes(*numbers):\n    ...  # your code",
         "check_zero_point_cost(extra_gigabytes)",
         "open('left behind', 'w').close()\nname = input('your name? ')",  # nobody is there to answer
-        "check_labels(print)",  # of another notebook
+        "from qlora_lab.classroom.checks import check_bytes_of_weights\n"  # of another notebook
+        "check_bytes_of_weights(lambda parameters, bits: parameters * bits / 8)",
     )
     report = grader.grade(path, grader.Limits(cell_seconds=60))
     assert report.course == "04_double_quantization"
@@ -68,9 +69,9 @@ def test_right_wrong_open_missing_and_redefined(tmp_path, monkeypatch):
         "code cell 3 (`1 / 0`)",
         "code cell 9 (`check_zero_point_cost(extra_gigabytes)`)",  # which it has not imported: judged all the same
         "code cell 10 (`open('left behind', 'w').close()`)",
-        "code cell 11 (`check_labels(print)`)",
         "check_triple_quantization is not called",
     ]
+    assert "StdinNotImplementedError" in report.notes[2]
     assert not own.exists() and not list(here.iterdir())
     text = str(report)
     assert text.startswith(f"{path}: {report.points} of {report.of} points\n  ✓ 4.1  ")

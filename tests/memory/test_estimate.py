@@ -22,7 +22,8 @@ from qlora_lab.memory.estimate import (
     trainable_parameters,
     trained_tensors,
 )
-from qlora_lab.memory.record import comparisons
+from qlora_lab.memory.record import Comparison, comparisons
+from tests.conftest import tiny_config
 
 RECORDS = pathlib.Path(__file__).parents[2] / "data" / "records"
 
@@ -169,6 +170,31 @@ def test_parameters_are_those_of_transformers_model(name):
     assert from_config(model.config) == replace(shape, num_hidden_layers=1)
 
 
+@pytest.mark.parametrize(
+    ("settings", "biased"),
+    [
+        ({"attention_bias": True}, ("q_proj", "k_proj", "v_proj", "o_proj")),
+        ({"mlp_bias": True}, ("gate_proj", "up_proj", "down_proj")),
+        ({"head_dim": 24}, ()),  # heads that are wider together than the stream
+        ({"num_key_value_heads": None}, ()),
+    ],
+)
+def test_biases_and_heads_are_those_of_transformers_model(settings, biased):
+    from transformers import LlamaForCausalLM
+
+    config = tiny_config(**settings)
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config)
+    shape = from_config(config)
+    linears = {name.rpartition(".")[2]: m for name, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
+    assert shape.linears() == {
+        name: (m.in_features, m.out_features) for name, m in linears.items() if name != "lm_head"
+    }
+    assert shape.biased == tuple(name for name, m in linears.items() if m.bias is not None) == biased
+    sizes = [p.numel() for p in model.parameters()]
+    assert shape.parameters() == sum(sizes) and sorted(trained_tensors(shape, "full")) == sorted(sizes)
+
+
 TARGETS = {
     "all-linear": "all-linear",
     "q+v": ["q_proj", "v_proj"],
@@ -268,6 +294,7 @@ def test_optimizer_states():
     assert optimizer_state_bytes([1000, 99_999, 100_000], "paged_adamw_32bit") == (8 * 100_999, 8 * 100_000)
     # too small for 8 bits; a scale for each 256
     assert optimizer_state_bytes([1000, 25_600], "adamw_8bit") == (8 * 1000 + 2 * 25_600 + 2 * 4 * 100, 0)
+    assert optimizer_state_bytes([4095, 4096], "adamw_8bit") == (8 * 4095 + 2 * 4096 + 2 * 4 * 16, 0)
     assert optimizer_state_bytes([256_000], "paged_adamw_8bit") == (2 * 4 * 1000, 2 * 256_000)
 
 
@@ -291,6 +318,24 @@ def test_each_preset_needs_less_than_the_standard_one():
     assert need["in-backward"] < need["standard"]
     knobs = estimate(SHAPES["llama-65b"], **PRESETS["lean"])
     assert knobs.peak_allocated == need["lean"]
+
+
+def test_embeddings_go_to_the_cpu_and_the_head_stays():
+    two, tied = SHAPES["llama-7b"], SHAPES["smollm2-1.7b"]
+    matrix = 2 * 32000 * 4096
+    there, here = (estimate(two, embeddings_on_cpu=on_cpu).parts["embeddings and head"] for on_cpu in (True, False))
+    assert (there, here) == (matrix, 2 * matrix)
+    assert estimate(tied, embeddings_on_cpu=True).parts == estimate(tied).parts  # the same matrix is the head
+
+
+def test_a_chunk_larger_than_the_batch_changes_nothing_but_what_it_keeps():
+    """Logits are those of 63 positions, in 12 bytes each at the most, however large the chunk is."""
+    parts = estimate(Shape(64, 192, 1, 4, 2, 100_000), sequence_length=64, loss_chunk=1000).parts
+    assert parts["logits and loss"] == 12 * 63 * 100_000
+
+
+def test_a_deviation_is_negative_where_too_little_was_predicted():
+    assert Comparison("a run", "held out", measured=200, predicted=190).deviation == pytest.approx(-0.05)
 
 
 # ------------------------------------------------------------------------------------------------- against measurements

@@ -234,6 +234,8 @@ def test_managed_memory_is_lent_again():
     assert lender.lend(3, 4, dtype=torch.float32) is first
     lender.lend(4, 3, dtype=torch.float32)
     assert len(made) == 3
+    half = lender.lend(3, 4, dtype=torch.float16)  # not the second, which is idle and as long
+    assert half.dtype == torch.float16 and len(made) == 4
 
 
 def test_record_is_written_after_each_run_and_taken_up_again(tmp_path, capsys):
@@ -253,6 +255,16 @@ def test_record_is_written_after_each_run_and_taken_up_again(tmp_path, capsys):
     with pytest.raises(record.OutOfTime):
         Record(path, {}, limit_seconds=-1).wants("caps", key, "llama-7b")
     assert "lean" in capsys.readouterr().out
+
+
+def test_a_record_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
+    kept = Record(tmp_path / "memory-x.json", {"device": "x", "date": "2026-11-24"})
+    kept.add("runs", {"shape": "llama-7b", "skipped": "needs 90.0 GB"})
+    before = kept.path.read_text()
+    monkeypatch.setattr("json.dumps", lambda *_, **__: (_ for _ in ()).throw(OSError("No space left on device")))
+    with pytest.raises(OSError, match="No space left"):
+        kept.add("runs", {"shape": "llama-13b", "skipped": "needs 90.0 GB"})
+    assert kept.path.read_text() == before
 
 
 def test_settings_kept_aside_are_not_in_the_grid():
@@ -291,7 +303,10 @@ def test_lists_are_worked_through(tmp_path, monkeypatch):
     record.run_explain(kept, device)
     written = json.loads(kept.path.read_text())
     assert len(written["runs"]) == len(record.GRID) + len(record.HELD_OUT)
-    assert [run for run in written["runs"] if "skipped" in run]
+    # 50 GB are free, of which 4 are to spare
+    fits = [s.predicted() for s in (*record.GRID, *record.HELD_OUT)]
+    fits = [p.peak_allocated + p.outside["paged optimizer states"] <= 46e9 for p in fits]
+    assert ["skipped" not in run for run in written["runs"]] == fits and len(set(fits)) == 2
     smallest = {(r["shape"], r["preset"]): r["card_gb"] for r in written["caps"] if "measured" in r}
     assert len(smallest) == 4 * len(PRESETS)
     assert smallest["llama-33b", "lean"] == 24

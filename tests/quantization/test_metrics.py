@@ -26,9 +26,16 @@ def test_by_hand():
     x, restored = torch.tensor([3.0, 4.0]), torch.tensor([3.0, 4.5])
     assert relative_rms(x, restored) == pytest.approx(0.5 / 5)
     assert snr_db(x, restored) == pytest.approx(20)
-    assert max_error(x, restored) == 0.5
+    assert max_error(x, restored) == max_error(restored, x) == 0.5
     assert snr_db(x, x) == math.inf
     assert max_error(torch.empty(0), torch.empty(0)) == 0
+
+
+def test_sums_lose_no_digits():
+    """In float64 the error of answering 0 everywhere is the original to the last bit."""
+    x = torch.randn(1000, generator=torch.Generator().manual_seed(0))
+    assert relative_rms(x, torch.zeros(1000)) == 1
+    assert snr_db(x, torch.zeros(1000)) == 0
 
 
 def test_shapes_must_agree():
@@ -51,8 +58,9 @@ def test_level_usage_by_hand():
 
 def test_levels_that_nothing_chose_are_counted_too():
     """The lowest level only: all others have a share of 0, those above the last one chosen too."""
-    x = -torch.ones(32)
-    assert level_usage(quantize(x, block_size=32)).tolist() == [1] + 15 * [0]
+    x = -torch.ones(2, 16)
+    usage = level_usage(quantize(x, block_size=32))
+    assert usage.dtype == torch.float64 and usage.tolist() == [1] + 15 * [0]
     assert level_usage(quantize_absmax(x, 4)).tolist() == [1] + 14 * [0]
     assert level_usage(quantize_affine(x, 4)).tolist() == [1] + 15 * [0]
 

@@ -65,6 +65,7 @@ def test_groups():
     assert quantize_absmax(x, block_size="row").scale.tolist() == pytest.approx([2 / 127, 20 / 127])
     assert quantize_absmax(x, block_size=1).scale.tolist() == pytest.approx([k / 127 for k in (1, 2, 10, 20)])
     assert quantize_affine(x, block_size="row").minimum.tolist() == [1, 10]
+    assert quantize_affine(x[:, :1], block_size="row").minimum.tolist() == [1, 10]
 
 
 def test_torchs_own_quantizer_agrees():
@@ -113,6 +114,15 @@ def test_bits_per_parameter_count_the_constants():
     assert quantize_affine(x, 4, 32).bits_per_parameter == 6.0
     assert quantize_absmax(x, 8).bits_per_parameter == 8 + 32 / 4096
     assert quantize_affine(x, 4, 32).nbytes == 4096 + 2 * 4 * 128
+
+
+def test_moves_between_devices():
+    for q in (quantize_absmax(torch.randn(5, 33), 4, 32), quantize_affine(torch.randn(5, 33), 4, 32)):
+        moved = q.to("meta")  # there is no second device everywhere, but there is this one
+        parts = [moved.codes, moved.scale] + ([] if q.minimum is None else [moved.minimum])
+        assert {part.device.type for part in [moved, *parts]} == {"meta"}
+        assert (moved.nbytes, moved.shape, moved.bits) == (q.nbytes, q.shape, q.bits)
+        assert torch.equal(q.to("cpu").dequantize(), q.dequantize())
 
 
 @pytest.mark.parametrize("shape", [(0,), (0, 4), (3, 0), ()])
