@@ -79,7 +79,7 @@ full = {
 }
 taught = {"weights": 14, "gradients": 14, "optimizer states": 28}
 rows = {"taught": taught, "full fine-tuning": {part: size / 1e9 for part, size in full.items()}}
-plot_memory(new_axes(height=2.9), rows, CARDS, prediction)
+_ = plot_memory(new_axes(height=2.9), rows, CARDS, prediction)
 
 # %% claims
 ours = estimate(shape, "full", full_precision="mixed", optimizer="adamw_torch")
@@ -309,7 +309,7 @@ plot_memory(bottom, {name: bars[name] for name in ("LoRA", "QLoRA")}, CARDS, lim
 for ax in (top, bottom):
     ax.spines[["top", "right"]].set_visible(False)
 top.figure.legend(*top.get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False, fontsize=9)
-bottom.set_xlabel("the lower two, enlarged (GB, 10$^9$ bytes)")
+_ = bottom.set_xlabel("the lower two, enlarged (GB, 10$^9$ bytes)")
 
 # %% claims
 assert [f"{memory.total / 1e9:.0f}" for memory in needed.values()] == ["109", "17", "7"]
