@@ -64,12 +64,12 @@ def told(monkeypatch) -> dict:
 @pytest.fixture
 def judged(monkeypatch) -> dict:
     """What a model is judged on by the command line. The answer to everything is "yes"; a token costs 0.5 nats."""
-    judged = {"asked": [], "texts": []}
+    judged, answer = {"asked": [], "texts": []}, train_qlora.evaluate.generate
 
     def generate(model, tokenizer, conversations, max_new_tokens, dtype):
         judged.update(max_new_tokens=max_new_tokens, dtype=dtype)
         judged["asked"].append(conversations)
-        return ["yes"] * len(conversations)
+        return ["yes"] * len(conversations) if conversations else answer(model, tokenizer, [])
 
     def text_loss(model, samples, pad_token_id, dtype):
         judged["texts"].append(samples)
@@ -229,7 +229,7 @@ def test_ctrl_c_leaves_a_usable_adapter(tiny_folder, tmp_path):
     assert (output / "adapter" / "adapter_model.safetensors").is_file()
 
 
-# ------------------------------------------------------------------------------------------------ what each flag changes
+# ----------------------------------------------------------------------------------------------- what each flag changes
 
 
 def trained(told) -> dict:

@@ -103,7 +103,7 @@ def _messages(line: str, where: str) -> list[dict[str, str]]:
             silent = message.get("role") == "system" and message.get("content") == ""  # keeps a template's own away
             _require_text(message, ("role",) if silent else ("role", "content"), f"{where}, message {number}")
         if len(messages) < 2 or messages[-1]["role"] != "assistant":
-            raise UserError(f"{where}: messages must begin with a question and end with the assistant's answer")
+            raise UserError(f"{where}: messages must hold a question and end with the assistant's answer")
         return [{"role": message["role"], "content": message["content"]} for message in messages]
     fields = ("prompt", "response") if row.get("system") in (None, "") else ("system", "prompt", "response")
     _require_text(row, fields, where)
@@ -113,13 +113,13 @@ def _messages(line: str, where: str) -> list[dict[str, str]]:
 
 def _json_object(line: str, where: str) -> dict:
     try:
-        row = json.loads(line)
+        row = json.loads(line.rstrip())
     except json.JSONDecodeError as error:
         raise UserError(f"{where} is not valid JSON: {error.msg} at column {error.colno}") from error
     except (ValueError, RecursionError) as error:  # a number of 5,000 digits, brackets 10,000 deep
         raise UserError(f"{where} is not JSON that can be read: {error}") from error
     if not isinstance(row, dict):
-        raise UserError(f'{where} holds a {type(row).__name__}, not an object like {{"prompt": ..., "response": ...}}')
+        raise UserError(f'{where} holds {json.dumps(row)[:40]}, not an object like {{"prompt": ..., "response": ...}}')
     return row
 
 
