@@ -1,12 +1,13 @@
 import json
 import math
 import statistics
+from types import SimpleNamespace
 
 import bitsandbytes
 import pytest
 import torch
 
-from qlora_lab.finetuning import Batches, compare, load_prose, load_samples, lora_layers
+from qlora_lab.finetuning import Batches, Loss, compare, load_prose, load_samples, lora_layers
 from qlora_lab.finetuning.data import tokenize_chat
 from qlora_lab.finetuning.presets import PRESETS
 from qlora_lab.finetuning.train import StepRecord
@@ -86,6 +87,7 @@ def test_every_method_starts_from_the_same_adapter(tiny_model):
     assert {len(p) for name, p in adapter(first).items() if "lora_A" in name} == {16}
     assert all(p.any() == ("lora_A" in name) for name, p in adapter(first).items())  # B is zero
     assert {layer.alpha for layer in lora_layers(first.model).values()} == {32}
+    assert {ready.model.get_output_embeddings().weight.dtype for ready in (first, *others)} == {torch.float32}
     for other in others:
         assert adapter(other).keys() == adapter(first).keys()
         assert all(torch.equal(p, adapter(first)[name]) for name, p in adapter(other).items())
@@ -175,6 +177,77 @@ def test_any_orders_answer_fits_in(tokenizer):
     assert max(map(len, tokenizer(answers)["input_ids"])) + 1 <= 56
 
 
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_is_adapted_trained_and_judged_as_its_recipe_says(tiny_model, monkeypatch, name):
+    told, samples = {}, compare.load_samples
+    adapt = type(PRESETS[name]).adapt
+    monkeypatch.setattr(
+        type(PRESETS[name]), "adapt", lambda preset, *of, **how: adapt(preset, *of, **told.update(how) or how)
+    )
+
+    def trained(ready, steps):
+        told.update(ready=ready, steps=steps)
+        return [
+            StepRecord(n, loss=3.0 - n, tokens=70, seconds=10.0, learning_rate=1.0, gradient_norm=1.0) for n in (1, 2)
+        ], 8
+
+    monkeypatch.setattr(compare, "trained", trained)
+    monkeypatch.setattr(compare, "exactness", lambda model, tokenizer, chats, dtype: told.update(chats=chats) or "0111")
+    monkeypatch.setattr(compare, "held_out", lambda tokenizer: "texts")
+    monkeypatch.setattr(compare, "text_losses", lambda model, texts, *_: {"validation": 1.0, "prose": 2.0})
+    run = compare.train_preset(name, 3, torch.device("cpu"), steps=2, judged=4)
+    assert (told["rank"], told["alpha"], told["seed"], told["steps"]) == (16, 32, 3, 2)
+    assert told["ready"].settings == PRESETS[name].settings(torch.bfloat16)
+    assert told["ready"].batches == {"batch_size": 8, "seed": 3}
+    assert {p.dtype for p in adapter(told["ready"]).values()} == {getattr(torch, PRESETS[name].adapter_dtype)}
+    assert list(told["chats"]) == list(samples("orders", "test")["messages"])[:4]
+    learned = {"losses": [2.0, 1.0], "validation_loss": 1.0, "exact_match": 0.75}
+    assert run == {"preset": name, "seed": 3, **learned, "peak_allocated": 8, "seconds": 20.0}
+
+
+def test_losses_are_nats_per_token(monkeypatch):
+    asked = []
+
+    def text_loss(model, samples, pad_token_id, dtype):
+        asked.append((samples, pad_token_id, dtype))
+        return Loss(6.0, len(samples))
+
+    monkeypatch.setattr(compare, "text_loss", text_loss)
+    tokenizer = SimpleNamespace(pad_token_id=7)
+    losses = compare.text_losses("model", {"prose": [1, 2, 3], "validation": [4]}, tokenizer, torch.bfloat16)
+    assert losses == {"prose": 2.0, "validation": 6.0}
+    assert asked == [([1, 2, 3], 7, torch.bfloat16), ([4], 7, torch.bfloat16)]
+
+
+def test_speed_is_the_median_of_steps_that_are_warm():
+    seconds = [100.0, 50.0, 1.0, 2.0, 10.0]
+    records = [StepRecord(n, 1.0, 1.0, 1.0, tokens=100, seconds=s) for n, s in enumerate(seconds, 1)]
+    assert compare.speed(records) == {"tokens_per_second": 50, "seconds_per_step": 2}
+    assert compare.speed(records[:2]) == {"tokens_per_second": 1.5, "seconds_per_step": 75}
+    assert compare.speed([]) == {"tokens_per_second": None, "seconds_per_step": None}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ("accuracy", ("accuracy", 8, 1)),
+        ("knobs", ("knobs", 3, 1)),
+        ("presets", ("presets", 3)),
+        ("accuracy --seeds 2 --jobs 4", ("accuracy", 2, 4)),
+        ("presets --seeds 5", ("presets", 5)),
+    ],
+)
+def test_how_much_is_run(monkeypatch, tmp_path, arguments, told):
+    runs = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(
+        compare, "compare", lambda what, seeds, output, jobs: runs.append((what, seeds, jobs)) or output
+    )
+    monkeypatch.setattr(compare, "compare_presets", lambda seeds, output: runs.append(("presets", seeds)) or output)
+    assert compare.main([*arguments.split(), "--output", str(tmp_path)]) == 0
+    assert runs == [told]
+
+
 @pytest.mark.parametrize(
     ("what", "key", "ways"), [("accuracy", "method", compare.METHODS), ("knobs", "knob", compare.KNOBS)]
 )
@@ -248,6 +321,11 @@ def test_a_knob_turns_what_it_names_and_nothing_else(tiny_model, name):
     assert told(compare.prepare_knob(name, 6, torch.device("cpu"))) == {**USUAL, **CHANGED[name]}
 
 
+def test_a_knob_comes_before_what_is_changed_for_a_cpus_sake(tiny_model):
+    ready = compare.prepare_knob("rank 4", 6, torch.device("cpu"), rank=2, batch_size=2)
+    assert told(ready) == {**USUAL, "rank": 4, "alpha": 8, "batch_size": 2}
+
+
 @pytest.mark.parametrize("name", compare.KNOBS)
 def test_every_knob_is_a_setting_and_trains(tiny_model, monkeypatch, name):
     """What needs a GPU is replaced by what a CPU has, one by one."""
@@ -276,14 +354,24 @@ def test_accumulation_and_batches_make_the_same_step(tiny_model, monkeypatch):
         assert run["losses"] == pytest.approx(runs[0]["losses"], rel=1e-4)
 
 
-def test_a_diverged_run_is_a_result(tiny_model, monkeypatch):
+@pytest.mark.parametrize("before", [0, 2])
+def test_a_diverged_run_is_a_result(tiny_model, monkeypatch, before):
+    """What was reached is told; a model that is no longer numbers is not judged."""
+
     def diverge(*arguments, **settings):
+        for n in range(1, before + 1):
+            yield StepRecord(n, loss=3.0 - n, tokens=60 + n, seconds=10.0, learning_rate=1.0, gradient_norm=1.0)
         raise compare.TrainingDiverged("the loss is nan")
-        yield
 
     monkeypatch.setattr(compare, "train_steps", diverge)
-    run = compare.train_knob("as it is", 0, torch.device("cpu"), steps=2, compute_dtype=torch.float32)
-    assert (run["losses"], run["after"], run["tokens_per_second"]) == ([], None, None)
+    monkeypatch.setattr(compare, "text_losses", lambda *_: pytest.fail("judged"))
+    run = compare.train_knob("rank 4", 1, torch.device("cpu"), steps=3, compute_dtype=torch.float32)
+    assert (run["knob"], run["seed"], run["after"], run["peak_allocated"]) == ("rank 4", 1, None, None)
+    assert run["trainable"] == 4 * 2 * (2 * 128 + 2 * 96 + 3 * 192)  # rank, layers; in + out of q o, k v, gate up down
+    if before:
+        assert (run["losses"], run["tokens"], run["seconds_per_step"]) == ([2.0, 1.0], 61.5, 10.0)
+    else:
+        assert (run["losses"], run["tokens"], run["tokens_per_second"]) == ([], None, None)
 
 
 @pytest.mark.parametrize("level", [0.5, 0.9, 0.95, 0.99])
