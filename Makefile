@@ -28,7 +28,8 @@ LAB := --ServerApp.root_dir=notebooks --LabApp.default_url=/lab/tree/00_start_he
 QUIET_LAB = $(PY) -m jupyter labextension disable --level=sys_prefix @jupyterlab/apputils-extension:announcements
 CORES = $(shell $(PY) -c 'import os; print(os.cpu_count())')
 HALF = $(shell $(PY) -c 'import os; print(max(1, os.cpu_count() // 2))')
-NBVAL = $(PY) -m pytest -p tests.labels --nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg
+NBVAL = $(PY) -m pytest -c pyproject.toml -p tests.labels --nbval --nbval-current-env \
+    --nbval-sanitize-with tests/nbval_sanitize.cfg
 
 .PHONY: help lab test notebooks labels test-oldest run check bench bench-gpu mutate wheelhouse clean model
 .DEFAULT_GOAL := help
@@ -47,15 +48,16 @@ test: check model $(VENV)/triton ## prove it: check, unit tests, and every noteb
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(HALF) -m latency
 	@$(MAKE) --no-print-directory notebooks
 
-# Learner's and solved notebooks side by side, each on half of the cores: a core to itself serves a small model better
-# than a share in two.
+# What runs are copies with the claims that learners do not see. Learner's and solved notebooks side by side, each on half
+# of the cores: a core to itself serves a small model better than a share in two.
 notebooks: export HF_HUB_OFFLINE = 1
 notebooks: model ## re-run every notebook, learner's and solved, with nbval; hold what they take against their cards
 	@work=$$(mktemp -d); trap 'kill $$solved 2>/dev/null; rm -rf "$$work"' EXIT; \
 	export OMP_NUM_THREADS=$(HALF); failed=; set -x; \
-	QLORA_LAB_PROGRESS="$$work/solved.json" QLORA_LAB_STRICT=1 $(NBVAL) notebooks/solutions/*.ipynb \
+	$(PY) -m qlora_lab.classroom.build --with-claims "$$work" || exit 1; \
+	QLORA_LAB_PROGRESS="$$work/solved.json" QLORA_LAB_STRICT=1 $(NBVAL) "$$work"/solutions/*.ipynb \
 	    >"$$work/solved.log" 2>&1 & solved=$$!; \
-	QLORA_LAB_PROGRESS="$$work/learner.json" $(NBVAL) $(NBVAL_FLAGS) notebooks/*.ipynb || failed=1; \
+	QLORA_LAB_PROGRESS="$$work/learner.json" $(NBVAL) $(NBVAL_FLAGS) "$$work"/*.ipynb || failed=1; \
 	wait $$solved || failed=1; cat "$$work/solved.log"; [ -z "$$failed" ]
 
 labels: ## the same, and write down what they took: then write the cards after data/records/notebooks.json
@@ -72,8 +74,9 @@ test-oldest: model ## the unit tests and notebooks 00 to 08 with the oldest libr
 	sed -n 's/^\([a-z]*\)>=\([0-9.]*\),.*/\1==\2/p' requirements.txt >$(OLD)/oldest.txt
 	$(OLD)/bin/python -m pip install --quiet --disable-pip-version-check $(SOURCE) -c $(OLD)/oldest.txt -e '.[dev]'
 	$(OLDEST) -n $(CORES) -m "not latency and not browser"
+	$(PY) -m qlora_lab.classroom.build --with-claims $(OLD)/notebooks
 	QLORA_LAB_PROGRESS=$(OLD)/progress.json $(OLDEST) --nbval --nbval-current-env \
-	    --nbval-sanitize-with tests/nbval_sanitize.cfg notebooks/0[0-8]*.ipynb
+	    --nbval-sanitize-with tests/nbval_sanitize.cfg $(OLD)/notebooks/0[0-8]*.ipynb
 
 run: model ## the QLoRA run on the real model, headless, with a report
 	$(PY) -m qlora_lab.train_qlora --output runs/$$(date +%Y%m%d-%H%M%S) $(RUN_FLAGS)

@@ -135,7 +135,7 @@ def run(args: argparse.Namespace) -> dict | None:
     preset, settings = recipe(args, device, dtype, machine.num_processes)
     accelerator = make_accelerator(settings.compute_dtype, device)
     say = _speaker(args.quiet or not accelerator.is_main_process)
-    before = look_at_output(args)
+    before, resumed_at = look_at_output(args)
     train_chats, judged = load_data(args, say)
     require_targets(args)
 
@@ -161,8 +161,9 @@ def run(args: argparse.Namespace) -> dict | None:
     )
     trainable, steps = models.trainable_parameters(model), settings.steps
     say(f"training {trainable:,} parameters for {steps} steps of {args.batch_size * args.accumulation} samples ...")
+    torch.manual_seed(args.seed)  # for the dropout that a model may have of its own
     reset_peak(device)
-    start, resumed_at = time.perf_counter(), _steps_done(args)
+    start = time.perf_counter()
     records = train(
         model,
         batches,
@@ -197,6 +198,7 @@ def run(args: argparse.Namespace) -> dict | None:
         "peak_memory_bytes": peak,
         "trainable_parameters": trainable,
         "adapter": str(args.output / "adapter"),
+        "processes": accelerator.num_processes,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "compute_dtype": str(dtype).removeprefix("torch."),
         "samples_left_out": len(train_chats) - len(samples),
@@ -333,22 +335,22 @@ class _Judge:
 # ------------------------------------------------------------------------------------------------------- output folder
 
 
-def look_at_output(args: argparse.Namespace) -> dict | None:
+def look_at_output(args: argparse.Namespace) -> tuple[dict | None, int]:
     """Is the output folder free, or, with --resume, does it hold this run? Nothing is changed there.
 
     Returns:
-        the judgement before training, where the run to resume got as far as that; else None
+        the judgement before training (None: still to be made), and the steps done: what the run to resume came to
 
     Raises:
-        UserError: the folder cannot be written, or holds another run, none to resume, or one with other settings.
+        UserError: the folder cannot be written, or holds another run, none to resume, one with other settings, or
+            damaged checkpoints only.
     """
     nearest = next(folder for folder in (args.output, *args.output.absolute().parents) if folder.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
         raise UserError(f"cannot write to {args.output}: {nearest} is no folder, or not yours to write in")
     if not args.resume:
-        if args.output.is_dir() and any(args.output.iterdir()):
-            raise UserError(f"{args.output} holds another run: give another --output, or --resume to go on with it")
-        return None
+        require_free(args.output)
+        return None, 0
     if not (args.output / "run.json").is_file():
         raise UserError(f"nothing to resume: {args.output} holds no run")
     then, now = _read_json(args.output / "run.json"), _settings(args)
@@ -356,13 +358,20 @@ def look_at_output(args: argparse.Namespace) -> dict | None:
         if then.get(key) != now[key]:
             flag = "--" + key.replace("_", "-")
             raise UserError(f"cannot resume {args.output}: {flag} was {then.get(key)}, now it is {now[key]}")
-    before = args.output / "before.json"
-    return _read_json(before) if before.is_file() else None
+    before, newest = args.output / "before.json", newest_checkpoint(args.output / "checkpoints")
+    return _read_json(before) if before.is_file() else None, len(newest.records) if newest else 0
+
+
+def require_free(output: pathlib.Path) -> None:
+    """Raise UserError if there is anything in the folder."""
+    if output.is_dir() and any(output.iterdir()):
+        raise UserError(f"{output} holds another run: give another --output, or --resume to go on with it")
 
 
 def claim_output(args: argparse.Namespace, accelerator) -> None:
     """Make the output folder this run's."""
-    look_at_output(args)  # once more: loading took a while
+    if not args.resume:
+        require_free(args.output)  # still: loading took a while
     accelerator.wait_for_everyone()  # all have looked before the first one writes
     if accelerator.is_main_process:
         args.output.mkdir(parents=True, exist_ok=True)
@@ -383,11 +392,6 @@ def save_adapter(model, folder: pathlib.Path) -> None:
     if folder.exists():
         shutil.rmtree(folder)
     part.rename(folder)
-
-
-def _steps_done(args: argparse.Namespace) -> int:
-    newest = newest_checkpoint(args.output / "checkpoints") if args.resume else None
-    return int(newest.name.rpartition("-")[2]) if newest else 0
 
 
 def read_report(run: pathlib.Path) -> dict:
@@ -438,8 +442,8 @@ def describe(report: dict) -> str:
             shown = form.format(after) if after is not None else "-"
             lines.append(f"{label:<24}{form.format(report['before'][kind][split]):>10}{shown:>10}")
     losses = report["losses"]
+    lines += [f"{'loss':<24}{losses[0]:>10.4f}{losses[-1]:>10.4f}"] if losses else []
     lines += [
-        f"{'loss':<24}{losses[0]:>10.4f}{losses[-1]:>10.4f}",
         f"{'tokens per second':<24}{report['tokens_per_second']:>20.0f}",
         f"{'training time':<24}{report['train_seconds']:>18.0f} s",
         f"{'peak memory':<24}{report['peak_memory_bytes'] / 1e9:>17.2f} GB",
@@ -476,7 +480,7 @@ def out_of_memory(args: argparse.Namespace, error: BaseException) -> str:
     with contextlib.suppress(Exception):  # the advice must come out even where the config cannot be read
         from transformers import AutoConfig
 
-        config = AutoConfig.from_pretrained(models._locate(args.model))
+        config = AutoConfig.from_pretrained(models._locate(args.model), trust_remote_code=False)
         targets = args.targets if args.targets == "all-linear" else args.targets.split(",")
         predicted = estimate(
             from_config(config),
@@ -494,8 +498,9 @@ def out_of_memory(args: argparse.Namespace, error: BaseException) -> str:
 
 
 def _tokens_per_second(records: list[StepRecord]) -> float:
+    """0 where no step was taken."""
     timed = records[1:] or records  # the first step also warms up
-    return sum(r.tokens for r in timed) / sum(r.seconds for r in timed)
+    return sum(r.tokens for r in timed) / sum(r.seconds for r in timed) if timed else 0.0
 
 
 def _speaker(silent: bool):

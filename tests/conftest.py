@@ -3,6 +3,8 @@
 import os
 import pathlib
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -69,20 +71,41 @@ def tiny_folder(tmp_path_factory, tokenizer) -> pathlib.Path:
     return folder
 
 
-@pytest.fixture
-def make_tiny():
-    """Make a tiny model (vocabulary of 97) with LoRA adapters, in memory; the same one each time."""
+def tiny_model(rank: int = 4, dropout: float = 0.0):
+    """A tiny model (vocabulary of 97) with LoRA adapters, in memory; the same one each time."""
     from transformers import LlamaForCausalLM
 
     from qlora_lab.finetuning import add_adapter
 
-    def make(rank: int = 4, dropout: float = 0.0):
-        torch.manual_seed(0)
-        return add_adapter(LlamaForCausalLM(tiny_config(vocab_size=97)), rank=rank, alpha=8, dropout=dropout)
+    torch.manual_seed(0)
+    return add_adapter(LlamaForCausalLM(tiny_config(vocab_size=97)), rank=rank, alpha=8, dropout=dropout)
 
-    return make
+
+@pytest.fixture
+def make_tiny():
+    return tiny_model
 
 
 @pytest.fixture
 def tiny(make_tiny):
     return make_tiny()
+
+
+def in_two_processes(module: str, *arguments) -> subprocess.CompletedProcess:
+    """Run a module in two processes on the CPU. (`accelerate launch --cpu --num_processes 2` starts one.)"""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", module]
+    surroundings = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [*command, *map(str, arguments)],
+        cwd=pathlib.Path(__file__).parents[1],
+        env=surroundings,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        out, err = process.communicate(timeout=300)
+    except subprocess.TimeoutExpired:
+        process.terminate()  # it ends both
+        raise
+    return subprocess.CompletedProcess(command, process.returncode, out, err)

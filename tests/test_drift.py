@@ -23,6 +23,8 @@ FILES = [*sorted((ROOT / "qlora_lab").rglob("*.py")), *sorted((ROOT / "notebooks
 THROUGH_KWARGS = {
     ("from_pretrained", "dtype"): ("transformers.modeling_utils", 'kwargs.pop("dtype"'),
     ("from_pretrained", "device_map"): ("transformers.modeling_utils", 'kwargs.pop("device_map"'),
+    ("from_pretrained", "output_loading_info"): ("transformers.modeling_utils", 'kwargs.pop("output_loading_info"'),
+    ("from_pretrained", "use_safetensors"): ("transformers.modeling_utils", "use_safetensors: bool"),
     ("from_pretrained", "gguf_file"): ("transformers.modeling_utils", '"gguf_file"'),
     ("from_pretrained", "quantization_config"): ("transformers.modeling_utils", '"quantization_config"'),
     ("from_pretrained", "trust_remote_code"): (
@@ -202,6 +204,22 @@ def test_enough_is_read():
 def test_what_has_gone_is_told(source, complaint):
     (wrong,) = misfits(source)
     assert complaint in wrong
+
+
+def test_nothing_is_loaded_that_could_run_code():
+    """Left open, transformers asks on a terminal whether a model's own Python may run; pickles may run it unasked."""
+    loads = 0
+    for path in FILES:
+        if "qlora_lab" not in path.relative_to(ROOT).parts:
+            continue
+        for line, name, call in Reader(path.read_text(encoding="utf-8")).calls:
+            if name.startswith("transformers.") and name.endswith(".from_pretrained"):
+                loads += 1
+                given = {keyword.arg: getattr(keyword.value, "value", None) for keyword in call.keywords}
+                assert given.get("trust_remote_code") is False, f"{path.name}:{line}"
+                if "Model" in name and "gguf_file" not in given:
+                    assert given.get("use_safetensors") is True, f"{path.name}:{line}"
+    assert loads >= 6
 
 
 # ------------------------------------------------------------------------------- what the course teaches about versions

@@ -17,9 +17,7 @@
 # %% [markdown]
 # ## What is here?
 
-# %%
-# NBVAL_IGNORE_OUTPUT
-# because versions, cores and memory are those of the machine
+# %% machinery "Imports"
 import importlib.metadata
 import os
 import platform
@@ -29,6 +27,9 @@ import torch
 
 from qlora_lab.finetuning.models import has_bf16, pick_compute_dtype, pick_device
 
+# %%
+# NBVAL_IGNORE_OUTPUT
+# because versions, cores and memory are those of the machine
 device = pick_device()
 gpu = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
 memory = gpu.total_memory if gpu else psutil.virtual_memory().total
@@ -127,7 +128,7 @@ check_bytes_of_weights(weight_bytes)
 # Most notebooks have a slider. Move this one (it needs a running kernel): which of your favourite models fit this machine,
 # and in which format? These are the weights alone. What training adds to them is the subject of notebook 01.
 
-# %% alt="Horizontal bars: GB that a model's weights take in 32, 16, 8 and 4 bits, with a dashed line at this machine's memory. Where the slider starts, at 7 billion parameters, they are 28, 14, 7 and 3.5 GB: half the bits, half the bytes."
+# %% alt="Horizontal bars: GB that a model's weights take in 32, 16, 8 and 4 bits, with a dashed line at this machine's memory. Where the slider starts, at {{slider.value:g}} billion parameters, they are {{slider.value * 32 / 8:g}}, {{slider.value * 16 / 8:g}}, {{slider.value:g}} and {{slider.value * 4 / 8:g}} GB: half the bits, half the bytes."
 # NBVAL_IGNORE_OUTPUT
 # because the line shows this machine's memory
 import ipywidgets
@@ -180,6 +181,8 @@ from qlora_lab.finetuning import generate, load_model
 model, tokenizer = load_model("smollm2-135m-instruct", quantization="nf4")
 question = [{"role": "user", "content": "What is the capital of France?"}]
 print(generate(model, tokenizer, [question], max_new_tokens=12)[0])
+
+# %% claims
 assert model.is_loaded_in_4bit
 assert model.config.num_hidden_layers == 30 and model.config.vocab_size == 49_152
 

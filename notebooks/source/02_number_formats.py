@@ -14,7 +14,7 @@
 # | memory | 1 GB |
 # | GPU | not used |
 
-# %%
+# %% machinery "Imports, and random numbers that are the same each time"
 import math
 
 import torch
@@ -68,13 +68,14 @@ for case, value in result.items():
 for value in (1.005, 70_000.0, 1e-8):
     print(f"{value:>9g} → " + ", ".join(f"{n} {torch.tensor(value).to(d).item():.9g}" for n, (d, _) in FORMATS.items()))
 
+# %% claims
 assert result == {"1 + 0.003 in BF16": 1.0, "70,000 in FP16": math.inf}
 assert torch.finfo(torch.float16).max == 65_504 and torch.tensor(1e-8).half() == 0
 assert torch.finfo(torch.bfloat16).eps == 1 / 128 and torch.finfo(torch.float16).eps == 1 / 1024
 assert round(1 / 128, 4) == 0.0078 and 0.003 < 1 / 128 / 2
 
 # %% [markdown]
-# **What happened?** Between 1 and 2, BF16 has 128 marks, 1/128 = 0.0078 apart. What is less than half a step is rounded
+# **What happened?** Between 1 and 2, BF16 has 128 marks, 1/128 = {{1 / 128:.4f}} apart. What is less than half a step is rounded
 # away: the weight *never* moves, however often you add 0.003. FP16 has marks eight times as fine, but its ruler ends at 65,504, and at
 # the other end 1e-8 becomes 0. So the **mantissa buys precision, the exponent buys range**. That is why PEFT keeps
 # the small matrices that LoRA trains (*adapters*) in FP32 by default, and why BF16 is preferred for the arithmetic in between: there, an overflow is worse than a coarse step.
@@ -110,22 +111,24 @@ from qlora_lab.classroom.plots.n02 import plot_codes
 values = torch.tensor([0.5234, -1.2341, 0.8923])
 codes, restored = affine(values, bits=4)
 package = quantize_affine(values, bits=4)  # the package's version, used from here on
-assert torch.equal(codes, package.codes.float()) and torch.equal(restored, package.dequantize())
 
 levels = [(values.min() + package.scale * code).item() for code in range(16)]
 _ = plot_codes(new_axes(height=2.2), levels, values.tolist(), codes.int().tolist(), prediction["codes"])
 error = (restored - values)[0].abs().item()
 print(f"codes {codes.int().tolist()}, restored {[round(v, 4) for v in restored.tolist()]}")
 print(f"error of 0.5234: {error:.3f}, your guess: {prediction['error of 0.5234']}")
-assert codes.tolist() == [12, 0, 15] and round(restored[0].item(), 4) == 0.4670 and round(error, 3) == 0.056
+
+# %% claims
+assert torch.equal(codes, package.codes.float()) and torch.equal(restored, package.dequantize())
+assert codes.tolist() == [12, 0, 15]
 
 # %% [markdown]
 # **What happened?** The largest value defines the end of the ruler, so it *must* get the last code, 15: were it 13, two of
 # the sixteen codes would never be used. The step is 0.1418, and 0.5234 lies 12.40 steps above the minimum: code 12. It
-# comes back as 0.4670, an error of 0.056. That is a tenth of the value, and far from tiny: up to half a step is normal. The
+# comes back as {{restored[0]:.4f}}, an error of {{error:.3f}}. That is a tenth of the value, and far from tiny: up to half a step is normal. The
 # two ends come back exactly. Could a longer step save the lesson's codes? With 13 steps, 0.5234 would get 11.
 
-# %%
+# %% claims
 step = package.scale.item()
 assert round(step, 4) == 0.1418 and round((0.5234 + 1.2341) / step, 2) == 12.40
 assert torch.allclose(restored[1:], values[1:], atol=1e-7) and 0.1 < error / 0.5234 < 0.11
@@ -175,8 +178,10 @@ def absmax(x, bits):
 
 codes, restored = absmax(values, bits=4)
 package = quantize_absmax(values, bits=4)
-assert torch.equal(codes, package.codes.float()) and torch.equal(restored, package.dequantize())
 print(f"codes {codes.int().tolist()}, restored {[round(v, 4) for v in restored.tolist()]}")
+
+# %% claims
+assert torch.equal(codes, package.codes.float()) and torch.equal(restored, package.dequantize())
 
 # %% [markdown]
 # Which is better? Compare them on 65,536 Gaussian values, like weights, and on the same values after a ReLU, like activations
@@ -203,7 +208,7 @@ for name, x in data.items():
 # gains a sixth and costs half a bit more. Whether that is a good deal depends on what else half a bit would buy. So: what
 # does a bit buy?
 
-# %%
+# %% claims
 gain = {name: error[name, quantize_absmax] / error[name, quantize_affine] for name in data}
 assert gain["after a ReLU"] > 2 and round(1 - 1 / gain["Gaussian"], 2) == 0.17
 
@@ -215,7 +220,7 @@ assert gain["after a ReLU"] > 2 and round(1 - 1 / gain["Gaussian"], 2) == 0.17
 # %%
 prediction = {"times": 2.0}  # ← your guess
 
-# %% alt="Two nearly equal lines: signal-to-noise ratio in dB over 2 to 8 bits per parameter, absmax and affine with one scale for the tensor. Both rise almost straight, about 6 dB a bit, from nearly 0 to 40. A diamond at 4 bits is your guess; the error there is 18.1 times that of 8 bits."
+# %% alt="Two nearly equal lines: signal-to-noise ratio in dB over 2 to 8 bits per parameter, absmax and affine with one scale for the tensor. Both rise almost straight, about 6 dB a bit, from nearly 0 to 40. A diamond at 4 bits is your guess; the error there is {{error[4] / error[8]:.1f}} times that of 8 bits."
 from qlora_lab.classroom.plots.n02 import plot_snr
 
 error = {bits: relative_rms(gaussian, quantize_absmax(gaussian, bits).dequantize()) for bits in range(2, 9)}
@@ -226,20 +231,24 @@ decibels = {
 guess = -20 * math.log10(error[8] * prediction["times"])
 _ = plot_snr(new_axes(), decibels, (4, guess, f"your guess: {prediction['times']:g} × the error of 8 bits"))
 print(f"8 bits: error {error[8]:.4f}; 4 bits: {error[4]:.4f}, {error[4] / error[8]:.1f} times as large")
+
+# %% claims
 assert round(error[4] / error[8], 1) == 18.1
 
 # %% [markdown]
 # **What happened?** Bits do not count levels, they *double* them. Absmax has 127 steps on each side of 0 with 8 bits, and 7
-# with 4: steps 18.1 times as long, and an error to match. In decibels, 20 log₁₀(signal / noise), a doubling is
+# with 4: steps {{127 / 7:.1f}} times as long, and an error to match. In decibels, 20 log₁₀(signal / noise), a doubling is
 # 6.0 dB: **every bit buys about 6 dB**, and every bit that you drop about doubles the error. At 2 bits absmax has three
 # levels left, −1, 0 and 1 times the largest value, and almost everything becomes 0.
 #
 # (One scale for 65,536 values costs next to nothing: here, the bits of a code are the bits per parameter.)
 
 # %%
-assert round(127 / 7, 1) == 18.1 and round(20 * math.log10(2), 1) == 6.0
 per_bit = {scheme: (line[8] - line[4]) / 4 for scheme, line in decibels.items()}
 print("dB a bit, from 4 to 8:", {scheme: round(gain, 1) for scheme, gain in per_bit.items()})
+
+# %% claims
+assert round(127 / 7, 1) == 18.1 and round(20 * math.log10(2), 1) == 6.0
 assert quantize_absmax(gaussian, bits=4).bits_per_parameter < 4.001
 two_bits = quantize_absmax(gaussian, bits=2)
 assert two_bits.levels == 3 and (two_bits.codes == 0).float().mean() > 0.97
@@ -272,18 +281,22 @@ print(
     f"error of the others: {before:.3f} → {after:.3f}, {after / before:.1f} times (your guess: {prediction['times']})"
 )
 print(f"codes that the others use: {others.unique().tolist()}")
+
+# %% claims
 assert round(before, 3) == 0.188 and after == 1 and round(after / before, 1) == 5.3
 
 # %% [markdown]
-# **What happened?** The one value sets the scale: a step is now 16.1, and 65,535 values, the largest of them 4.6, round to
+# **What happened?** The one value sets the scale: a step is now {{quantize_absmax(spoiled, 4).scale.item():.1f}}, and 65,535 values, the largest of them {{gaussian.abs().max():.1f}}, round to
 # zero. The tensor is *gone*: 1 is the error of answering 0 everywhere. It can be worse. Affine has no level at 0 and gives
 # everybody the level that happens to be nearest. And 8 bits?
 
 # %%
-assert round(quantize_absmax(spoiled, 4).scale.item(), 1) == 16.1 and round(gaussian.abs().max().item(), 1) == 4.6
 for scheme, bits in [(quantize_affine, 4), (quantize_absmax, 8), (quantize_affine, 8)]:
     before, after = (error_of_others(x, scheme, bits) for x in (gaussian, spoiled))
     print(f"{scheme.__name__}, {bits} bits: {before:.3f} → {after:.3f}, {after / before:.0f} times")
+
+# %% claims
+assert round(quantize_absmax(spoiled, 4).scale.item(), 1) == 16.1 and round(gaussian.abs().max().item(), 1) == 4.6
 assert error_of_others(spoiled, quantize_affine, 4) > 3
 
 # %% [markdown]
@@ -321,7 +334,7 @@ for ax, (title, x) in zip(axes, {"well-behaved": gaussian, "one value × 100: er
 # bit for blocks of 64 is well spent too (0.188 → 0.107), but beyond that, with float32 scales, a **fifth bit beats smaller blocks**: 0.088 with no
 # blocks at all, 0.097 with blocks of 32, both at 5 bits. Blocks are an insurance against outliers: a good one, but not free.
 
-# %%
+# %% claims
 assert round(error_of_others(spoiled, quantize_absmax, 4, 64), 3) == 0.112
 assert round(error_of_others(gaussian, quantize_absmax, 4, 64), 3) == 0.107
 assert round(error_of_others(gaussian, quantize_absmax, 4, 32), 3) == 0.097
@@ -338,6 +351,8 @@ for size in (32, 64, 128):  # at equal bits: two constants for twice as many val
 int8, int4 = (bits_per_parameter(64, double=False, bits=bits) for bits in (8, 4))
 print(f"with a float32 scale for 64 values: INT8 {int8} bits, INT4 {int4} bits")
 print(f"FP32 is {32 / int8:.2f} and {32 / int4:.2f} times as large, not 4 and 8")
+
+# %% claims
 assert (int8, int4) == (8.5, 4.5) and quantize_absmax(gaussian, 4, 64).bits_per_parameter == int4
 
 # %% [markdown]
@@ -355,6 +370,8 @@ def quantize_rows_broken(x):
 rows = -torch.randn(8, 256, generator=seeded(1)) * torch.tensor([2.0, 0.1]).repeat(4)[:, None]
 codes, scale = quantize_rows_broken(rows)
 print(f"{codes.dtype}, {tuple(codes.shape)}, {tuple(scale.shape)}; error {relative_rms(rows, codes * scale):.2f}")
+
+# %% claims
 assert round(relative_rms(rows, codes * scale), 2) == 0.20 and round(error[8], 3) == 0.010
 
 
@@ -418,6 +435,8 @@ for way, (scheme, block_size, constant_bits) in ways.items():
         q = replace(q, scale=q.scale.half().float(), minimum=minimum)
     error[way] = relative_rms(gaussian, q.dequantize())
     print(f"{way:<45}{bits} bits   error {error[way]:.4f}")
+
+# %% claims
 assert sorted(ways, key=error.get)[0].startswith("affine, block 64, float16")
 assert error["affine, block 64, float16 scale and minimum"] < error["absmax, block 32, float16 scale"]
 
@@ -508,6 +527,8 @@ farthest = z[z.abs().argmax()].item()
 _ = plot_weight_histogram(new_axes(), shares(z, edges), edges, bell, farthest)
 gauss = math.erfc(6 / math.sqrt(2))
 print(f"beyond 6 standard deviations: {(z.abs() > 6).float().mean():.2%} of {z.numel():,}; a Gaussian has {gauss:.0e}")
+
+# %% claims
 assert round(farthest, 1) == -12.9 and z.numel() == 3_538_944
 
 # %% [markdown]
@@ -528,6 +549,8 @@ for scheme, bits, size in choices:
     error[name] = relative_rms(weights, q.dequantize())
     print(f"{name:<24}{q.bits_per_parameter:>10.2f}{error[name]:>14.3f}")
 print(f"your guesses: {prediction}")
+
+# %% claims
 assert round(error["absmax 4 bits, whole"], 2) == 0.52 and round(error["absmax 4 bits, 64"], 3) == 0.155
 ends = {
     name: torch.stack([x.reshape(-1, 64).amax(1), -x.reshape(-1, 64).amin(1)])
@@ -537,8 +560,8 @@ assert [round((e.amin(0) / e.amax(0)).mean().item(), 2) for e in ends.values()] 
 assert round(error["affine 4 bits, 128"], 3) == 0.138 and round(error["absmax 5 bits, whole"], 3) == 0.247
 
 # %% [markdown]
-# **What happened?** The tails. The farthest weight is 12.9 standard deviations out (of the whole tensor: rows differ in size), so one scale for all loses half the
-# signal: 0.52. Here blocks beat the fifth bit: 0.155 at 4.5 bits against 0.247 at 5. And affine beats absmax by more than
+# **What happened?** The tails. The farthest weight is {{-farthest:.1f}} standard deviations out (of the whole tensor: rows differ in size), so one scale for all loses half the
+# signal: {{error['absmax 4 bits, whole']:.2f}}. Here blocks beat the fifth bit: {{error['absmax 4 bits, 64']:.3f}} at 4.5 bits against {{error['absmax 5 bits, whole']:.3f}} at 5. And affine beats absmax by more than
 # on Gaussian values, 0.138 at the *same* 4.5 bits: a large weight seldom has a twin on the other side, where absmax keeps
 # levels for one: in a block of 64 the smaller end is 0.67 times the larger one on average, on Gaussian values 0.82.
 #

@@ -13,7 +13,7 @@
 # | memory | 1 GB |
 # | GPU | optional, not used |
 
-# %%
+# %% machinery "Imports"
 import ipywidgets
 import matplotlib.pyplot as plt
 import numpy as np
@@ -38,6 +38,7 @@ from qlora_lab.classroom.plots.n03 import (
 from qlora_lab.classroom.samples import DISTRIBUTIONS, bundled_weight, sample
 from qlora_lab.quantization import BITSANDBYTES_NF4, FP4, INT4, NF4, quantize
 
+# %%
 gaussian = sample("Gaussian", 2**20)  # a million numbers from the normal distribution
 weights = bundled_weight("model.embed_tokens.weight")[::48].float()  # every 48th row of a real model's embeddings
 
@@ -62,7 +63,7 @@ _ = plot_codebooks(new_axes(height=3), tables | {"tutorial's NF4": fifteen, "tut
 # weight that was set to 0 on purpose would come back as ±1/15 of its block's maximum. Integer formats keep zero. Some give up one
 # code for it (−7 … 7, fifteen levels), others use all sixteen (−8 … 7, section 6). FP4 spends two codes on zero.
 
-# %%
+# %% claims
 values, counts = {name: len(set(levels)) for name, levels in tables.items()}, (len(set(fifteen)), len(set(odd_grid)))
 assert values == {"NF4": 16, "INT4": 15, "FP4": 15} and counts == (15, 16)
 assert (NF4 < 0).sum() == 7 and (NF4 == 0).sum() == 1 and (NF4 > 0).sum() == 8 and 0 not in odd_grid
@@ -116,6 +117,8 @@ positive = normal_quantiles(probabilities)
 print("probabilities", [round(p, 4) for p in probabilities.tolist()])
 print("quantiles    ", [round(q, 4) for q in positive])
 print("divided      ", [round(q / positive[0], 4) for q in positive])
+
+# %% claims
 assert torch.allclose(torch.tensor(positive[::-1]) / positive[0], NF4[8:])
 
 # %% [markdown]
@@ -133,6 +136,8 @@ down = -torch.special.ndtri(torch.linspace(offset, 0.5, 8, dtype=torch.float64)[
 levels = torch.cat([down, torch.zeros(1), up.flip(0)])
 in_float64 = (levels / levels.max()).float()
 print(f"{(in_float64 == BITSANDBYTES_NF4).sum()} of 16 equal (your guess: {prediction['equal']})")
+
+# %% claims
 assert (in_float64 == BITSANDBYTES_NF4).sum() == 6 and torch.allclose(in_float64, BITSANDBYTES_NF4)
 
 # %% [markdown]
@@ -172,9 +177,13 @@ from qlora_lab.quantization import normal_float  # normal_levels for any number 
 theirs = bnb.get_4bit_type("nf4", device="cpu")
 packed, state = bnb.quantize_4bit(gaussian, quant_type="nf4")
 ours = quantize(gaussian, NF4, block_size=64)
+print(f"all 16 levels equal to bitsandbytes': {torch.equal(NF4, theirs) and torch.equal(normal_float(), theirs)}")
+print(f"all {len(ours.codes):,} bytes of codes: {torch.equal(packed.flatten(), ours.codes)}", end=", ")
+print(f"all {len(ours.absmax):,} scales: {torch.equal(state.absmax, ours.absmax)}")
+
+# %% claims
 assert torch.equal(normal_float(), theirs) and torch.equal(NF4, theirs)
 assert torch.equal(packed.flatten(), ours.codes) and torch.equal(state.absmax, ours.absmax)
-print(f"16 levels, {len(ours.codes):,} bytes of codes and {len(ours.absmax):,} scales: all equal to bitsandbytes'")
 
 # %% [markdown]
 # ## 4 · Are the sixteen levels used equally?
@@ -210,12 +219,14 @@ check_level_usage(usage)
 # <details><summary>Hint 2</summary>Bit operators, <code>>></code> and <code>&</code>; then
 # <code>torch.bincount(..., minlength=16)</code>.</details>
 
-# %% alt="Bars: share of the elements at each of NF4's 16 levels, from −1 (level 0) to 1 (level 15). They form a hill: the rarest, level 15, has 1.7 %, the most frequent, level 6, has 9.2 %. A dotted line marks equal shares, 6.25 %; two dashed lines are your guesses for rarest and most frequent."
+# %% alt="Bars: share of the elements at each of NF4's 16 levels, from −1 (level 0) to 1 (level 15). They form a hill: the rarest, level {{shares.argmin()}}, has {{100 * shares.min():.1f}} %, the most frequent, level {{shares.argmax()}}, has {{100 * shares.max():.1f}} %. A dotted line marks equal shares, 6.25 %; two dashed lines are your guesses for rarest and most frequent."
 from qlora_lab.quantization import entropy, level_usage  # level_usage(q) does the same for a QuantizedTensor
 
 shares = level_usage(ours)
 _ = plot_level_usage(new_axes(), shares.tolist(), prediction)
 print(f"rarest {shares.min():.1%} · most frequent {shares.max():.1%} · entropy {entropy(shares):.2f} of 4 bits")
+
+# %% claims
 assert f"{shares.min():.1%} {shares.max():.1%} {entropy(shares):.2f}" == "1.7% 9.2% 3.88"
 
 # %% [markdown]
@@ -231,6 +242,8 @@ outermost = normal_quantiles(torch.tensor([offset]))[0]  # what NF4 calls 1
 indices = nearest_level((gaussian / outermost).clamp(-1, 1), NF4)
 fixed = torch.bincount(indices, minlength=16) / len(gaussian)
 print(f"one fixed scale, no blocks: {fixed.min():.1%} to {fixed.max():.1%}")
+
+# %% claims
 assert fixed.min() > 0.05 and fixed.max() < 0.075
 
 # %% [markdown]
@@ -311,6 +324,8 @@ excess = {size: error_of(NF4, size, many) / min(errors[size]) - 1 for size in BL
 print(f"your guess for blocks of 64: {prediction['offset']}")
 for size in BLOCK_SIZES:
     print(f"blocks of {size:>4}: best offset {best_offset[size]:.3f}, NF4's error is {excess[size]:.1%} above")
+
+# %% claims
 assert best_offset[64] < 0.945 and 0.025 < excess[64] < 0.03
 assert min(excess, key=excess.get) == 512 and excess[512] < 0.001
 
@@ -320,12 +335,12 @@ assert min(excess, key=excess.get) == 512 and excess[512] < 0.001
 # outermost of 15 and of 16 equal shares. That looks like arithmetic, not like a fit. And for Gaussian blocks of 64 another one has
 # less error; real weights follow below.
 
-# %%
+# %% claims
 assert round((1 - 1 / 30 + 1 - 1 / 32) / 2, 7) == offset
 
 # %% [markdown]
 # In a small block the largest value is not far out, so the others spread widely over [−1, 1], and levels farther out pay off: for
-# Gaussian blocks of 64, an offset near 0.935 has 3 % less error. In large blocks the rest huddles near zero; at 512 NF4's offset
+# Gaussian blocks of 64, an offset near {{best_offset[64]:.3f}} has {{100 * excess[64]:.0f}} % less error. In large blocks the rest huddles near zero; at 512 NF4's offset
 # is right, at 4096 too small. Heavy tails act like a larger block:
 
 # %%
@@ -333,6 +348,8 @@ on_weights = [error_of(normal_float(4, offset), 64, weights) for offset in OFFSE
 best = OFFSETS[int(np.argmin(on_weights))]
 above = error_of(NF4, 64, weights) / min(on_weights) - 1
 print(f"embeddings, blocks of 64: best offset {best:.3f}, NF4's error is {above:.1%} above")
+
+# %% claims
 assert best > 0.975 and 0 < above < 0.02
 
 # %% [markdown]
@@ -377,6 +394,8 @@ print(f"{'blocks of 64':<25}" + "".join(f"{form:>12}" for form in FORMATS))
 print(f"{'bits per parameter':<25}" + "".join(f"{report.bits_per_parameter:>12g}" for report in at_64.values()))
 for name, by_format in errors.items():
     print(f"{name:<25}" + "".join(f"{values[1]:>12.4f}" for values in by_format.values()))
+
+# %% claims
 best = {name: min(by_format, key=lambda form: by_format[form][1]) for name, by_format in errors.items()}
 assert best["Gaussian"] == best["uniform"] == "INT4 affine"
 assert best["Laplace"] == best["Student-t"] == best["real weights (embeddings)"] == "NF4"
@@ -404,6 +423,7 @@ for ax, (name, title) in zip(axes, shown.items()):
     plot_error_over_bits(ax, points).set_title(title)
     ax.spines[["top", "right"]].set_visible(False)
 
+# %% claims
 five_bits = {"NF4": reports["Gaussian"]["NF4"][0], "INT4 affine": reports["Gaussian"]["INT4 affine"][1]}
 assert {r.bits_per_parameter for r in five_bits.values()} == {5.0}
 assert five_bits["NF4"].relative_rms < five_bits["INT4 affine"].relative_rms
@@ -444,6 +464,8 @@ for name, x in {"Gaussian": gaussian, "embeddings": weights}.items():
     print(f"   4.5 bits: Q4_0 {fair[name][0]:.4f}, NF4 (float16 scales) {fair[name][1]:.4f}")
     print(f"   5 bits:   Q4_1 {fair[name][2]:.4f}, NF4 (float32 scales) {fair[name][3]:.4f}", end=", ")
     print(f"NF4 (float16 scales, blocks of 16) {fair[name][4]:.4f}")
+
+# %% claims
 assert fair["Gaussian"][0] < fair["Gaussian"][1] and fair["embeddings"][0] > fair["embeddings"][1]
 assert all(row[2] < row[3] for row in fair.values())
 assert fair["Gaussian"][2] < fair["Gaussian"][4] and fair["embeddings"][2] > fair["embeddings"][4]
@@ -457,7 +479,7 @@ assert fair["Gaussian"][2] < fair["Gaussian"][4] and fair["embeddings"][2] > fai
 # How much is left to gain? **Lloyd's algorithm** finds the sixteen levels with the least error for given data: each number goes to
 # its nearest level, each level to the mean of its numbers, again and again. `best_codebook` does that.
 
-# %% alt="Two rows of ticks from −1 to 1: NF4's 16 levels, and the 16 with the least error on Gaussian blocks of 64. The best ones are nearly symmetric, have no level at 0 (no ring), and end at about ±0.95, short of ±1. Their error is 0.0874, NF4's is 0.0920."
+# %% alt="Two rows of ticks from −1 to 1: NF4's 16 levels, and the 16 with the least error on Gaussian blocks of 64. The best ones are nearly symmetric, have no level at 0 (no ring), and end at about ±0.95, short of ±1. Their error is {{error_with(best_16):.4f ±1%}}, NF4's is {{error_with(NF4):.4f ±1%}}."
 from qlora_lab.quantization import best_codebook
 
 
@@ -469,8 +491,10 @@ best_16 = best_codebook(gaussian, block_size=64)
 best_with_ends = best_codebook(gaussian, block_size=64, keep=(-1.0, 0.0, 1.0))
 for name, levels in {"NF4": NF4, "best that keeps -1, 0, 1": best_with_ends, "best 16": best_16}.items():
     print(f"{name:<26}{error_with(levels):.4f}, all at 4.5 bits per parameter")
-assert error_with(NF4) / error_with(best_16) < 1.06 and error_with(NF4) / error_with(best_with_ends) < 1.03
 _ = plot_codebooks(new_axes(height=2.2), {"NF4": NF4.tolist(), "best 16": best_16.tolist()})
+
+# %% claims
+assert error_with(NF4) / error_with(best_16) < 1.06 and error_with(NF4) / error_with(best_with_ends) < 1.03
 
 # %% [markdown]
 # NF4 is within 6 % of the best error that any sixteen numbers reach on Gaussian blocks of 64, and within 3 % of the best table that
@@ -486,6 +510,8 @@ E3M0 = torch.tensor(sorted([0.0, *(sign * 2.0**-k for k in range(7) for sign in 
 for name, levels in {"E2M1": E2M1, "bitsandbytes' FP4": FP4, "E3M0": E3M0}.items():
     smallest = levels[levels > 0].min()
     print(f"{name:<18} smallest level {smallest:.4f}, error {error_with(levels):.4f} at 4.5 bits")
+
+# %% claims
 assert error_with(E2M1) < error_with(FP4) < error_with(E3M0) and error_with(E3M0) > 1.6 * error_with(E2M1)
 
 # %% [markdown]
@@ -539,13 +565,15 @@ nf4 = relative_rms(linear, quantize(linear, NF4, 32).dequantize())
 different = max(len(block.unique()) for block in linear.flatten().view(-1, 32)[:1000])
 print(f"blocks of 32: affine INT4 {affine:.4f}, NF4 {nf4:.4f}, {nf4 / affine:.0f} times as much")
 print(f"different values in a block of 32: {different} at most")
+
+# %% claims
 assert affine < 0.002 and 60 < nf4 / affine < 70 and different <= 16
 in_4_bits = relative_rms(weights, quantize_absmax(weights, 4, 32).dequantize())
 assert f"{7 / 127 * in_4_bits:.3f}" == "0.007"  # 8 bits have 127 steps where 4 have 7
 
 # %% [markdown]
 # The model came to you through a 4-bit file, and bfloat16 hides it. Comparing formats on its linear layers would crown affine INT4 with
-# blocks of 32, by a factor of more than sixty. That is why the figures above use the embeddings (once 8-bit: an error near 0.007 beside 0.107, and errors add as squares), and why
+# blocks of 32, by a factor of more than sixty. That is why the figures above use the embeddings (once 8-bit: an error near {{7 / 127 * in_4_bits:.3f}} beside 0.107, and errors add as squares), and why
 # a benchmark of quantizers should say where its weights come from.
 #
 # ## 8 · Six suspects
@@ -568,6 +596,8 @@ for name, suspect in SUSPECTS.items():
     print(f"{name}: error {errors_of[name]:.4f} at {q.bits_per_parameter} bits per parameter")
 noticed = sum(error > 1.1 * min(errors_of.values()) for error in errors_of.values())
 print(f"noticed: {noticed} (your guess: {prediction['noticed by the error']})")
+
+# %% claims
 assert noticed == 2
 
 # %% [markdown]

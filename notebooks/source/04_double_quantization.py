@@ -13,7 +13,7 @@
 # | memory | 1 GB |
 # | GPU | not needed |
 
-# %%
+# %% machinery "Imports"
 import matplotlib.pyplot as plt
 import torch
 
@@ -49,7 +49,10 @@ from qlora_lab.quantization import (
     relative_rms,
 )
 
+# %%
 linears_65b = SHAPES["llama-65b"].linear_parameters()  # what QLoRA quantizes: all but embeddings, head and norms
+
+# %% claims
 assert f"{linears_65b * 4 / 8 / 1e9:.1f} {linears_65b * 4.5 / 8 / 1e9:.1f}" == "32.4 36.4"  # GB, 10^9 bytes
 
 # %% [markdown]
@@ -75,6 +78,8 @@ ends = {"measured": f"{share:.1f} %", "your guess": f"{guess} %"}
 plot_stacked(new_axes(height=1.9), rows, "share of the bytes (%)", ends).set_xlim(0, 112)
 print(f"{q.codes.nbytes:,} bytes of codes, {q.absmax.nbytes:,} bytes of {q.absmax.dtype} scales")
 print(f"{q.bits_per_parameter} bits per parameter")
+
+# %% claims
 assert f"{share:.1f}" == "11.1" and q.bits_per_parameter == 4 + 32 / 64 == 4.5
 
 # %% [markdown]
@@ -88,17 +93,18 @@ assert f"{share:.1f}" == "11.1" and q.bits_per_parameter == 4 + 32 / 64 == 4.5
 # %% alt="A falling curve: relative RMS error over bits per parameter, one point for each block size. From blocks of 4096 (just over 4 bits, error 0.18) to blocks of 32 (5 bits, error 0.09), each halving lowers the error by 0.010 to 0.017 and costs twice as many bits as the one before."
 matrix = bundled_weight("model.embed_tokens.weight")
 embedding = matrix[::32].float()  # every 32nd token's row: enough, and quick
-assert matrix.shape == (49_152, 576) and matrix.dtype == torch.bfloat16
 
 block_sizes = [32, 64, 128, 256, 512, 1024, 2048, 4096]
 quantized = {size: quantize(embedding, NF4, size) for size in block_sizes}
 plain = [(q.bits_per_parameter, relative_rms(embedding, dequantize(q)), size) for size, q in quantized.items()]
 _ = plot_block_costs(new_axes(height=3.0), {"NF4, float32 scales, by block size": plain})
+
+# %% claims
+assert matrix.shape == (49_152, 576) and matrix.dtype == torch.bfloat16
 gains = [bigger[1] - smaller[1] for smaller, bigger in zip(plain, plain[1:])]
-assert [f"{gain:.3f}" for gain in (min(gains), max(gains))] == ["0.010", "0.017"]
 
 # %% [markdown]
-# Each halving of the blocks lowers the error by 0.010 to 0.017, and costs twice as many bits as the one before. Small
+# Each halving of the blocks lowers the error by {{min(gains):.3f}} to {{max(gains):.3f}}, and costs twice as many bits as the one before. Small
 # blocks are worth having, if only their scales were cheaper.
 #
 # ## 2 · Look at the scales
@@ -111,6 +117,8 @@ for name, s in scales.items():
     counts, edges = torch.histogram(s / s.mean(), bins=60, range=(0, 3), density=True)
     histograms[name] = (counts.tolist(), edges.tolist())
 _ = plot_scale_histograms(new_axes(height=2.6), histograms, "scale, in units of the mean scale")
+
+# %% claims
 assert all(s.min() > 0.2 * s.mean() for s in scales.values())
 
 # %% [markdown]
@@ -147,7 +155,7 @@ for name, s in scales.items():
         print(f"{name:<17}{way:<16}{used[name, way]:>4} levels, relative RMS error {errors[name, way]:.4f}")
 print(f"{'your guess':<17}{'INT8':<16}{prediction['levels used']:>4} levels")
 
-# %%
+# %% claims
 gaussian, real = ([errors[name, way] for way in ways] for name in scales)
 assert 80 < used["Gaussian numbers", "INT8"] < 90 and 2 * gaussian[1] < gaussian[0]
 assert gaussian[1] < gaussian[2] and real[2] < real[1] < real[0]
@@ -169,11 +177,13 @@ assert gaussian[1] < gaussian[2] and real[2] < real[1] < real[0]
 offset = q.absmax.mean()
 codes, second_scales, restored = in_8_bits(q.absmax - offset, INT8)
 
+print(f"{len(q.absmax):,} scales: {codes.numel():,} codes of 8 bits, {second_scales.numel()} float32 and one mean")
+
+# %% claims
 ours = double_quantize(q, codebook=INT8).absmax  # the package's version
 assert torch.equal(ours.codes, codes.flatten().to(torch.uint8))
 assert torch.equal(ours.absmax, second_scales.flatten())
 assert torch.equal(ours.dequantize(), restored + offset)
-print(f"{len(q.absmax):,} scales: {codes.numel():,} codes of 8 bits, {second_scales.numel()} float32 and one mean")
 
 # %% [markdown]
 # One thing is different in bitsandbytes: its 8-bit levels are not INT8's. Its **dynamic code** has 64 levels from 0.1
@@ -187,8 +197,10 @@ for decade in range(7):
     middles = 10**-decade * ((edges[:-1] + edges[1:]) / 2)
     levels += [*middles.tolist(), *(-middles).tolist()]
 dynamic = torch.tensor(sorted(levels))
-assert len(dynamic) == 256 and torch.equal(dynamic, DYNAMIC8)
 _ = plot_code_levels(new_axes(height=1.9), {"INT8": INT8.tolist(), "dynamic": dynamic.tolist()}, "level")
+
+# %% claims
+assert len(dynamic) == 256 and torch.equal(dynamic, DYNAMIC8)
 
 # %% [markdown]
 # **Predict.** The dynamic code is fine where numbers are small, INT8 is the same everywhere. Which one restores the
@@ -204,13 +216,15 @@ for name, s in scales.items():
         _, _, restored = in_8_bits(s - s.mean(), levels)
         errors[name, code] = relative_rms(s, restored + s.mean())
         print(f"{name:<17}{code:<8} relative RMS error of the scales {errors[name, code]:.4f}")
-    assert errors[name, "INT8"] < errors[name, "dynamic"]
 print(f"your guess: {prediction['less error']}")
+
+# %% claims
+assert all(errors[name, "INT8"] < errors[name, "dynamic"] for name in scales)
 
 # %% [markdown]
 # **What happened?** Look at where the centred, scaled numbers lie, and how far apart the levels are there:
 
-# %% alt="Step to the next level (log scale) over the scale minus mean, as a share of its block's largest. INT8 is a flat line. Dynamic steps are 1.8 times as wide outside ±0.1, and ever finer towards 0. A grey histogram of the scales lies behind: only 29 % are within ±0.1."
+# %% alt="Step to the next level (log scale) over the scale minus mean, as a share of its block's largest. INT8 is a flat line. Dynamic steps are {{coarser:.1f}} times as wide outside ±0.1, and ever finer towards 0. A grey histogram of the scales lies behind: only {{100 * near_zero:.0f}} % are within ±0.1."
 centred = (q.absmax - offset).view(-1, 256)
 scaled = (centred / centred.abs().amax(1, keepdim=True)).flatten()
 counts, edges = torch.histogram(scaled, bins=50, range=(-1, 1), density=True)
@@ -220,6 +234,8 @@ _ = plot_step_sizes(new_axes(), steps, (counts.tolist(), edges.tolist()), label)
 near_zero = (scaled.abs() < 0.1).float().mean()
 coarser = dynamic.diff()[-10] / INT8.diff()[-10]
 print(f"{near_zero:.0%} lie within ±0.1; outside, dynamic steps are {coarser:.1f} times as wide as INT8's")
+
+# %% claims
 assert near_zero < 0.33 and f"{coarser:.1f}" == "1.8" and (dynamic.abs() < 0.1).sum() == 127
 
 # %% [markdown]
@@ -239,6 +255,8 @@ for code, levels in {"INT8": INT8, "dynamic": dynamic}.items():
     errors["spoiled", code] = relative_rms(spoiled, restored + spoiled.mean())
     print(f"{code:<8} relative RMS error of the scales {errors['spoiled', code]:.4f}")
 print(f"your guess: {prediction['less error']}")
+
+# %% claims
 assert 5 < errors["spoiled", "INT8"] / errors["spoiled", "dynamic"] < 6
 
 # %% [markdown]
@@ -309,16 +327,18 @@ parts = {
     "scales of scales": d.absmax.absmax.nbytes,
     "level tables, mean": d.codebook.nbytes + d.absmax.codebook.nbytes + d.absmax.offset.nbytes,
 }
-assert d.nbytes == sum(parts.values()) and parts["level tables, mean"] == 1092
 for part, size in parts.items():
     print(f"{part:<19}{size:>8,} bytes {8 * size / x.numel():>9.6f} bits per parameter")
 print(f"without tables {d.bits_per_parameter:.6f} bits, before {q.bits_per_parameter:.6f}")
+
+# %% claims
+assert d.nbytes == sum(parts.values()) and parts["level tables, mean"] == 1092
 assert (
     d.bits_per_parameter == bits_per_parameter(64, scale_block_size=256) and f"{d.bits_per_parameter:.6f}" == "4.126953"
 )
 
 # %% [markdown]
-# 4.126953 bits. The tables (16 and 256 levels of 4 bytes, and the mean) take 1,092 bytes whatever the tensor's size.
+# {{d.bits_per_parameter:.6f}} bits. The tables (16 and 256 levels of 4 bytes, and the mean) take {{parts['level tables, mean']:,}} bytes whatever the tensor's size.
 # That is nothing for LLaMA's millions of weights, and all tensors could share them.
 #
 # ## 5 · Gigabytes
@@ -332,7 +352,7 @@ assert (
 # %%
 prediction = {"65B": 0.4}  # ← your guess, in GB
 
-# %% alt="Horizontal bars: GB saved by double quantization. LLaMA 7B saves 0.30, 13B 0.59, 33B 1.50 and 65B 3.02. A diamond in the 65B row is your guess."
+# %% alt="Horizontal bars: GB saved by double quantization. LLaMA 7B saves {{saved['7B']:.2f}}, 13B {{saved['13B']:.2f}}, 33B {{saved['33B']:.2f}} and 65B {{saved['65B']:.2f}}. A diamond in the 65B row is your guess."
 saved_bits = q.bits_per_parameter - d.bits_per_parameter
 saved = {
     size: SHAPES[f"llama-{size.lower()}"].linear_parameters() * saved_bits / 8 / 1e9
@@ -342,13 +362,15 @@ ends = {size: f"{gigabytes:.2f} GB" for size, gigabytes in saved.items()}
 rows = {size: {"saved": gigabytes} for size, gigabytes in saved.items()}
 plot_stacked(new_axes(height=2.4), rows, "saved by double quantization (GB, 10$^9$ bytes)", ends, prediction)
 print(f"{saved_bits:.3f} bits per parameter; 65B: {saved['65B']:.1f} GB, your guess: {prediction['65B']} GB")
+
+# %% claims
 assert (
     ends == {"7B": "0.30 GB", "13B": "0.59 GB", "33B": "1.50 GB", "65B": "3.02 GB"} and f"{saved_bits:.3f}" == "0.373"
 )
 
 # %% [markdown]
-# **What happened?** 0.4 looks like the number of *bits per parameter*, 0.373, with the wrong unit. For 65 billion of
-# them that makes 3.0 GB; QLoRA's paper says "approximately 3 GB". At 7B, 0.30 GB.
+# **What happened?** 0.4 looks like the number of *bits per parameter*, {{saved_bits:.3f}}, with the wrong unit. For 65 billion of
+# them that makes {{saved['65B']:.1f}} GB; QLoRA's paper says "approximately 3 GB". At 7B, {{saved['7B']:.2f}} GB.
 #
 # And the zero point? Look for it in what bitsandbytes keeps:
 
@@ -360,6 +382,8 @@ print("state:", ", ".join(sorted(vars(state))))
 print("state.state2:", ", ".join(name for name, value in sorted(vars(state.state2).items()) if value is not None))
 for name, part in {"absmax": state.absmax, "offset": state.offset, "state2.absmax": state.state2.absmax}.items():
     print(f"{name:<14}{str(part.dtype):<15}{tuple(part.shape)}")
+
+# %% claims
 assert 0 in state.code
 
 # %% [markdown]
@@ -408,11 +432,13 @@ for code, error in after.items():
 print(f"your guess                       {prediction['error']:.5f}")
 together = (before**2 + of_scales**2) ** 0.5
 print(f"√({before:.4f}² + {of_scales:.4f}²) = {together:.5f}")
+
+# %% claims
 assert abs(after["dynamic"] - before) < 5e-5 and abs(together - after["dynamic"]) < 2e-5
 assert after["INT8"] < after["dynamic"] and f"{before:.4f} {of_scales:.3f}" == "0.0920 0.002"
 
 # %% [markdown]
-# **What happened?** Errors that know nothing of each other add up as squares. Beside 0.092, an error of 0.002 is
+# **What happened?** Errors that know nothing of each other add up as squares. Beside {{before:.3f}}, an error of {{of_scales:.3f}} is
 # invisible: it shows in the fifth decimal. So the choice between the two codes does not matter here.
 #
 # So 0.373 bits were nearly free. What else could one have done with the scales?
@@ -425,9 +451,11 @@ assert after["INT8"] < after["dynamic"] and f"{before:.4f} {of_scales:.3f}" == "
 # %%
 lower_halves = quantized[64].absmax.view(torch.int32) & 0xFFFF
 print(f"scales of the bf16 embedding matrix with lower bits other than 0: {lower_halves.count_nonzero()}")
+
+# %% claims
 assert lower_halves.count_nonzero() == 0
 
-# %% alt="Three falling curves: relative RMS error over bits per parameter, points at blocks of 4096 to 32. At each block size the errors are alike, but double quantization takes the fewest bits, then bf16, then float32 scales. Near 4.125 bits: 64 with double 0.1069, 256 with float32 0.1357."
+# %% alt="Three falling curves: relative RMS error over bits per parameter, points at blocks of 4096 to 32. At each block size the errors are alike, but double quantization takes the fewest bits, then bf16, then float32 scales. Near 4.125 bits: 64 with double {{cheap[1]:.4f}}, 256 with float32 {{dear[1]:.4f}}."
 doubled = {size: double_quantize(q, block_size=256) for size, q in quantized.items()}
 double_dots = [(q.bits_per_parameter, relative_rms(embedding, dequantize(q)), size) for size, q in doubled.items()]
 curves = {
@@ -438,6 +466,8 @@ curves = {
 _ = plot_block_costs(new_axes(), curves)
 cheap, dear = double_dots[1], plain[3]
 print(f"64, double: {cheap[0]:.3f} bits, error {cheap[1]:.4f}. 256, float32: {dear[0]:.3f} bits, error {dear[1]:.4f}")
+
+# %% claims
 assert (cheap[2], dear[2]) == (64, 256) and cheap[1] < dear[1]
 
 # %% [markdown]
@@ -448,6 +478,8 @@ assert (cheap[2], dear[2]) == (64, 256) and cheap[1] < dear[1]
 # %%
 beyond_bf16 = 4 + 16 / 64 - d.bits_per_parameter
 print(f"{beyond_bf16:.3f} bits, {linears_65b * beyond_bf16 / 8 / 1e9:.1f} GB at 65B")
+
+# %% claims
 assert f"{beyond_bf16:.3f} {linears_65b * beyond_bf16 / 8 / 1e9:.1f}" == "0.123 1.0"
 
 # %% [markdown]
@@ -487,6 +519,8 @@ print(f"4-bit codes equal: {torch.equal(packed.flatten(), d.codes)}, mean equal:
 print(f"8-bit levels equal: {torch.equal(state.state2.code, dynamic)}")
 print(f"second-level scales equal: {torch.equal(state.state2.absmax, d.absmax.absmax)}")
 print(f"8-bit codes: {len(different)} of {len(theirs):,} differ")
+
+# %% claims
 assert torch.equal(packed.flatten(), d.codes) and torch.equal(state.state2.absmax, d.absmax.absmax)
 
 # %% [markdown]
@@ -503,6 +537,8 @@ numbers = (centred * (1 / centred.abs().amax(1, keepdim=True))).flatten()
 farther = (dynamic[theirs.int()] - numbers).abs() - (dynamic[d.absmax.codes.int()] - numbers).abs()
 grid_step = 2 / 65535
 print(f"theirs is farther by {farther.max() / grid_step:.2f} grid steps at most; ours never by more than rounding")
+
+# %% claims
 assert farther.min() >= -1e-6 and farther.max() <= grid_step + 1e-6  # 1e-6: room for float32's rounding
 
 # %% [markdown]
@@ -513,8 +549,11 @@ assert farther.min() >= -1e-6 and farther.max() <= grid_step + 1e-6  # 1e-6: roo
 import dataclasses
 
 with_their_codes = dataclasses.replace(d, absmax=dataclasses.replace(d.absmax, codes=theirs))
-assert torch.equal(dequantize(with_their_codes), bnb.dequantize_4bit(packed, state))
-print("same codes, same weights")
+equal = torch.equal(dequantize(with_their_codes), bnb.dequantize_4bit(packed, state))
+print(f"same codes, same weights: {equal}")
+
+# %% claims
+assert equal
 
 # %% [markdown]
 # ## 8 · Choose your own
@@ -530,6 +569,8 @@ for size, single in quantized.items():
     for second in second_sizes:
         errors[size, second] = relative_rms(embedding, dequantize(double_quantize(single, second)))
 print(f"block 64, float32 scales: 4.5 bits, error {errors[64, None]:.4f}")
+
+# %% claims
 assert errors[32, 256] < errors[64, None]
 
 # %%

@@ -15,7 +15,7 @@
 # | memory | 3 GB |
 # | GPU | not used: its results are recorded |
 
-# %%
+# %% machinery "Imports"
 import copy
 import json
 import math
@@ -82,7 +82,7 @@ for seed, guess in prediction.items():
 pair = [[after[method, seed] for seed in prediction] for method in ("lora-fp32", "nf4")]
 _ = plot_seeds([new_axes(width=5, height=2.8)], {"LoRA, float32 | QLoRA, NF4": pair}, "loss (nats per token)")
 
-# %%
+# %% claims
 assert all(losses[-1] < 0.6 * losses[0] and loss < 0.6 for losses, loss in raced.values())
 assert all(b / a - 1 > 3 * (math.exp(b - a) - 1) for a, b in zip(*pair))
 assert all(raced["nf4", seed][0][0] > raced["lora-fp32", seed][0][0] + 0.2 for seed in prediction)
@@ -111,9 +111,11 @@ scores = {
 }
 units = {"test": "points", "shifted": "points", "validation": "nats per token", "prose": "nats per token"}
 values = {name: {m: [score(r) for r in runs if r["method"] == m] for m in METHODS} for name, score in scores.items()}
-assert [(run["method"], run["seed"]) for run in runs] == [(m, seed) for seed in range(8) for m in METHODS]
 for name, method in METHODS.items():
     print(f"{name:<11} {method.bits:>6} bits per parameter of a linear layer: {method.what}")
+
+# %% claims
+assert [(run["method"], run["seed"]) for run in runs] == [(m, seed) for seed in range(8) for m in METHODS]
 
 # %% [markdown]
 # **Predict.** How many points of `test` does NF4 lose against a bf16 base? Which of the four 4-bit bases ends with the
@@ -148,6 +150,8 @@ lost = means["test"]["lora-bf16"] - means["test"]["nf4"]
 print(f"points lost by NF4: {lost:.2f}, your guess {prediction['points lost']}")
 print(f"lowest loss on orders: {best['validation']}, your guess {prediction['orders']}")
 print(f"lowest loss on prose: {best['prose']}, your guess {prediction['prose']}")
+
+# %% claims
 assert (f"{lost:.2f}", best["validation"], best["prose"]) == ("2.19", "int4", "nf4-double")
 assert [f"{means['test'][m]:.1f}" for m in METHODS] == ["96.4", "96.8", "94.6", "94.3", "94.1", "95.1"]
 spreads = [max(numbers) - min(numbers) for numbers in values["test"].values()]
@@ -181,6 +185,8 @@ ways = {
 }
 for name, change in ways.items():
     print(f"{name:<31}{change:>12}")
+
+# %% claims
 assert list(ways.values()) == ["-2.2 points", "-2.3 %", "+69 %", "+61 %", "+0.6 %", "+14 %"]
 
 # %% [markdown]
@@ -206,6 +212,8 @@ _ = plot_seeds(axes, pairs, "test: exactly right (%)")
 correlations = [statistics.correlation(a, b) for a, b in pairs.values()]
 for (name, guess), correlation in zip(prediction.items(), correlations):
     print(f"{name}: correlation {correlation:+.2f}, your guess {guess:+}")
+
+# %% claims
 assert [f"{correlation:+.2f}" for correlation in correlations] == ["+0.89", "-0.17"]
 assert f"{statistics.correlation(test['lora-bf16'], test['int4']):+.2f}" == "+0.81"
 
@@ -240,7 +248,9 @@ from qlora_lab.finetuning.compare import t_quantile
 for n in (200, 8, 2):
     guess = f", your guess {prediction[n]}" if n in prediction else ""
     print(f"{n:>3} seeds: {t_quantile(n - 1):.2f} standard errors{guess}")
-    assert abs(standard_errors(n) / t_quantile(n - 1) - 1) < 0.03
+
+# %% claims
+assert all(abs(standard_errors(n) / t_quantile(n - 1) - 1) < 0.03 for n in (200, 8, 2))
 assert [f"{t_quantile(n - 1):.2f}" for n in (200, 8, 2)] == ["1.97", "2.36", "12.71"]
 
 # %% [markdown]
@@ -295,7 +305,7 @@ differences = {m: compare(m, "lora-bf16", "test") for m in others}
 rows = [{labels[m]: row[m] for m in others} for row in (table["test"], differences)]
 _ = plot_intervals(new_axes(height=3.6), *rows, "points of test, less lora-bf16", (-7, 3), band=(-2, 2))
 
-# %%
+# %% claims
 assert [f"{mean:.2f} {half:.2f}" for mean, half in table["test"].values()] == [
     "-0.44 0.69",
     "-2.19 1.77",
@@ -304,11 +314,10 @@ assert [f"{mean:.2f} {half:.2f}" for mean, half in table["test"].values()] == [
     "-1.75 0.87",
 ]
 ends = {m: (mean - half, mean + half) for m, (mean, half) in table["test"].items()}
-assert [f"{end:.1f}" for end in ends["nf4"]] == ["-4.0", "-0.4"]
 assert all(low < -2 < high < 0 for low, high in (ends[m] for m in four_bits))
 
 # %% [markdown]
-# **Under 2 %?** Here is an answer, in points. The interval for NF4 goes from −4.0 to −0.4. A loss of 1 point fits
+# **Under 2 %?** Here is an answer, in points. The interval for NF4 goes from −{{-ends['nf4'][0]:.1f}} to −{{-ends['nf4'][1]:.1f}}. A loss of 1 point fits
 # the data, and so does one of 3. That there *is* a loss, with these 200 orders, is shown; that it is under 2 points is
 # neither shown nor refuted. The other three formats end the same way: each interval lies below 0 and has −2 inside.
 #
@@ -366,10 +375,12 @@ verdicts = {
 print(f"{'seeds':<8}" + "".join(f"{m:>12}" for m in four_bits))
 for n, row in verdicts.items():
     print(f"{n:<8}" + "".join(f"{verdict:>12}" for verdict in row))
-assert all(verdict == "open" for n in (2, 3) for verdict in verdicts[n])
-assert set(verdicts[8]) == {"worse"} and [n for n in verdicts if verdicts[n][0] == "worse"] == [6, 7, 8]
 shorter = {m: table["test"][m][1] < unpaired_interval(m, "test", 8)[1] for m in others}
 print("shorter when paired, on test:", ", ".join(m for m in others if shorter[m]))
+
+# %% claims
+assert all(verdict == "open" for n in (2, 3) for verdict in verdicts[n])
+assert set(verdicts[8]) == {"worse"} and [n for n in verdicts if verdicts[n][0] == "worse"] == [6, 7, 8]
 assert shorter == {"lora-fp32": True, "nf4": False, "nf4-double": False, "fp4": True, "int4": True}
 
 # %% [markdown]
@@ -417,10 +428,12 @@ enough = next(n for n in range(2, 2000) if t_quantile(n - 1) * spread / math.sqr
 one_point = next(n for n in range(2, 2000) if t_quantile(n - 1) * spread / math.sqrt(n) <= 1)
 print(f"spread {spread:.2f} points; ± 1 point takes {one_point} seeds")
 print(f"± {margin:.2f} points, to have -2 outside: {enough} seeds, your guess {prediction}")
+
+# %% claims
 assert (f"{spread:.2f}", one_point, f"{margin:.2f}", enough) == ("2.12", 20, "0.19", 494)
 
 # %% [markdown]
-# Nobody trains 494 times to settle a fifth of a point. If the truth lies near the boundary, "under 2 %?" is not a
+# Nobody trains {{enough}} times to settle a fifth of a point. If the truth lies near the boundary, "under 2 %?" is not a
 # question that an experiment answers.
 #
 # ## 5 · Two hundred answers
@@ -430,7 +443,6 @@ assert (f"{spread:.2f}", one_point, f"{margin:.2f}", enough) == ("2.12", 20, "0.
 # difference. What counts are the orders where they differ. Here they are, bf16 against NF4:
 
 # %% alt="For each of eight seeds, a row of marks for the orders that at least one of two adapters gets wrong, hardest first: lost with NF4, gained with NF4, or wrong with both. Few orders are wrong at nearly every seed; the others are scattered, more of them lost than gained."
-assert f"{196 * math.sqrt(0.95 * 0.05 / 200):.1f}" == "3.0"
 bits = {(run["method"], run["seed"]): [int(bit) for bit in run["exact"]["test"]] for run in runs}
 failures = [sum(bits[m, s][i] == 0 for m in ("lora-bf16", "nf4") for s in range(8)) for i in range(200)]
 hardest = sorted((i for i in range(200) if failures[i]), key=lambda i: -failures[i])
@@ -445,6 +457,9 @@ kinds = {
     for name, pattern in cases.items()
 }
 _ = plot_answers(new_axes(height=3.4), kinds, seeds=8)
+
+# %% claims
+assert f"{196 * math.sqrt(0.95 * 0.05 / 200):.1f}" == "3.0"
 
 # %% [markdown]
 # If the base made no difference, lost and gained would be equally likely: a coin for each. How often would coins fall at
@@ -469,11 +484,13 @@ chances = [coin(lost, gained) for lost, gained, _ in counts]
 for seed, ((lost, gained, _), chance) in enumerate(zip(counts, chances)):
     print(f"seed {seed}: lost {lost:>2}, gained {gained}, chance {chance:.3f}" + (" *" if chance < 0.05 else ""))
 print(f"below 5 %: {sum(chance < 0.05 for chance in chances)}, your guess {prediction['seeds below 5 %']}")
+
+# %% claims
 assert counts[2][:2] == [14, 2] and counts[4][:2] == [1, 2]
 assert [f"{chances[s]:.3f}" for s in (2, 4)] == ["0.004", "1.000"] and sum(chance < 0.05 for chance in chances) == 2
 
 # %% [markdown]
-# **What happened?** Seed 2 alone is a publishable result: 14 lost, 2 gained, chance 0.004. Seed 4 alone says that NF4 costs
+# **What happened?** Seed 2 alone is a publishable result: {{counts[2][0]}} lost, {{counts[2][1]}} gained, chance {{chances[2]:.3f}}. Seed 4 alone says that NF4 costs
 # nothing: 1 lost, 2 gained. A test on one run's answers is about *those two adapters*, and knows nothing of the next run.
 #
 # ### Six orders
@@ -486,6 +503,8 @@ for place in range(1, 7):
     print(chats[hardest[place]][-2]["content"].splitlines()[-1])
 city = [json.loads(chat[-1]["content"])["city"] for chat in chats]
 six = sorted(hardest[1:7])
+
+# %% claims
 assert six == [i for i in range(200) if city[i] == "Leipzig"]
 assert all(len({bits["nf4", seed][i] for i in six}) == 1 for seed in range(8))  # all six or none
 assert sum(bits["nf4", seed][six[0]] for seed in range(8)) == 2
@@ -511,7 +530,7 @@ print(f"NF4 without Leipzig: {left['nf4'][0]:+.2f}, your guess {prediction['with
 changes = [[bits["nf4", s][i] - bits["lora-bf16", s][i] for s in range(8)] for i in range(200)]
 print(f"answers lost in all: {-sum(map(sum, changes))}, to Leipzig: {-sum(sum(changes[i]) for i in six)}")
 
-# %%
+# %% claims
 assert [f"{mean:.2f} {half:.2f}" for mean, half in left.values()] == [
     "-1.03 1.34",
     "-1.35 1.20",
@@ -545,6 +564,8 @@ for name, (mean, half) in luck.items():
     print(
         f"if {name:<7} are the luck ({n:>3}): {mean:+.2f} ± {half:.2f}, from {mean - half:+.1f} to {mean + half:+.1f}"
     )
+
+# %% claims
 assert [f"{mean:.2f} {half:.2f}" for mean, half in luck.values()] == ["-2.19 1.77", "-2.19 1.54", "-2.19 2.70"]
 assert [f"{luck['cities'][0] + sign * luck['cities'][1]:.1f}" for sign in (-1, 1)] == ["-4.9", "0.5"]
 
@@ -581,6 +602,15 @@ for text, name in {"orders": "validation", "prose": "prose"}.items():
     print(f"{text}: {gone:.0f} % of NF4's distance is gone, your guess {prediction[text + ' %']} %")
 
 # %%
+pairs = {"int4 - nf4 on orders": ("int4", "nf4", "validation"), "nf4 - fp4 on prose": ("nf4", "fp4", "prose")}
+pairs |= {"nf4 - int4 on prose": ("nf4", "int4", "prose"), "int4 - fp4 on orders": ("int4", "fp4", "validation")}
+for name, (a, b, score) in pairs.items():
+    mean, half = paired_interval(compare(a, b, score))
+    print(f"{name:<21}{mean:+.4f} ± {half:.4f} nats: {'open' if abs(mean) < half else 'shown'}")
+
+# %% claims
+intervals = {name: paired_interval(compare(*which)) for name, which in pairs.items()}
+assert [name for name, (mean, half) in intervals.items() if abs(mean) < half] == ["int4 - fp4 on orders"]
 repaired = {n: {m: f"{100 * (1 - end[n][m] / start[n][m]):.0f}" for m in four_bits} for n in end}
 assert list(repaired["validation"].values()) == ["99", "99", "99", "99"]
 assert list(repaired["prose"].values()) == ["31", "33", "27", "-28"]
@@ -590,12 +620,6 @@ assert [sorted(four_bits, key=side["prose"].get)[:2] for side in (start, end)] =
     ["nf4", "nf4-double"],
     ["nf4-double", "nf4"],
 ]
-pairs = {"int4 - nf4 on orders": ("int4", "nf4", "validation"), "nf4 - fp4 on prose": ("nf4", "fp4", "prose")}
-pairs |= {"nf4 - int4 on prose": ("nf4", "int4", "prose"), "int4 - fp4 on orders": ("int4", "fp4", "validation")}
-for name, (a, b, score) in pairs.items():
-    mean, half = paired_interval(compare(a, b, score))
-    print(f"{name:<21}{mean:+.4f} ± {half:.4f} nats: {'open' if abs(mean) < half else 'shown'}")
-    assert (abs(mean) < half) == (name == "int4 - fp4 on orders")
 validation = load_samples("orders", "validation")["messages"]
 assert sum(json.loads(chat[-1]["content"])["city"] == "Leipzig" for chat in validation) == 5 and len(validation) == 200
 
@@ -614,17 +638,18 @@ assert sum(json.loads(chat[-1]["content"])["city"] == "Leipzig" for chat in vali
 # has 20 intervals. If nothing at all were going on, one of them would be expected to miss 0.
 
 # %%
-mean, half = table["prose"]["lora-fp32"]
-assert f"{mean:.3f} {half:.3f}" == "-0.054 0.025" and 0.05 * len(others) * len(scores) == 1
 double = {name: paired_interval(compare("nf4-double", "nf4", name)) for name in scores}
 for name, (mean, half) in double.items():
     print(f"double quantization, {name:<11}{mean:+.4f} ± {half:.4f} {units[name]}")
-    assert abs(mean) < half
+
+# %% claims
+assert all(abs(mean) < half for mean, half in double.values())
+mean, half = table["prose"]["lora-fp32"]
+assert f"{mean:.3f} {half:.3f}" == "-0.054 0.025" and 0.05 * len(others) * len(scores) == 1
 low, high = (double["test"][0] + sign * double["test"][1] for sign in (-1, 1))
-assert f"{low:.1f} {high:.1f}" == "-0.9 0.3"
 
 # %% [markdown]
-# And double quantization? Nothing measurable, on any score. More precisely: between 0.9 points lost and 0.3 gained on
+# And double quantization? Nothing measurable, on any score. More precisely: between {{-low:.1f}} points lost and {{high:.1f}} gained on
 # `test`. "No difference was found" always needs that second sentence.
 #
 # ## 7 · Time and memory
@@ -637,16 +662,18 @@ print(f"{'':<12}{'bits':>6}{'peak GB':>9}{'tokens/s':>10}{'test %':>8}")
 for m, alone in record["alone"].items():
     print(f"{m:<12}{METHODS[m].bits:>6}{alone['peak_allocated'] / 1e9:>9.2f}", end="")
     print(f"{alone['tokens_per_second']:>10.0f}{means['test'][m]:>8.1f}")
-peaks = {m: f"{alone['peak_allocated'] / 1e9:.2f}" for m, alone in record["alone"].items()}
-assert list(peaks.values()) == ["2.00", "1.24", "1.09", "1.15", "1.21", "1.27"]
-fastest = max(record["alone"], key=lambda m: record["alone"][m]["tokens_per_second"])
 saved = (record["alone"]["lora-bf16"]["peak_allocated"] - record["alone"]["nf4"]["peak_allocated"]) / 1e9
 weights = 106_168_320 * (16 - 4.5) / 8 / 1e9  # 210 linear layers
 print(f"NF4 saves {saved:.2f} GB; 11.5 bits of each weight are {weights:.2f} GB")
+
+# %% claims
+peaks = {m: f"{alone['peak_allocated'] / 1e9:.2f}" for m, alone in record["alone"].items()}
+assert list(peaks.values()) == ["2.00", "1.24", "1.09", "1.15", "1.21", "1.27"]
+fastest = max(record["alone"], key=lambda m: record["alone"][m]["tokens_per_second"])
 assert fastest == "lora-fp32" and f"{saved:.2f} {weights:.2f}" == "0.15 0.15"
 
 # %% [markdown]
-# Next to nothing: against bf16, NF4 saves 0.15 GB (10⁹ bytes), the 11.5 bits of each weight and no more. (The other
+# Next to nothing: against bf16, NF4 saves {{saved:.2f}} GB (10⁹ bytes), the 11.5 bits of each weight and no more. (The other
 # formats save less, INT4 nothing: at their peak more lies beside the weights.) And do not read the speeds as costs of
 # formats. The *float32* base comes out fastest, which no arithmetic explains: steps of this size keep the GPU waiting
 # for the next kernel, and 10 timed steps of one run are noisy. At 7B there is something to gain: [notebook
@@ -678,7 +705,7 @@ for m, guess in prediction.items():
     print(f"{m:<9}{paper[m][0]:+.2f} ± {paper[m][1]:.2f} points: {says(*paper[m])}, your guess {guess}")
 print("means of the eight columns:", {m: round(statistics.fmean(v), 1) for m, v in mmlu.items()})
 
-# %%
+# %% claims
 assert [f"{mean:+.2f} {half:.2f}" for mean, half in paper.values()] == ["-0.05 0.74", "-0.85 0.82", "+0.80 0.44"]
 assert [statistics.fmean(v) for v in mmlu.values()] == [53.0375, 52.1875, 52.9875]
 assert sum(difference > 0 for difference in points["FP4"]) == 2

@@ -13,7 +13,7 @@
 # | memory | 1 GB |
 # | GPU | not used: what needs one was recorded on an H100 |
 
-# %%
+# %% machinery "Imports"
 import contextlib
 import dataclasses
 import itertools
@@ -36,9 +36,11 @@ from qlora_lab.finetuning import Batches, TokenizedSample, add_adapter, collate,
 from qlora_lab.finetuning.train import checkpoint_activations, token_loss_sum, train_steps
 from qlora_lab.memory import SHAPES, estimate
 
-GB = 1e9  # 10^9 bytes everywhere in this notebook
 warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated")  # PEFT 0.21 uses an old name
 logging.getLogger("transformers").setLevel(logging.ERROR)
+
+# %%
+GB = 1e9  # 10^9 bytes everywhere in this notebook
 
 folder = Path(qlora_lab.__file__).parents[1] / "data" / "records"
 record = json.loads((folder / "knobs-nvidia-h100-80gb-hbm3.json").read_text(encoding="utf-8"))
@@ -66,6 +68,8 @@ validation = {knob: [run["after"]["validation"] for run in runs] for knob, runs 
 prose = {knob: [run["after"]["prose"] for run in runs] for knob, runs in by_knob.items()}
 peak = {knob: [run["peak_allocated"] / GB for run in runs] for knob, runs in by_knob.items()}
 speed = {knob: [record["alone"][knob]["tokens_per_second"]] for knob in by_knob}
+
+# %% claims
 assert len(by_knob) == 19 and all([run["seed"] for run in runs] == [0, 1, 2] for runs in by_knob.values())
 
 # %% [markdown]
@@ -94,15 +98,17 @@ from qlora_lab.memory.estimate import optimizer_state_bytes, trained_tensors
 
 adapters = trained_tensors(SHAPES["smollm2-135m"], "qlora", 16)
 states, in_8_bits = (optimizer_state_bytes(adapters, name)[0] / 1e6 for name in ("adamw_torch", "adamw_8bit"))
-assert sum(adapters) == by_knob["as it is"][0]["trainable"]
 print(*(f"{knob}: {min(peak[knob]):.2f} … {max(peak[knob]):.2f} GB" for knob in prediction), sep=", ")
 print(f"AdamW's states: {states:.0f} MB; in 8 bits: {in_8_bits:.0f} MB")
+
+# %% claims
+assert sum(adapters) == by_knob["as it is"][0]["trainable"]
 assert [f"{max(peak[knob]):.2f}" for knob in prediction] == ["0.48", "0.70", "1.01"]
 assert f"{states:.0f} {in_8_bits:.0f} {1 - in_8_bits / states:.0%}" == "39 11 72%"
 
 # %% [markdown]
 # **What happened?** The 8-bit optimizer saves nearly three quarters of AdamW's states. But LoRA trains so little that all its
-# states are 39 MB, and of those nobody can save half a gigabyte. What fills the GPU are *activations*, and these shrink by
+# states are {{states:.0f}} MB, and of those nobody can save half a gigabyte. What fills the GPU are *activations*, and these shrink by
 # checkpointing or with fewer samples at a time.
 #
 # ### First, a ruler
@@ -118,13 +124,15 @@ print(f"equal work: {low:,.0f} … {high:,.0f} tokens/s, {smallest:.2f} … {lar
 outside = {knob: value for knob, (value,) in speed.items() if not low <= value <= high}
 for knob, value in sorted(outside.items(), key=lambda item: item[1]):
     print(f"  {knob:<14}{value:>6,.0f} tokens/s")
+
+# %% claims
 assert f"{low:.0f} {high:.0f} {smallest:.2f} {largest:.2f} {high / low:.1f}" == "1513 2124 0.99 1.15 1.4"
 assert not {"adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit", "float16"} & set(outside)
 assert f"{speed['paged_adamw_32bit'][0] / speed['as it is'][0] - 1:+.0%}" == "+21%"
 assert outside["batch 1 x 8"] < low / 5 and outside["batch 32"] > 2 * high
 
 # %% [markdown]
-# Five times the same work, at 1,513 to 2,124 tokens/s. So "paged AdamW is 21 % faster" would have been a fairy tale:
+# Five times the same work, at {{low:,.0f}} to {{high:,.0f}} tokens/s. So "paged AdamW is 21 % faster" would have been a fairy tale:
 # anything inside a band has shown **nothing**. (The model is so small that the GPU waits for its next kernel most of the
 # time, and how long depends on the CPU's mood.) What is far outside is real: 8 passes of one sample take more than five
 # times as long as one pass of 8.
@@ -158,6 +166,8 @@ worse = [knob for knob, values in validation.items() if min(values) > max(base)]
 by_luck = 2 / math.comb(6, 3)
 print(f"orders better: {better}\norders worse:  {worse}")
 print(f"by luck alone: {by_luck:.0%} of knobs, {by_luck * 18:.1f} of 18")
+
+# %% claims
 assert better == ["batch 32", "rank 64"] and by_luck == 0.1
 assert worse == ["rank 4", "q, v", "q, k, v, o", "lr 1.5e-4", "lr 5e-4", "lr 1.5e-2"]
 assert min(base) / max(max(validation[knob]) for knob in better) > 1.4
@@ -210,6 +220,8 @@ change = {
     for name, values in {"memory": peaks, "time": times}.items()
 }
 print(change, "your guesses:", prediction)
+
+# %% claims
 assert change == {"memory": [-31, -63, -81], "time": [48, 70, 41]}
 
 # %% [markdown]
@@ -243,13 +255,16 @@ def count(model, checkpointing):
 
 
 # %%
-for lora in (False, True):
-    (plain, gradient), (twice, recomputed) = count(tiny(lora), False), count(tiny(lora), True)
+counted = {lora: (count(tiny(lora), False), count(tiny(lora), True)) for lora in (False, True)}
+for lora, ((plain, gradient), (twice, recomputed)) in counted.items():
     print(
         f"{'LoRA' if lora else 'full':<5} {plain / 1e6:.0f} MFLOP, with checkpointing {twice / plain - 1:+.0%},",
         end=" ",
     )
     print(f"gradients equal in all bits: {torch.equal(gradient, recomputed)}")
+
+# %% claims
+for lora, ((plain, gradient), (twice, recomputed)) in counted.items():
     assert torch.equal(gradient, recomputed) and f"{twice / plain - 1:+.0%}" == ("+52%" if lora else "+32%")
 
 # %% [markdown]
@@ -275,12 +290,13 @@ least, most = 4 * passes["step_seconds"] - 3 * update, 4 * passes["step_seconds"
 print(f"A: 4 × 4, without: {passes['peak_allocated'] / GB:5.1f} GB, {least:.2f} to {most:.2f} s")
 print(f"B: 1 × 16, with:   {one['peak_allocated'] / GB:5.1f} GB, {one['step_seconds']:.2f} s")
 print(f"your guess: {prediction['B against A']:+} %")
+
+# %% claims
 assert times["without checkpointing"][1] < times["without checkpointing"][0]
 saved = (passes["peak_allocated"] - one["peak_allocated"]) / GB
-assert f"{saved:.1f} {one['step_seconds']:.2f} {least:.2f} {most:.2f}" == "6.9 1.04 1.12 1.47"
 
 # %% [markdown]
-# **What happened?** B computes half as much again, needs 6.9 GB less and is *not slower*: 1.04 s against 1.12 to 1.47 (a
+# **What happened?** B computes half as much again, needs {{saved:.1f}} GB less and is *not slower*: {{one['step_seconds']:.2f}} s against {{least:.2f}} to {{most:.2f}} (a
 # pass of 4 was timed together with its update, and A updates only once). Look at the figure: without checkpointing
 # a pass over 4 samples takes no longer than one over a single sample. So much of the GPU is idle, and more tokens fill it.
 # Memory that is free for samples is speed. A slower card is busy sooner and should gain less. And one step each was timed:
@@ -390,6 +406,8 @@ lengths = [len(sample.ids) - sample.prompt_length for sample in samples]
 print(f"orders' answers have {min(lengths)} … {max(lengths)} tokens")
 print(f"weights by target tokens: off by {off(by_tokens, whole):.2%}")
 print(f"mean of the means:        off by {off(by_means, whole):.0%}")
+
+# %% claims
 assert off(by_tokens, whole) < 5e-5 and off(by_means, whole) > 1
 
 # %% [markdown]
@@ -467,6 +485,8 @@ print(f"{'padding':<25}{'orders':>7}{'your guess':>12}{'like a chat':>13}  token
 for way, guess in prediction.items():
     print(f"{way:<25}{share['orders', way]:>7.0%}{guess:>10} %{share['like a chat', way]:>13.0%}", end="  ")
     print("{:,} … {:,}".format(*extent["like a chat", way]))
+
+# %% claims
 assert [f"{value:.0%}" for value in share.values()] == ["6%", "1%", "3%", "54%", "7%", "14%"]
 length = sum(len(s.ids) for s in samples) / len(samples)
 assert 2 * length < 256 < 3 * length
@@ -539,6 +559,8 @@ running = logits(row["input_ids"][0], range(len(first.ids) + len(second.ids)))[l
 print("positions:", row["position_ids"][0, 18:28].tolist())
 print(f"positions begin anew: logits off by {off(packed, alone):.2%}")
 print(f"positions run on:     logits off by {off(running, alone):.0%}")
+
+# %% claims
 assert off(packed, alone) < 5e-5 and off(running, alone) > 0.05
 
 # %% [markdown]
@@ -559,6 +581,8 @@ for method, rank in (("qlora", 16), ("qlora", 64), ("full", 16)):
     held[method, rank] = [round(size / GB, 2) for size in (plain[0], paged[1], eight[0])]
     name = "full fine-tuning" if method == "full" else f"QLoRA, rank {rank}"
     print(f"{name:<20}{held[method, rank][0]:>10.2f}{held[method, rank][1]:>13.2f}{held[method, rank][2]:>9.2f}")
+
+# %% claims
 assert list(held.values()) == [[0.32, 0.14, 0.08], [1.28, 1.28, 0.32], [53.91, 53.91, 13.69]]
 for rank in (16, 64):
     assert round(run_of(1, True, rank=rank)["measured"]["managed_bytes"] / GB, 2) == held["qlora", rank][1]
@@ -575,6 +599,8 @@ for rank in (16, 64):
 for value in (1e-8, 1 + 1 / 512, 70_000.0):
     as_fp16, as_bf16 = (torch.tensor(value).to(dtype).item() for dtype in (torch.float16, torch.bfloat16))
     print(f"{value:<14.10g} fp16 {as_fp16:<14.10g} bf16 {as_bf16:.10g}")
+
+# %% claims
 assert torch.tensor(1e-8).half() == 0 and torch.tensor(70_000.0).half().isinf()
 assert torch.tensor(1 + 1 / 512).half() > 1 and torch.tensor(1 + 1 / 512).bfloat16() == 1
 dtypes = [validation[knob] for knob in ("as it is", "float16", "float32")]
@@ -606,6 +632,8 @@ _ = plot_tradeoff(new_axes(height=4), points, start, labels, (prediction["orders
 mean = {knob: [sum(values) / 3 for values in zip(*seeds)] for knob, seeds in points.items()}
 for knob, (orders, english) in sorted(mean.items(), key=lambda item: item[1][1]):
     print(f"{knob:<12} orders {orders:.4f}, English {english:.2f} ({english - start:+.2f})")
+
+# %% claims
 assert [f"{value:.3g}" for value in (*mean["as it is"], *mean["lr 5e-3"])] == ["0.0135", "3.8", "0.0131", "4.07"]
 assert "lr 5e-3" not in better + worse and min(prose["lr 5e-3"]) > max(prose["as it is"])
 assert max(prose["lr 5e-4"]) < min(prose["as it is"]) and f"{start:.2f}" == "3.61"
@@ -625,6 +653,8 @@ assert min(prose["rank 64"]) > max(prose["as it is"]) > min(prose["as it is"]) >
 # %%
 trained = {knob: by_knob[knob][0]["trainable"] for knob in ("rank 4", "q, v", "q, k, v, o")}
 print(", ".join(f"{knob}: {numbers:,} trained" for knob, numbers in trained.items()))
+
+# %% claims
 assert trained == {"rank 4": 1_221_120, "q, v": 921_600, "q, k, v, o": 1_843_200}
 assert min(validation["q, v"]) > max(validation["rank 4"]) and min(prose["q, v"]) > max(prose["rank 4"])
 assert abs(mean["q, k, v, o"][0] - mean["rank 4"][0]) < 0.001 and min(prose["q, k, v, o"]) > max(prose["rank 4"])
@@ -655,13 +685,16 @@ def moved(alpha, rate, steps):
 
 
 # %%
+ratios = {}
 for steps in (1, 30):
     reference = moved(32, 1e-3, steps)
     same = off(moved(64, 5e-4, steps), reference)
-    ratios = [(moved(*more, steps).norm() / reference.norm()).item() for more in ((64, 1e-3), (32, 2e-3))]
+    ratios[steps] = [(moved(*more, steps).norm() / reference.norm()).item() for more in ((64, 1e-3), (32, 2e-3))]
     print(f"after {steps:>2} steps: alpha × 2 with rate / 2 is off by {same:.0%}")
-    print(f"    alpha × 2 moves {ratios[0]:.1f} times as far, rate × 2 {ratios[1]:.1f} times")
-    assert all(abs(ratio - (2 if steps == 1 else 1.5)) < 0.1 for ratio in ratios)
+    print(f"    alpha × 2 moves {ratios[steps][0]:.1f} times as far, rate × 2 {ratios[steps][1]:.1f} times")
+
+# %% claims
+assert all(abs(ratio - 2) < 0.1 for ratio in ratios[1]) and all(abs(ratio - 1.5) < 0.1 for ratio in ratios[30])
 assert off(moved(64, 5e-4, 1), moved(32, 1e-3, 1)) < 1e-4
 
 # %% [markdown]
@@ -678,7 +711,7 @@ assert off(moved(64, 5e-4, 1), moved(32, 1e-3, 1)) < 1e-4
 # %%
 prediction = "16-bit base"  # ← or "no checkpointing"
 
-# %% alt="Bars: how much more memory the 7B recipe would need with one of its lines undone. No checkpointing +10.67 GB, a 16-bit base +9.61, 16 x 1 instead of 4 x 4 +4.07, rank 64 +1.66, no double quantization +0.30, AdamW not paged 0.00, in 8 bits -0.24, q, k, v, o only -0.28."
+# %% alt="Bars: how much more memory the 7B recipe would need with one of its lines undone. No checkpointing {{more['no checkpointing']:+.2f}} GB, a 16-bit base {{more['16-bit base']:+.2f}}, 16 x 1 instead of 4 x 4 +4.07, rank 64 +1.66, no double quantization +0.30, AdamW not paged 0.00, in 8 bits -0.24, q, k, v, o only -0.28."
 recipe = {"rank": 16, "batch_size": 4, "sequence_length": 512, "gradient_checkpointing": True, "targets": "all-linear"}
 recipe |= {"optimizer": "paged_adamw_32bit", "double_quant": True, "method": "qlora"}
 undone = {
@@ -697,13 +730,14 @@ _ = plot_undone(new_axes(height=3), more, total)
 
 # %%
 print(f"first: {max(more, key=more.get)}; your guess: {prediction}")
-assert f"{peaks['without checkpointing'][0] - peaks['with checkpointing'][0]:.1f}" == "2.5"
+
+# %% claims
 assert [f"{size:+.2f}" for size in more.values()] == (
     ["+9.61", "+0.30", "+10.67", "+4.07", "+1.66", "+0.00", "-0.24", "-0.28"]
 )
 
 # %% [markdown]
-# **What happened?** At 4 × 512 tokens checkpointing saves more than the four bits do. (At 1 × 512 it saved 2.5 GB.) QLoRA
+# **What happened?** At 4 × 512 tokens checkpointing saves more than the four bits do. (At 1 × 512 it saved {{peaks['without checkpointing'][0] - peaks['with checkpointing'][0]:.1f}} GB.) QLoRA
 # gets a model onto the card; with samples to learn from, it lives on an older trick. Here is the recipe as a command of
 # this course, and what each line has to show for itself:
 
@@ -715,16 +749,18 @@ RECIPE = """
 --targets all-linear --rank 16 --alpha 32 --optimizer paged_adamw_32bit --lr 2e-4 --schedule constant
 """
 args = train_qlora.parser().parse_args(RECIPE.split())
-assert args.batch_size * args.accumulation == 16 and args.alpha == 2 * args.rank and args.gradient_checkpointing
 mine = {"rank": args.rank, "batch_size": args.batch_size, "sequence_length": args.max_length}
 needs = estimate(SHAPES["llama-7b"], args.method, optimizer=args.optimizer, **mine).total / GB
 print(f"python -m qlora_lab.train_qlora --model <a 7B model> {RECIPE.strip()}")
 gaps = one["peak_reserved"] / one["peak_allocated"] - 1
 print(f"needs {needs:.1f} GB without gaps; at rank 64 the H100 had {gaps:.0%} of them, with nobody pressing")
-assert f"{needs:.1f} {gaps:.0%}" == "10.3 24%" and needs * (1 + gaps) < 16 * ROOM
+
+# %% claims
 for knobs, extra in (({"gradient_checkpointing": False}, "42.5"), ({"rank": 64}, "1.4")):  # with 16 samples at a time
     without = estimate(SHAPES["llama-7b"], args.method, optimizer=args.optimizer, **(mine | knobs)).total / GB
     assert f"{without - needs:.1f}" == extra
+assert args.batch_size * args.accumulation == 16 and args.alpha == 2 * args.rank and args.gradient_checkpointing
+assert f"{needs:.1f} {gaps:.0%}" == "10.3 24%" and needs * (1 + gaps) < 16 * ROOM
 
 # %% [markdown]
 # On 16 GB it is comfortable, on 12 GB a gamble.
@@ -746,10 +782,6 @@ for knobs, extra in (({"gradient_checkpointing": False}, "42.5"), ({"rank": 64},
 # transformers' `constant` schedule ignores that.)
 
 # %%
-from transformers import get_scheduler
-
-nothing = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=2e-4)
-assert get_scheduler("constant", nothing, num_warmup_steps=57, num_training_steps=1875).get_last_lr() == [2e-4]
 per_step = {
     "the authors' script": 2e-4 * 16 / 64,
     "the recipe above": args.lr * args.alpha / args.rank,
@@ -757,6 +789,12 @@ per_step = {
 }
 for name, step in per_step.items():
     print(f"{name:<20} rate × alpha / rank = {step:.0e}")
+
+# %% claims
+from transformers import get_scheduler
+
+nothing = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=2e-4)
+assert get_scheduler("constant", nothing, num_warmup_steps=57, num_training_steps=1875).get_last_lr() == [2e-4]
 assert [f"{step:.0e}" for step in per_step.values()] == ["5e-05", "4e-04", "3e-03"] and 1875 * 16 == 30_000
 
 # %% [markdown]
@@ -787,9 +825,11 @@ def four_bit_model():
 
 
 settings = {"learning_rate": RATE, "warmup_steps": WARMUP, "pad_token_id": tokenizer.pad_token_id}
+ours = [step.loss for step in train_steps(four_bit_model(), batches, steps=STEPS, **settings)]
+
+# %% claims
 of_transformers = get_scheduler("cosine", torch.optim.AdamW(tiny().parameters()), WARMUP, STEPS)
 assert of_transformers.get_last_lr() == [0] and rate(1, STEPS, WARMUP, "cosine") > 0
-ours = [step.loss for step in train_steps(four_bit_model(), batches, steps=STEPS, **settings)]
 
 # %% [markdown]
 # And with TRL: the same samples in the same order, `completion_mask` says which tokens are learned. Five of its defaults
@@ -848,9 +888,6 @@ except ImportError:
     SFTConfig = None
 theirs = RECORDED
 if SFTConfig:
-    default = {field.name: field.default for field in dataclasses.fields(SFTConfig)}
-    assert default["max_length"] == 1024 and default["train_sampling_strategy"] == "random"
-    assert default["bf16"] is None and default["gradient_checkpointing"] and default["logging_steps"] == 10
     with capture_output():
         theirs = dict([sft_losses(four_bit_model()), sft_losses(four_bit_model(), torch.float32)])
 else:
@@ -862,6 +899,12 @@ for dtype, losses in theirs.items():
 # %%
 distance = {dtype: max(abs(a / b - 1) for a, b in zip(ours, losses)) for dtype, losses in theirs.items()}
 print("within 0.1 % of our loop's:", {dtype: d < 1e-3 for dtype, d in distance.items()})
+
+# %% claims
+if SFTConfig:
+    default = {field.name: field.default for field in dataclasses.fields(SFTConfig)}
+    assert default["max_length"] == 1024 and default["train_sampling_strategy"] == "random"
+    assert default["bf16"] is None and default["gradient_checkpointing"] and default["logging_steps"] == 10
 assert list(distance) == ["bfloat16", "float32"] and max(distance.values()) < 1e-3
 assert SFTConfig is None or distance["float32"] < 5e-5
 assert ours[-1] < ours[0] - 0.2

@@ -13,7 +13,7 @@
 # | memory | 2 GB |
 # | GPU | not needed |
 
-# %%
+# %% machinery "Imports, and a folder to try things in"
 import json
 import math
 import os
@@ -33,8 +33,10 @@ from qlora_lab.classroom.plots.n12 import plot_ballot, plot_changes
 from qlora_lab.finetuning.compare import paired_interval
 from qlora_lab.memory.estimate import SHAPES, bits_per_parameter
 
-GB = 1e9  # 10^9 bytes
 warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated")  # PEFT 0.21 uses an old name
+
+# %%
+GB = 1e9  # 10^9 bytes
 records = Path(qlora_lab.__file__).parents[1] / "data" / "records"
 memory, trained, accuracy = (
     json.loads((records / f"{name}-nvidia-h100-80gb-hbm3.json").read_text(encoding="utf-8"))
@@ -95,10 +97,12 @@ usage = torch.bincount(codes.int(), minlength=16) / len(codes)
 rarest, most = usage.min().item(), usage.max().item()
 print(f"rarest code {rarest:.1%}, most frequent {most:.1%}, entropy {entropy(usage):.2f} of 4 bits")
 judge(1, rarest > 0.06)
+
+# %% claims
 assert f"{rarest:.1%} {most:.1%} {entropy(usage):.2f}" == "1.7% 9.2% 3.88"
 
 # %% [markdown]
-# **False.** From 1.7 % to 9.2 %, where 6.25 % was promised. The bins have (nearly) equal mass under a normal distribution,
+# **False.** From {{100 * rarest:.1f}} % to {{100 * most:.1f}} %, where 6.25 % was promised. The bins have (nearly) equal mass under a normal distribution,
 # but a block divided by its largest element is not normally distributed. In fairness: NF4 does not need the equality to be
 # good ([notebook 03](03_nf4.ipynb)).
 #
@@ -120,7 +124,7 @@ for name, by in reports.items():
 errors = {name: [report.relative_rms for report in by.values()] for name, by in reports.items()}
 judge(2, *(nf4 < other for nf4, *others in errors.values() for other in others))
 
-# %%
+# %% claims
 assert errors["Gaussian"][2] < errors["Gaussian"][0] < errors["Gaussian"][1]
 assert errors["uniform"][2] < errors["uniform"][0] and errors["embeddings"][0] < min(errors["embeddings"][1:])
 
@@ -136,10 +140,9 @@ saved_bits = bits_per_parameter(double=False) - bits_per_parameter()
 saved = SHAPES["llama-65b"].linear_parameters() * saved_bits / 8 / GB
 print(f"{bits_per_parameter(double=False)} − {bits_per_parameter():.3f} = {saved_bits:.3f} bits, {saved:.2f} GB at 65B")
 judge(3, 0.36 < saved_bits < 0.38, 2.5 < saved < 3.5)
-assert f"{saved_bits:.3f} {saved:.2f}" == "0.373 3.02"
 
 # %% [markdown]
-# **True.** 0.373 bits, 3.02 GB. The lesson plan that this course grew out of says "0.4 GB": somebody turned 0.4 *bits* into
+# **True.** {{saved_bits:.3f}} bits, {{saved:.2f}} GB. The lesson plan that this course grew out of says "0.4 GB": somebody turned 0.4 *bits* into
 # gigabytes. Two units, one digit ([notebook 04](04_double_quantization.ipynb)).
 #
 # ## 2 · Memory
@@ -171,16 +174,18 @@ for name in ("llama-65b", "llama-7b", "llama-3-8b", "smollm2-135m"):
     print(f"{name:<14}{loaded / GB:>7.2f} GB loaded, {each[name]:.2f} bytes a parameter")
 
 run = memory["runs"][0]  # its settings:
-assert (run["shape"], run["method"], run["batch_size"], run["sequence_length"]) == ("llama-7b", "qlora", 1, 512)
 peak = run["measured"]["peak_allocated"] / GB
 print(f"7B, one step of 1 × 512 tokens, rank {run['rank']}, measured on the H100: {peak:.2f} GB allocated")
 judge(4, peak < 3.8)
+
+# %% claims
+assert (run["shape"], run["method"], run["batch_size"], run["sequence_length"]) == ("llama-7b", "qlora", 1, 512)
 assert f"{peak:.2f}" == "5.43" and [f"{b:.2f}" for b in each.values()] == ["0.53", "0.57", "0.71", "0.83"]
 assert any("measured" in row for row in memory["caps"] if (row["shape"], row["card_gb"]) == ("llama-7b", 5))
 
 # %% [markdown]
-# **False.** 5.43 GB, and the loaded weights alone exceed 3.7. Embeddings and output head stay in 16 bits: at 65B they hardly
-# count (0.53 bytes a parameter), with Llama-3's vocabulary they do (0.71), in a small model they dominate (0.83). In
+# **False.** {{peak:.2f}} GB, and the loaded weights alone exceed 3.7. Embeddings and output head stay in 16 bits: at 65B they hardly
+# count ({{each['llama-65b']:.2f}} bytes a parameter), with Llama-3's vocabulary they do ({{each['llama-3-8b']:.2f}}), in a small model they dominate ({{each['smollm2-135m']:.2f}}). In
 # fairness: with every trick, 7B trains on 5 GB of 10⁹ bytes, half of one for the driver ([notebook 08](08_memory_comparison.ipynb)).
 #
 # ### Claim 5: 65B on 48 GB?
@@ -193,12 +198,14 @@ for row in big:
     got = f"{row['measured']['peak_reserved'] / GB:.1f} GB reserved" if "measured" in row else "out of memory"
     print(f"{row['card_gb']} GB, {row['preset']:<14}{got}")
 judge(5, any("measured" in row for row in big if row["preset"] == "standard" and row["card_gb"] == 48))
+
+# %% claims
 states = next(row["measured"]["managed_bytes"] for row in big if "measured" in row) / GB
 reserved = max(row["measured"]["peak_reserved"] for row in big if "measured" in row) / GB
 assert f"{reserved:.1f} {states:.1f}" == "42.8 6.4" and any("measured" in row for row in big if row["card_gb"] == 40)
 
 # %% [markdown]
-# **True**, with PEFT's fp32 adapters and batch 1 × 512. It is tight: 42.8 GB and 6.4 GB of optimizer states are
+# **True**, with PEFT's fp32 adapters and batch 1 × 512. It is tight: {{reserved:.1f}} GB and {{states:.1f}} GB of optimizer states are
 # more than 48, so on a card of just 48 · 10⁹ bytes some of the states have to move out. (Here they had room beside the cap: it was
 # an H100. The record shows that all the rest fits.) With bf16 adapters, the same holds for 40 GB
 # ([notebook 08](08_memory_comparison.ipynb)).
@@ -225,7 +232,7 @@ for rank, targets in [(64, "all-linear"), (16, "all-linear"), (16, ["q_proj", "k
     print(f"7B, rank {rank}, {targets}: {(stay + paged) / GB:.2f} GB of states, {paged / (stay + paged):.0%} paged")
 judge(6, not failed, *(share == 1 for share in list(shares.values())[1:]))
 
-# %%
+# %% claims
 assert len(failed) == 9 and len(memory["caps"]) == 25 and "1e5" in source
 assert {row["optimizer"] for row in memory["caps"]} == {"paged_adamw_32bit"}
 assert {row["out_of_memory"]["after"] for row in failed} == {"adapter", "first step: forward"}  # no update yet
@@ -268,6 +275,8 @@ from transformers import BitsAndBytesConfig
 default = BitsAndBytesConfig(load_in_4bit=True)
 print(default.bnb_4bit_quant_type, default.bnb_4bit_use_double_quant, default.bnb_4bit_compute_dtype)
 judge(7, default.bnb_4bit_quant_type == "nf4")
+
+# %% claims
 assert not default.bnb_4bit_use_double_quant and default.bnb_4bit_compute_dtype == torch.float32
 
 # %% [markdown]
@@ -291,6 +300,8 @@ for rank, targets in [(16, ["q_proj", "k_proj", "v_proj", "o_proj"]), (8, ["q_pr
     print(f"r = {rank:>2}, {targets}: {trainable:,} of {total:,} = {trainable / total:.4%}")
     llama = adapted.unload()
 judge(8, counted[16][0] == 4_194_304)
+
+# %% claims
 assert counted == {16: (16_777_216, 6_755_192_832), 8: (4_194_304, 6_742_609_920)}
 
 # %% [markdown]
@@ -309,7 +320,6 @@ model, tokenizer = load_model("smollm2-135m-instruct", quantization="nf4", devic
 obvious = sum(p.numel() for p in model.parameters())
 print(f"{obvious:,} by numel(), {SHAPES['smollm2-135m'].parameters():,} by the shapes")
 
-
 # %%
 shape = SHAPES["llama-7b"]
 adapter = shape.num_hidden_layers * sum(64 * (i + o) for i, o in shape.linears().values())
@@ -318,6 +328,8 @@ print(f"7B: {adapter / 2} || {packed + adapter} || {100 * (adapter / 2) / (packe
 whole = shape.parameters() + adapter
 print(f"7B: {adapter} || {whole} || {100 * adapter / whole:.2f}")
 judge(9, adapter == 79_953_920, whole == 3_660_320_768)
+
+# %% claims
 assert (adapter / 2, packed + adapter) == (79_953_920, 3_660_320_768) and obvious == 81_430_848
 assert 100 * (adapter / 2) / (packed + adapter) == 2.184341894267557
 assert adapter == 159_907_840 and f"{100 * adapter / whole:.2f} {(packed / 1e9):.1f}" == "2.32 3.5"
@@ -325,7 +337,7 @@ assert adapter == 159_907_840 and f"{100 * adapter / whole:.2f} {(packed / 1e9):
 # %% [markdown]
 # **False, twice.** Two 4-bit codes hide in each byte, and `numel()` counts bytes: LLaMA-7B seems to have 3.5 billion parameters.
 # Somebody noticed that something was halved, and the script halves the *trainable* count (`if args.bits == 4:
-# trainable_params /= 2`), which was right: adapters are not packed. It is 159,907,840, and the share that comes out, 2.18 %
+# trainable_params /= 2`), which was right: adapters are not packed. It is {{adapter:,}}, and the share that comes out, 2.18 %
 # for 2.32 %, looks harmless.
 #
 # **Exercise 12.1 ●●○ (5 minutes).** Count right. A packed weight has an attribute `quant_state`, whose `shape` is the real one.
@@ -411,10 +423,17 @@ judge(11, not type(model.get_base_model()).__module__.startswith("transformers."
 # does it cost?
 
 # %%
+from qlora_lab.memory.estimate import kbit_preparation_bytes
+
+for name in ("llama-7b", "llama-3-8b"):
+    print(f"{name}: {kbit_preparation_bytes(SHAPES[name]) / GB:.2f} GB more")
+judge(12, not losses[0] > losses[1] > losses[2])
+
+# %% claims
 from peft import prepare_model_for_kbit_training
 
 from qlora_lab.finetuning import build_random
-from qlora_lab.memory.estimate import Shape, kbit_preparation_bytes
+from qlora_lab.memory.estimate import Shape
 
 tiny = Shape(64, 128, 2, 4, 4, vocab_size=1000)
 fresh = build_random(tiny, "nf4", device="cpu", compute_dtype=torch.bfloat16)
@@ -422,9 +441,6 @@ before = sum(p.nbytes for p in fresh.parameters())
 fresh = prepare_model_for_kbit_training(fresh)
 grown = sum(p.nbytes for p in fresh.parameters()) - before
 assert grown == kbit_preparation_bytes(tiny)  # two more bytes for each number in embeddings, head and norms
-for name in ("llama-7b", "llama-3-8b"):
-    print(f"{name}: {kbit_preparation_bytes(SHAPES[name]) / GB:.2f} GB more")
-judge(12, not losses[0] > losses[1] > losses[2])
 assert [f"{kbit_preparation_bytes(SHAPES[name]) / GB:.2f}" for name in ("llama-7b", "llama-3-8b")] == ["0.52", "2.10"]
 
 # %% [markdown]
@@ -517,6 +533,8 @@ judge(13, *(20 <= change <= 30 for change in changes))
 # %%
 small = {run["method"]: run["tokens_per_second"] for run in trained["runs"]}
 print(f"bundled model: {100 * (small['lora'] / small['qlora'] - 1):+.0f} %")
+
+# %% claims
 assert f"{min(changes):+.0f} {max(changes):+.0f} {within} {len(changes)}" == "-7 +54 2 9"
 assert f"{100 * (small['lora'] / small['qlora'] - 1):+.0f}" == "+25" and max(changes[-2:]) < 0
 assert all("4 × 2048" in name for name in list(slower)[-2:])
@@ -544,6 +562,8 @@ judge(14, *(abs(row["peak memory"] + 50) < 10 and abs(row["tokens/s"] + 20) < 5 
 # %%
 by_memory, by_speed = ([row[name] for row in effect.values()] for name in claimed)
 print(f"memory {max(by_memory):.0f} to {min(by_memory):.0f} %, tokens/s {max(by_speed):.0f} to {min(by_speed):.0f} %")
+
+# %% claims
 assert f"{len(effect)} {max(by_memory):.0f} {min(by_memory):.0f}" == "8 -17 -81"
 assert f"{max(by_speed):.0f} {min(by_speed):.0f}" == "-29 -54"
 assert all(round(100 * (old / new - 1)) == loss for old, new, loss in [(6, 8, -25), (4, 6, -33)])
@@ -574,6 +594,8 @@ learned = {
 for name, labels in learned.items():
     print(f"{name}:\n    {(labels == tokenizer.eos_token_id).sum()} of 2 end tokens are learned")
 judge(15, *((labels == tokenizer.eos_token_id).sum() == 2 for labels in learned.values()))
+
+# %% claims
 assert (compared != tokenizer.eos_token_id).all() and (counted == tokenizer.eos_token_id).sum() == 2
 
 # %% [markdown]
@@ -626,7 +648,7 @@ mean, half = paired_interval(differences)
 print(f"eight seeds, NF4 less bf16 (test): {mean:+.1f} ± {half:.1f} points")
 judge(16, *(abs(change) < 2 for change in cost.values()))
 
-# %%
+# %% claims
 assert [f"{change:+.1f}" for change in cost.values()] == ["-0.5", "-13.5", "+0.4", "+37.5", "+13.8", "+20.4"]
 assert f"{100 * margin:.1f}" == "2.4" and qlora["steps"] == 30
 assert (f"{mean:.1f}", f"{half:.1f}", accuracy["settings"]["steps"]) == ("-2.2", "1.8", 30)
@@ -664,6 +686,8 @@ for name, weight in {"(not merged)": judged, **merged}.items():
     far = (weight - (W + task)).norm() / task.norm()
     print(f"{name:<27}{changed.get(name, 0):>11.1%}{far:>15.2f}")
 judge(17, *(error < 0.001 for error in changed.values()))
+
+# %% claims
 assert [f"{error:.1%}" for error in changed.values()] == ["70.6%", "1.2%", "62.2%"]
 
 # %% [markdown]
@@ -706,6 +730,8 @@ for name, config in configs.items():
     share[name] = in_4_bits / (in_4_bits + dense)
     print(f"{name:<8}{share[name]:>7.1%} of the layers' weights in 4 bits")
 judge(18, *(part > 0.9 for part in share.values()))
+
+# %% claims
 assert [f"{part:.1%}" for part in share.values()] == ["99.7%", "98.3%", "98.3%", "5.9%"]
 
 # %%
@@ -716,12 +742,14 @@ whole = sum(p.numel() for p in mixtral.parameters())
 in_4_bits = 2 * whole - (2 - bits_per_parameter() / 8) * linears
 print(f"Mixtral-8x7B: {linears / 1e9:.2f} of {whole / 1e9:.1f} billion parameters are in linear layers")
 print(f"in 16 bits {2 * whole / GB:.0f} GB, in '4 bits' {in_4_bits / GB:.0f} GB")
+
+# %% claims
 assert f"{linears / 1e9:.2f} {whole / 1e9:.1f} {2 * whole / GB:.0f} {in_4_bits / GB:.0f}" == "1.34 46.7 93 91"
 
 # %% [markdown]
 # **It depends** on whether the weights are in *linear layers*: only those are replaced. GPT-2's odd `Conv1D` is known and
 # handled. Mixtral's experts were linear layers once; in transformers 5 they are one large tensor, which stays as it is. You
-# ask for 4 bits, you get 91 GB instead of 93, and no warning. Look at what was packed before you believe it.
+# ask for 4 bits, you get {{in_4_bits / GB:.0f}} GB instead of {{2 * whole / GB:.0f}}, and no warning. Look at what was packed before you believe it.
 #
 # ## 6 · The count
 
@@ -752,6 +780,8 @@ print(f"you and the evidence agree on {sum(hits.values())} of {len(verdicts)} cl
 print(", ".join(f"{theme}: {hit} of {len(ballot[theme])}" for theme, hit in hits.items()))
 count = {answer: list(verdicts.values()).count(answer) for answer in ("true", "depends", "false")}
 print(f"the evidence: {count}")
+
+# %% claims
 assert sorted(verdicts) == list(range(1, 19))
 assert count == {"true": 3, "depends": 5, "false": 10}
 
@@ -800,6 +830,8 @@ lines = [
 data = scratch / "requests.jsonl"
 data.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 print(f"{len(lines)} lines, such as {lines[0]}")
+
+# %% claims
 assert len(lines) == 144
 
 # %%

@@ -27,7 +27,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from qlora_lab.classroom import checks
-from qlora_lab.classroom.build import REPOSITORY, code_cells
+from qlora_lab.classroom.outputs import code_cells
+from qlora_lab.classroom.source import REPOSITORY
 from qlora_lab.errors import UserError
 
 CHECK = re.compile(r"^(check_\w+)\((.*)\)\s*$", re.MULTILINE)
@@ -250,9 +251,12 @@ def grade(path: Path, limits: Limits = Limits()) -> Report:
         file = Path(folder) / "verdict.json"
 
         def ask(name: str) -> None:
-            file.unlink(missing_ok=True)
-            kernel.run(judging(name, wanted[name], file))
-            verdicts[name] = json.loads(file.read_text(encoding="utf-8"))
+            file.unlink(missing_ok=True)  # the verdict before this one
+            error = kernel.run(judging(name, wanted[name], file))
+            if file.exists():
+                verdicts[name] = json.loads(file.read_text(encoding="utf-8"))
+            else:  # the answer ended its own judging: by `raise SystemExit`, for one
+                verdicts[name] = ["wrong", f"it could not be judged: {error}"]
 
         try:
             kernel.run("import qlora_lab.classroom.grade as _", limits.seconds)  # the checks as they are now

@@ -3,6 +3,7 @@
 A widget is always shown together with a first static figure, so that a page without a kernel shows something too.
 """
 
+import contextlib
 import gc
 import html
 import io
@@ -32,9 +33,9 @@ def explore(draw: Callable[..., Axes], **sliders: ipywidgets.Widget) -> ipywidge
     first.display(figure)
     render = Renderer(figure)
     plt.close("all")
-    gc.freeze()  # what is loaded by now stays: otherwise every now and then a redraw would wait for a full collection
     live = ipywidgets.Image(format="png", layout=ipywidgets.Layout(display="none", max_width="100%"))
 
+    @without_collections()
     def redraw(_change) -> None:
         figure = draw(**{name: slider.value for name, slider in sliders.items()}).figure
         live.value = render(figure)
@@ -47,6 +48,21 @@ def explore(draw: Callable[..., Axes], **sliders: ipywidgets.Widget) -> ipywidge
         slider.style.description_width, slider.layout.width = "initial", "60%"
         slider.observe(redraw, names="value")
     return Panel([*sliders.values(), live])
+
+
+@contextlib.contextmanager
+def without_collections() -> Iterator[None]:
+    """Keep the garbage collector from running: going through all that a notebook has loaded takes longer than a redraw.
+
+    It runs right afterwards, when the figure is garbage and still young, and then need not go through everything.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 class Panel(ipywidgets.VBox):

@@ -150,7 +150,10 @@ def load_prose() -> list[str]:
 
 @dataclass(frozen=True)
 class TokenizedSample:
-    """Token ids of prompt and response together; the first `prompt_length` of them are not learned."""
+    """Token ids of prompt and response together; the first `prompt_length` of them are not learned.
+
+    Nor is the first of all: nothing stands before it to tell it from.
+    """
 
     ids: tuple[int, ...]
     prompt_length: int
@@ -158,7 +161,13 @@ class TokenizedSample:
     @property
     def labels(self) -> list[int]:
         """Ids with the prompt masked. Not shifted: position i is the target of position i - 1."""
-        return [IGNORED] * self.prompt_length + list(self.ids[self.prompt_length :])
+        masked = len(self.ids) - self.target_count
+        return [IGNORED] * masked + list(self.ids[masked:])
+
+    @property
+    def target_count(self) -> int:
+        """Tokens that are learned."""
+        return max(0, len(self.ids) - max(1, self.prompt_length))
 
 
 def prompt_text(messages: list[dict[str, str]], tokenizer) -> str:
@@ -298,7 +307,10 @@ def collate(rows: list[list[TokenizedSample]], pad_token_id: int) -> dict[str, t
     There is no attention mask. Positions start again at 0 with each sample; transformers (masking_utils,
     `find_packed_sequence_indices`) reads from that where a sample begins and lets none see another. Padding comes
     last and goes on counting: under causal attention nothing that counts can see it, and its labels are ignored.
+    So is the label of each sample's first token: the token before it belongs to another sample.
     """
+    if not rows:
+        raise UserError("there are no rows to make a batch of: give at least one")
     length = max(sum(len(sample.ids) for sample in row) for row in rows)
     batch = {"input_ids": [], "position_ids": [], "labels": []}
     for row in rows:
@@ -307,7 +319,6 @@ def collate(rows: list[list[TokenizedSample]], pad_token_id: int) -> dict[str, t
             ids += sample.ids
             positions += range(len(sample.ids))
             labels += sample.labels
-            labels[-len(sample.ids)] = IGNORED  # the token before it belongs to another sample
         padding = length - len(ids)
         batch["input_ids"].append(ids + [pad_token_id] * padding)
         batch["position_ids"].append(positions + list(range(len(row[-1].ids), len(row[-1].ids) + padding)))

@@ -11,19 +11,25 @@ from dataclasses import dataclass
 
 import torch
 
+from qlora_lab.errors import UserError
 from qlora_lab.finetuning.data import TokenizedSample, collate, prompt_text
 from qlora_lab.finetuning.train import token_loss_sum
 
 
 @dataclass(frozen=True)
 class Loss:
-    """Sum of the token losses (nats) and the number of target tokens. Adding two pools them, token by token."""
+    """Sum of the token losses (nats) and the number of target tokens. Adding two pools them, token by token.
+
+    Of no samples it is 0 of 0: a process's share may be empty. Only `perplexity` needs a token.
+    """
 
     total: float
     tokens: int
 
     @property
     def perplexity(self) -> float:
+        if not self.tokens:
+            raise UserError("no token to judge the model on: give at least one sample that has a token to predict")
         return math.exp(self.total / self.tokens)
 
     def __add__(self, other: Loss) -> Loss:
@@ -41,13 +47,13 @@ def text_loss(
     """
     model.eval()
     device = model.get_output_embeddings().weight.device  # the input's may lie on the CPU
-    ordered = sorted(samples, key=lambda sample: len(sample.ids))
+    ordered = sorted((s for s in samples if s.target_count), key=lambda sample: len(sample.ids))
     total = 0.0
     for start in range(0, len(ordered), batch_size):
         batch = collate([[sample] for sample in ordered[start : start + batch_size]], pad_token_id)
         with _autocast(device, dtype):
             total += token_loss_sum(model, batch).item()
-    return Loss(total, sum(len(sample.ids) - sample.prompt_length for sample in samples))
+    return Loss(total, sum(sample.target_count for sample in samples))
 
 
 @torch.no_grad()
@@ -102,7 +108,7 @@ def is_exact(answer: str, reference: str) -> bool:
 def exact_match(answers: list[str], references: list[str]) -> float:
     """Share of answers that are exact, 0 to 1."""
     if not references:
-        raise ValueError("no references to compare with")
+        raise UserError("no references to compare with: give at least one answer and its reference")
     return sum(is_exact(a, r) for a, r in zip(answers, references, strict=True)) / len(references)
 
 

@@ -38,13 +38,20 @@ class LoraLinear(nn.Module):
         alpha: the correction is scaled by alpha / rank.
         dropout: share of the correction's input that is set to zero while training.
         dtype: of A and B, and so of their gradients and the optimizer's states.
+        generator: of A's random numbers, on the base's device; None: torch's own.
 
     Raises:
         UserError: a rank below 1, or a base that is not linear-like.
     """
 
     def __init__(
-        self, base: nn.Module, rank: int, alpha: float, dropout: float = 0.0, dtype: torch.dtype = torch.float32
+        self,
+        base: nn.Module,
+        rank: int,
+        alpha: float,
+        dropout: float = 0.0,
+        dtype: torch.dtype = torch.float32,
+        generator: torch.Generator | None = None,
     ):
         super().__init__()
         if not is_linear(base):
@@ -57,7 +64,8 @@ class LoraLinear(nn.Module):
         device = base.weight.device
         self.lora_A = nn.Parameter(torch.empty(rank, base.in_features, dtype=dtype, device=device))
         self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank, dtype=dtype, device=device))
-        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))  # as nn.Linear does: within ±1/sqrt(in_features)
+        # as nn.Linear does: within ±1/sqrt(in_features)
+        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5), generator=generator)
         self.unmerged_weight: torch.Tensor | None = None  # while merged: what the base's weight was
 
     @property
@@ -115,7 +123,7 @@ def add_lora(
         rank, alpha, dropout, dtype: as in `LoraLinear`.
         targets: "all-linear" (all but the output head), or names of modules, or the ends of dotted ones:
             ["q_proj", "layers.0.mlp.down_proj"].
-        seed: for A.
+        seed: for A. torch's own generators are not touched.
 
     Returns:
         the same model
@@ -128,9 +136,11 @@ def add_lora(
         raise UserError("this model has LoRA layers already: unload(model) takes them out first")
     names = find_targets(model, targets)
     model.requires_grad_(False)
-    torch.manual_seed(seed)
+    devices = {model.get_submodule(name).weight.device for name in names}
+    draw = {device: torch.Generator(device).manual_seed(seed) for device in devices if device.type != "meta"}
     for name in names:
-        layer = LoraLinear(model.get_submodule(name), rank, alpha, dropout, dtype)
+        base = model.get_submodule(name)
+        layer = LoraLinear(base, rank, alpha, dropout, dtype, draw.get(base.weight.device))
         set_module(model, name, layer.train(model.training))
     return model
 
@@ -248,6 +258,15 @@ def _required(model: nn.Module) -> dict[str, LoraLinear]:
 
 CONFIG, WEIGHTS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
 
+# PEFT's settings that do not change what A and B mean. Any other that is on does, or may: rsLoRA's scale, a rank or an
+# alpha of a layer's own, DoRA, a start that changes the base ... PEFT has new ones in every release.
+HARMLESS = {
+    *"peft_type peft_version task_type auto_mapping base_model_name_or_path revision inference_mode".split(),
+    *"r lora_alpha lora_dropout target_modules exclude_modules layers_to_transform layers_pattern".split(),
+    *"megatron_core qalora_group_size eva_config ensure_weight_tying".split(),
+}
+HARMLESS_VALUES = {"bias": ("none",), "init_lora_weights": (True, "gaussian", "orthogonal", "eva")}
+
 
 def save_lora(model: nn.Module, folder: str | os.PathLike) -> None:
     """Write the adapter in PEFT's format, and each file whole or not at all.
@@ -356,7 +375,11 @@ def _read(folder: pathlib.Path) -> tuple[dict, dict[str, torch.Tensor], str | No
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     except (ValueError, KeyError, TypeError, SafetensorError, OSError) as error:
         raise UserError(f"the adapter in {folder} cannot be read: {error!r}") from error
-    special = [key for key in ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern") if config.get(key)]
+    special = [
+        key
+        for key, value in config.items()
+        if value and key not in HARMLESS and value not in HARMLESS_VALUES.get(key, ())
+    ]
     plain = {name: name.removeprefix(PREFIX).removesuffix(".weight") for name in tensors}
     others = [name for name, short in plain.items() if not short.endswith((".lora_A", ".lora_B"))]
     if special or others or config.get("peft_type") != "LORA":

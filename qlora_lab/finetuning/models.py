@@ -24,6 +24,7 @@ import io
 import json
 import os
 import pathlib
+import pickle
 import shutil
 import subprocess
 import sys
@@ -183,9 +184,10 @@ def _convert_gguf(gguf: pathlib.Path, into: pathlib.Path) -> None:
             gguf_file=gguf.name,
             quantization_config=GgufConfig(dequantize=True),
             dtype=torch.bfloat16,
+            trust_remote_code=False,
         )
         model.save_pretrained(into)
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
         # transformers 5.17 takes <|im_start|> for the end token; the model's config knows better
         for role in ("bos_token", "eos_token", "unk_token", "pad_token"):
             setattr(tokenizer, role, tokenizer.convert_ids_to_tokens(getattr(model.config, f"{role}_id")))
@@ -264,6 +266,8 @@ def load_model(
 ):
     """Load a causal language model and its tokenizer.
 
+    Nothing that comes with a model is run: no Python code of its own, and no pickled weights.
+
     Args:
         name: a bundled model (fetched on first use), a folder with a checkpoint, or the id of a model on the hub.
         quantization: None for 16/32-bit weights in `compute_dtype`; "nf4" or "fp4" for bitsandbytes' 4-bit linears
@@ -276,7 +280,8 @@ def load_model(
         model (in eval mode), tokenizer
 
     Raises:
-        UserError: no such model, a damaged checkpoint, no 4-bit kernel for the device, or one that reads wrong scales.
+        UserError: no such model, a damaged or incomplete checkpoint, one that needs code of its own or has no
+            safetensors weights, no 4-bit kernel for the device, or one that reads wrong scales.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -291,14 +296,28 @@ def load_model(
         options["quantization_config"] = bnb_config(quantization, double_quant, compute_dtype)
     try:
         with quiet_transformers():
-            model = AutoModelForCausalLM.from_pretrained(
-                source, dtype=compute_dtype, device_map={"": device}, **options
+            model, loaded = AutoModelForCausalLM.from_pretrained(
+                source,
+                dtype=compute_dtype,
+                device_map={"": device},
+                trust_remote_code=False,
+                use_safetensors=True,
+                output_loading_info=True,
+                **options,
             )
-            tokenizer = AutoTokenizer.from_pretrained(source)
+            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # from a missing file, the network, safetensors, an unknown architecture ...
-        raise UserError(f"cannot load {str(name)!r}: {_first_sentence(error)}") from error
+        raise UserError(f"cannot load {str(name)!r}: {why(error)}") from error
+    if missing := sorted(loaded["missing_keys"]):
+        raise UserError(
+            f"cannot load {str(name)!r}: its checkpoint lacks {len(missing)} weights of a {type(model).__name__} "
+            f"({missing[0]} is the first), which would be random numbers: is it a checkpoint of that model, and whole?"
+        )
+    if getattr(model.config, "auto_map", None):
+        ours = type(model).__name__
+        _say(f"note: {name} brings Python code of its own, which is not run: this is transformers' {ours}")
     if quantization:
         use_differentiable_kernels(model)
         require_right_scales(model)
@@ -378,6 +397,24 @@ def _locate(name: str) -> str:
     if name.startswith((".", "/", "~")):
         raise UserError(f"no such folder: {name}")
     return name
+
+
+def why(error: Exception) -> str:
+    """What a library's error means to the user, in one sentence. What transformers advises is to trust the stranger."""
+    if "trust_remote_code" in str(error):
+        return (
+            "it wants to run Python code of its own (auto_map in its config or tokenizer), and this package runs no "
+            "model's code: choose a model whose architecture transformers has itself"
+        )
+    if isinstance(error, pickle.UnpicklingError) or (
+        "no" in str(error) and "file named model.safetensors" in str(error)
+    ):
+        return (
+            "it has no weights in model.safetensors, and pickled ones (pytorch_model.bin) are not read, since pickles "
+            "can run code: where you trust them, convert them once with transformers' from_pretrained and "
+            "save_pretrained"
+        )
+    return _first_sentence(error)
 
 
 def _first_sentence(error: Exception) -> str:
@@ -495,6 +532,8 @@ def add_adapter(
         rank: r, the inner dimension of the adapters.
         alpha: the adapter's output is scaled by alpha / rank.
         targets: "all-linear" (all but the output head) or names of modules: ["q_proj", "v_proj"].
+        dropout: share of an adapter's input that is set to zero while training. It draws from torch's own generators,
+            which the seed leaves alone: `torch.manual_seed` makes a run with dropout repeatable.
         seed: for the random A; B starts at zero, so the outputs do not change.
         dtype: of the adapters, and with them of their gradients: fp32, or bf16 for half the memory.
 
@@ -509,11 +548,10 @@ def add_adapter(
     if targets != "all-linear":
         targets = [targets] if isinstance(targets, str) else list(targets)
         find_targets(model, targets)  # raises
-    torch.manual_seed(seed)
     config = LoraConfig(
         r=rank, lora_alpha=alpha, target_modules=targets, lora_dropout=dropout, bias="none", task_type="CAUSAL_LM"
     )
-    with warnings.catch_warnings():
+    with _seeded(seed, model), warnings.catch_warnings():
         # PEFT 0.21 asks transformers 5.23 for `is_gradient_checkpointing`, which is renamed
         warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated", category=FutureWarning)
         if dtype == torch.float32:
@@ -521,16 +559,31 @@ def add_adapter(
         default = torch.get_default_dtype()
         torch.set_default_dtype(dtype)  # made in it, rather than made in fp32 and converted: that needs the memory
         try:
-            return get_peft_model(model, config, autocast_adapter_dtype=False)
+            adapted = get_peft_model(model, config, autocast_adapter_dtype=False)
         finally:
             torch.set_default_dtype(default)
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(dtype)  # beside dense weights PEFT has given it theirs
+    return adapted
+
+
+@contextlib.contextmanager
+def _seeded(seed: int, model):
+    """Random numbers from this seed on the CPU and the model's GPUs; torch's generators then go on where they were."""
+    gpus = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
+    with torch.random.fork_rng(gpus):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed all GPUs, for good
+        for gpu in gpus:
+            torch.cuda.default_generators[gpu].manual_seed(seed)
+        yield
 
 
 def embeddings_to_cpu(model) -> None:
     """Keep the input embeddings in the computer's memory: looking up a few rows of them needs no GPU.
 
-    Their place on the device, `vocab_size x hidden_size` numbers, becomes free (0.26 GB at LLaMA-7B). To undo it,
-    `model.get_input_embeddings().to(device)`.
+    Their place on the device, `vocab_size x hidden_size` numbers, becomes free (0.26 GB at LLaMA-7B). Two hooks carry
+    the ids there and the rows back. Called again, it changes nothing; `embeddings_to_device(model)` undoes it.
 
     Raises:
         UserError: the embeddings are tied to the output head, which the GPU does need.
@@ -538,10 +591,23 @@ def embeddings_to_cpu(model) -> None:
     embeddings = model.get_input_embeddings()
     if embeddings.weight is model.get_output_embeddings().weight:
         raise UserError("this model's embeddings are its output head too (tied): the GPU needs them")
-    device = embeddings.weight.device
+    if not hasattr(embeddings, "way_back"):
+        device = embeddings.weight.device
+        there = embeddings.register_forward_pre_hook(lambda module, ids: ids[0].to(module.weight.device))
+        back = embeddings.register_forward_hook(lambda module, ids, rows: rows.to(device))
+        embeddings.way_back = device, there, back
     embeddings.to("cpu")
-    embeddings.register_forward_pre_hook(lambda module, ids: ids[0].to(module.weight.device))
-    embeddings.register_forward_hook(lambda module, ids, rows: rows.to(device))
+
+
+def embeddings_to_device(model) -> None:
+    """Undo `embeddings_to_cpu`: the input embeddings go back to where they were, and the hooks away."""
+    embeddings = model.get_input_embeddings()
+    if hasattr(embeddings, "way_back"):
+        device, there, back = embeddings.way_back
+        there.remove()
+        back.remove()
+        del embeddings.way_back
+        embeddings.to(device)
 
 
 def trainable_parameters(model) -> int:

@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 from qlora_lab.errors import UserError
-from qlora_lab.finetuning.models import _first_sentence, _locate, bnb_config, quiet_transformers
+from qlora_lab.finetuning.models import _first_sentence, _locate, bnb_config, quiet_transformers, why
 
 QUANTIZED = "linear layer"  # the reasons that a weight is quantized begin with this word
 EXPERTS = "fused experts: 3-D, no nn.Linear"
@@ -160,12 +160,13 @@ def preflight(config_or_name, dtype: torch.dtype = torch.bfloat16) -> Preflight:
         raise UserError(f"this checkpoint is quantized already ({method}): QLoRA starts from the 16-bit one")
     with quiet_transformers(), torch.random.fork_rng(devices=[]):  # PEFT draws numbers for adapters nobody keeps
         model = build_on_meta(config, dtype)
-        dense_bytes = sum(tensor.nbytes for tensor in [*model.parameters(), *model.buffers()])
+        loaded = loaded_bytes(model, dtype)
+        dense_bytes = sum(loaded(*named) for named in [*model.named_parameters(), *model.named_buffers()])
         quantize_on_meta(model, dtype)
-        weights = tuple(_weights(model, dtype))
+        weights = tuple(_weights(model, loaded))
         if not any(weight.quantized for weight in weights):
             raise UserError(_nothing_to_quantize(model, weights))
-        buffer_bytes = sum(buffer.nbytes for buffer in model.buffers())
+        buffer_bytes = sum(loaded(*named) for named in model.named_buffers())
         targets, error = adapt_on_meta(model)
     notes = tuple(_notes(weights, targets))
     return Preflight(type(model).__name__, weights, targets, error, buffer_bytes, dense_bytes, notes)
@@ -183,7 +184,7 @@ def read_config(config_or_name):
             with quiet_transformers():
                 config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         except Exception as error:
-            raise UserError(f"cannot read the config of {str(config_or_name)!r}: {_first_sentence(error)}") from error
+            raise UserError(f"cannot read the config of {str(config_or_name)!r}: {why(error)}") from error
     else:
         kind = type(config_or_name).__name__
         raise UserError(f"preflight takes a transformers config, a folder or a model's name, and this is a {kind}")
@@ -219,7 +220,8 @@ def _construct(config):
     import transformers
 
     for name in config.architectures or ():
-        if model_class := getattr(transformers, name, None):
+        model_class = getattr(transformers, name, None)  # a stranger's config may name anything there
+        if isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel):
             return model_class(config)
     for auto in ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM", "AutoModelForMaskedLM", "AutoModel"):
         auto_class = getattr(transformers, auto)
@@ -268,13 +270,26 @@ def _adapted(name: str, parameter: str | None) -> str:
 # -------------------------------------------------------------------------------------------------- weights and reasons
 
 
-def _weights(model, dtype: torch.dtype):
+def loaded_bytes(model, dtype: torch.dtype):
+    """A function (name, tensor) -> the bytes of a tensor that is not quantized, once it is loaded.
+
+    `from_pretrained` keeps some tensors in float32 whatever it is asked for, and more of them in float16 than in bf16.
+    """
+    patterns = [key.replace("*", ".*") for key in model._get_dtype_plan(dtype)]
+
+    def loaded(name: str, tensor: torch.Tensor) -> int:
+        in_fp32 = any(re.search(pattern, name) for pattern in patterns)
+        return tensor.numel() * (4 if in_fp32 else tensor.element_size())
+
+    return loaded
+
+
+def _weights(model, loaded):
     """Yield a Weight for each parameter of a model whose linears have been replaced."""
     from bitsandbytes.nn import Linear4bit
     from transformers.pytorch_utils import Conv1D
 
     explain = _reasons(model)
-    strict = getattr(model, "_keep_in_fp32_modules_strict", None) or ()
     for name, parameter in model.named_parameters():
         module = model.get_submodule(name.rpartition(".")[0])
         quantized = isinstance(module, Linear4bit) and name.endswith(".weight")
@@ -284,8 +299,7 @@ def _weights(model, dtype: torch.dtype):
             nbytes = bytes_in_4_bits(parameter.numel())
         else:
             reason = explain(name, parameter, module)
-            in_fp32 = dtype != torch.float32 and any(re.search(key.replace("*", ".*"), name) for key in strict)
-            nbytes = parameter.numel() * (4 if in_fp32 else parameter.element_size())
+            nbytes = loaded(name, parameter)
         yield Weight(name, tuple(parameter.shape), quantized, reason, nbytes)
 
 

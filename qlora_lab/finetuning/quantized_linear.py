@@ -54,6 +54,9 @@ class QuantizedLinear(nn.Module):
 
     Computes in x's dtype, or in autocast's where that is on.
 
+    `load_state_dict` treats it as an nn.Linear: what does not fit is reported and leaves the weight as it was, what
+    fits is copied to where the weight lies.
+
     Args:
         weight: what stands for W, of shape (out_features, in_features): a QuantizedTensor, with double quantization or
             without, or a UniformTensor.
@@ -94,13 +97,37 @@ class QuantizedLinear(nn.Module):
         super()._save_to_state_dict(destination, prefix, keep_vars)
         destination.update({f"{prefix}weight.{name}": part for name, part in self.weight.state_dict().items()})
 
-    def _load_from_state_dict(self, state_dict, prefix, *others):
+    def _load_from_state_dict(
+        self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+    ):
+        """As nn.Linear: reports what is missing, unexpected or of another shape, and loads nothing of a weight then."""
         start = f"{prefix}weight."
-        names = [name for name in state_dict if name.startswith(start)]
-        self.weight = QuantizedTensor.from_state_dict(
-            {name.removeprefix(start): state_dict.pop(name) for name in names}
-        )
-        super()._load_from_state_dict(state_dict, prefix, *others)
+        given = {name.removeprefix(start): part for name, part in state_dict.items() if name.startswith(start)}
+        rest = {name: part for name, part in state_dict.items() if not name.startswith(start)}
+        own = [name.removeprefix(start) for name in self.state_dict(prefix=prefix) if name.startswith(start)]
+        missing = [name for name in own if name not in given]
+        missing_keys += [start + name for name in missing]
+        unexpected_keys += [start + name for name in given if name not in own]
+        if not missing:
+            self._load_weight({name: given[name] for name in own}, prefix, local_metadata, error_msgs)
+        super()._load_from_state_dict(rest, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
+
+    def _load_weight(self, state: dict[str, torch.Tensor], prefix: str, local_metadata: dict, error_msgs: list[str]):
+        assign = local_metadata.get("assign_to_params_buffers", False)  # load_state_dict(assign=True)
+        try:
+            weight = QuantizedTensor.from_state_dict(
+                state if assign else {name: part.clone() for name, part in state.items()}
+            )
+        except ValueError as error:
+            error_msgs.append(f"{prefix}weight: {error}.")
+            return
+        if weight.shape != self.weight.shape:
+            error_msgs.append(
+                f"size mismatch for {prefix}weight: copying a param with shape {weight.shape} from checkpoint, the "
+                f"shape in current model is {self.weight.shape}."
+            )
+            return
+        self.weight = weight if assign else weight.to(self.weight.device)
 
     def extra_repr(self) -> str:
         bits = self.weight.bits_per_parameter
@@ -151,7 +178,7 @@ def from_bitsandbytes(model: nn.Module) -> nn.Module:
 
     Quantizing the same weights anew gives the same bytes but for double quantization, where one scale in several
     hundred differs: bitsandbytes' 8-bit search misses the nearest code there. Whoever compares training step by step
-    starts from equal bytes.
+    starts from equal bytes. transformers does not take it for a bitsandbytes model any longer.
 
     Raises:
         UserError: the model has no such layer.
@@ -162,6 +189,7 @@ def from_bitsandbytes(model: nn.Module) -> nn.Module:
     for name in names:
         layer = model.get_submodule(name)
         set_module(model, name, QuantizedLinear(_quantized_tensor(layer.weight), layer.bias).train(layer.training))
+    _unmark(model)
     return model
 
 
@@ -195,7 +223,8 @@ def frozen_weight(module: nn.Module) -> torch.Tensor | QuantizedTensor:
 def dequantize_linears(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
     """Replace quantized layers, ours and bitsandbytes' 4-bit ones, by dense ones with the rounded weights, in place.
 
-    It is this model that adapters were trained on: merge them here, not into the 16-bit original.
+    It is this model that adapters were trained on: merge them here, not into the 16-bit original. It is an ordinary
+    dense model from then on: `save_pretrained` writes one that loads as it is. LoRA layers of ours or PEFT's stay.
 
     Args:
         dtype: of the dense weights; None: that of the weights before they were quantized.
@@ -218,7 +247,25 @@ def dequantize_linears(model: nn.Module, dtype: torch.dtype | None = None) -> nn
         if module.bias is not None:
             dense.bias = nn.Parameter(module.bias.detach().to(weight.dtype), requires_grad=False)
         set_module(model, name, dense.train(module.training))
+    _unmark(model)
     return model
+
+
+def _unmark(model: nn.Module) -> None:
+    """Take away what says that a model has 4-bit layers of bitsandbytes, once it has none.
+
+    transformers would write it to config.json, and refuse `.half()`; PEFT's layers would merge in 4 bits.
+    """
+    of_model = ("hf_quantizer", "quantization_method", "is_quantized", "is_loaded_in_4bit")
+    of_config = ("quantization_config", "_is_quantized")
+    for module in model.modules():
+        for owner, marks in ((module, of_model), (getattr(module, "config", None), of_config)):
+            for mark in marks:
+                getattr(owner, "__dict__", {}).pop(mark, None)
+        if type(module).__module__ == "peft.tuners.lora.bnb":
+            from peft.tuners.lora import Linear
+
+            module.__class__, module.is_target_conv_1d_layer = Linear, False  # the one attribute that only it has
 
 
 def is_quantized(module: nn.Module) -> bool:

@@ -20,21 +20,25 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import json
 import math
 import os
 import pathlib
+import re
 import shutil
 import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 
 import torch
 import torch.utils.checkpoint
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
 from qlora_lab.errors import UserError
 from qlora_lab.finetuning import fast_step
@@ -129,14 +133,18 @@ def train_steps(
     Args:
         model: a causal LM of transformers, with adapters.
         settings: how to train. Or name its fields here: `train_steps(model, batches, steps=30, learning_rate=1e-3)`.
-        checkpoints: a folder for resumable checkpoints, written every `checkpoint_every` steps and atomically.
-        resume: continue from the newest checkpoint; its records are yielded first. The steps that follow are, bit for
-            bit on a CPU, those of a run that was never interrupted.
+        checkpoints: a folder for resumable checkpoints, written every `checkpoint_every` steps and atomically; the
+            last two are kept. One that holds checkpoints already is refused without `resume`.
+        resume: continue from the newest checkpoint, or the one before where that is damaged; the steps that were done
+            are yielded first. Those that follow are, bit for bit on a CPU, those of a run that was never interrupted.
+            Without a checkpoint the training begins. `steps` may differ from the checkpoint's; what else decides the
+            numbers (see `run_of`) may not.
         named: the fields of `TrainSettings`, in the place of `settings`.
 
     Raises:
-        UserError: impossible settings, here and now. TrainingDiverged, while training: loss or gradient is not finite;
-            the parameters are left as they were before the step (with `update_in_backward`, only when it is the loss).
+        UserError: impossible settings, or checkpoints of another run, here and now; a step without a token to learn,
+            while training. TrainingDiverged, while training: loss or gradient is not finite; the parameters are left
+            as they were before the step (with `update_in_backward`, only when it is the loss).
     """
     if settings is not None and named:
         raise TypeError(f"train_steps got settings and also {', '.join(named)}: replace(settings, ...) changes some")
@@ -148,8 +156,22 @@ def train_steps(
     settings.require_possible(device, batches.batch_size, batches.accumulation)
     accelerator = accelerator or make_accelerator(settings.compute_dtype, device)
     settings.require_possible(device, batches.batch_size, batches.accumulation, accelerator.num_processes)
-    folder = None if checkpoints is None else pathlib.Path(checkpoints)
-    return _steps(model, batches, settings, trained, accelerator, pad_token_id, folder, resume)
+    if checkpoints is None:
+        if resume:
+            raise UserError("resume=True goes on from a checkpoint: say in which folder, with checkpoints=...")
+        return _steps(model, batches, settings, trained, accelerator, pad_token_id)
+    folder = pathlib.Path(checkpoints)
+    run = run_of(settings, batches)
+    begun = newest_checkpoint(folder) if resume else None
+    if begun:
+        notes = what_resuming_means(begun, run, trained, accelerator.num_processes)
+        for note in notes if accelerator.is_main_process else []:
+            print(f"note: {note}", file=sys.stderr)
+    elif not resume and (there := checkpoints_in(folder)):
+        raise UserError(
+            f"{folder} holds {there[-1].name} of another run: resume=True goes on with it, another folder starts anew"
+        )
+    return _steps(model, batches, settings, trained, accelerator, pad_token_id, folder, run, begun)
 
 
 def _steps(
@@ -159,20 +181,25 @@ def _steps(
     trained: dict[str, torch.nn.Parameter],
     accelerator,
     pad_token_id: int,
-    checkpoints: pathlib.Path | None,
-    resume: bool,
+    checkpoints: pathlib.Path | None = None,
+    run: dict | None = None,
+    begun: Checkpoint | None = None,
 ) -> Iterator[StepRecord]:
-    """What `train_steps` does, once all is known to be possible. trained: the parameters by name."""
-    names, parameters = list(trained), list(trained.values())
+    """What `train_steps` does, once all is known to be possible.
+
+    trained: the parameters by name. run: what `checkpoints` shall say about it. begun: where to go on.
+    """
+    parameters = list(trained.values())
     processes, steps, max_grad_norm = accelerator.num_processes, settings.steps, settings.max_grad_norm
     adamw = accelerator.prepare(
         make_optimizer(settings.optimizer, parameters, settings.learning_rate, settings.weight_decay)
     )
 
     records: list[StepRecord] = []
-    if checkpoints is not None and resume:
-        records = load_checkpoint(checkpoints, model, names, adamw)
-        yield from records
+    if begun:
+        restore(begun, trained, adamw, accelerator)
+        records = list(begun.records)
+        yield from begun.records
 
     whole = None
     if settings.fast:
@@ -206,7 +233,9 @@ def _steps(
             for group in adamw.param_groups:
                 group["lr"] = settings.learning_rate * rate(step, steps, settings.warmup_steps, settings.schedule)
             samples = [sample for rows in micro_batches for row in rows for sample in row]
-            targets = sum(len(sample.ids) - sample.prompt_length for sample in samples)
+            targets = sum(sample.target_count for sample in samples)
+            if not targets:
+                raise UserError(f"step {step} has no token to learn: its {len(samples)} samples are prompts only")
             loss = torch.zeros((), device=accelerator.device)
             for rows in micro_batches if not whole else []:
                 batch = collate(rows[accelerator.process_index :: processes], pad_token_id)
@@ -241,8 +270,7 @@ def _steps(
             if checkpoints is not None and (step % settings.checkpoint_every == 0 or step == steps):
                 if whole:
                     whole.adapters.write_down_steps()
-                if accelerator.is_main_process:
-                    save_checkpoint(checkpoints, model, names, adamw, records)
+                save_checkpoint(checkpoints, trained, adamw, records, run, accelerator)
                 accelerator.wait_for_everyone()
     finally:
         adamw.zero_grad()
@@ -429,31 +457,189 @@ def make_optimizer(name: str, parameters, learning_rate: float, weight_decay: fl
 #
 # checkpoint-000020/
 #     adapter.safetensors     the trained parameters, by name
-#     optimizer.safetensors   "name|key": the tensors of the optimizer's state, and the generators' states
-#     progress.json           the records so far, and the numbers of the optimizer's state
+#     optimizer.safetensors   "name|key": the tensors of the optimizer's state; "rng|cpu" and "rng|cuda": the states of
+#                             the generators, uint8 of shape (processes, bytes of one)
+#     progress.json           the format, what the run was told, the records so far, the numbers of the optimizer's
+#                             state, and the fp16 scaler's
 #
-# No pickle anywhere. A checkpoint is written under another name and renamed when it is whole; then older ones go.
+# No pickle anywhere. A checkpoint is written under another name and renamed when it is whole; then older ones go, but
+# for the one before. Format 1 (no "format" in it) has one process's generators, and neither run nor scaler.
+
+FORMAT = 2
 
 
-def newest_checkpoint(folder: pathlib.Path) -> pathlib.Path | None:
-    """The checkpoint with the highest step, or None. Folders of interrupted writes end in `.part` and do not count."""
-    found = sorted(path for path in folder.glob("checkpoint-*") if path.suffix != ".part")
-    return found[-1] if found else None
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint's folder holds.
+
+    trained: parameters by name. optimizer: pieces of its state, tensors and numbers, by "name|key". generators: states
+    by device type ("cpu", "cuda"), uint8 of shape (processes, bytes of one). scaler: of fp16, else None. run: see
+    `run_of`; None in format 1. passed_over: what is wrong with newer checkpoints.
+    """
+
+    path: pathlib.Path
+    records: tuple[StepRecord, ...]
+    trained: dict[str, torch.Tensor]
+    optimizer: dict
+    generators: dict[str, torch.Tensor]
+    scaler: dict | None
+    run: dict | None
+    passed_over: tuple[str, ...] = ()
 
 
-def save_checkpoint(folder: pathlib.Path, model, names, optimizer, records: list[StepRecord]) -> None:
-    """Write a checkpoint; when it is safely there, remove the older ones."""
-    from safetensors.torch import save_file
+def checkpoints_in(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The folder's checkpoints, oldest first. What an interrupted write leaves ends in `.part` and does not count."""
+    names = {path: re.fullmatch(r"checkpoint-(\d+)", path.name) for path in folder.glob("checkpoint-*")}
+    return sorted((path for path, name in names.items() if name), key=lambda path: int(names[path][1]))
 
-    path = folder / f"checkpoint-{records[-1].step:06d}"
-    part = path.with_suffix(".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    trained = {name: model.get_parameter(name) for name in names}
-    save_file({name: p.detach().contiguous() for name, p in trained.items()}, part / "adapter.safetensors")
-    tensors, numbers = {"rng|cpu": torch.get_rng_state()}, {}
+
+def newest_checkpoint(folder: pathlib.Path) -> Checkpoint | None:
+    """Read the newest checkpoint that is whole; None where there is no checkpoint at all.
+
+    Raises:
+        UserError: all are damaged, or the newest was written by a later version.
+    """
+    damaged = []
+    for path in reversed(checkpoints_in(folder)):
+        try:
+            return replace(_read(path), passed_over=tuple(damaged))
+        except UserError:
+            raise
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, SafetensorError) as error:
+            damaged.append(f"{path.name} is damaged ({error})")
+    if damaged:
+        raise UserError(f"{' and '.join(damaged)}: {folder} has no other checkpoint, so start anew in another folder")
+    return None
+
+
+def _read(path: pathlib.Path) -> Checkpoint:
+    progress = json.loads((path / "progress.json").read_text())
+    if progress.get("format", 1) > FORMAT:
+        raise UserError(f"{path} has format {progress['format']}, and this version reads up to {FORMAT}: update it")
+    tensors = load_file(path / "optimizer.safetensors")
+    states = {"cpu": tensors.pop("rng|cpu"), "cuda": tensors.pop("rng|cuda", None)}
+    return Checkpoint(
+        path=path,
+        records=tuple(StepRecord(**record) for record in progress["records"]),
+        trained=load_file(path / "adapter.safetensors"),
+        optimizer={**tensors, **progress["optimizer"]},
+        # format 1 holds one state, not a row for each process
+        generators={kind: state.view(-1, state.shape[-1]) for kind, state in states.items() if state is not None},
+        scaler=progress.get("scaler"),
+        run=progress.get("run"),
+    )
+
+
+def run_of(settings: TrainSettings, batches: Batches) -> dict:
+    """What decides a run's numbers, beside model and adapters; what changes only memory or speed is left out."""
+    digest = hashlib.sha256()
+    for sample in batches.samples:
+        digest.update(repr((sample.prompt_length, *sample.ids)).encode())
+    return {
+        "steps": settings.steps,
+        "warmup_steps": settings.warmup_steps,
+        "schedule": settings.schedule,
+        "learning_rate": settings.learning_rate,
+        "max_grad_norm": settings.max_grad_norm,
+        "weight_decay": settings.weight_decay,
+        "optimizer": settings.optimizer,
+        "compute_dtype": str(settings.compute_dtype).removeprefix("torch."),
+        "rows a step": batches.batch_size * batches.accumulation,
+        "packing": f"to {batches.max_length} tokens" if batches.packing else "off",
+        "seed": batches.seed,
+        "samples": f"{len(batches.samples)} (sha256 {digest.hexdigest()[:12]})",
+    }
+
+
+def what_resuming_means(
+    begun: Checkpoint, run: dict, trained: dict[str, torch.nn.Parameter], processes: int
+) -> list[str]:
+    """What a user should know before going on from a checkpoint, a line each.
+
+    Raises:
+        UserError: it is of a run with other adapters, settings or samples, or of more steps than this run has.
+    """
+    if set(begun.trained) != set(trained):
+        raise UserError(f"{begun.path} holds other adapters than this model has: resume with the same rank and targets")
+    for name, parameter in trained.items():
+        if parameter.shape != begun.trained[name].shape:
+            raise UserError(
+                f"{begun.path} has {name} of shape {tuple(begun.trained[name].shape)}, the model "
+                f"{tuple(parameter.shape)}: resume with the same --rank"
+            )
+    done, steps, notes = len(begun.records), run["steps"], []
+    if steps < done:
+        raise UserError(f"{begun.path} has {done} steps behind it and steps={steps}: give at least {done}")
+    if begun.passed_over:
+        notes.append(f"{' and '.join(begun.passed_over)}: going on from {begun.path.name}")
+    then = begun.run or run
+    other_length = then["steps"] != steps
+    free = ("steps", "warmup_steps") if other_length else ()
+    others = [key for key in run if then.get(key) != run[key] and key not in free]
+    if others:
+        changes = ", ".join(f"{key} was {then.get(key)} and is now {run[key]}" for key in others)
+        raise UserError(f"{begun.path} is of another run: {changes}; resume as it was, or train into another folder")
+    if other_length and steps > done:
+        peak, last = run["learning_rate"], begun.records[-1].learning_rate
+        following = peak * rate(done + 1, steps, run["warmup_steps"], run["schedule"])
+        notes.append(
+            f"{begun.path.name} is of a run of {then['steps']} steps, and this one has {steps}: after {last:.3g} the "
+            f"learning rate goes on with {following:.3g}, as in a run of {steps} steps"
+        )
+    states = len(begun.generators["cpu"])
+    if states != processes:
+        notes.append(
+            f"{begun.path.name} holds the random generators of {states} process{'es' * (states > 1)}, and this run "
+            f"has {processes}: the steps are the same, but for what dropout draws"
+        )
+    return notes
+
+
+def restore(begun: Checkpoint, trained: dict[str, torch.nn.Parameter], optimizer, accelerator) -> None:
+    """Put a checkpoint into parameters, optimizer, scaler and this process's generators."""
+    with torch.no_grad():
+        for name, parameter in trained.items():
+            parameter.copy_(begun.trained[name])
+    for key, value in begun.optimizer.items():
+        name, _, field = key.rpartition("|")
+        optimizer.state[trained[name]][field] = _place(value, field, trained[name], optimizer)
+    if begun.scaler and accelerator.scaler:
+        accelerator.scaler.load_state_dict(begun.scaler)
+    own = accelerator.process_index
+    if own < len(begun.generators["cpu"]):  # else more processes go on than there were
+        # clone: torch 2.13 sets a generator from where the storage begins, not from where this row does
+        torch.set_rng_state(begun.generators["cpu"][own].clone())
+        if "cuda" in begun.generators and torch.cuda.is_available():
+            torch.cuda.set_rng_state(begun.generators["cuda"][own].clone())
+
+
+def save_checkpoint(
+    folder: pathlib.Path,
+    trained: dict[str, torch.nn.Parameter],
+    optimizer,
+    records: list[StepRecord],
+    run: dict,
+    accelerator,
+) -> None:
+    """Write a checkpoint; when it is safely there, remove all others but the one before.
+
+    All processes call it, for their generators; the main one writes.
+    """
+    states = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
-        tensors["rng|cuda"] = torch.cuda.get_rng_state()
+        states["cuda"] = torch.cuda.get_rng_state()
+    tensors, numbers = {}, {}
+    for kind, state in states.items():
+        every = accelerator.gather(state.to(accelerator.device))  # one after the other
+        tensors[f"rng|{kind}"] = every.cpu().view(accelerator.num_processes, -1)
+    if not accelerator.is_main_process:
+        return
+    path = folder / f"checkpoint-{records[-1].step:06d}"
+    for left in folder.glob("checkpoint-*.part"):  # by an interrupted write
+        shutil.rmtree(left)
+    part = path.with_suffix(".part")
+    part.mkdir(parents=True)
+    save_file({name: p.detach().contiguous() for name, p in trained.items()}, part / "adapter.safetensors")
     for name, parameter in trained.items():
         for key, value in optimizer.state[parameter].items():
             if isinstance(value, torch.Tensor):
@@ -461,53 +647,23 @@ def save_checkpoint(folder: pathlib.Path, model, names, optimizer, records: list
             else:
                 numbers[f"{name}|{key}"] = value
     save_file(tensors, part / "optimizer.safetensors")
-    progress = {"records": [asdict(record) for record in records], "optimizer": numbers}
+    progress = {
+        "format": FORMAT,
+        "run": run,
+        "records": [asdict(record) for record in records],
+        "optimizer": numbers,
+        "scaler": accelerator.scaler.state_dict() if accelerator.scaler else None,
+    }
     (part / "progress.json").write_text(json.dumps(progress))
     for file in part.iterdir():
-        with open(file, "rb") as handle:
+        with open(file, "r+b") as handle:  # Windows flushes only what may be written
             os.fsync(handle.fileno())
     if path.exists():
         shutil.rmtree(path)
     part.rename(path)
-    for older in folder.glob("checkpoint-*"):
-        if older != path:
-            shutil.rmtree(older)
-
-
-def load_checkpoint(folder: pathlib.Path, model, names, optimizer) -> list[StepRecord]:
-    """Put the newest checkpoint into model and optimizer; return its records ([] where there is none)."""
-    from safetensors.torch import load_file
-
-    path = newest_checkpoint(folder)
-    if path is None:
-        return []
-    try:
-        trained = load_file(path / "adapter.safetensors")
-        tensors = load_file(path / "optimizer.safetensors")
-        progress = json.loads((path / "progress.json").read_text())
-    except Exception as error:
-        raise UserError(
-            f"{path} is damaged ({error}): delete it to resume from the one before, or start anew"
-        ) from error
-    if set(trained) != set(names):
-        raise UserError(f"{path} holds other adapters than this model has: resume with the same rank and targets")
-    parameters = {name: model.get_parameter(name) for name in names}
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            if parameter.shape != trained[name].shape:
-                raise UserError(
-                    f"{path} has {name} of shape {tuple(trained[name].shape)}, the model {tuple(parameter.shape)}: "
-                    "resume with the same --rank"
-                )
-            parameter.copy_(trained[name])
-    torch.set_rng_state(tensors.pop("rng|cpu"))
-    cuda_state = tensors.pop("rng|cuda", None)
-    if cuda_state is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(cuda_state)
-    for key, value in {**tensors, **progress["optimizer"]}.items():
-        name, _, field = key.rpartition("|")
-        optimizer.state[parameters[name]][field] = _place(value, field, parameters[name], optimizer)
-    return [StepRecord(**record) for record in progress["records"]]
+    there = checkpoints_in(folder)
+    for other in {*there} - {*there[: there.index(path) + 1][-2:]}:  # later ones were passed over, as damaged
+        shutil.rmtree(other)
 
 
 def _place(value, field: str, parameter: torch.Tensor, optimizer):

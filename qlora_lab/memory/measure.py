@@ -132,7 +132,8 @@ def measure_memory(
     """Load a model, train two steps on random tokens, and say what the second one needed; nothing is kept.
 
     Args:
-        model_name: anything that `finetuning.load_model` takes, or a shape in `SHAPES`, built with random weights.
+        model_name: anything that `finetuning.load_model` takes (a hub's model is named owner/name), or a shape in
+            `SHAPES`, built with random weights.
         use_qlora: adapters on a 4-bit base (NF4, double quantization); else LoRA on a 16-bit base (fp32 on a CPU
             without bf16).
         rank, targets, batch_size, sequence_length, gradient_checkpointing: as in `estimate`.
@@ -155,7 +156,8 @@ def measure_memory(
         raise UserError("no GPU: torch sees none here; leave device out to measure on the CPU")
     known = [*SHAPES, *CATALOGUE]
     near = difflib.get_close_matches(str(model_name).lower(), known, n=2, cutoff=0.7)
-    if near and model_name not in known and not pathlib.Path(model_name).exists():
+    may_be_elsewhere = "/" in str(model_name) or pathlib.Path(model_name).exists()  # on a hub, or a folder
+    if near and model_name not in known and not may_be_elsewhere:
         raise UserError(f"unknown model {model_name!r}: did you mean {' or '.join(near)}?")
     shape, dtype = SHAPES.get(model_name), pick_compute_dtype(device)
     if shape and device.type == "cpu":
@@ -203,7 +205,9 @@ def forget_accelerate() -> None:
 def _require_room(name: str, shape, use_qlora: bool, dtype: torch.dtype) -> None:
     import psutil
 
-    need = sum(model_parts(shape, "qlora" if use_qlora else "lora").values()) * dtype.itemsize // 2
+    parts = model_parts(shape, "qlora" if use_qlora else "lora")  # as on a GPU: what has no 4 bits has 16
+    in_4_bits = parts["base weights"] + parts["quantization constants"] if use_qlora else 0
+    need = in_4_bits + (sum(parts.values()) - in_4_bits) * dtype.itemsize // 2
     free = psutil.virtual_memory().available
     if need > free:
         raise UserError(

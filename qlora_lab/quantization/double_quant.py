@@ -150,7 +150,8 @@ def double_quantize(q, block_size: int = 256, codebook: torch.Tensor = DYNAMIC8)
     Raises:
         ValueError: the scales are in 8 bits already.
 
-    >>> q = quantize(torch.randn(4096, 4096))
+    >>> from qlora_lab.quantization import quantize
+    >>> q = quantize(torch.randn(512, 512))
     >>> q.bits_per_parameter, double_quantize(q).bits_per_parameter
     (4.5, 4.126953125)
     """

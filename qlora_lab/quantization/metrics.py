@@ -30,7 +30,13 @@ class ErrorReport:
 def error_report(x: torch.Tensor, quantized) -> ErrorReport:
     """Compare a tensor with what a QuantizedTensor or UniformTensor made of it.
 
-    >>> error_report(x, quantize(x)), error_report(x, quantize_affine(x, bits=4, block_size=32))
+    >>> from qlora_lab.quantization import quantize, quantize_affine
+    >>> x = torch.randn(4096, generator=torch.Generator().manual_seed(0))
+    >>> for q in (quantize(x), quantize_affine(x, bits=4, block_size=32)):
+    ...     report = error_report(x, q)
+    ...     print(f"{report.relative_rms:.1%} at {report.bits_per_parameter} bits")
+    9.2% at 4.5 bits
+    7.9% at 6.0 bits
     """
     restored = quantized.dequantize()
     return ErrorReport(

@@ -13,7 +13,10 @@ from nbval.plugin import coalesce_streams, find_comment_markers
 
 from qlora_lab import colab
 from qlora_lab.classroom import build
-from qlora_lab.classroom.build import clean_outputs, find_fault, main, make_notebooks, read_cells, split_solutions
+from qlora_lab.classroom.build import main
+from qlora_lab.classroom.drafts import NOTEBOOK_METADATA, make_notebooks
+from qlora_lab.classroom.outputs import WIDGET, clean_outputs, find_fault, keep_outputs
+from qlora_lab.classroom.source import read_cells, split_solutions
 
 SOURCE = """\
 # ---
@@ -127,6 +130,7 @@ PERCENT = [
     SOURCE,
     "\n\n# %% [markdown]\n# text\n#\n#   indented\n#\n# # title\n\n\n# %%\n\n\n# %%\nx = 1\n\n\n\ny = 2\n",
     "# %%\n# %pip install x\n# !ls data\n#!ls\n# !!\n# % of all\n    # %time x\n# %%time\nx = 5 % 3\n",
+    '# %% claims\nx = 1\n# %% machinery "A title, b: c (d) / 10³"\n# %% machinery "E" alt="[f] {{g:.1f}}"\nx\n# y',
     '# %% tags=["a", "b c"] jupyter={"source_hidden": true}\nx = 1\n# %% [markdown] tags=["d"]\n# x\n',
     "# %%\n# only a comment\n# # twice\n#none\n\n#\n# %% [markdown]\n# ```python\n# x = 1\n# ```\n",
     "# %%\nfor i in range(3):\n    # inside\n    print('# no cell')\n\n# at the end\n",
@@ -321,7 +325,7 @@ def test_executed_notebooks(executed):
     for path in (learner, solved):
         notebook = nbformat.read(path, 4)
         nbformat.validate(notebook)
-        assert notebook.metadata == build.NOTEBOOK_METADATA
+        assert notebook.metadata == NOTEBOOK_METADATA
         assert all("execution" not in cell.metadata for cell in notebook.cells)
     assert sorted(path.name for path in executed.glob("**/*")) == [
         "01_demo.ipynb",
@@ -358,7 +362,7 @@ def test_outputs_of_equal_cells_keep_their_order(tmp_path):
     old, new = make_notebooks(source)[0], make_notebooks(source)[0]
     for count, old_cell in enumerate(old["cells"], start=1):
         old_cell |= {"execution_count": count, "outputs": [stream(str(count))]}
-    build.keep_outputs(new, old)
+    keep_outputs(new, old)
     assert new == old
 
 
@@ -385,8 +389,20 @@ def leak(notebook):
     notebook.cells[4].outputs[0].text = f"saved in {Path.home()}/x\n"
 
 
+def leave_a_gap(notebook):
+    """As if the fourth cell had been run once more, and those below it after that."""
+    for count, cell in enumerate([cell for cell in notebook.cells if cell.cell_type == "code"], start=1):
+        cell.execution_count = count + (count > 3)
+
+
+def begin_late(notebook):
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.execution_count += 1
+
+
 def add_widget(notebook):
-    notebook.cells[6].outputs.append(nbformat.v4.new_output("display_data", {build.WIDGET: {"model_id": "1"}}))
+    notebook.cells[6].outputs.append(nbformat.v4.new_output("display_data", {WIDGET: {"model_id": "1"}}))
 
 
 @pytest.mark.parametrize(
@@ -400,6 +416,8 @@ def add_widget(notebook):
         (lambda notebook: notebook.metadata.update(widgets={}), "widgets"),
         (lambda notebook: notebook.cells[4].update(execution_count=None), "was not executed"),
         (lambda notebook: notebook.cells[4].update(execution_count=7), "was not executed"),
+        (leave_a_gap, "was not executed from top to bottom"),
+        (begin_late, "was not executed from top to bottom"),
         (leak, f"shows a path of this machine, {Path.home()}"),
         (add_widget, "not cleaned in [4]"),
     ],
@@ -420,6 +438,8 @@ def test_check_finds_missing_damaged_and_orphaned_notebooks(changeable, capsys):
     assert "01_demo.ipynb is not a readable notebook" in told
     assert f"{Path('solutions/02_old.ipynb')} has no source" in told
     assert "03_new.ipynb is missing" in told and f"{Path('solutions/03_new.ipynb')} is missing" in told
+    assert main(["--check", "01"], changeable) == 1
+    assert "has no source" not in capsys.readouterr().err  # of 01, that is
     assert main(["--check", "02"], changeable) == 1
     assert "no source begins with 02: there are 01_demo, 03_new" in capsys.readouterr().err
 
@@ -553,7 +573,7 @@ def show(**data):
 
 def widget(**data):
     output = show(**data)
-    output.data[build.WIDGET] = {"model_id": "abc", "version_major": 2, "version_minor": 0}
+    output.data[WIDGET] = {"model_id": "abc", "version_major": 2, "version_minor": 0}
     return output
 
 
@@ -593,6 +613,8 @@ HOME, REPOSITORY = str(Path.home()), str(build.REPOSITORY)
         (stream("warning", "stderr"), True),
         (stream(f"saved in {HOME}/adapter"), True),
         (stream(f"'{REPOSITORY}'"), True),
+        (stream(f"{sys.prefix}/lib"), True),
+        (stream(f"{tempfile.gettempdir()}/x"), True),
         (show(text_plain=f"PosixPath('{HOME}')"), True),
         (show(text_plain="x", text_html=f"<b>{REPOSITORY}/data</b>"), True),
         (show(**{"image_svg+xml": f"<a>{HOME}/x</a>"}), True),

@@ -2,13 +2,16 @@
 
 import json
 import os
+import queue
 import re
 import stat
+import time
+from types import SimpleNamespace
 
 import pytest
 
 from qlora_lab.classroom import grade as grader
-from qlora_lab.classroom.build import REPOSITORY
+from qlora_lab.classroom.source import REPOSITORY
 from qlora_lab.errors import UserError
 
 RIGHT = {
@@ -29,7 +32,12 @@ def by_id(report) -> dict:
     return {grade.id: grade for grade in report.grades}
 
 
-def test_right_wrong_open_missing_and_redefined(tmp_path):
+def test_right_wrong_open_missing_and_redefined(tmp_path, monkeypatch):
+    own, here = tmp_path / "own.json", tmp_path / "here"
+    monkeypatch.setenv("QLORA_LAB_PROGRESS", str(own))  # of whoever grades
+    monkeypatch.setenv("QLORA_LAB_STRICT", "1")
+    here.mkdir()
+    monkeypatch.chdir(here)
     path = write(
         tmp_path / "renamed by a learner.ipynb",
         "from qlora_lab.classroom.checks import check_bits_per_parameter, check_diagnosis, progress",
@@ -41,8 +49,10 @@ def test_right_wrong_open_missing_and_redefined(tmp_path):
         RIGHT["bits_check"],
         "def extra_gigabytes(*numbers):\n    ...  # your code",
         "check_zero_point_cost(extra_gigabytes)",
+        "open('left behind', 'w').close()\nname = input('your name? ')",  # nobody is there to answer
+        "check_labels(print)",  # of another notebook
     )
-    report = grader.grade(path)
+    report = grader.grade(path, grader.Limits(cell_seconds=60))
     assert report.course == "04_double_quantization"
     grades = by_id(report)
     assert {id: grade.state for id, grade in grades.items()} == {
@@ -54,8 +64,14 @@ def test_right_wrong_open_missing_and_redefined(tmp_path):
     assert (report.points, report.of) == (grades["4.1"].of, sum(grade.of for grade in report.grades))
     assert "expected" in grades["4.2"].message
     assert "name 'third_saving' is not defined" in grades["4.4"].message
-    assert report.notes[0] == "code cell 3 (`1 / 0`): ZeroDivisionError: division by zero"
-    assert "check_triple_quantization is not called: judged at the end" in report.notes
+    assert [note.partition(": ")[0] for note in report.notes] == [
+        "code cell 3 (`1 / 0`)",
+        "code cell 9 (`check_zero_point_cost(extra_gigabytes)`)",  # which it has not imported: judged all the same
+        "code cell 10 (`open('left behind', 'w').close()`)",
+        "code cell 11 (`check_labels(print)`)",
+        "check_triple_quantization is not called",
+    ]
+    assert not own.exists() and not list(here.iterdir())
     text = str(report)
     assert text.startswith(f"{path}: {report.points} of {report.of} points\n  ✓ 4.1  ")
     assert "✗ 4.2" in text and "· 4.3" in text and "? 4.4" in text
@@ -72,11 +88,57 @@ def test_tampering_with_the_package_does_not_count(tmp_path):
     assert by_id(grader.grade(path))["4.2"].points == 0
 
 
+def test_an_answer_that_ends_its_own_judging_is_wrong_and_the_rest_counts(tmp_path):
+    """Neither does the verdict on the exercise before it stand for it."""
+    path = write(
+        tmp_path / "n.ipynb",
+        RIGHT["import"],
+        RIGHT["diagnosis"],
+        "check_diagnosis(diagnosis)",
+        "def bits(*_): raise SystemExit",
+        RIGHT["bits_check"],
+        "extra_gigabytes = lambda n: n * (8 / 64 + 32 / (64 * 256)) / 8 / 1e9\ncheck_zero_point_cost(extra_gigabytes)",
+    )
+    grades = by_id(grader.grade(path))
+    assert {id: grade.state for id, grade in grades.items()} == {
+        "4.1": "right",
+        "4.2": "wrong",
+        "4.3": "right",
+        "4.4": "missing",
+    }
+    assert grades["4.2"].message.startswith("it could not be judged: SystemExit")
+
+
 def test_an_endless_loop_is_interrupted_and_the_rest_counts(tmp_path):
     path = write(tmp_path / "n.ipynb", RIGHT["import"], "while True:\n    pass", RIGHT["bits"], RIGHT["bits_check"])
     report = grader.grade(path, grader.Limits(cell_seconds=6))
     assert by_id(report)["4.2"].state == "right"
     assert "code cell 2 (`while True:`): it took longer than 6 s and was interrupted" in report.notes
+
+
+def test_a_notebook_has_a_limit_of_its_own(monkeypatch):
+    """Its time is over, and a cell with minutes to go runs on until it is interrupted."""
+    calls = []
+
+    class Client:
+        def execute(self, code, allow_stdin):
+            return "request"
+
+        def get_iopub_msg(self, timeout):
+            calls.append("look")
+            assert len(calls) < 5, "it waits for the cell's own limit"
+            if "interrupt" not in calls:
+                raise queue.Empty
+            content = {"execution_state": "idle"}
+            return {"parent_header": {"msg_id": "request"}, "msg_type": "status", "content": content}
+
+    kernel = object.__new__(grader.Kernel)
+    kernel.limits, kernel.deadline = grader.Limits(seconds=1800, cell_seconds=600), time.monotonic() - 1
+    kernel.client, kernel.manager = Client(), SimpleNamespace(interrupt_kernel=lambda: calls.append("interrupt"))
+    monkeypatch.setattr(kernel, "_watch", lambda: None, raising=False)
+    with pytest.raises(grader.Stopped, match="^the notebook took longer than 1800 s$"):
+        kernel.run("while True: pass")
+    assert calls == ["look", "interrupt", "look"]
 
 
 def test_what_will_not_stop_is_ended_and_what_was_judged_counts(tmp_path, monkeypatch):
@@ -92,9 +154,11 @@ def test_what_will_not_stop_is_ended_and_what_was_judged_counts(tmp_path, monkey
 @pytest.mark.parametrize(
     "cell, note",
     [
-        (
-            "hoard = bytearray(b'1') * 3_000_000_000\nimport time\ntime.sleep(60)",
-            r"it used \d\.\d GB, more than 2 GB",
+        (  # the kernel and a child of its own, neither of which exceeds the limit alone
+            "import subprocess, sys\nhoard = bytearray(b'1') * 1_300_000_000\n"
+            "more = 'import time; hoard = bytearray(b\"1\") * 1_300_000_000; time.sleep(60)'\n"
+            "subprocess.run([sys.executable, '-c', more])",
+            r"it used 2\.\d GB, more than 2 GB",
         ),
         ("import os\nos._exit(1)", "the kernel died"),
     ],

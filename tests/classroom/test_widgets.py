@@ -1,4 +1,6 @@
+import gc
 import io
+import weakref
 
 import matplotlib
 
@@ -54,6 +56,54 @@ def test_explore_redraws_with_the_sliders_value():
     assert drawn == [3, 7]
     live = box.children[-1]
     assert bytes(live.value).startswith(b"\x89PNG") and live.layout.display != "none"
+
+
+def bars(height: int):
+    ax = plots.new_axes()
+    ax.bar([0], [height])
+    return ax
+
+
+class Model:
+    """Like a model that refers to itself: only the garbage collector frees it."""
+
+    def __init__(self):
+        self.myself = self
+
+
+def test_explore_lets_models_be_freed_that_were_there_before():
+    model = Model()
+    freed, frozen = weakref.ref(model), gc.get_freeze_count()
+    with capture_output():
+        widgets.explore(bars, height=ipywidgets.IntSlider(value=3))
+    del model
+    gc.collect()
+    assert freed() is None
+    assert gc.get_freeze_count() == frozen
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_no_collection_interrupts_a_redraw_and_the_collector_is_left_as_it_was(enabled, request):
+    request.addfinalizer(gc.enable)
+    seen = []
+
+    def draw(height):
+        seen.append(gc.isenabled())
+        if height == 9:
+            raise ZeroDivisionError
+        return bars(height)
+
+    slider = ipywidgets.IntSlider(value=3, max=9)
+    if not enabled:
+        gc.disable()
+    with capture_output():
+        widgets.explore(draw, height=slider)
+    slider.value = 7
+    assert seen == [enabled, False] and gc.isenabled() == enabled
+    with pytest.raises(ZeroDivisionError):
+        slider.value = 9
+    assert gc.isenabled() == enabled
+    plt.close("all")
 
 
 def two_panels(height: float, top: float = 10, gid: str | None = None) -> Figure:

@@ -250,6 +250,20 @@ def test_similar_lengths_come_together():
     assert padding(as_they_come) > 1.4
 
 
+def test_short_and_long_steps_come_in_any_order():
+    """Sorted by length is only what stands together in a step; 16 of them come shuffled, and differently each time."""
+    samples = [sample(3 + n, first=n) for n in range(64)]
+    stream = iter(Batches(samples, 4))
+    orders = []
+    for _ in range(2):
+        lengths = [len(step[0][0][0].ids) for step in islice(stream, 16)]
+        assert sorted(lengths) == list(range(3, 67, 4))
+        orders.append([sorted(lengths).index(length) for length in lengths])
+    straight = list(range(16))
+    assert straight not in orders and straight[::-1] not in orders
+    assert orders[0] != orders[1]
+
+
 def test_fewer_samples_than_a_batch():
     (step,) = islice(Batches([sample(5)], batch_size=3, accumulation=2), 1)
     assert [len(rows) for rows in step] == [3, 3]
@@ -258,6 +272,30 @@ def test_fewer_samples_than_a_batch():
 def test_no_samples():
     with pytest.raises(UserError, match="no samples"):
         Batches([])
+
+
+def test_no_rows():
+    with pytest.raises(UserError, match="no rows to make a batch of: give at least one"):
+        collate([], pad_token_id=0)
+
+
+def test_packed_rows_and_steps_are_counted():
+    samples = [sample(8, first=n) for n in range(20)]  # two to a row of 20 tokens
+    assert Batches(samples, 4, packing=True, max_length=20).steps_per_epoch() == 3  # 10 rows
+    assert Batches(samples, 4).steps_per_epoch() == 5
+    assert Batches(samples, 2, accumulation=3).steps_per_epoch() == 4
+    steps = list(islice(Batches(samples, 2, accumulation=2, packing=True, max_length=20, seed=1), 6))
+    assert all([len(rows) for rows in step] == [2, 2] for step in steps)
+    assert all(len(row) == 2 for step in steps for rows in step for row in rows)
+    seen = [s for step in steps[:5] for rows in step for row in rows for s in row]
+    assert sorted(seen, key=lambda s: s.ids) == sorted(samples * 2, key=lambda s: s.ids)
+    assert seen[:20] != samples
+
+
+@pytest.mark.parametrize(("batch_size", "accumulation"), [(0, 1), (1, 0), (-1, -1)])
+def test_batches_of_nothing(batch_size, accumulation):
+    with pytest.raises(UserError, match=f"batch_size={batch_size} and accumulation={accumulation}: both must be at"):
+        Batches([sample(5)], batch_size, accumulation)
 
 
 def test_rows_are_packed_full_but_not_over():
@@ -304,6 +342,30 @@ def test_padding_changes_nothing(tiny):
         padded = tiny(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits[0, :5]
         alone = tiny(torch.tensor([short.ids]), use_cache=False).logits[0]
     torch.testing.assert_close(padded, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_padding_of_a_batch():
+    batch = collate([[sample(2, 1, first=10), sample(3, 1, first=20)], [sample(3, 2, first=30)]], pad_token_id=7)
+    assert batch["input_ids"].tolist() == [[10, 11, 20, 21, 22], [30, 31, 32, 7, 7]]
+    assert batch["position_ids"].tolist() == [[0, 1, 0, 1, 2], [0, 1, 2, 3, 4]]
+    assert batch["labels"].tolist() == [[IGNORED, 11, IGNORED, 21, 22], [IGNORED, IGNORED, 32, IGNORED, IGNORED]]
+    assert {values.dtype for values in batch.values()} == {torch.int64}
+
+
+@pytest.mark.parametrize(
+    ("ids", "prompt", "labels"),
+    [
+        ((5, 6, 7), 0, [IGNORED, 6, 7]),  # nothing stands before the first
+        ((5, 6, 7), 3, [IGNORED] * 3),
+        ((5,), 1, [IGNORED]),
+        ((), 1, []),
+    ],
+)
+def test_what_is_learned_is_counted(ids, prompt, labels):
+    tokenized = TokenizedSample(ids, prompt)
+    assert tokenized.labels == labels
+    assert tokenized.target_count == sum(label != IGNORED for label in labels)
+    assert collate([[tokenized, sample(3)]], 0)["labels"].tolist() == [[*labels, IGNORED, IGNORED, 12]]
 
 
 def test_labels_of_a_packed_row():

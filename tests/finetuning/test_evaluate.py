@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from qlora_lab.errors import UserError
 from qlora_lab.finetuning import TokenizedSample, exact_match, generate, is_exact, load_model, text_loss
 from qlora_lab.finetuning.evaluate import Loss
 
@@ -27,6 +28,39 @@ def test_perplexity_is_token_weighted_and_independent_of_batching(tiny, batch_si
     loss = text_loss(tiny, SAMPLES, batch_size=batch_size)
     assert loss.tokens == tokens
     assert loss.perplexity == pytest.approx(math.exp(total / tokens), rel=1e-5)
+
+
+def test_nothing_to_judge(tiny, tokenizer):
+    """A process's share may be empty; only all of them together need a token."""
+    nothing = text_loss(tiny, [])
+    assert nothing == Loss(0.0, 0)
+    assert text_loss(tiny, [TokenizedSample((5,), 1), TokenizedSample((), 1)]) == nothing
+    some = text_loss(tiny, SAMPLES)
+    assert text_loss(tiny, [TokenizedSample((5,), 1), *SAMPLES]) == some
+    assert (nothing + some).perplexity == some.perplexity
+    with pytest.raises(UserError, match="no token to judge the model on: give at least one sample"):
+        nothing.perplexity  # noqa: B018
+    assert generate(tiny, tokenizer, []) == []
+
+
+def test_judging_is_without_dropout_and_gradients(make_tiny):
+    model = make_tiny(dropout=0.5).train()
+    first = text_loss(model, SAMPLES)
+    assert not model.training
+    assert text_loss(model.train(), SAMPLES) == first
+    model.requires_grad_(True)
+    seen = []
+    model.get_output_embeddings().register_forward_hook(lambda _, __, logits: seen.append(logits.requires_grad))
+    text_loss(model, SAMPLES)
+    assert seen == [False]
+
+
+def test_judging_computes_in_the_dtype_it_is_told(tiny):
+    seen = []
+    tiny.get_output_embeddings().register_forward_hook(lambda _, __, logits: seen.append(logits.dtype))
+    losses = [text_loss(tiny, SAMPLES, dtype=dtype) for dtype in (None, torch.float32, torch.bfloat16)]
+    assert seen == [torch.float32, torch.float32, torch.bfloat16]
+    assert losses[2].total == pytest.approx(losses[0].total, rel=0.02)
 
 
 def test_losses_add_up_token_by_token():
@@ -69,5 +103,7 @@ def test_is_exact(answer, reference, exact):
 
 def test_exact_match_is_a_share():
     assert exact_match(["a", "b", "c", "d"], ["a", "x", "c", "d"]) == 0.75
-    with pytest.raises(ValueError, match="no references"):
+    with pytest.raises(UserError, match="no references to compare with: give at least one answer"):
         exact_match([], [])
+    with pytest.raises(ValueError, match="longer than argument 1"):
+        exact_match(["a"], ["a", "b"])

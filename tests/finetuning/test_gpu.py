@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from qlora_lab.finetuning import Batches, TokenizedSample, add_adapter, build_random, train, train_steps
-from qlora_lab.finetuning.train import newest_checkpoint
+from qlora_lab.finetuning.train import make_accelerator, make_optimizer, newest_checkpoint, restore
 from qlora_lab.memory.estimate import Shape
 
 pytestmark = pytest.mark.gpu
@@ -45,7 +45,7 @@ def test_resumed_run_goes_on_with_its_optimizer(optimizer, tmp_path):
     for record in steps:
         if record.step == 5:
             steps.close()
-    assert newest_checkpoint(tmp_path).name == "checkpoint-000004"
+    assert newest_checkpoint(tmp_path).path.name == "checkpoint-000004"
     resumed = train(model(), Batches(samples(), 4), checkpoints=tmp_path, resume=True, progress=False, **settings)
     assert [r.loss for r in resumed] == pytest.approx([r.loss for r in whole], rel=1e-3)  # a GPU adds in any order
 
@@ -56,12 +56,11 @@ def test_restored_states_are_paged_again(tmp_path):
     for record in steps:
         if record.step == 3:
             steps.close()
-    from qlora_lab.finetuning.train import load_checkpoint, make_optimizer
-
     other = model()
     trained = {name: p for name, p in other.named_parameters() if p.requires_grad}
     optimizer = make_optimizer("paged_adamw_32bit", list(trained.values()), 1e-3, 0.0)
-    load_checkpoint(tmp_path, other, list(trained), optimizer)
+    accelerator = make_accelerator(torch.bfloat16, torch.device("cuda"))
+    restore(newest_checkpoint(tmp_path), trained, optimizer, accelerator)
     large = [optimizer.state[p]["state1"] for p in trained.values() if p.numel() >= 100_000]
     assert large
     assert all(getattr(state, "is_paged", False) for state in large)

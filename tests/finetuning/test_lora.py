@@ -1,8 +1,13 @@
 """LoRA held against PEFT, against arithmetic, and against what a user gets wrong."""
 
+import copy
+import errno
 import json
+import math
+import pathlib
 
 import pytest
+import safetensors.torch
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
@@ -17,11 +22,13 @@ from qlora_lab.finetuning import (
     lora_layers,
     lora_parameters,
     merge,
+    quantize_linears,
     save_lora,
     trainable_parameters,
     unload,
     unmerge,
 )
+from qlora_lab.finetuning.lora import base_fingerprint
 from tests.conftest import tiny_config
 
 IDS = torch.randint(0, 97, (3, 11), generator=torch.Generator().manual_seed(1))
@@ -30,6 +37,10 @@ IDS = torch.randint(0, 97, (3, 11), generator=torch.Generator().manual_seed(1))
 def llama(seed: int = 0, **changes) -> LlamaForCausalLM:
     torch.manual_seed(seed)
     return LlamaForCausalLM(tiny_config(vocab_size=97, **changes)).eval()
+
+
+def llama_linears(model) -> list[nn.Linear]:
+    return [module for name, module in model.named_modules() if name.endswith("_proj")]
 
 
 def randomize(model) -> None:
@@ -88,6 +99,21 @@ def test_only_adapters_are_trained():
     assert {name.rpartition(".")[2] for name, p in model.named_parameters() if p.requires_grad} == {"lora_A", "lora_B"}
 
 
+def test_the_seed_is_that_of_the_adapter_alone(tmp_path):
+    """A is what torch's generator gives after this seed, layer by layer; that generator itself is left where it was."""
+    linears = llama_linears(llama())
+    torch.manual_seed(7)
+    expected = [nn.init.kaiming_uniform_(torch.empty(4, layer.in_features), a=math.sqrt(5)) for layer in linears]
+    model, before = llama(), torch.get_rng_state()
+    add_lora(model, rank=4, seed=7)
+    for layer, A in zip(lora_layers(model).values(), expected, strict=True):
+        assert torch.equal(layer.lora_A, A)
+    save_lora(model, tmp_path)
+    load_lora(unload(model), tmp_path)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not torch.equal(lora_layers(add_lora(llama(), rank=4))["model.layers.0.mlp.up_proj"].lora_A, expected[4])
+
+
 @pytest.mark.parametrize("way", ["from PEFT", "to PEFT"])
 def test_files_go_to_peft_and_back(way, tmp_path):
     theirs = get_peft_model(llama(), LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM"))
@@ -104,6 +130,58 @@ def test_files_go_to_peft_and_back(way, tmp_path):
         theirs = PeftModel.from_pretrained(llama(), tmp_path).eval()
     assert not torch.allclose(logits(ours), logits(llama()), atol=1e-2)
     torch.testing.assert_close(logits(ours), logits(theirs), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"use_rslora": True},
+        {"use_dora": True},
+        {"rank_pattern": {"q_proj": 8}},
+        {"alpha_pattern": {"q_proj": 32}},
+        {"lora_bias": True},
+        {"bias": "all"},
+        {"init_lora_weights": "pissa"},
+        {"layer_replication": [(0, 2), (0, 2)]},
+        {"modules_to_save": ["lm_head"]},
+        {"trainable_token_indices": [3]},
+    ],
+    ids=lambda settings: next(iter(settings)),
+)
+@pytest.mark.filterwarnings("ignore")  # of PEFT, on saving tied embeddings
+def test_other_kinds_of_lora_are_refused(settings, tmp_path):
+    """Read as plain LoRA, most of them would have the right shapes and the wrong numbers."""
+    settings = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj"], **settings}
+    get_peft_model(llama(), LoraConfig(task_type="CAUSAL_LM", **settings)).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"is not plain LoRA \(.*\): load it with PEFT"):
+        load_lora(llama(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"init_lora_weights": "gaussian", "lora_dropout": 0.25},
+        {"init_lora_weights": "orthogonal", "target_modules": "all-linear", "exclude_modules": ["q_proj"]},
+        {"init_lora_weights": False, "layers_to_transform": [1]},
+    ],
+)
+def test_plain_lora_of_any_start_is_read(settings, tmp_path):
+    settings = {"r": 4, "lora_alpha": 12, "target_modules": ["q_proj", "up_proj"], **settings}
+    theirs = get_peft_model(llama(), LoraConfig(task_type="CAUSAL_LM", **settings)).to(torch.bfloat16).eval()
+    for name, parameter in theirs.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.1)
+    theirs.save_pretrained(tmp_path)
+    ours = load_lora(llama().to(torch.bfloat16), tmp_path)
+    assert {p.dtype for p in ours.parameters()} == {torch.bfloat16}  # as it was saved
+    assert {layer.dropout for layer in lora_layers(ours).values()} == {settings.get("lora_dropout", 0.0)}
+    expected = {name.removeprefix("base_model.model."): m for name, m in theirs.named_modules() if hasattr(m, "lora_A")}
+    assert set(lora_layers(ours)) == set(expected)
+    for name, layer in lora_layers(ours).items():
+        delta = expected[name].scaling["default"] * (
+            expected[name].lora_B["default"].weight.float() @ expected[name].lora_A["default"].weight.float()
+        )
+        torch.testing.assert_close(layer.delta(), delta)
 
 
 def test_gradients_equal_pefts(tmp_path):
@@ -135,6 +213,47 @@ def test_saved_and_loaded_again_is_the_same(tmp_path):
     assert torch.equal(logits(load_lora(other, tmp_path)), logits(model))  # overwritten, alpha too
 
 
+@pytest.mark.parametrize("failing", ["adapter_model.safetensors", "adapter_config.json"])
+def test_a_failed_save_leaves_the_adapter_as_it_was(failing, tmp_path, monkeypatch):
+    first = add_lora(llama(), rank=4, alpha=8)
+    randomize(first)
+    save_lora(first, tmp_path)
+    second = add_lora(llama(), rank=4, alpha=99, seed=5)
+    write = pathlib.Path.write_bytes
+
+    def full_disk(path, *_, **__):
+        write(pathlib.Path(path), b"{")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if failing == "adapter_config.json":
+        monkeypatch.setattr(pathlib.Path, "write_text", full_disk)
+    else:
+        monkeypatch.setattr(safetensors.torch, "save_file", lambda tensors, path, metadata: full_disk(path))
+    with pytest.raises(OSError, match="No space"):
+        save_lora(second, tmp_path)
+    assert torch.equal(logits(load_lora(llama(), tmp_path)), logits(first))
+
+
+def test_the_fingerprint_is_that_of_the_base(tmp_path):
+    """The same in 16 and in 4 bits and with an adapter around it; another with one bias or norm changed."""
+    base = llama(attention_bias=True, mlp_bias=True)
+    for name, parameter in base.named_parameters():
+        if name.endswith("bias"):
+            nn.init.normal_(parameter, generator=torch.Generator().manual_seed(len(name)))
+    expected = base_fingerprint(base)
+    same = [
+        copy.deepcopy(base).to(torch.bfloat16),
+        quantize_linears(copy.deepcopy(base)),
+        add_lora(copy.deepcopy(base)),
+    ]
+    same += [add_lora(quantize_linears(copy.deepcopy(base)))]
+    assert {base_fingerprint(model) for model in same} == {expected}
+    for name in ("model.norm.weight", "model.layers.1.mlp.up_proj.bias"):
+        other = copy.deepcopy(base)
+        other.get_parameter(name).data[0] += 1
+        assert base_fingerprint(other) != expected
+
+
 # ---------------------------------------------------------------------------------------------------------------- merge
 
 
@@ -144,9 +263,10 @@ def test_merged_model_computes_the_same_and_unmerges_exactly():
     before, weights = logits(model), {n: layer.base.weight.clone() for n, layer in lora_layers(model).items()}
     merge(model)
     torch.testing.assert_close(logits(model), before, rtol=1e-4, atol=1e-4)
-    assert not torch.equal(
-        lora_layers(model)["model.layers.0.mlp.up_proj"].base.weight, model.model.embed_tokens.weight
-    )
+    for name, layer in lora_layers(model).items():
+        torch.testing.assert_close(layer.base.weight, weights[name] + layer.delta())
+        assert layer.delta().abs().max() > 0.01
+    assert not any(p.requires_grad for name, p in model.named_parameters() if "base" in name)
     unmerge(model)
     assert torch.equal(logits(model), before)
     for name, layer in lora_layers(model).items():

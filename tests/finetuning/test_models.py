@@ -1,7 +1,9 @@
+import io
 import json
 import multiprocessing
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -12,7 +14,7 @@ import pytest
 import torch
 
 from qlora_lab.errors import UserError
-from qlora_lab.finetuning import add_adapter, build_random, load_model, models, trainable_parameters
+from qlora_lab.finetuning import add_adapter, build_random, load_model, models, preflight, trainable_parameters
 from qlora_lab.memory.estimate import SHAPES, Shape
 from qlora_lab.quantization import NF4, unpack
 from tests.conftest import tiny_config
@@ -242,11 +244,58 @@ def test_wrong_scales_are_refused(monkeypatch, tmp_path, tiny_folder, tokenizer)
     load_model(odd, device="cpu")
 
 
-def test_device_and_dtype_follow_the_hardware():
-    cpu = torch.device("cpu")
-    instructions = torch.cpu.get_capabilities()
-    real = any(instructions.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
-    assert models.pick_compute_dtype(cpu) == (torch.bfloat16 if real else torch.float32)
+@pytest.mark.parametrize(
+    ("instructions", "expected"),
+    [
+        ({"avx2": True, "avx512_f": True, "avx512_bf16": False}, torch.float32),  # emulated there, 40 times slower
+        ({"avx2": True, "avx512_f": True, "avx512_bf16": True}, torch.bfloat16),
+        ({"amx_tile": True, "amx_int8": True, "amx_bf16": True}, torch.bfloat16),
+        ({"neon": True, "bf16": True}, torch.bfloat16),  # ARM
+        ({"neon": True, "bf16": False}, torch.float32),
+        ({}, torch.float32),
+    ],
+)
+def test_compute_dtype_on_cpus(monkeypatch, instructions, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: instructions)
+    assert models.pick_compute_dtype(torch.device("cpu")) == expected
+    assert models.pick_compute_dtype(torch.device("mps")) == torch.float32
+
+
+def test_the_device_is_the_gpu_if_there_is_one(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert models.pick_device() == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    assert models.pick_device() == torch.device("cuda", 3)
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "fp4"])
+@pytest.mark.parametrize("double_quant", [False, True])
+def test_quantized_layers_compute_as_they_were_told(tiny_folder, quantization, double_quant):
+    """bitsandbytes' own defaults are others: fp4, no double quantization, and fp32 compute, which is right but slow."""
+    config = models.bnb_config(quantization, double_quant, torch.bfloat16)
+    assert (config.bnb_4bit_quant_type, config.bnb_4bit_use_double_quant) == (quantization, double_quant)
+    assert config.bnb_4bit_compute_dtype == torch.bfloat16 and config.load_in_4bit
+    loaded, _ = load_model(tiny_folder, quantization, double_quant, "cpu", torch.bfloat16)
+    built = build_random(SMALL, quantization, double_quant, "cpu", torch.bfloat16)
+    for model in (loaded, built):
+        layer = model.model.layers[1].mlp.down_proj
+        assert layer.compute_dtype == torch.bfloat16 and layer.compute_type_is_set
+        state = layer.weight.quant_state
+        assert (state.quant_type, state.nested, state.blocksize) == (quantization, double_quant, 64)
+        assert model.model.norm.weight.dtype == model.get_output_embeddings().weight.dtype == torch.bfloat16
+        assert model.is_loaded_in_4bit and not model.training
+
+
+def test_defaults_are_those_of_the_hardware(tiny_folder, monkeypatch):
+    monkeypatch.setattr(models, "pick_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(models, "pick_compute_dtype", lambda device: torch.float16)
+    loaded, tokenizer = load_model(tiny_folder)
+    assert loaded.dtype == torch.float16 and not loaded.training and not hasattr(loaded, "quantization_method")
+    assert tokenizer.pad_token_id is not None
+    built = build_random(SMALL)  # 4 bits, double quantization
+    assert built.dtype == torch.float16 and built.model.layers[0].mlp.up_proj.weight.quant_state.nested
+    assert not build_random(SMALL, None).is_loaded_in_4bit
 
 
 @pytest.mark.parametrize(
@@ -291,6 +340,28 @@ def test_damaged_weights_in_a_folder(tiny_folder, tmp_path):
         load_model(broken)
 
 
+@pytest.mark.parametrize("quantization", [None, "nf4"])
+def test_missing_weights_are_not_made_up(tiny_folder, tmp_path, quantization):
+    from safetensors.torch import load_file, save_file
+
+    broken = shutil.copytree(tiny_folder, tmp_path / "broken")
+    weights = load_file(broken / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"], weights["model.norm.weight"]
+    save_file(weights, broken / "model.safetensors", {"format": "pt"})
+    message = r"lacks 2 weights of a LlamaForCausalLM \(model.layers.1.mlp.up_proj.weight is the first\)"
+    with pytest.raises(UserError, match=message):
+        load_model(broken, quantization, device="cpu")
+
+
+@pytest.mark.parametrize(("pad", "expected"), [(None, "<|im_end|>"), ("<|endoftext|>", "<|endoftext|>")])
+def test_a_missing_pad_token_is_the_end_token(tiny_folder, tmp_path, pad, expected):
+    folder = shutil.copytree(tiny_folder, tmp_path / "copy")
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "pad_token": pad}))
+    _, tokenizer = load_model(folder, device="cpu")
+    assert (tokenizer.pad_token, tokenizer.eos_token) == (expected, "<|im_end|>")
+
+
 def test_unknown_quantization(tiny_folder):
     with pytest.raises(UserError, match="choose None, 'nf4' or 'fp4'"):
         load_model(tiny_folder, "int4")
@@ -299,6 +370,126 @@ def test_unknown_quantization(tiny_folder):
 def test_device_without_kernels_is_named():
     with pytest.raises(UserError, match=r"no 4-bit kernel for device 'xpu'.*--method lora"):
         models.require_4bit_kernels(torch.device("xpu"))
+
+
+# --------------------------------------------------------------------------------------------- folders that plant code
+
+
+class Pickled:
+    """Unpickled, it runs code."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return exec, (f"open({str(self.marker)!r}, 'w').write('ran')",)
+
+
+def plant(tiny_folder, folder: pathlib.Path, kind: str) -> pathlib.Path:
+    """A copy of the tiny checkpoint that brings code; whatever runs of it writes the file that is returned."""
+    marker = folder.with_suffix(".ran")
+    shutil.copytree(tiny_folder, folder)
+    write = f"open({str(marker)!r}, 'w').write('ran')\n"
+    (folder / "configuration_evil.py").write_text(
+        f"{write}from transformers import LlamaConfig\nclass EvilConfig(LlamaConfig): model_type = 'evil'\n"
+    )
+    (folder / "modeling_evil.py").write_text(
+        f"{write}from transformers import LlamaForCausalLM\nfrom .configuration_evil import EvilConfig\n"
+        "class EvilForCausalLM(LlamaForCausalLM): config_class = EvilConfig\n"
+    )
+    (folder / "tokenization_evil.py").write_text(
+        f"{write}from transformers import PreTrainedTokenizerFast\nclass EvilTokenizer(PreTrainedTokenizerFast): pass\n"
+    )
+    (folder / "custom_generate").mkdir()
+    (folder / "custom_generate" / "generate.py").write_text(f"{write}def generate(model, *a, **k): pass\n")
+    config = json.loads((folder / "config.json").read_text())
+    tokenizer = json.loads((folder / "tokenizer_config.json").read_text())
+    code = {"AutoConfig": "configuration_evil.EvilConfig", "AutoModelForCausalLM": "modeling_evil.EvilForCausalLM"}
+    tokenizer_code = {"auto_map": {"AutoTokenizer": [None, "tokenization_evil.EvilTokenizer"]}}
+    if kind == "config":
+        config |= {"model_type": "evil", "auto_map": code}
+    elif kind == "model":  # transformers knows the config, and no causal language model of its kind
+        config |= {"model_type": "vit", "auto_map": {"AutoModelForCausalLM": "modeling_evil.EvilForCausalLM"}}
+    elif kind == "tokenizer":
+        tokenizer |= tokenizer_code | {"tokenizer_class": "EvilTokenizer"}
+    elif kind == "known":  # all of it, where transformers has its own
+        config |= {"auto_map": code}
+        tokenizer |= tokenizer_code
+    else:
+        (folder / "model.safetensors").unlink()
+        torch.save(Pickled(marker), folder / "pytorch_model.bin")
+        torch.save(Pickled(marker), folder / "adapter_model.bin")
+        if kind == "pickle by name":
+            config |= {"transformers_weights": "adapter_model.bin"}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer))
+    return marker
+
+
+@pytest.fixture
+def yes(monkeypatch):
+    """A user who types y at any prompt; the prompts."""
+    prompts = []
+    monkeypatch.setattr("builtins.input", lambda prompt="": prompts.append(prompt) or "y")
+    monkeypatch.setattr(sys, "stdin", io.StringIO("y\n" * 100))
+    return prompts
+
+
+OWN_CODE = (
+    r"wants to run Python code of its own \(auto_map in its config or tokenizer\), and this package runs no model's"
+)
+PICKLED = r"no weights in model.safetensors, and pickled ones .* convert them once"
+PLANTED = {
+    "config": OWN_CODE,
+    "model": OWN_CODE,
+    "tokenizer": OWN_CODE,
+    "pickle": PICKLED,
+    "pickle by name": PICKLED,
+}
+
+
+@pytest.mark.parametrize("kind", PLANTED)
+def test_nothing_that_a_model_brings_is_run(tiny_folder, tmp_path, yes, kind, capsys):
+    from qlora_lab import train_qlora
+
+    folder = tmp_path / "planted"
+    marker = plant(tiny_folder, folder, kind)
+    with pytest.raises(UserError, match=PLANTED[kind]) as caught:
+        load_model(folder, device="cpu")
+    assert str(caught.value).startswith(f"cannot load {str(folder)!r}: it ") and "\n" not in str(caught.value)
+    arguments = ["--model", str(folder), "--output", str(tmp_path / "run"), "--eval-samples", "0", "--quiet"]
+    assert train_qlora.main(arguments) == 2
+    told = capsys.readouterr().err
+    assert re.search(PLANTED[kind], told) and told.count("\n") == 1
+    train_qlora.out_of_memory(train_qlora.parser().parse_args(arguments), MemoryError())
+    if kind == "config":
+        with pytest.raises(UserError, match=OWN_CODE):
+            preflight(folder)
+    elif kind != "model":
+        preflight(folder)
+    assert not marker.exists() and not yes
+
+
+def test_a_known_architecture_is_loaded_without_the_code_beside_it(tiny_folder, tmp_path, yes, capsys):
+    folder = tmp_path / "planted"
+    marker = plant(tiny_folder, folder, "known")
+    model, tokenizer = load_model(folder, device="cpu")
+    assert "own, which is not run: this is transformers' LlamaForCausalLM" in capsys.readouterr().err
+    preflight(folder)
+    model.generate(torch.arange(3)[None], max_new_tokens=2, do_sample=False)
+    assert type(model).__module__.startswith("transformers.") and type(tokenizer).__module__.startswith("transformers.")
+    assert not marker.exists() and not yes
+
+
+def test_a_terminal_where_y_is_typed_runs_nothing(tiny_folder, tmp_path):
+    marker = plant(tiny_folder, tmp_path / "planted", "config")
+    command = [sys.executable, "-m", "qlora_lab.train_qlora", "--model", tmp_path / "planted", "--quiet"]
+    done = subprocess.run(
+        [*command, "--output", tmp_path / "run"], input="y\n" * 100, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and re.search(OWN_CODE, done.stderr)
+    assert not marker.exists()
 
 
 # ------------------------------------------------------------------------------------------------------ random weights
@@ -363,6 +554,40 @@ def test_adapter_changes_nothing_until_trained(tiny_folder):
     adapted = add_adapter(model, rank=4, alpha=8)
     assert torch.equal(adapted(ids).logits, before)
     assert all(p.dtype == torch.float32 for p in adapted.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_adapter_is_what_peft_makes_of_these_settings(dtype):
+    """Rank, alpha, dropout, targets and seed arrive; the random numbers of everybody else go on where they were."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaForCausalLM
+
+    def base():
+        torch.manual_seed(3)
+        return LlamaForCausalLM(tiny_config(vocab_size=97))
+
+    config = LoraConfig(r=4, lora_alpha=24, lora_dropout=0.3, target_modules=["q_proj", "up_proj"])
+    model = base()
+    torch.manual_seed(5)
+    torch.set_default_dtype(dtype)
+    try:
+        theirs = get_peft_model(model, config, autocast_adapter_dtype=dtype == torch.float32)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    model, before = base(), torch.get_rng_state()
+    ours = add_adapter(model, rank=4, alpha=24, targets=["q_proj", "up_proj"], dropout=0.3, seed=5, dtype=dtype)
+    assert torch.equal(torch.get_rng_state(), before)
+    state, expected = ours.state_dict(), theirs.state_dict()
+    assert state.keys() == expected.keys()
+    for name, tensor in expected.items():  # beside dense weights PEFT gives adapters their dtype, whatever we say
+        assert torch.equal(state[name], tensor.to(dtype) if "lora_" in name else tensor), name
+    assert {p.dtype for p in ours.parameters() if p.requires_grad} == {dtype}
+    settings = ("r", "lora_alpha", "lora_dropout", "target_modules", "bias", "use_rslora")
+    for setting in settings:
+        assert getattr(ours.peft_config["default"], setting) == getattr(config, setting), setting
+    layer = ours.base_model.model.model.layers[0].self_attn.q_proj
+    assert layer.scaling["default"] == 6 and layer.lora_dropout["default"].p == 0.3
+    assert torch.get_default_dtype() == torch.float32
 
 
 def test_unknown_target_names_near_ones(tiny_folder):

@@ -51,6 +51,27 @@ MODELS = {  # class and config
             **SMALL, **HEADS, moe_num_experts=4, moe_k=2, moe_intermediate_size=32, moe_num_shared_experts=1
         ),
     ),
+    "deepseek": (  # a buffer stays in fp32
+        "DeepseekV3ForCausalLM",
+        transformers.DeepseekV3Config(
+            **{**SMALL, **HEADS, "num_key_value_heads": 4},
+            moe_intermediate_size=32,
+            n_routed_experts=8,
+            num_experts_per_tok=2,
+            n_group=2,
+            topk_group=1,
+            q_lora_rank=16,
+            kv_lora_rank=16,
+            qk_rope_head_dim=8,
+            qk_nope_head_dim=8,
+            v_head_dim=16,
+            first_k_dense_replace=1,
+        ),
+    ),
+    "gpt-oss": (
+        "GptOssForCausalLM",
+        transformers.GptOssConfig(**SMALL, **HEADS, head_dim=16, num_local_experts=4, num_experts_per_tok=2),
+    ),
     "bert": ("BertForMaskedLM", transformers.BertConfig(**SMALL, num_attention_heads=4)),
     "bert, classes": ("BertForSequenceClassification", transformers.BertConfig(**SMALL, num_attention_heads=4)),
     "t5": (
@@ -60,10 +81,15 @@ MODELS = {  # class and config
 }
 
 
-@pytest.fixture(scope="module", params=MODELS)
+# in bf16, and two that keep more in fp32 where fp16 is asked for
+CASES = [(name, torch.bfloat16) for name in MODELS] + [("t5", torch.float16), ("gpt-oss", torch.float16)]
+
+
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case[0]}, {str(case[1]).removeprefix('torch.')}")
 def said_and_done(request, tmp_path_factory):
     """A Preflight, and the same small random model saved in 16 bits and loaded in 4."""
-    class_name, config = MODELS[request.param]
+    name, dtype = request.param
+    class_name, config = MODELS[name]
     folder = tmp_path_factory.mktemp("model")
     torch.manual_seed(0)
     model_class = getattr(transformers, class_name)
@@ -72,12 +98,13 @@ def said_and_done(request, tmp_path_factory):
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
+        bnb_4bit_compute_dtype=dtype,
     )
-    real = model_class.from_pretrained(
-        folder, quantization_config=settings, dtype=torch.bfloat16, device_map={"": "cpu"}
-    )
-    yield preflight(folder), real
+    real = model_class.from_pretrained(folder, quantization_config=settings, dtype=dtype, device_map={"": "cpu"})
+    dense = model_class.from_pretrained(folder, dtype=dtype)
+    real.dense_bytes = sum(tensor.nbytes for tensor in [*dense.parameters(), *dense.buffers()])
+    del dense
+    yield preflight(folder, dtype), real
     del real
     gc.collect()
 
@@ -114,6 +141,8 @@ def test_bytes_are_those_of_the_tensors(said_and_done):
     said, real = said_and_done
     kept = list(tensors(real))
     assert said.nbytes == sum(tensor.nbytes for tensor in kept)
+    assert said.dense_bytes == real.dense_bytes
+    assert said.buffer_bytes == sum(buffer.nbytes for buffer in real.buffers())
     memories = {tensor.untyped_storage().data_ptr() for tensor in kept}
     assert len(memories) == len(kept)  # nothing is counted twice that bitsandbytes shares
     left = sum(p.nbytes for p in real.parameters() if getattr(p, "quant_state", None) is None)
@@ -275,6 +304,11 @@ def test_one_sentence_for_what_cannot_be(given, message):
     with pytest.raises(UserError, match=message) as raised:
         preflight(given())
     assert "\n" not in str(raised.value)
+
+
+def test_a_config_cannot_have_anything_else_called(monkeypatch):
+    monkeypatch.setattr(transformers, "pipeline", lambda config: pytest.fail("called"))
+    assert preflight(transformers.LlamaConfig(**SMALL, **HEADS, architectures=["pipeline"])).model == "LlamaForCausalLM"
 
 
 def folder_with(tmp_path, config: dict):

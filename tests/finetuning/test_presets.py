@@ -1,8 +1,24 @@
+import copy
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 from qlora_lab.errors import UserError
-from qlora_lab.finetuning import PRESETS, Batches, TokenizedSample, build_random, collate, embeddings_to_cpu, train
+from qlora_lab.finetuning import (
+    PRESETS,
+    Batches,
+    TokenizedSample,
+    add_adapter,
+    build_random,
+    collate,
+    embeddings_to_cpu,
+    embeddings_to_device,
+    presets,
+    train,
+)
 from qlora_lab.finetuning.train import token_loss_sum
 from qlora_lab.memory.estimate import Shape
 
@@ -25,8 +41,6 @@ def run(model, **settings):
 
 @pytest.fixture(autouse=True)
 def fresh_accelerate():
-    from accelerate.state import AcceleratorState
-
     AcceleratorState._reset_state(True)
     yield
     AcceleratorState._reset_state(True)
@@ -134,14 +148,78 @@ def test_tied_embeddings_stay(tiny):
         embeddings_to_cpu(tiny)
 
 
+@dataclass(frozen=True)
+class Placed:
+    """A tensor that is said to lie on a device. Here is one device: moving from it to itself proves nothing."""
+
+    values: torch.Tensor
+    device: torch.device
+
+    def to(self, device) -> "Placed":
+        return Placed(self.values, torch.device(device))
+
+
+class PlacedEmbedding(torch.nn.Module):
+    """An embedding on a device of that kind. Like torch's, it wants its ids there and has its rows there."""
+
+    def __init__(self, device):
+        super().__init__()
+        self.weight = Placed(torch.randn(97, 8, generator=torch.Generator().manual_seed(0)), torch.device(device))
+
+    def to(self, device):
+        self.weight = self.weight.to(device)
+        return self
+
+    def forward(self, ids: Placed) -> Placed:
+        assert ids.device == self.weight.device, f"ids on {ids.device}, weight on {self.weight.device}"
+        return Placed(self.weight.values[ids.values], self.weight.device)
+
+
 def test_embeddings_can_be_moved_and_moved_back():
+    gpu, cpu = torch.device("cuda", 0), torch.device("cpu")
+    embedding, ids = PlacedEmbedding(gpu), Placed(torch.arange(10), gpu)
+    head = SimpleNamespace(weight=None)
+    model = SimpleNamespace(get_input_embeddings=lambda: embedding, get_output_embeddings=lambda: head)
+    expected = embedding(ids).values
+
+    def check(place: torch.device, hooks: int):
+        assert embedding.weight.device == place
+        rows = embedding(ids)
+        assert rows.device == gpu and torch.equal(rows.values, expected)
+        assert len(embedding._forward_pre_hooks) == len(embedding._forward_hooks) == hooks
+
+    embeddings_to_device(model)  # nothing to undo
+    check(gpu, hooks=0)
+    for _ in range(2):
+        embeddings_to_cpu(model)
+        check(cpu, hooks=1)
+    embedding.to(gpu)  # the whole model was, say
+    check(gpu, hooks=1)
+    embeddings_to_cpu(model)
+    check(cpu, hooks=1)
+    for _ in range(2):
+        embeddings_to_device(model)
+        check(gpu, hooks=0)
+    embeddings_to_cpu(model)
+    check(cpu, hooks=1)
+
+
+def test_moved_embeddings_compute_the_same():
     model = build_random(UNTIED, None, device="cpu", compute_dtype=torch.float32)
     ids = torch.arange(10)[None]
     before = model(ids).logits
     embeddings_to_cpu(model)
     assert torch.equal(model(ids).logits, before)
-    model.get_input_embeddings().to("cpu")
+    assert torch.equal(copy.deepcopy(model)(ids).logits, before)
+    embeddings_to_device(model)
     assert torch.equal(model(ids).logits, before)
+
+
+@pytest.mark.parametrize(("name", "tied", "moved"), [("lean", False, 1), ("lean", True, 0), ("standard", False, 0)])
+def test_presets_move_embeddings_that_can_be_moved(name, tied, moved):
+    model = build_random(replace(UNTIED, tie_word_embeddings=tied), "nf4", device="cpu", compute_dtype=torch.bfloat16)
+    PRESETS[name].adapt(model, rank=2, alpha=4)
+    assert len(model.get_input_embeddings()._forward_hooks) == moved
 
 
 # ---------------------------------------------------------------------------------------------------------- the presets
@@ -149,20 +227,51 @@ def test_embeddings_can_be_moved_and_moved_back():
 
 @pytest.mark.parametrize("name", PRESETS)
 @pytest.mark.parametrize("tied", [False, True])
-def test_presets_train_like_the_standard_one(name, tied):
+def test_presets_train_like_a_loop_without_any(name, tied):
     """On a tiny 4-bit model on the CPU; the optimizer is the unpaged one, since a CPU does not page."""
-    losses = []
-    for preset in (PRESETS["standard"], PRESETS[name]):
-        from accelerate.state import AcceleratorState
-
+    shape = Shape(64, 192, 2, 4, 2, 97, tie_word_embeddings=tied)
+    preset, losses = PRESETS[name], []
+    for recipe in (None, preset):
         AcceleratorState._reset_state(True)
-        shape = Shape(64, 192, 2, 4, 2, 97, tie_word_embeddings=tied)
         base = build_random(shape, "nf4", device="cpu", compute_dtype=torch.bfloat16)
-        model = preset.adapt(base, rank=8, alpha=16)
-        dtypes = {p.dtype for p in model.parameters() if p.requires_grad}
-        assert dtypes == {getattr(torch, preset.adapter_dtype)}
-        settings = {**preset.settings(torch.bfloat16), "optimizer": "adamw_torch"}
+        if recipe:
+            model, settings = recipe.adapt(base, rank=8, alpha=16), recipe.settings(torch.bfloat16)
+            assert model.peft_config["default"].r == 8
+            assert model.peft_config["default"].lora_alpha == 16
+        else:
+            model, settings = add_adapter(base, rank=8, alpha=16), {"compute_dtype": torch.bfloat16}
+        settings["optimizer"] = "adamw_torch"
         records = train(model, Batches(samples(), 4), steps=12, learning_rate=2e-2, progress=False, **settings)
         losses.append([record.loss for record in records])
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {getattr(torch, preset.adapter_dtype)}
     assert losses[0][-1] < losses[0][0] - 0.3
     assert losses[1] == pytest.approx(losses[0], rel=0.05)
+
+
+def test_presets_are_what_they_say():
+    standard = {
+        "optimizer": "paged_adamw_32bit",
+        "compute_dtype": torch.float16,
+        "gradient_checkpointing": True,
+        "loss_chunk": None,
+        "update_in_backward": False,
+    }
+    in_backward = {"update_in_backward": True, "max_grad_norm": None}
+    expected = {
+        "standard": standard,
+        "in-backward": {**standard, **in_backward},
+        "bf16-adapters": {**standard, "compute_dtype": torch.float32},  # as they are: nothing to cast
+        "lean": {**standard, **in_backward, "compute_dtype": torch.float32, "loss_chunk": 128},
+    }
+    assert {name: preset.settings(torch.float16) for name, preset in PRESETS.items()} == expected
+    assert PRESETS["standard"].settings()["compute_dtype"] == torch.bfloat16
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_only_lean_moves_embeddings_and_only_those_that_are_no_head(monkeypatch, tied):
+    moved = []
+    monkeypatch.setattr(presets, "embeddings_to_cpu", moved.append)
+    for name, preset in PRESETS.items():
+        base = build_random(Shape(64, 192, 1, 4, 2, 97, tie_word_embeddings=tied), None, device="cpu")
+        preset.adapt(base)
+        assert [model is base for model in moved] == [True] * (name == "lean" and not tied)

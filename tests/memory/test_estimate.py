@@ -10,6 +10,7 @@ from qlora_lab.finetuning import build_random
 from qlora_lab.memory.estimate import (
     PRESETS,
     SHAPES,
+    MemoryBreakdown,
     Shape,
     bits_per_parameter,
     estimate,
@@ -69,7 +70,21 @@ def test_parts_sum_to_the_peak_and_paged_states_lie_outside():
     assert paged.outside["paged optimizer states"] == 8 * 159_907_840
     held = estimate(SHAPES["llama-7b"], optimizer="adamw_torch")
     assert held.parts["optimizer states"] == 8 * 159_907_840
-    assert "paged optimizer states" in paged.table()
+    assert paged.outside["CUDA context"] == 500_000_000
+    assert paged.total == paged.peak_allocated + 500_000_000 + 8 * 159_907_840  # each once
+    assert held.total == held.peak_allocated + 500_000_000
+    assert "paged optimizer states" in paged.table() and "paged optimizer states" not in held.table()
+
+
+def test_a_table_has_a_line_for_each_part_and_their_sums():
+    table = MemoryBreakdown({"small": 1_000_000_000, "large": 3_000_000_000}, {"context": 500_000_000, "no": 0}, "loss")
+    assert [line.split() for line in table.table().splitlines()] == [
+        ["large", "3.000", "GB"],
+        ["small", "1.000", "GB"],
+        ["peak", "allocated", "4.000", "GB", "(loss)"],
+        ["+", "context", "0.500", "GB"],
+        ["total", "4.500", "GB"],
+    ]
 
 
 def test_knobs_move_the_prediction_the_right_way():

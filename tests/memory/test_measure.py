@@ -3,12 +3,14 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from qlora_lab.errors import UserError
-from qlora_lab.finetuning import PRESETS
+from qlora_lab.finetuning import PRESETS, build_random, collate, train_steps
+from qlora_lab.memory import measure as measure_module
 from qlora_lab.memory import measure_memory, record
 from qlora_lab.memory.estimate import SHAPES, Shape, estimate
 from qlora_lab.memory.measure import Meter, Phase, live_at_peak, peak_memory_bytes
@@ -64,6 +66,27 @@ def test_meter_joins_marks_of_one_name():
     assert set(meter.as_dict()["load"]) == {"allocated", "peak_allocated", "peak_reserved", "seconds"}
 
 
+def test_each_phase_has_its_own_seconds_and_its_own_peak(monkeypatch):
+    """A pretended device: the clock and the peak are set by hand."""
+    clock, peak, bytes_now = [10.0], [0], [0]
+    monkeypatch.setattr(measure_module.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(measure_module, "memory_bytes", lambda device: bytes_now[0])
+    monkeypatch.setattr(measure_module, "peak_memory_bytes", lambda device: peak[0])
+    monkeypatch.setattr(measure_module, "reset_peak", lambda device: peak.__setitem__(0, bytes_now[0]))
+    peak[0] = 1000  # of something before
+    meter = Meter(torch.device("cpu"))
+
+    def work(name, seconds, highest, left):
+        clock[0] += seconds
+        peak[0], bytes_now[0] = max(peak[0], highest), left
+        return meter.mark(name)
+
+    assert work("load", 2.0, highest=500, left=300) == Phase(300, 500, 0, 2.0)
+    assert work("step", 1.0, highest=400, left=350) == Phase(350, 400, 0, 1.0)
+    assert work("step", 4.0, highest=370, left=310) == Phase(310, 370, 0, 4.0)
+    assert meter.phases == {"load": Phase(300, 500, 0, 2.0), "step": Phase(310, 400, 0, 5.0)}
+
+
 def test_phases_join_to_the_larger_peak_and_the_later_end():
     assert Phase(1, 9, 3, 1.0) | Phase(2, 5, 4, 0.5) == Phase(2, 9, 4, 1.5)
 
@@ -98,18 +121,61 @@ def test_history_is_replayed_up_to_its_peak():
 # ------------------------------------------------------------------------------------------------------------- recorder
 
 
-@pytest.mark.parametrize("preset", [None, *PRESETS])
-@pytest.mark.parametrize("method", ["qlora", "lora", "full"])
-def test_a_run_is_measured_phase_by_phase(method, preset):
-    if method == "full" and preset:
-        return  # presets are for adapters
+RUNS = [("full", None), *((method, preset) for method in ("qlora", "lora") for preset in (None, *PRESETS))]
+
+
+@pytest.mark.parametrize(("method", "preset"), RUNS)
+def test_a_run_is_measured_phase_by_phase(method, preset, trained):
     recipe = replace(PRESETS[preset], optimizer="adamw_torch") if preset else None
-    setting = Setting("tiny", method, 2, 16, rank=4, optimizer="adamw_torch")
+    knobs = {"gradient_checkpointing": False, "rank": 4, "targets": ("q_proj", "v_proj"), "optimizer": "adamw_torch"}
+    setting = Setting("tiny", method, 2, 16, **knobs, adapter_dtype="bfloat16" if method == "lora" else "float32")
     result = measure(setting, torch.device("cpu"), recipe, shape=Shape(64, 192, 2, 4, 2, 97))
     moments = [f"{step}: {moment}" for step in ("first step", "steady step") for moment in MOMENTS]
     assert list(result["phases"]) == ["load", "adapter", *moments]
-    assert len(result["measured"]["losses"]) == 3
+    of_steps = [result["phases"][moment] for moment in moments]
+    measured = result["measured"]
+    assert measured["peak_allocated"] == max(phase["peak_allocated"] for phase in of_steps)
+    assert measured["tokens_per_second"] == pytest.approx(2 * 16 / measured["step_seconds"])
+    assert len(measured["losses"]) == 3
     json.dumps(result)
+
+    [settings] = trained
+    assert settings["bits"] == (4 if method == "qlora" else 16)
+    assert settings["ids"] == (2, 16) and settings["steps"] == 3
+    if method != "full":
+        assert settings["rank"] == {4} and settings["targets"] == {"q_proj", "v_proj"}
+    fp32 = (recipe.adapter_dtype if recipe else setting.adapter_dtype) == "float32"
+    assert settings["adapter_dtype"] == {torch.float32 if fp32 else torch.bfloat16}
+    assert settings["compute_dtype"] == (torch.bfloat16 if fp32 else torch.float32)  # fp32 under autocast, or bf16
+    assert settings["gradient_checkpointing"] == (preset is not None)
+    assert settings["loss_chunk"] == (128 if preset == "lean" else None)
+    assert settings["update_in_backward"] == (preset in ("in-backward", "lean"))
+
+
+def test_the_peak_is_that_of_the_steps_and_not_of_loading(monkeypatch):
+    peaks = {"load": (900, 950), "adapter": (800, 850), "first step: forward": (500, 600)}
+    peaks |= {"first step: update": (300, 640), "steady step: backward": (700, 700)}
+
+    class Pretended(Meter):
+        def mark(self, name, wait=True):
+            self.phases[name] = Phase(0, *peaks.get(name, (100, 100)), 1.0)
+
+    monkeypatch.setattr(record, "Meter", Pretended)
+    setting = Setting("tiny", "lora", 1, 4, rank=4, optimizer="adamw_torch")
+    measured = measure(setting, torch.device("cpu"), shape=Shape(64, 192, 2, 4, 2, 97))["measured"]
+    assert (measured["peak_allocated"], measured["peak_reserved"]) == (700, 700)
+
+
+def test_a_card_leaves_what_the_context_does_not_take(monkeypatch):
+    """By hand: 12 GB less a context of 0.5 GB, of a GPU of 80 GB."""
+    device, fractions = torch.device("cuda", 0), []
+    properties = SimpleNamespace(total_memory=80_000_000_000)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda *given: fractions.append(given))
+    with pytest.raises(ZeroDivisionError), record.card_of(12, device):
+        assert fractions == [(11.5 / 80, device)]
+        raise ZeroDivisionError
+    assert fractions[1:] == [(1.0, device)]  # whatever happens
 
 
 def test_full_fine_tuning_in_mixed_precision_is_measured():
@@ -265,12 +331,92 @@ assert callable(measure_memory) and callable(memory.estimate)
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.fixture
+def trained(monkeypatch) -> list[dict]:
+    """What `train_steps` was given, each time."""
+    seen = []
+
+    def spy(model, batches, **settings):
+        adapters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        [rows] = next(iter(batches))
+        batch = collate(rows, 0)
+        seen.append(
+            {
+                **settings,
+                "bits": 4 if any(hasattr(p, "quant_state") for p in model.parameters()) else 16,
+                "rank": {p.shape[0] for name, p in adapters.items() if "lora_A" in name},
+                "targets": {name.split(".lora_")[0].rpartition(".")[2] for name in adapters},
+                "adapter_dtype": {p.dtype for p in adapters.values()},
+                "ids": batch["input_ids"].shape,
+                "learned": (batch["labels"] != -100).sum().item(),
+            }
+        )
+        return train_steps(model, batches, **settings)
+
+    monkeypatch.setattr("qlora_lab.finetuning.train_steps", spy)
+    monkeypatch.setattr(record, "train_steps", spy)
+    return seen
+
+
+@pytest.mark.parametrize("source", ["shape", "folder"])
 @pytest.mark.parametrize("use_qlora", [True, False])
-def test_measure_memory(use_qlora, monkeypatch):
+def test_measure_memory(use_qlora, source, monkeypatch, tiny_folder, trained):
     monkeypatch.setitem(SHAPES, "tiny", Shape(64, 192, 2, 4, 2, 97))
-    got = measure_memory("tiny", use_qlora, rank=4, sequence_length=16, device="cpu")
+    name = "tiny" if source == "shape" else str(tiny_folder)
+    knobs = {"rank": 4, "targets": ["q_proj", "v_proj"], "batch_size": 3, "sequence_length": 16}
+    checkpointing = use_qlora
+    got = measure_memory(name, use_qlora, **knobs, gradient_checkpointing=checkpointing, device="cpu")
     assert got.device == "cpu"
     assert 0 < got.loaded <= got.peak
+    [settings] = trained
+    assert settings["bits"] == (4 if use_qlora else 16)
+    assert settings["rank"] == {4} and settings["targets"] == {"q_proj", "v_proj"}
+    assert settings["ids"] == (3, 16) and settings["learned"] == 3 * 15  # the first is no target
+    assert settings["gradient_checkpointing"] == checkpointing
+    assert settings["optimizer"] == "adamw_torch" and settings["steps"] == 2
+
+
+def test_the_second_step_is_measured(monkeypatch):
+    """On the way to it no peak counts: the optimizer's states come with the first step."""
+    seen = []
+
+    def pretended(*_, **__):
+        for step in (1, 2):
+            seen.append(f"step {step}")
+            yield step
+        seen.append("a third step")
+
+    monkeypatch.setitem(SHAPES, "tiny", Shape(64, 192, 2, 4, 2, 97))
+    monkeypatch.setattr("qlora_lab.finetuning.train_steps", pretended)
+    monkeypatch.setattr(measure_module, "reset_peak", lambda device: seen.append("reset"))
+    monkeypatch.setattr(measure_module, "peak_memory_bytes", lambda device: seen.append("peak") or 7)
+    assert measure_memory("tiny", False, rank=4, device="cpu").peak == 7
+    assert seen == ["step 1", "reset", "step 2", "peak"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("use_qlora", [True, False])
+def test_the_room_that_is_asked_for_is_what_the_weights_take(use_qlora, dtype, monkeypatch, trained):
+    """Of a model that is really built: 4-bit weights and their constants as they are, the rest in the compute dtype."""
+    shape = Shape(64, 192, 2, 4, 2, 97)
+    monkeypatch.setitem(SHAPES, "tiny", shape)
+    monkeypatch.setattr("qlora_lab.finetuning.models.pick_compute_dtype", lambda device: dtype)
+    model = build_random(shape, "nf4" if use_qlora else None, device="cpu", compute_dtype=dtype)
+    weights = sum(p.nbytes + quant_state_bytes(p) for p in model.parameters())
+    for free, fits in ((weights, True), (weights - 1, False)):
+        monkeypatch.setattr("psutil.virtual_memory", lambda free=free: SimpleNamespace(available=free))
+        expected = contextlib.nullcontext() if fits else pytest.raises(UserError, match="^tiny needs a GPU")
+        with expected:
+            measure_memory("tiny", use_qlora, rank=1, sequence_length=2, device="cpu")
+    assert len(trained) == 1
+
+
+def quant_state_bytes(parameter) -> int:
+    state = getattr(parameter, "quant_state", None)
+    if state is None:
+        return 0
+    second = state.state2
+    return sum(part.nbytes for part in (state.absmax, state.code, state.offset, second.absmax, second.code))
 
 
 @pytest.mark.gpu
@@ -285,6 +431,9 @@ def test_measured_on_a_gpu_is_what_is_predicted():
     ("wrong", "message"),
     [
         ({"model_name": "lama-7b"}, "unknown model 'lama-7b': did you mean llama-7b"),
+        ({"model_name": "Qwen2.5-7B"}, "unknown model 'Qwen2.5-7B': did you mean qwen2.5-7b"),
+        ({"model_name": "Qwen/Qwen2.5-7B"}, "cannot load 'Qwen/Qwen2.5-7B': "),  # a hub's: there is none here
+        ({"model_name": "./smollm2-135m"}, "no such folder: ./smollm2-135m"),
         ({"model_name": "smollm2-135m-instuct"}, "unknown model .*did you mean smollm2-135m-instruct"),
         ({"rank": 0}, "rank=0: must be at least 1"),
         ({"sequence_length": 1}, "sequence_length=1: must be at least 2"),
@@ -303,5 +452,7 @@ def test_a_missing_gpu_is_told_in_one_sentence(monkeypatch):
         measure_memory(device="cuda")
     free = type("Free", (), {"available": 10**9})
     monkeypatch.setattr("psutil.virtual_memory", lambda: free)
-    with pytest.raises(UserError, match=r"^llama-65b needs a GPU: its weights take \d+\.\d GB, and 1.0 GB are free"):
-        measure_memory("llama-65b")
+    monkeypatch.setattr("qlora_lab.finetuning.models.pick_compute_dtype", lambda device: torch.float32)
+    # by hand: 6.48e9 weights at 4.127 bits, twice 32,000 x 4,096 embeddings and head in 4 bytes -> 3.34 + 1.05 GB
+    with pytest.raises(UserError, match=r"^llama-7b needs a GPU: its weights take 4.4 GB, and 1.0 GB are free here$"):
+        measure_memory("llama-7b")

@@ -143,6 +143,15 @@ def test_large_blocks_count_more():
     assert torch.allclose(best_codebook(torch.cat([large, small])), best_codebook(large), atol=1e-3)
 
 
+def test_a_block_counts_by_the_square_of_its_absmax():
+    """Third level of four: 0.4 in a block of absmax 1, 0.5 in one of absmax 3 -> (1 * 0.4 + 9 * 0.5) / (1 + 9)."""
+    block = torch.zeros(2, 32)
+    block[:, :2] = torch.tensor([-1.0, 1.0])
+    block[:, 2] = torch.tensor([0.4, 0.5])
+    code = best_codebook(block * torch.tensor([[1.0], [3.0]]), block_size=32, levels=4)
+    assert code.tolist() == pytest.approx([-1, 0, 0.49, 1], abs=1e-6)
+
+
 def test_a_best_codebook_needs_data():
     for x in (torch.zeros(1000), torch.randn(63)):
         with pytest.raises(ValueError, match="no block of 64 that is not zero"):

@@ -49,6 +49,14 @@ def test_level_usage_by_hand():
     assert level_usage(quantize_absmax(torch.tensor([-1.0, 0.0, 1.0]), 2)).tolist() == pytest.approx([1 / 3] * 3)
 
 
+def test_levels_that_nothing_chose_are_counted_too():
+    """The lowest level only: all others have a share of 0, those above the last one chosen too."""
+    x = -torch.ones(32)
+    assert level_usage(quantize(x, block_size=32)).tolist() == [1] + 15 * [0]
+    assert level_usage(quantize_absmax(x, 4)).tolist() == [1] + 14 * [0]
+    assert level_usage(quantize_affine(x, 4)).tolist() == [1] + 15 * [0]
+
+
 @pytest.fixture(scope="module")
 def gaussian():
     return torch.randn(1 << 20, generator=torch.Generator().manual_seed(0))

@@ -17,6 +17,7 @@ def test_there_and_back(codes):
     packed = pack(torch.tensor(codes, dtype=torch.int64))
     assert packed.shape == ((len(codes) + 1) // 2,)
     assert unpack(packed, len(codes)).tolist() == codes
+    assert unpack(packed).tolist() == codes + [0] * (len(codes) % 2)
 
 
 @settings(derandomize=True)

@@ -60,6 +60,12 @@ def counted(codes, *nibbles):
     return torch.bincount(torch.cat([{"high": codes >> 4, "low": codes & 15}[n] for n in nibbles]), minlength=16)
 
 
+def one_bit_off(offset):
+    levels = normal_float(4, offset)
+    levels[12] = levels[12].nextafter(torch.tensor(2.0))
+    return levels
+
+
 PAST = {"linear": ("affine", 4, 32), "embedding": ("absmax", 8, 32)}
 VERDICT = {
     "A": "mistyped digit",
@@ -86,6 +92,7 @@ WRONG = [  # and what the learner must be told
     (check_normal_levels, not_divided, "divide all by the largest"),
     (check_normal_levels, without_zero, "exactly 0"),
     (check_normal_levels, double_throughout, "6 of 16 levels are equal to the last bit"),
+    (check_normal_levels, one_bit_off, "15 of 16 levels are equal to the last bit"),
     (check_normal_levels, lambda offset: -normal_float(4, offset).flip(0), "NF4 mirrored"),
     (check_normal_levels, lambda offset: NF4, "is it used?"),
     (check_normal_levels, lambda offset: torch.arange(-7, 9) / 8, "Level 13 is 0.7500, expected 0.5626"),
@@ -98,6 +105,7 @@ WRONG = [  # and what the learner must be told
     (check_level_usage, lambda codes: torch.bincount(codes, minlength=256) / len(codes), "are bytes counted"),
     (check_level_usage, lambda codes: torch.bincount(codes / 16), "raised NotImplementedError: "),
     (check_level_usage, lambda codes: torch.full((16,), 1 / 16), "The share of level"),
+    (check_level_usage, lambda codes: counted(codes, "low", "high") / 4, "The share of level"),  # right for four codes
     (check_fingerprints, {"linear": ("affine", 4, 32)}, 'keys "linear" and "embedding"'),
     (check_fingerprints, PAST | {"linear": "Q4_1"}, "expected three things"),
     (check_fingerprints, PAST | {"linear": ("nf4", 4, 32)}, "the scheme is"),

@@ -1,0 +1,121 @@
+"""From a lesson's source to its two notebooks, the learner's and the solved one.
+
+Between them stands the draft: a notebook, as a plain dict, with the claims still in it and the values not yet filled
+in. Its cells have keys that no notebook knows: "line", where the source has them; "claims", true for claims.
+"""
+
+import hashlib
+import re
+from collections import defaultdict
+from pathlib import Path
+
+from qlora_lab import colab
+from qlora_lab.classroom import values
+from qlora_lab.classroom.outputs import describe_figures
+from qlora_lab.classroom.source import BuildError, check_claims, check_nbval_markers, read_cells, split_solutions
+
+NOTEBOOK_METADATA = {
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {"name": "python"},
+}
+FOLDED = {"cellView": "form", "jupyter": {"source_hidden": True}}  # what Colab and JupyterLab call it
+
+
+def folded(solutions: list[str]) -> str:
+    """Markdown that hides `solutions`, each the source of a solved cell, until the learner opens it."""
+    code = "\n\n".join(solutions)
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", code)), default=0))  # longer than any fence in the code
+    return f"<details><summary>Solution</summary>\n\n{fence}python\n{code}\n{fence}\n\n</details>"
+
+
+def make_notebooks(source: Path) -> tuple[dict, dict]:
+    """Return the learner's and the solved notebook of the script `source`, as they are stored, but without outputs."""
+    drafts = draft_notebooks(source)
+    kept = values.recall(values_in(drafts[0]), values.read_values(source))
+    return tuple(finish(draft, kept) for draft in drafts)
+
+
+def draft_notebooks(source: Path) -> tuple[dict, dict]:
+    """Return the drafts of the learner's and the solved notebook."""
+    learner, solved = [], []
+    exercise, waiting = None, []  # a cell with a solution, and the solutions whose check is still to come
+    checked = []  # solutions that are to be shown behind the hints that follow their check
+    cells = read_cells(source.read_text(encoding="utf-8"))
+    for cell in cells:
+        if cell.is_claims:
+            comment = f"# Claims of notebooks/source/{source.name}, from line {cell.line}"
+            for side in (learner, solved):
+                side.append(new_cell("code", f"{comment}\n{cell.source}", {}, line=cell.line, claims=True))
+            continue
+        if checked and not (cell.type == "markdown" and cell.source.startswith("<details>")):
+            learner.append(new_cell("markdown", folded(checked), {}))
+            checked = []
+        if cell.type == "markdown":
+            for side in (learner, solved):
+                side.append(new_cell("markdown", cell.source, cell.metadata, line=cell.line))
+            continue
+        check_nbval_markers(cell)
+        stub, solution = split_solutions(cell.source, cell.line)
+        title, metadata = "", cell.metadata
+        if cell.machinery:
+            if stub != solution:
+                raise BuildError(f"line {cell.line}: an exercise does not belong into a folded cell")
+            title = f"# @title {cell.machinery}\n"
+            metadata = {name: option for name, option in metadata.items() if name != "title"} | FOLDED
+        learner.append(new_cell("code", title + stub, metadata, line=cell.line))
+        solved.append(new_cell("code", title + solution, metadata, line=cell.line))
+        if stub != solution:
+            exercise = cell
+            waiting.append(solution)
+        elif waiting and "check_" in solution:
+            checked, waiting = waiting, []
+        elif waiting:
+            break
+    if checked:
+        learner.append(new_cell("markdown", folded(checked), {}))
+    if waiting:
+        raise BuildError(f"line {exercise.line}: the next code cell must check this exercise: check_...(answer)")
+    check_claims(cells)
+    for cells in (learner, solved):
+        behind_the_title = int(cells[0]["cell_type"] == "markdown")
+        cells.insert(behind_the_title, new_cell("code", colab.CELL, FOLDED))
+    return new_notebook(learner, source.stem), new_notebook(solved, source.stem)
+
+
+def new_cell(cell_type: str, source: str, metadata: dict, **of_a_draft) -> dict:
+    """A cell without id and outputs."""
+    cell = {"cell_type": cell_type, "metadata": metadata, "source": source} | of_a_draft
+    return cell | {"execution_count": None, "outputs": []} if cell_type == "code" else cell
+
+
+def new_notebook(cells: list[dict], name: str) -> dict:
+    """A notebook with `cells`, whose ids follow from their content: the same source always gives the same file."""
+    seen = defaultdict(int)
+    for cell in cells:
+        content = f"{name}\n{cell['cell_type']}\n{cell['source']}"
+        seen[content] += 1
+        cell["id"] = hashlib.sha256(f"{content}\n{seen[content]}".encode()).hexdigest()[:12]
+    return {"nbformat": 4, "nbformat_minor": 5, "metadata": NOTEBOOK_METADATA, "cells": cells}
+
+
+def values_in(draft: dict) -> list[values.Value]:
+    return [value for cell in draft["cells"] for value in values.values_of(cell)]
+
+
+def finish(draft: dict, kept: list[values.Kept], *, with_claims: bool = False) -> dict:
+    """The notebook that a draft becomes. kept: what to write for its values. with_claims: as CI runs it."""
+    following = iter(kept)
+    cells = []
+    for cell in draft["cells"]:
+        found = values.values_of(cell)
+        here = [next(following) for _ in found]
+        finished = {key: content for key, content in cell.items() if key not in ("line", "claims")}
+        if not cell.get("claims"):
+            finished |= values.filled(cell, here)
+        if with_claims or not cell.get("claims"):
+            cells.append(finished)
+        if with_claims and found:
+            cells.append(new_cell("code", values.guarding(found, here), {}) | {"id": f"{cell['id']}-values"})
+    notebook = draft | {"cells": cells}
+    describe_figures(notebook)
+    return notebook
