@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import errno
 import json
 import math
@@ -23,18 +24,25 @@ import shutil
 import sys
 import time
 
+import numpy
 import torch
 from safetensors import SafetensorError
 
 from qlora_lab.errors import UserError
 from qlora_lab.finetuning import PRESETS, Preset, data, evaluate, models
-from qlora_lab.finetuning.settings import OPTIMIZERS
+from qlora_lab.finetuning.lora import find_targets
+from qlora_lab.finetuning.preflight import build_on_meta, read_config
+from qlora_lab.finetuning.settings import OPTIMIZERS, SCHEDULES, TrainSettings
 from qlora_lab.finetuning.train import StepRecord, make_accelerator, newest_checkpoint, train
 from qlora_lab.memory.estimate import estimate, from_config
 from qlora_lab.memory.measure import peak_memory_bytes, reset_peak
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 JUDGED = ("test", "shifted")
+NOT_JUDGED = {"exact_match": {}, "perplexity": {}}
+CANNOT_WRITE = {
+    getattr(errno, name) for name in "ENOSPC EACCES EPERM EROFS EDQUOT ENOTDIR EEXIST ENAMETOOLONG ELOOP".split()
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -49,18 +57,20 @@ def parser() -> Parser:
     )
     p.add_argument("--data", default="orders", help="a data set of the course, a folder of .jsonl, or a .jsonl file")
     p.add_argument("--method", choices=["qlora", "lora"], default="qlora", help="4-bit NF4 base, or 16/32-bit base")
-    p.add_argument("--rank", type=_positive_int, default=16)
-    p.add_argument("--alpha", type=float, help="default: 2 x rank")
-    p.add_argument("--targets", default="all-linear", help="all-linear, or names with commas: q_proj,v_proj")
+    p.add_argument("--rank", type=_count, default=16)
+    p.add_argument("--alpha", type=_positive, help="default: 2 x rank")
+    p.add_argument(
+        "--targets", type=_names, default="all-linear", help="all-linear, or names with commas: q_proj,v_proj"
+    )
     length = p.add_mutually_exclusive_group()
-    length.add_argument("--steps", type=_positive_int, help="optimizer steps (default: 30)")
-    length.add_argument("--epochs", type=_positive_float)
-    p.add_argument("--batch-size", type=_positive_int, default=8, help="samples a forward pass, over all processes")
-    p.add_argument("--accumulation", type=_positive_int, default=1, help="forward passes an optimizer step")
+    length.add_argument("--steps", type=_count, help="optimizer steps (default: 30)")
+    length.add_argument("--epochs", type=_positive)
+    p.add_argument("--batch-size", type=_count, default=8, help="samples a forward pass, over all processes")
+    p.add_argument("--accumulation", type=_count, default=1, help="forward passes an optimizer step")
     p.add_argument("--packing", action="store_true", help="fill rows of --max-length with several samples")
-    p.add_argument("--max-length", type=_positive_int, default=256, help="longer samples are left out, and counted")
-    p.add_argument("--lr", type=_positive_float, default=1.5e-3, help="peak learning rate (default: %(default)s)")
-    p.add_argument("--schedule", choices=["cosine", "constant"], default="cosine")
+    p.add_argument("--max-length", type=_count, default=256, help="longer samples are left out, and counted")
+    p.add_argument("--lr", type=_positive, default=1.5e-3, help="peak learning rate (default: %(default)s)")
+    p.add_argument("--schedule", choices=SCHEDULES, default="cosine")
     p.add_argument(
         "--preset", choices=PRESETS, help="a recipe that trades something for GPU memory: see finetuning/presets.py"
     )
@@ -68,9 +78,11 @@ def parser() -> Parser:
     p.add_argument("--gradient-checkpointing", action="store_true", help="less memory for one more forward pass")
     p.add_argument("--fast", action="store_true", help="on a GPU with bf16: fused kernels in one CUDA graph")
     p.add_argument("--compute-dtype", choices=DTYPES, help="default: bfloat16 where the hardware has it")
-    p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--eval-samples", type=int, default=50, help="judged of each split, and of prose; 0: none")
-    p.add_argument("--checkpoint-every", type=_positive_int, default=10, metavar="STEPS")
+    p.add_argument("--seed", type=_seed, default=0)
+    p.add_argument(
+        "--eval-samples", type=_count_or_none, default=50, help="judged of each split, and of prose; 0: none"
+    )
+    p.add_argument("--checkpoint-every", type=_count, default=10, metavar="STEPS")
     p.add_argument("--output", type=pathlib.Path, default=pathlib.Path("runs/latest"))
     p.add_argument("--resume", action="store_true", help="go on with the run in --output")
     p.add_argument("--beside", type=pathlib.Path, metavar="RUN", help="an earlier run's folder to show beside this one")
@@ -84,6 +96,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = None
     try:
         args = parser().parse_args(arguments)
+        beside = read_report(args.beside) if args.beside else None
         report = run(args)
     except UserError as error:
         return _fail(str(error))
@@ -96,72 +109,68 @@ def main(arguments: list[str] | None = None) -> int:
     except SafetensorError as error:  # damaged files are told where they are read, so this is a failed write
         return _fail(f"cannot write to {args.output}: {error}; what was saved before is untouched")
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST):
+        if error.errno not in CANNOT_WRITE:
             raise
         return _fail(f"cannot write to {args.output}: {os.strerror(error.errno)}; what was saved before is untouched")
     if report is None:  # another process than the first
         return 0
     print(json.dumps(report) if args.json else describe(report))
-    if args.beside and not args.json:
-        print("\n" + side_by_side(_read_report(args.beside), report))
+    if beside and not args.json:
+        print("\n" + side_by_side(beside, report))
     return 130 if report["interrupted"] else 0
 
 
 def run(args: argparse.Namespace) -> dict | None:
-    """Load, judge, train, judge, save. Returns the report, in the main process."""
+    """Load, judge, train, judge, save. Returns the report, in the main process.
+
+    Long because the order is the point. What can be refused is refused by what it costs to find out: the settings, the
+    folder and the data at once, the targets after a few seconds, the rest when the model is there. Only then is the
+    folder claimed, and only then do the minutes begin.
+    """
     from accelerate import PartialState
 
-    state = PartialState(cpu=not torch.cuda.is_available())
-    device = state.device
+    machine = PartialState(cpu=not torch.cuda.is_available())
+    device = machine.device
     dtype = DTYPES.get(args.compute_dtype) or models.pick_compute_dtype(device)
-    preset, settings = recipe(args, device, dtype)
-    accelerator = make_accelerator(settings["compute_dtype"], device)
+    preset, settings = recipe(args, device, dtype, machine.num_processes)
+    accelerator = make_accelerator(settings.compute_dtype, device)
     say = _speaker(args.quiet or not accelerator.is_main_process)
-    alpha = args.alpha if args.alpha is not None else 2 * args.rank
-    targets = args.targets if args.targets == "all-linear" else [t.strip() for t in args.targets.split(",")]
+    before, resumed_at = look_at_output(args)
+    train_chats, judged = load_data(args, say)
+    require_targets(args)
 
-    if args.beside:  # the cheap mistakes first
-        _read_report(args.beside)
-    train_samples, judged = load_data(args, say)
-    _claim_output(args, accelerator)
     quantization = "nf4" if args.method == "qlora" else None
     say(f"loading {args.model} ({'4-bit NF4, double quantization' if quantization else dtype}, on {device}) ...")
     base, tokenizer = models.load_model(args.model, quantization, device=device, compute_dtype=dtype)
-    samples, left_out = data.tokenize(train_samples, tokenizer, args.max_length)
+    samples, left_out = data.tokenize({"messages": train_chats}, tokenizer, args.max_length)
     if left_out:
         _warn(f"note: {left_out}", accelerator)
     batches = data.Batches(samples, args.batch_size, args.accumulation, args.packing, args.max_length, args.seed)
-    steps = args.steps or (math.ceil(args.epochs * batches.steps_per_epoch()) if args.epochs else 30)
+    if args.epochs:
+        settings = for_steps(settings, math.ceil(args.epochs * batches.steps_per_epoch()))
     judge = _Judge(judged, data.load_prose()[: args.eval_samples], tokenizer, accelerator, dtype)
+    claim_output(args, accelerator)
 
-    before_file = args.output / "before.json"
-    if args.resume and before_file.is_file():
-        before = json.loads(before_file.read_text())
-    else:
+    if before is None:
         say("judging the model as it is ...")
         before = judge(base)
         if accelerator.is_main_process:
-            _write_json(before_file, before)
-
-    model = preset.adapt(base, rank=args.rank, alpha=alpha, targets=targets, seed=args.seed)
-    trainable = models.trainable_parameters(model)
+            _write_json(args.output / "before.json", before)
+    model = preset.adapt(
+        base, rank=args.rank, alpha=args.alpha or 2 * args.rank, targets=target_names(args), seed=args.seed
+    )
+    trainable, steps = models.trainable_parameters(model), settings.steps
     say(f"training {trainable:,} parameters for {steps} steps of {args.batch_size * args.accumulation} samples ...")
     torch.manual_seed(args.seed)  # for the dropout that a model may have of its own
     reset_peak(device)
-    start, resumed_at = time.perf_counter(), _steps_done(args)
+    start = time.perf_counter()
     records = train(
         model,
         batches,
+        settings,
         progress=not args.quiet and accelerator.is_main_process,
-        steps=steps,
-        learning_rate=args.lr,
-        schedule=args.schedule,
-        warmup_steps=max(1, steps // 10),
-        **settings,
-        fast=args.fast,
         pad_token_id=tokenizer.pad_token_id,
         checkpoints=args.output / "checkpoints",
-        checkpoint_every=args.checkpoint_every,
         resume=args.resume,
         accelerator=accelerator,
     )
@@ -171,7 +180,7 @@ def run(args: argparse.Namespace) -> dict | None:
         save_adapter(model, args.output / "adapter")
     interrupted = len(records) < steps
     if interrupted:
-        after = {"exact_match": {}, "perplexity": {}}
+        after = NOT_JUDGED
     else:
         say("judging the model as it is now ...")
         after = judge(model)
@@ -192,7 +201,7 @@ def run(args: argparse.Namespace) -> dict | None:
         "processes": accelerator.num_processes,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "compute_dtype": str(dtype).removeprefix("torch."),
-        "samples_left_out": len(train_samples) - len(samples),
+        "samples_left_out": len(train_chats) - len(samples),
         "resumed_at": resumed_at,
         "interrupted": interrupted,
     }
@@ -200,78 +209,116 @@ def run(args: argparse.Namespace) -> dict | None:
     return report
 
 
-def recipe(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> tuple[Preset, dict]:
-    """How to adapt the model, and the arguments of `train` that depend on memory: --preset's, or the other flags'.
+# ------------------------------------------------------------------------------------------------------------- settings
 
-    An --optimizer of the user's comes before the preset's.
+
+def recipe(
+    args: argparse.Namespace, device: torch.device, dtype: torch.dtype, processes: int
+) -> tuple[Preset, TrainSettings]:
+    """How to adapt the model and how to train it: as --preset says where memory is concerned, or as the flags say.
+
+    An --optimizer of the user's comes before the preset's. With --epochs the number of steps waits for the samples.
+
+    Raises:
+        UserError: settings that are impossible, or impossible on this device and with so many processes.
     """
     if args.preset is None:
-        optimizer = args.optimizer or ("paged_adamw_32bit" if device.type == "cuda" else "adamw_torch")
+        optimizer = "paged_adamw_32bit" if device.type == "cuda" else "adamw_torch"
         preset = Preset("as the flags say", "float32", optimizer, args.gradient_checkpointing)
-        return preset, preset.settings(dtype)
-    preset = PRESETS[args.preset]
+    else:
+        preset = PRESETS[args.preset]
     if preset.adapter_dtype == "bfloat16" and dtype != torch.bfloat16:
         raise UserError(
             f"--preset {args.preset} keeps its adapters in bfloat16 and this run computes in "
             f"{str(dtype).removeprefix('torch.')}: choose in-backward, or --compute-dtype bfloat16"
         )
-    settings = preset.settings(dtype)
-    return preset, {**settings, "optimizer": args.optimizer} if args.optimizer else settings
+    memory = preset.settings(dtype)
+    memory["optimizer"] = args.optimizer or memory["optimizer"]
+    settings = TrainSettings(
+        steps=args.steps or 30,
+        learning_rate=args.lr,
+        schedule=args.schedule,
+        fast=args.fast,
+        checkpoint_every=args.checkpoint_every,
+        **memory,
+    )
+    settings.require_possible(device, args.batch_size, args.accumulation, processes)
+    return preset, for_steps(settings, settings.steps)
+
+
+def for_steps(settings: TrainSettings, steps: int) -> TrainSettings:
+    """The same settings for so many steps, the first tenth of them to warm up."""
+    return dataclasses.replace(settings, steps=steps, warmup_steps=max(1, steps // 10))
+
+
+def target_names(args: argparse.Namespace) -> str | list[str]:
+    """--targets, as `add_adapter` takes it."""
+    return args.targets if args.targets == "all-linear" else args.targets.split(",")
+
+
+def require_targets(args: argparse.Namespace) -> None:
+    """Raise UserError unless the model has the layers that --targets names, and --rank makes sense for them.
+
+    They are looked for in the model's skeleton, made from its config alone: modules and shapes, no numbers.
+    """
+    with models.quiet_transformers():
+        skeleton = build_on_meta(read_config(args.model), torch.float32)
+    layers = [skeleton.get_submodule(name) for name in find_targets(skeleton, target_names(args))]
+    useful = max((min(layer.in_features, layer.out_features) for layer in layers), default=args.rank)
+    if args.rank > useful:
+        raise UserError(f"--rank {args.rank} is more than any change of these layers has: choose at most {useful}")
 
 
 # ----------------------------------------------------------------------------------------------------------------- data
 
 
-def load_data(args: argparse.Namespace, say):
-    """The training samples, and the judged ones by split. A single file gives a tenth of its lines to be judged on."""
-    train_samples = data.load_samples(args.data, "train")
-    if pathlib.Path(args.data).is_file():
-        held_out = min(args.eval_samples, len(train_samples) // 10)
+def load_data(args: argparse.Namespace, say) -> tuple[list, dict[str, list]]:
+    """The chats to train on, and those to judge by split. A single file gives a tenth of its lines to be judged on."""
+    chats = data.read_chats(args.data, "train")
+    if os.path.isfile(args.data):
+        held_out = min(args.eval_samples, len(chats) // 10)
         if not held_out:
-            return train_samples, {}
-        parts = train_samples.train_test_split(test_size=held_out, seed=args.seed)
-        say(f"{held_out} of {len(train_samples)} samples are held out to judge the model on")
-        return parts["train"], {"test": parts["test"], "validation": parts["test"]}
-    judged = {}
-    for split in ("validation", *JUDGED):
-        if args.eval_samples and data.has_split(args.data, split):
-            samples = data.load_samples(args.data, split)
-            judged[split] = samples.select(range(min(args.eval_samples, len(samples))))
-    return train_samples, judged
+            return chats, {}
+        order = numpy.random.default_rng(args.seed).permutation(len(chats))
+        judged = [chats[i] for i in order[:held_out]]
+        say(f"{held_out} of {len(chats)} samples are held out to judge the model on")
+        return [chats[i] for i in order[held_out:]], {"test": judged, "validation": judged}
+    splits = [split for split in ("validation", *JUDGED) if args.eval_samples and data.has_split(args.data, split)]
+    return chats, {split: data.read_chats(args.data, split)[: args.eval_samples] for split in splits}
 
 
 class _Judge:
     """Exact match and perplexity of a model, the samples shared among the processes."""
 
-    def __init__(self, judged: dict, prose: list[str], tokenizer, accelerator, dtype: torch.dtype):
-        self.judged, self.prose = judged, prose
+    def __init__(self, judged: dict[str, list], prose: list[str], tokenizer, accelerator, dtype: torch.dtype):
         self.tokenizer, self.accelerator, self.dtype = tokenizer, accelerator, dtype
+        self.splits = {split: judged[split] for split in JUDGED if split in judged}
+        self.texts = {}
+        if judged:
+            self.texts["prose"] = [data.tokenize_text(text, tokenizer) for text in prose]
+        if "validation" in judged:
+            self.texts["validation"] = [data.tokenize_chat(chat, tokenizer) for chat in judged["validation"]]
 
     def __call__(self, model) -> dict:
-        if not self.judged:
-            return {"exact_match": {}, "perplexity": {}}
-        texts = {"prose": [data.tokenize_text(text, self.tokenizer) for text in self.prose]}
-        if "validation" in self.judged:
-            texts["validation"] = [data.tokenize_chat(m, self.tokenizer) for m in self.judged["validation"]["messages"]]
         return {
-            "exact_match": self.exact_match(model, {s: self.judged[s]["messages"] for s in JUDGED if s in self.judged}),
-            "perplexity": {name: self.perplexity(model, samples) for name, samples in texts.items()},
+            "exact_match": self.exact_match(model),
+            "perplexity": {name: self.perplexity(model, samples) for name, samples in self.texts.items()},
         }
 
-    def exact_match(self, model, splits: dict[str, list]) -> dict[str, float]:
+    def exact_match(self, model) -> dict[str, float]:
         """Share of exact answers by split; all splits are answered together, in few large batches."""
-        mine = [(split, chat) for split, chats in splits.items() for chat in chats]
+        mine = [(split, chat) for split, chats in self.splits.items() for chat in chats]
         mine = mine[self.accelerator.process_index :: self.accelerator.num_processes]
         references = [chat[-1]["content"] for _, chat in mine]
         longest = max((len(self.tokenizer(text)["input_ids"]) for text in references), default=0)
         answers = evaluate.generate(
             model, self.tokenizer, [chat[:-1] for _, chat in mine], max_new_tokens=longest + 8, dtype=self.dtype
         )
-        exact = dict.fromkeys(splits, 0)
+        exact = dict.fromkeys(self.splits, 0)
         for (split, _), answer, reference in zip(mine, answers, references, strict=True):
             exact[split] += evaluate.is_exact(answer, reference)
         totals = self._sum(*exact.values())
-        return {split: total / len(splits[split]) for split, total in zip(splits, totals, strict=True)}
+        return {split: total / len(self.splits[split]) for split, total in zip(self.splits, totals, strict=True)}
 
     def perplexity(self, model, samples: list[data.TokenizedSample]) -> float:
         mine = samples[self.accelerator.process_index :: self.accelerator.num_processes]
@@ -288,25 +335,53 @@ class _Judge:
 # ------------------------------------------------------------------------------------------------------- output folder
 
 
-def _claim_output(args: argparse.Namespace, accelerator) -> None:
-    """Make the output folder this run's: refuse another run's without --resume, and other settings with it."""
-    run_file = args.output / "run.json"
-    per_call = ("output", "resume", "beside", "quiet", "json")
-    settings = {key: str(value) for key, value in vars(args).items() if key not in per_call}
-    if args.resume:
-        if not run_file.is_file():
-            raise UserError(f"nothing to resume: {args.output} holds no run")
-        then = json.loads(run_file.read_text())
-        for key in settings:
-            if then.get(key) != settings[key]:
-                flag = "--" + key.replace("_", "-")
-                raise UserError(f"cannot resume {args.output}: {flag} was {then.get(key)}, now it is {settings[key]}")
-    elif args.output.exists() and (not args.output.is_dir() or any(args.output.iterdir())):
-        raise UserError(f"{args.output} holds another run: give another --output, or --resume to go on with it")
+def look_at_output(args: argparse.Namespace) -> tuple[dict | None, int]:
+    """Is the output folder free, or, with --resume, does it hold this run? Nothing is changed there.
+
+    Returns:
+        the judgement before training (None: still to be made), and the steps done: what the run to resume came to
+
+    Raises:
+        UserError: the folder cannot be written, or holds another run, none to resume, one with other settings, or
+            damaged checkpoints only.
+    """
+    nearest = next(folder for folder in (args.output, *args.output.absolute().parents) if folder.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        raise UserError(f"cannot write to {args.output}: {nearest} is no folder, or not yours to write in")
+    if not args.resume:
+        require_free(args.output)
+        return None, 0
+    if not (args.output / "run.json").is_file():
+        raise UserError(f"nothing to resume: {args.output} holds no run")
+    then, now = _read_json(args.output / "run.json"), _settings(args)
+    for key in now:
+        if then.get(key) != now[key]:
+            flag = "--" + key.replace("_", "-")
+            raise UserError(f"cannot resume {args.output}: {flag} was {then.get(key)}, now it is {now[key]}")
+    before, newest = args.output / "before.json", newest_checkpoint(args.output / "checkpoints")
+    return _read_json(before) if before.is_file() else None, len(newest.records) if newest else 0
+
+
+def require_free(output: pathlib.Path) -> None:
+    """Raise UserError if there is anything in the folder."""
+    if output.is_dir() and any(output.iterdir()):
+        raise UserError(f"{output} holds another run: give another --output, or --resume to go on with it")
+
+
+def claim_output(args: argparse.Namespace, accelerator) -> None:
+    """Make the output folder this run's."""
+    if not args.resume:
+        require_free(args.output)  # still: loading took a while
     accelerator.wait_for_everyone()  # all have looked before the first one writes
     if accelerator.is_main_process:
         args.output.mkdir(parents=True, exist_ok=True)
-        _write_json(run_file, settings)
+        _write_json(args.output / "run.json", _settings(args))
+
+
+def _settings(args: argparse.Namespace) -> dict[str, str]:
+    """What a resumed run must have in common with the one that was interrupted."""
+    per_call = ("output", "resume", "beside", "quiet", "json")
+    return {key: str(value) for key, value in vars(args).items() if key not in per_call}
 
 
 def save_adapter(model, folder: pathlib.Path) -> None:
@@ -319,16 +394,28 @@ def save_adapter(model, folder: pathlib.Path) -> None:
     part.rename(folder)
 
 
-def _steps_done(args: argparse.Namespace) -> int:
-    newest = newest_checkpoint(args.output / "checkpoints") if args.resume else None
-    return len(newest.records) if newest else 0
+def read_report(run: pathlib.Path) -> dict:
+    """The report of an earlier run, one that `side_by_side` can show.
 
-
-def _read_report(run: pathlib.Path) -> dict:
+    Raises:
+        UserError: there is none.
+    """
     try:
-        return json.loads((run / "report.json").read_text())
-    except (OSError, ValueError) as error:
+        report = json.loads((run / "report.json").read_text())
+        side_by_side(report)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{run} holds no finished run to show beside this one: report.json cannot be read") from error
+    return report
+
+
+def _read_json(path: pathlib.Path) -> dict:
+    try:
+        value = json.loads(path.read_text())
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is damaged: delete {path.parent} and start anew, or give another --output")
+    return value
 
 
 def _write_json(path: pathlib.Path, value: dict) -> None:
@@ -430,18 +517,30 @@ def _fail(message: str) -> int:
     return 2
 
 
-def _positive_int(text: str) -> int:
+def _count(text: str, least: int = 1, most: int = 1_000_000) -> int:
     with contextlib.suppress(ValueError):
-        if int(text) >= 1:
+        if least <= int(text) <= most:
             return int(text)
-    raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} to {most:,}")
 
 
-def _positive_float(text: str) -> float:
+def _count_or_none(text: str) -> int:
+    return _count(text, least=0)
+
+
+def _seed(text: str) -> int:
+    return _count(text, least=0, most=2**63 - 1)
+
+
+def _positive(text: str) -> float:
     with contextlib.suppress(ValueError):
-        if 0 < float(text) < math.inf:
+        if 0 < float(text) <= 1e6:
             return float(text)
-    raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    raise argparse.ArgumentTypeError(f"{text!r} is not a positive number, 1,000,000 at most")
+
+
+def _names(text: str) -> str:
+    return ",".join(name.strip() for name in text.split(","))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
-"""The command line, as a user calls it: on a tiny random model, in processes of their own."""
+"""The command line, as a user calls it, on a tiny random model: now and then in a process of its own (10 s each)."""
 
+import dataclasses
 import json
+import math
 import os
 import pathlib
 import shutil
@@ -13,26 +15,70 @@ import pytest
 import torch
 
 from qlora_lab import train_qlora
+from qlora_lab.errors import UserError
+from qlora_lab.finetuning import add_adapter, load_model, load_samples
+from qlora_lab.finetuning.train import StepRecord
 from tests.conftest import in_two_processes
 
-QUICK = [
-    "--steps",
-    "6",
-    "--batch-size",
-    "4",
-    "--eval-samples",
-    "2",
-    "--rank",
-    "4",
-    "--checkpoint-every",
-    "2",
-    "--quiet",
-]
+QUICK = "--steps 6 --batch-size 4 --eval-samples 2 --rank 4 --checkpoint-every 2 --quiet".split()
+
+
+GOOD = '{"prompt": "a", "response": "b"}'
+
+
+def jsonl(path: pathlib.Path, *lines: str) -> pathlib.Path:
+    path.write_text("\n".join(lines))
+    return path
+
+
+def call(capsys, *arguments) -> tuple[dict, str]:
+    """Run in this process, to a good end; what --json printed, and standard error."""
+    assert train_qlora.main([*map(str, arguments), "--json"]) == 0, capsys.readouterr().err
+    out, err = capsys.readouterr()
+    return json.loads(out), err
 
 
 def run(*arguments, **options) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "qlora_lab.train_qlora", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=300, **options)
+
+
+@pytest.fixture
+def told(monkeypatch) -> dict:
+    """What the command line tells `load_model` and `train`. The model is loaded; nothing is trained."""
+    told = {}
+
+    def load(name, quantization, **named):
+        told["load"] = {"name": name, "quantization": quantization, **named}
+        model, told["tokenizer"] = load_model(name, quantization, **named)
+        return model, told["tokenizer"]
+
+    def train(model, batches, settings, **named):
+        told.update(model=model, batches=batches, settings=settings, named=named)
+        return [StepRecord(step, 1.0, 1.0, 1.0, tokens=10, seconds=0.1) for step in range(1, settings.steps + 1)]
+
+    monkeypatch.setattr(train_qlora.models, "load_model", load)
+    monkeypatch.setattr(train_qlora, "train", train)
+    return told
+
+
+@pytest.fixture
+def judged(monkeypatch) -> dict:
+    """What a model is judged on by the command line. The answer to everything is "yes"; a token costs 0.5 nats."""
+    judged, answer = {"asked": [], "texts": []}, train_qlora.evaluate.generate
+
+    def generate(model, tokenizer, conversations, max_new_tokens, dtype):
+        judged.update(max_new_tokens=max_new_tokens, dtype=dtype)
+        judged["asked"].append(conversations)
+        return ["yes"] * len(conversations) if conversations else answer(model, tokenizer, [])
+
+    def text_loss(model, samples, pad_token_id, dtype):
+        judged["texts"].append(samples)
+        return train_qlora.evaluate.Loss(0.5 * len(samples), len(samples))
+
+    monkeypatch.setattr(train_qlora.evaluate, "generate", generate)
+    monkeypatch.setattr(train_qlora.evaluate, "text_loss", text_loss)
+    return judged
 
 
 @pytest.fixture(scope="module")
@@ -48,11 +94,11 @@ def test_json_and_nothing_else_on_standard_output(finished, tiny_folder):
     output, done = finished
     report = json.loads(done.stdout)
     assert done.stderr == ""
-    promised = {
+    assert set(report) == {
         "model", "method", "steps", "losses", "before", "after", "tokens_per_second", "train_seconds",
-        "peak_memory_bytes", "trainable_parameters", "adapter",
+        "peak_memory_bytes", "trainable_parameters", "adapter",  # these are promised
+        "processes", "device", "compute_dtype", "samples_left_out", "resumed_at", "interrupted",
     }  # fmt: skip
-    assert promised <= set(report)
     assert report["model"] == str(tiny_folder)
     assert len(report["losses"]) == report["steps"] == 6
     for moment in ("before", "after"):
@@ -108,36 +154,60 @@ def test_two_processes_train_to_the_same_loss(tiny_folder, tmp_path, capsys):
         assert report[moment]["exact_match"] == alone[moment]["exact_match"]
 
 
-def test_lora_trains_the_same_number_of_parameters(finished, tiny_folder, tmp_path):
-    done = run("--model", tiny_folder, "--output", tmp_path / "run", "--json", "--method", "lora", *QUICK)
-    report, qlora = json.loads(done.stdout), json.loads(finished[1].stdout)
+def test_lora_trains_the_same_number_of_parameters(capsys, finished, tiny_folder, tmp_path):
+    report, _ = call(capsys, "--model", tiny_folder, "--output", tmp_path / "run", "--method", "lora", *QUICK)
+    qlora = json.loads(finished[1].stdout)
     assert report["method"] == "lora"
     assert report["trainable_parameters"] == qlora["trainable_parameters"]
     assert report["losses"] != qlora["losses"]
 
 
-def test_report_for_people(finished, tiny_folder, tmp_path):
-    done = run(
-        "--model", tiny_folder, "--output", tmp_path / "run", "--beside", finished[0], "--method", "lora", *QUICK
-    )
-    beside = [line.split() for line in done.stdout.splitlines()[-2:]]
+def test_report_for_people(capsys, finished, tiny_folder, tmp_path):
+    arguments = ["--model", tiny_folder, "--output", tmp_path / "run", "--beside", finished[0], "--method", "lora"]
+    assert train_qlora.main([*map(str, arguments), *QUICK]) == 0
+    shown = capsys.readouterr().out
+    beside = [line.split() for line in shown.splitlines()[-2:]]
     assert [line[0] for line in beside] == ["qlora", "lora"]
     assert float(beside[0][4]) == pytest.approx(
         json.loads(finished[1].stdout)["after"]["perplexity"]["prose"], abs=0.001
     )
     for line in ("exact match, test", "exact match, shifted", "perplexity, prose", "peak memory", "adapter: "):
-        assert line in done.stdout
+        assert line in shown
 
 
-def test_own_file_holds_some_lines_out(tiny_folder, tmp_path):
-    path = tmp_path / "mine.jsonl"
+def test_own_file_holds_some_lines_out(capsys, tiny_folder, tmp_path, told, judged):
+    """Those lines are judged on and never trained on; which ones, the seed decides."""
     rows = [{"prompt": f"Say {n}.", "response": str(n)} for n in range(30)]
-    path.write_text("\n".join(map(json.dumps, rows)))
-    done = run("--model", tiny_folder, "--data", path, "--output", tmp_path / "run", "--json", *QUICK[:-1])
-    report = json.loads(done.stdout)
-    assert "2 of 30 samples are held out" in done.stderr
-    assert set(report["after"]["exact_match"]) == {"test"}
-    assert set(report["after"]["perplexity"]) == {"validation", "prose"}
+    path = jsonl(tmp_path / "mine.jsonl", *map(json.dumps, rows))
+    arguments = ["--model", tiny_folder, "--data", path, *QUICK[:-1]]
+
+    def asked(samples) -> set[str]:  # the user's words, as the template has them
+        texts = [told["tokenizer"].decode(sample.ids) for sample in samples]
+        return {text.split("user\n")[1].split("<|im_end|>")[0] for text in texts}
+
+    held_out = []
+    for name, seed in (("run", 0), ("again", 0), ("other", 1)):
+        report, err = call(capsys, *arguments, "--output", tmp_path / name, "--seed", seed)
+        assert "2 of 30 samples are held out" in err
+        assert set(report["after"]["exact_match"]) == {"test"}
+        assert set(report["after"]["perplexity"]) == {"validation", "prose"}
+        held_out.append({chat[-1]["content"] for chat in judged["asked"][-1]})
+        trained = asked(told["batches"].samples)
+        assert len(held_out[-1]) == 2 and asked(judged["texts"][-1]) == held_out[-1]
+        assert not held_out[-1] & trained
+        assert held_out[-1] | trained == {row["prompt"] for row in rows}
+    assert held_out[0] == held_out[1] != held_out[2]
+
+
+def test_lines_are_held_out_as_datasets_does_it(tmp_path):
+    """So runs of before this was our own line of code can be compared with, and resumed."""
+    rows = [json.dumps({"prompt": f"Say {n}.", "response": str(n)}) for n in range(50)]
+    path = jsonl(tmp_path / "mine.jsonl", *rows)
+    args = train_qlora.parser().parse_args(["--data", str(path), "--seed", "7", "--eval-samples", "4"])
+    trained, judged = train_qlora.load_data(args, print)
+    theirs = load_samples(path).train_test_split(test_size=4, seed=7)
+    assert judged["test"] == judged["validation"] == list(theirs["test"]["messages"])
+    assert trained == list(theirs["train"]["messages"])
 
 
 def test_ctrl_c_leaves_a_usable_adapter(tiny_folder, tmp_path):
@@ -179,6 +249,182 @@ def test_ctrl_c_twice_in_the_first_step_is_reported_too(tiny_folder, tmp_path, c
     assert out.splitlines()[-1].split() == ["qlora", "-", "-", "-", "-", "0", *out.split()[-1:]]
 
 
+# ----------------------------------------------------------------------------------------------- what each flag changes
+
+
+def trained(told) -> dict:
+    """The adapter's A and B by name."""
+    return {name: p for name, p in told["model"].named_parameters() if p.requires_grad}
+
+
+def everything(told) -> dict:
+    """What was told, under the names of those who heard it."""
+    adapter, matrices, batches = told["model"].peft_config["default"], trained(told), told["batches"]
+    return {
+        "name": pathlib.Path(told["load"]["name"]).name,
+        "quantization": told["load"]["quantization"],
+        "loaded in": told["load"]["compute_dtype"],
+        "ranks": {len(p) for name, p in matrices.items() if "lora_A" in name},
+        "alpha": adapter.lora_alpha,
+        "dropout": adapter.lora_dropout,
+        "targets": {name.split(".")[-4] for name in matrices},
+        "adapter in": {p.dtype for p in matrices.values()},
+        "samples": len(batches.samples),
+        **{field: getattr(batches, field) for field in ("batch_size", "accumulation", "packing", "max_length", "seed")},
+        **dataclasses.asdict(told["settings"]),
+        **{key: value for key, value in told["named"].items() if key != "accelerator"},
+    }
+
+
+LLAMA = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "changed"),
+    [
+        ("", {}),
+        ("--rank 3", {"ranks": {3}, "alpha": 6}),
+        ("--alpha 5", {"alpha": 5}),
+        ("--targets q_proj,v_proj", {"targets": {"q_proj", "v_proj"}}),
+        ("--steps 47", {"steps": 47, "warmup_steps": 4}),
+        ("--steps 7", {"steps": 7, "warmup_steps": 1}),
+        (  # 25 samples, 6 a step: 5 steps an epoch, the last of them with what comes next; 40.5 steps
+            "--epochs 8.1 --batch-size 2 --accumulation 3",
+            {"steps": 41, "warmup_steps": 4, "batch_size": 2, "accumulation": 3},
+        ),
+        ("--batch-size 6", {"batch_size": 6}),
+        ("--accumulation 5", {"accumulation": 5}),
+        ("--packing", {"packing": True}),
+        ("--max-length 45", {"max_length": 45, "samples": 20}),
+        ("--lr 0.25", {"learning_rate": 0.25}),
+        ("--schedule constant", {"schedule": "constant"}),
+        ("--optimizer adamw_8bit", {"optimizer": "adamw_8bit"}),
+        ("--gradient-checkpointing", {"gradient_checkpointing": True}),
+        ("--fast", {"fast": True}),
+        ("--seed 5", {"seed": 5}),
+        ("--checkpoint-every 7", {"checkpoint_every": 7}),
+        ("--quiet", {"progress": False}),
+        ("--method qlora", {"quantization": "nf4"}),
+        ("--compute-dtype bfloat16", {"loaded in": torch.bfloat16, "compute_dtype": torch.bfloat16}),
+        (
+            "--preset in-backward --optimizer adamw_torch",
+            {"update_in_backward": True, "max_grad_norm": None, "gradient_checkpointing": True},
+        ),
+        (
+            "--preset lean --optimizer adamw_8bit --compute-dtype bfloat16",
+            {
+                "loaded in": torch.bfloat16,
+                "adapter in": {torch.bfloat16},  # computes in what base and adapters have, without autocast
+                "optimizer": "adamw_8bit",
+                "gradient_checkpointing": True,
+                "update_in_backward": True,
+                "max_grad_norm": None,
+                "loss_chunk": 128,
+            },
+        ),
+    ],
+)
+def test_each_flag_reaches_what_it_names_and_nothing_else(capsys, tiny_folder, tmp_path, told, flags, changed):
+    long = json.dumps({"prompt": "a " * 20, "response": "b"})  # 56 tokens with the template, where the others have 37
+    data = jsonl(tmp_path / "mine.jsonl", *[GOOD] * 20, *[long] * 5)
+    arguments = ["--model", tiny_folder, "--data", data, "--output", tmp_path / "run", "--eval-samples", 0]
+    call(capsys, *arguments, "--method", "lora", "--compute-dtype", "float32", *flags.split())  # the last one counts
+    assert everything(told) == {
+        "name": tiny_folder.name,
+        "quantization": None,
+        "loaded in": torch.float32,
+        "ranks": {16},
+        "alpha": 32,
+        "dropout": 0,
+        "targets": LLAMA,
+        "adapter in": {torch.float32},
+        "samples": 25,
+        "batch_size": 8,
+        "accumulation": 1,
+        "packing": False,
+        "max_length": 256,
+        "seed": 0,
+        "steps": 30,
+        "learning_rate": 1.5e-3,
+        "schedule": "cosine",
+        "warmup_steps": 3,
+        "max_grad_norm": 1.0,
+        "weight_decay": 0.0,
+        "optimizer": "paged_adamw_32bit" if torch.cuda.is_available() else "adamw_torch",
+        "compute_dtype": torch.float32,
+        "gradient_checkpointing": False,
+        "activation_offloading": False,
+        "loss_chunk": None,
+        "update_in_backward": False,
+        "fast": False,
+        "checkpoint_every": 10,
+        "pad_token_id": 2,
+        "checkpoints": tmp_path / "run" / "checkpoints",
+        "resume": False,
+        "progress": True,
+        **changed,
+    }
+
+
+def test_the_seed_makes_the_adapter(capsys, tiny_folder, tmp_path, told):
+    arguments = ["--model", tiny_folder, "--method", "lora", "--rank", 2, "--eval-samples", 0]
+    call(capsys, *arguments, "--output", tmp_path / "run", "--seed", 5)
+    base, _ = load_model(tiny_folder)
+    right = {name: p for name, p in add_adapter(base, rank=2, seed=5).named_parameters() if p.requires_grad}
+    assert trained(told).keys() == right.keys()
+    assert all(torch.equal(p, right[name]) for name, p in trained(told).items())
+
+
+@pytest.mark.parametrize(
+    "splits",
+    [(), ("validation",), ("test",), ("shifted",), ("validation", "shifted"), ("validation", "test", "shifted")],
+)
+def test_any_splits_are_judged(capsys, tiny_folder, tmp_path, told, judged, splits):
+    """Each by its own samples, at most --eval-samples of them: the first answers are right in `test` alone."""
+    (tmp_path / "data").mkdir()
+    for split in ("train", *splits):
+        rows = [{"prompt": f"{split} {n}", "response": "yes" if split == "test" and n < 2 else "no"} for n in range(5)]
+        jsonl(tmp_path / "data" / f"{split}.jsonl", *map(json.dumps, rows))
+    arguments = ["--model", tiny_folder, "--data", tmp_path / "data", "--method", "lora", "--eval-samples", 3]
+    report, _ = call(capsys, *arguments, "--output", tmp_path / "run")
+    right = {split: share for split, share in {"test": 2 / 3, "shifted": 0}.items() if split in splits}
+    texts = [text for text in ("prose", "validation") if splits and text in ("prose", *splits)]
+    expected = {"exact_match": right, "perplexity": dict.fromkeys(texts, pytest.approx(math.exp(0.5)))}
+    assert report["before"] == report["after"] == expected
+    assert json.loads((tmp_path / "run" / "before.json").read_text()) == report["before"]
+    prompts = [chat[-1]["content"] for chat in (judged["asked"] or [[]])[0]]
+    assert prompts == [f"{split} {n}" for split in ("test", "shifted") if split in splits for n in range(3)]
+    assert all(len(texts) == 3 for texts in judged["texts"])
+    assert len(told["batches"].samples) == 5
+    assert train_qlora.describe(report).startswith(str(tiny_folder))
+
+
+def test_answers_have_room_for_the_longest_one(capsys, tiny_folder, tmp_path, told, judged):
+    """Wherever it is: here in the last split, in the last line."""
+    (tmp_path / "data").mkdir()
+    for split, longest in (("train", 1), ("test", 2), ("shifted", 40)):
+        rows = [{"prompt": "Count.", "response": " ".join(map(str, range(n)))} for n in (1, 2, longest)]
+        jsonl(tmp_path / "data" / f"{split}.jsonl", *map(json.dumps, rows))
+    arguments = ["--model", tiny_folder, "--data", tmp_path / "data", "--method", "lora", "--compute-dtype", "bfloat16"]
+    call(capsys, *arguments, "--output", tmp_path / "run")
+    assert judged["max_new_tokens"] == len(told["tokenizer"](rows[-1]["response"])["input_ids"]) + 8 > 48
+    assert judged["dtype"] == torch.bfloat16
+
+
+def test_a_system_message_is_trained_on_and_asked_with(capsys, tiny_folder, tmp_path, told, judged):
+    row = json.dumps({"system": "Answer in French.", "prompt": "Hello?", "response": "Bonjour."})
+    path = jsonl(tmp_path / "mine.jsonl", *[row] * 10)
+    call(capsys, "--model", tiny_folder, "--data", path, "--output", tmp_path / "run", "--method", "lora")
+    assert judged["asked"][0] == [
+        [{"role": "system", "content": "Answer in French."}, {"role": "user", "content": "Hello?"}]
+    ]
+    assert (
+        told["tokenizer"]
+        .decode(told["batches"].samples[0].ids)
+        .startswith("<|im_start|>system\nAnswer in French.<|im_end|>\n<|im_start|>user\nHello?<|im_end|>\n")
+    )
+
+
 # ----------------------------------------------------------------------------------------------------------- bad input
 
 
@@ -193,93 +439,261 @@ def fails(capsys, *arguments) -> str:
     return message[0]
 
 
-def jsonl(path: pathlib.Path, *lines: str) -> pathlib.Path:
-    path.write_text("\n".join(lines))
-    return path
+def contents(folder: pathlib.Path) -> dict:
+    """All that lies in a folder: bytes by path, None for a folder."""
+    return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
 
 
-GOOD = '{"prompt": "a", "response": "b"}'
+@pytest.fixture(scope="module")
+def place(finished, tiny_folder, tmp_path_factory) -> pathlib.Path:
+    """What bad commands are about: data with mistakes, models without this or that, folders of other runs."""
+    place = tmp_path_factory.mktemp("place")
+    (place / "file").write_text("in the way")
+    (place / "nothing").mkdir()
+    jsonl(place / "empty.jsonl")
+    jsonl(place / "half.jsonl", GOOD, "{")
+    jsonl(place / "number.jsonl", GOOD, GOOD, '{"prompt": "a", "response": "b", "system": 5}')
+    shutil.copytree(finished[0], place / "finished")
+    shutil.copytree(finished[0], place / "damaged")
+    for file in (place / "damaged" / "checkpoints").rglob("*"):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[:-9])
+    shutil.copytree(finished[0], place / "unreadable")
+    (place / "unreadable" / "run.json").write_text('{"model"')
+    (place / "unreadable" / "report.json").write_text('{"method": "qlora"}')
+    (place / "unknown").mkdir()
+    (place / "unknown" / "config.json").write_text('{"model_type": "llamma"}')
+    shutil.copytree(tiny_folder, place / "broken")
+    (place / "broken" / "model.safetensors").write_bytes(b"no weights")
+    return place
 
 
-def test_bad_arguments(capsys):
-    assert "invalid choice: 'dora'" in fails(capsys, "--method", "dora")
-    assert "'0' is not a whole number of at least 1" in fails(capsys, "--steps", 0)
-    assert "'-1.0' is not a positive number" in fails(capsys, "--lr=-1.0")
-    assert "'many' is not a whole number" in fails(capsys, "--rank", "many")
-    assert "unrecognized arguments: --ranks" in fails(capsys, "--ranks", 3, "--steps", 1)
-
-
-def test_unknown_model(capsys, tmp_path):
-    message = fails(capsys, "--model", "smolm2-135m-instruct", "--output", tmp_path / "run")
-    assert "did you mean 'smollm2-135m-instruct'" in message
-
-
-def test_folder_without_config(capsys, tmp_path):
-    (tmp_path / "model").mkdir()
-    assert "no config.json" in fails(capsys, "--model", tmp_path / "model", "--output", tmp_path / "run")
-
-
-def test_unknown_target(capsys, tiny_folder, tmp_path):
-    arguments = ["--model", tiny_folder, "--targets", "q_proj,upproj", "--eval-samples", 0, "--quiet"]
-    message = fails(capsys, *arguments, "--output", tmp_path / "run")
-    assert "no linear layer named 'upproj': did you mean up_proj" in message
+BEFORE_LOADING = [
+    ("--ranks 3 --steps 1", "unrecognized arguments: --ranks"),
+    ("--model smolm2-135m-instruct", "did you mean 'smollm2-135m-instruct'"),
+    ("--model {place}/nowhere", "no such folder"),
+    ("--model {place}/nothing", "no config.json"),
+    ("--model {place}/unknown", "cannot read the config of"),
+    ("--model nobody/nothing", "cannot read the config of 'nobody/nothing'"),
+    ("--data ordes", "no data at 'ordes'"),
+    ("--data {place}/nothing", "nothing has no train.jsonl"),
+    ("--data {place}/empty.jsonl", "is empty"),
+    ("--data {place}/half.jsonl", "half.jsonl, line 2 is not valid JSON"),
+    ("--data {place}/number.jsonl", "number.jsonl, line 3 has no text in 'system', but 5"),
+    ("--method dora", "invalid choice: 'dora'"),
+    ("--rank many", "'many' is not a whole number from 1"),
+    ("--rank 65", "--rank 65 is more than any change of these layers has: choose at most 64"),
+    ("--rank 33 --targets k_proj,v_proj", "choose at most 32"),
+    ("--alpha nan", "'nan' is not a positive number"),
+    ("--alpha 0", "'0' is not a positive number"),
+    ("--alpha=-16", "'-16' is not a positive number"),
+    ("--targets q_proj,upproj", "no linear layer named 'upproj': did you mean up_proj"),
+    ("--targets embed_tokens", "no linear layer named 'embed_tokens'"),
+    ("--targets ,", "no linear layer named ''"),
+    ("--steps 0", "'0' is not a whole number from 1"),
+    ("--steps 99999999999999999999", "is not a whole number from 1 to 1,000,000"),
+    ("--steps 5 --epochs 1", "not allowed with argument"),
+    ("--epochs inf", "'inf' is not a positive number"),
+    ("--epochs 1e300", "'1e300' is not a positive number, 1,000,000 at most"),
+    ("--batch-size 0", "'0' is not a whole number"),
+    ("--batch-size 1e3", "'1e3' is not a whole number"),
+    ("--accumulation=-1", "'-1' is not a whole number"),
+    ("--max-length 0", "'0' is not a whole number"),
+    ("--lr=-1.0", "'-1.0' is not a positive number"),
+    ("--lr 1e-999", "'1e-999' is not a positive number"),
+    ("--schedule linear", "invalid choice: 'linear'"),
+    ("--preset slim", "invalid choice: 'slim'"),
+    (
+        "--preset lean --compute-dtype float32",
+        "--preset lean keeps its adapters in bfloat16 and this run computes in float32",
+    ),
+    ("--preset in-backward --optimizer adamw_torch --accumulation 2", "needs accumulation=1"),
+    ("--optimizer sgd", "invalid choice: 'sgd'"),
+    ("--compute-dtype int8", "invalid choice: 'int8'"),
+    ("--seed=-1", "'-1' is not a whole number from 0"),
+    ("--seed 1.5", "'1.5' is not a whole number"),
+    (f"--seed {2**64}", "is not a whole number from 0"),
+    ("--eval-samples=-1", "'-1' is not a whole number from 0"),
+    ("--checkpoint-every 0", "'0' is not a whole number"),
+    ("--output {place}/file", "file is no folder"),
+    ("--output {place}/file/run", "cannot write to"),
+    ("--output {place}/" + 300 * "x", "cannot write to"),
+    ("--output {place}/finished", "holds another run: give another --output, or --resume"),
+    ("--output {place}/nothing --resume", "nothing to resume"),
+    ("--output {place}/unreadable --resume", "run.json is damaged: delete"),
+    ("--output {place}/damaged --resume", "damaged/checkpoints has no other checkpoint, so start anew"),
+    ("--beside {place}/nothing", "holds no finished run"),
+    ("--beside {place}/unreadable", "holds no finished run"),
+    ("--beside {place}/nowhere", "holds no finished run"),
+]
+ON_A_CPU = [
+    ("--compute-dtype float16", "float16 compute needs a GPU"),
+    ("--preset in-backward", "paged_adamw_32bit pages GPU memory, and this model is on a CPU"),
+    ("--optimizer paged_adamw_8bit", "use 'adamw_8bit'"),
+]
+AFTER_LOADING = [
+    ("--model {place}/broken", "cannot load"),
+    ("--max-length 9", "nothing is left, raise --max-length"),
+]
 
 
 @pytest.mark.parametrize(
-    ("lines", "expected"),
+    ("flags", "sentence"),
     [
-        ([GOOD, "{"], "line 2 is not valid JSON"),
-        ([GOOD, GOOD, '{"prompt": "a"}'], "line 3 has no text in 'response'"),
-        ([], "is empty"),
+        *BEFORE_LOADING,
+        *[
+            pytest.param(*case, marks=pytest.mark.skipif(torch.cuda.is_available(), reason="a CPU's"))
+            for case in ON_A_CPU
+        ],
+        *AFTER_LOADING,
     ],
 )
-def test_bad_data(capsys, tmp_path, lines, expected):
-    path = jsonl(tmp_path / "mine.jsonl", *lines)
-    assert expected in fails(capsys, "--data", path, "--output", tmp_path / "run")
-    assert not (tmp_path / "run").exists()  # a mistake in the data claims no output folder
+def test_a_refused_command_leaves_everything_as_it_was(capsys, monkeypatch, tiny_folder, place, flags, sentence):
+    """And is refused as early as can be: before the model is loaded if possible, before it is judged in any case."""
+    if (flags, sentence) not in AFTER_LOADING:
+        monkeypatch.setattr(
+            train_qlora.models, "load_model", lambda *_, **__: pytest.fail("too late: a model is loaded")
+        )
+    monkeypatch.setattr(train_qlora._Judge, "__call__", lambda *_: pytest.fail("too late: the model is judged"))
+    before = contents(place)
+    flags = flags.format(place=place).split()
+    output = [] if "--output" in flags else ["--output", place / "run"]
+    assert sentence in fails(capsys, "--model", tiny_folder, *QUICK, *output, *flags)
+    assert contents(place) == before
 
 
-def test_long_samples_are_counted(tiny_folder, tmp_path):
-    done = run("--model", tiny_folder, "--max-length", 80, "--output", tmp_path / "run", "--json", *QUICK)
-    assert " of 2000 samples are longer than 80 tokens (the longest has " in done.stderr
-    left_out = json.loads(done.stdout)["samples_left_out"]
-    assert f"note: {left_out} of 2000" in done.stderr
-    assert 0 < left_out < 2000
+def test_every_flag_is_among_the_refused():
+    named = {word.partition("=")[0] for flags, _ in BEFORE_LOADING for word in flags.split()}
+    flags = {action.option_strings[-1] for action in train_qlora.parser()._actions if action.nargs != 0}
+    assert sorted(flags - named) == []
 
 
-def test_nothing_fits(capsys, tiny_folder, tmp_path):
-    message = fails(capsys, "--model", tiny_folder, "--max-length", 9, "--output", tmp_path / "run", "--quiet")
-    assert "2000 of 2000 samples are longer than 9 tokens" in message
-    assert "raise --max-length" in message
-
-
-def test_output_of_another_run(capsys, finished, tiny_folder):
-    output, _ = finished
-    before = sorted(output.rglob("*"))
-    message = fails(capsys, "--model", tiny_folder, "--output", output, *QUICK)
-    assert "holds another run: give another --output, or --resume" in message
-    assert sorted(output.rglob("*")) == before
-
-
-def test_resume_with_other_settings(capsys, finished, tiny_folder):
-    message = fails(capsys, "--model", tiny_folder, "--output", finished[0], "--resume", *QUICK, "--rank", 8)
-    assert "--rank was 4, now it is 8" in message
-
-
-def test_resume_without_a_run(capsys, tiny_folder, tmp_path):
-    message = fails(capsys, "--model", tiny_folder, "--output", tmp_path / "none", "--resume", *QUICK)
-    assert "nothing to resume" in message
-
-
-def test_beside_no_run(capsys, tmp_path):
-    assert "holds no finished run" in fails(capsys, "--beside", tmp_path, "--output", tmp_path / "run")
+def test_a_typo_is_told_in_seconds_and_before_slow_imports(bundled, tmp_path):
+    """As a user calls it. What costs seconds to import and has nothing to say about a typo stays out."""
+    code = """
+import sys
+from qlora_lab.train_qlora import main
+code = main(sys.argv[1:])
+print(*{"datasets", "peft", "bitsandbytes", "pandas"} & set(sys.modules))
+sys.exit(code)
+"""
+    arguments = ["--model", bundled, "--targets", "q_porj", "--output", tmp_path / "run"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, timeout=300
+    )
+    assert (
+        done.stderr == "error: the model has no linear layer named 'q_porj': did you mean q_proj or v_proj or o_proj?\n"
+    )
+    assert (done.returncode, done.stdout.strip()) == (2, "")
     assert not (tmp_path / "run").exists()
 
 
-def test_output_that_cannot_be_written(capsys, tiny_folder, tmp_path):
-    (tmp_path / "file").write_text("in the way")
-    message = fails(capsys, "--model", tiny_folder, "--output", tmp_path / "file" / "run", *QUICK)
-    assert "cannot write to" in message
+def test_batches_that_processes_cannot_share_are_refused():
+    args = train_qlora.parser().parse_args(["--batch-size", "6", "--optimizer", "adamw_torch"])
+    with pytest.raises(UserError, match="batch_size=6 cannot be shared evenly by 4 processes"):
+        train_qlora.recipe(args, torch.device("cpu"), torch.float32, processes=4)
+
+
+def test_a_folder_that_is_not_ours_to_write_is_refused(capsys, monkeypatch, tmp_path):
+    """Said by hand: whoever runs tests as root may write everywhere."""
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
+    assert f"{tmp_path} is no folder, or not yours to write in" in fails(capsys, "--output", tmp_path / "a" / "b")
+
+
+def test_a_folder_that_was_taken_meanwhile_is_refused(capsys, monkeypatch, tiny_folder, tmp_path, told):
+    """By another command, while this one loaded its model."""
+    load = train_qlora.models.load_model
+
+    def load_slowly(*arguments, **named):
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "run.json").write_text("another's")
+        return load(*arguments, **named)
+
+    monkeypatch.setattr(train_qlora.models, "load_model", load_slowly)
+    arguments = ["--model", tiny_folder, "--output", tmp_path / "run", "--eval-samples", 0, "--quiet"]
+    assert "holds another run" in fails(capsys, *arguments)
+    assert (tmp_path / "run" / "run.json").read_text() == "another's"
+
+
+def test_long_samples_are_counted(capsys, tiny_folder, tmp_path, told):
+    report, err = call(
+        capsys, "--model", tiny_folder, "--max-length", 80, "--output", tmp_path / "run", "--eval-samples", 0
+    )
+    assert " of 2000 samples are longer than 80 tokens (the longest has " in err
+    assert f"note: {report['samples_left_out']} of 2000" in err
+    assert 0 < report["samples_left_out"] < 2000
+    assert report["samples_left_out"] == 2000 - len(told["batches"].samples)
+
+
+OTHERWISE = {
+    "model": "smollm2-135m-instruct", "data": "{data}", "method": "lora", "rank": 8, "alpha": 9, "targets": "q_proj",
+    "steps": 7, "epochs": 2, "batch_size": 2, "accumulation": 2, "packing": None, "max_length": 128, "lr": 0.001,
+    "schedule": "constant", "preset": "in-backward", "optimizer": "adamw_8bit", "gradient_checkpointing": None,
+    "fast": None, "compute_dtype": "bfloat16", "seed": 1, "eval_samples": 3, "checkpoint_every": 3,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("setting", OTHERWISE)
+def test_resume_with_other_settings(capsys, finished, place, tiny_folder, setting):
+    """Every setting that shapes a run is among those that must be as they were."""
+    flag = "--" + setting.replace("_", "-")
+    now = [] if OTHERWISE[setting] is None else [str(OTHERWISE[setting]).format(data=place / "nothing")]
+    usual = QUICK[2:] if setting == "epochs" else QUICK  # either --steps or --epochs
+    optimizer = ["--optimizer", "adamw_torch"] if setting == "preset" else []
+    before = contents(place)
+    message = fails(
+        capsys, "--model", tiny_folder, "--output", place / "finished", "--resume", *usual, *optimizer, flag, *now
+    )
+    assert "cannot resume" in message and "was" in message
+    assert f"{flag} was " in message or setting in ("epochs", "preset")  # which change two, and one is named
+    assert contents(place) == before
+
+
+def test_nothing_that_shapes_a_run_is_left_out_of_that(finished):
+    written = json.loads((finished[0] / "run.json").read_text())
+    assert set(written) == set(OTHERWISE)
+    per_call = {"output", "resume", "beside", "quiet", "json"}
+    assert set(vars(train_qlora.parser().parse_args([]))) == per_call | set(written)
+
+
+def test_a_finished_run_resumed_trains_nothing_and_judges_once(
+    capsys, finished, place, tiny_folder, tmp_path, monkeypatch
+):
+    """What may differ from call to call does; the judgement before training is the one that was written down."""
+    shutil.copytree(finished[0], tmp_path / "run")
+    (tmp_path / "run" / "before.json").write_text('{"exact_match": {"test": 0.25}, "perplexity": {}}')
+    calls, judge = [], train_qlora._Judge.__call__
+    monkeypatch.setattr(train_qlora._Judge, "__call__", lambda *of: calls.append(of) or judge(*of))
+    arguments = ["--model", tiny_folder, "--output", tmp_path / "run", "--resume", *QUICK]
+    report, _ = call(capsys, *arguments, "--beside", place / "finished")
+    was = json.loads(finished[1].stdout)
+    assert (report["steps"], report["resumed_at"], report["losses"]) == (6, 6, was["losses"])
+    assert report["before"] == {"exact_match": {"test": 0.25}, "perplexity": {}}
+    assert report["after"] == was["after"] and len(calls) == 1
+
+
+def test_an_adapter_is_saved_whole_or_not_at_all(capsys, monkeypatch, tmp_path, tiny):
+    """A disk that fills up in the middle leaves the adapter that was there, and never half a one."""
+    save_pretrained = type(tiny).save_pretrained
+
+    def half(model, folder):
+        folder.mkdir(parents=True)
+        (folder / "adapter_model.safetensors").write_bytes(b"half of it")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(type(tiny), "save_pretrained", half)
+    with pytest.raises(OSError):
+        train_qlora.save_adapter(tiny, tmp_path / "adapter")
+    assert not (tmp_path / "adapter").exists()
+    monkeypatch.setattr(type(tiny), "save_pretrained", save_pretrained)
+    train_qlora.save_adapter(tiny, tmp_path / "adapter")  # what the first try left behind is no hindrance
+    whole = contents(tmp_path)
+    assert sorted(path.name for path in whole if path.parent == tmp_path) == ["adapter"]
+    assert {"adapter_config.json", "adapter_model.safetensors"} <= {path.name for path in whole}
+    monkeypatch.setattr(type(tiny), "save_pretrained", half)
+    with pytest.raises(OSError):
+        train_qlora.save_adapter(tiny, tmp_path / "adapter")
+    assert {path: content for path, content in contents(tmp_path).items() if path in whole} == whole
 
 
 def test_full_disk_keeps_what_was_saved(capsys, finished, tiny_folder, tmp_path, monkeypatch):
@@ -304,21 +718,6 @@ def test_divergence_is_one_sentence(capsys, tiny_folder, tmp_path, monkeypatch):
     message = fails(capsys, "--model", tiny_folder, "--output", tmp_path / "run", *QUICK)
     assert "the loss is nan" in message
     assert list((tmp_path / "run" / "checkpoints").glob("checkpoint-000002"))
-
-
-@pytest.mark.parametrize(
-    "arguments, sentence",
-    [
-        (["--preset", "lean"], "--preset lean keeps its adapters in bfloat16 and this run computes in float32"),
-        (["--preset", "in-backward"], "paged_adamw_32bit pages GPU memory, and this model is on a CPU"),
-        (["--preset", "in-backward", "--optimizer", "adamw_torch", "--accumulation", "2"], "needs accumulation=1"),
-        (["--preset", "slim"], "invalid choice: 'slim'"),
-    ],
-)
-def test_presets_that_cannot_run_here_are_refused(arguments, sentence, tiny_folder, tmp_path, capsys):
-    command = ["--model", tiny_folder, "--output", tmp_path / "run", *QUICK, "--compute-dtype", "float32", *arguments]
-    assert train_qlora.main(list(map(str, command))) == 2
-    assert sentence in capsys.readouterr().err
 
 
 def test_a_preset_trains(tiny_folder, tmp_path, capsys):

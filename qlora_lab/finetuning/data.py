@@ -12,8 +12,10 @@ the pad token is the end token, since labels come from lengths and not from comp
 
 from __future__ import annotations
 
+import io
 import json
 import math
+import os
 import pathlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -42,70 +44,99 @@ def load_samples(source: str | pathlib.Path, split: str = "train"):
     A line is `{"prompt": ..., "response": ...}`, with an optional `"system"`, or `{"messages": [...]}`.
 
     Raises:
-        UserError: no such file, an empty file, a line that is no JSON or lacks a field (with its number).
+        UserError: no such file, an empty file, a line that is no JSON, or with a field missing, empty or of the wrong
+            type (with the line's number).
     """
     import datasets
 
+    return datasets.Dataset.from_list([{"messages": chat} for chat in read_chats(source, split)])
+
+
+def read_chats(source: str | pathlib.Path, split: str = "train") -> list[list[dict[str, str]]]:
+    """The messages of `load_samples`, a list for each line. Quick: nothing is imported for it."""
     path = _find(source, split)
-    rows = []
     try:
-        with open(path, encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    rows.append({"messages": _messages(line, f"{path.name}, line {number}")})
+        text = path.read_bytes().decode("utf-8-sig")  # with a byte order mark or without
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
-    if not rows:
+        number = error.object.count(b"\n", 0, error.start) + 1
+        raise UserError(
+            f"{path.name}, line {number} is not UTF-8 text: {error.reason}; save the file as UTF-8"
+        ) from error
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    lines = io.StringIO(text, newline=None)  # unlike splitlines(), leaves the line separators of Unicode alone
+    chats = [_messages(line, f"{path.name}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
+    if not chats:
         raise UserError(f"{path} is empty: it needs at least one line of JSON")
-    return datasets.Dataset.from_list(rows)
+    return chats
 
 
 def _find(source: str | pathlib.Path, split: str) -> pathlib.Path:
-    path = pathlib.Path(source)
-    if path.is_file():
-        return path
-    folder = path if path.is_dir() else DATA_FOLDER / path
-    if not folder.is_dir():
+    if os.path.isfile(source):
+        return pathlib.Path(source)
+    folder = _folder(source)
+    if not os.path.isdir(folder):
         known = ", ".join(sorted(p.name for p in DATA_FOLDER.glob("*") if (p / "train.jsonl").is_file()))
         raise UserError(f"no data at {str(source)!r}: give a .jsonl file, a folder, or one of: {known}")
-    if not (folder / f"{split}.jsonl").is_file():
+    if not has_split(source, split):
         raise UserError(f"{folder} has no {split}.jsonl")
     return folder / f"{split}.jsonl"
 
 
+def _folder(source: str | pathlib.Path) -> pathlib.Path:
+    return pathlib.Path(source) if os.path.isdir(source) else DATA_FOLDER / source
+
+
 def has_split(source: str | pathlib.Path, split: str) -> bool:
     """True when the data is a folder that holds this split."""
-    path = pathlib.Path(source)
-    return ((path if path.is_dir() else DATA_FOLDER / path) / f"{split}.jsonl").is_file()
+    return os.path.isfile(_folder(source) / f"{split}.jsonl")
 
 
 def _messages(line: str, where: str) -> list[dict[str, str]]:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{where} is not valid JSON: {error.msg} at column {error.colno}") from error
-    if not isinstance(row, dict):
-        raise UserError(f'{where} holds a {type(row).__name__}, not an object like {{"prompt": ..., "response": ...}}')
+    """One line's messages, from whichever of the two forms it has."""
+    row = _json_object(line, where)
     if "messages" in row:
         messages = row["messages"]
-        whole = isinstance(messages, list) and all(
-            isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str)
-            for m in messages
-        )
-        if not whole or len(messages) < 2 or messages[-1]["role"] != "assistant":
+        if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+            raise UserError(f"{where}: messages must be a list of {{role, content}}")
+        for number, message in enumerate(messages, 1):
+            silent = message.get("role") == "system" and message.get("content") == ""  # keeps a template's own away
+            _require_text(message, ("role",) if silent else ("role", "content"), f"{where}, message {number}")
+        if len(messages) < 2 or messages[-1]["role"] != "assistant":
+            raise UserError(f"{where}: messages must hold a question and end with the assistant's answer")
+        return [{"role": message["role"], "content": message["content"]} for message in messages]
+    fields = ("prompt", "response") if row.get("system") in (None, "") else ("system", "prompt", "response")
+    _require_text(row, fields, where)
+    roles = {"system": "system", "prompt": "user", "response": "assistant"}
+    return [{"role": roles[field], "content": row[field]} for field in fields]
+
+
+def _json_object(line: str, where: str) -> dict:
+    try:
+        row = json.loads(line.rstrip())
+    except json.JSONDecodeError as error:
+        raise UserError(f"{where} is not valid JSON: {error.msg} at column {error.colno}") from error
+    except (ValueError, RecursionError) as error:  # a number of 5,000 digits, brackets 10,000 deep
+        raise UserError(f"{where} is not JSON that can be read: {error}") from error
+    if not isinstance(row, dict):
+        raise UserError(f'{where} holds {json.dumps(row)[:40]}, not an object like {{"prompt": ..., "response": ...}}')
+    return row
+
+
+def _require_text(row: dict, fields: tuple[str, ...], where: str) -> None:
+    """Raise UserError unless each field holds text that is not blank and can be written as UTF-8."""
+    for field in fields:
+        value = row.get(field)
+        if not isinstance(value, str) or not value.strip():
+            found = f", but {json.dumps(value)[:40]}" if field in row else f" (it has: {', '.join(row) or 'nothing'})"
+            raise UserError(f"{where} has no text in {field!r}{found}")
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
             raise UserError(
-                f"{where}: messages must be a list of {{role, content}} with a question first and the assistant's last"
-            )
-        return [{"role": m["role"], "content": m["content"]} for m in messages]
-    for field in ("prompt", "response"):
-        if not isinstance(row.get(field), str) or not row[field]:
-            raise UserError(f"{where} has no text in {field!r} (it has: {', '.join(map(str, row)) or 'nothing'})")
-    system = [{"role": "system", "content": row["system"]}] if row.get("system") else []
-    return [
-        *system,
-        {"role": "user", "content": row["prompt"]},
-        {"role": "assistant", "content": row["response"]},
-    ]
+                f"{where} has half a character in {field!r}, {ascii(value[error.start])} at position "
+                f"{error.start + 1}: text that was cut within an emoji, say; mend the line or take it out"
+            ) from error
 
 
 def load_prose() -> list[str]:

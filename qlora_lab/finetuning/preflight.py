@@ -156,6 +156,8 @@ def preflight(config_or_name, dtype: torch.dtype = torch.bfloat16) -> Preflight:
             do not fit one another), a checkpoint that is quantized already, or a model without any layer to quantize.
     """
     config = read_config(config_or_name)
+    if method := _quantized_by(config):
+        raise UserError(f"this checkpoint is quantized already ({method}): QLoRA starts from the 16-bit one")
     with quiet_transformers(), torch.random.fork_rng(devices=[]):  # PEFT draws numbers for adapters nobody keeps
         model = build_on_meta(config, dtype)
         loaded = loaded_bytes(model, dtype)
@@ -186,8 +188,6 @@ def read_config(config_or_name):
     else:
         kind = type(config_or_name).__name__
         raise UserError(f"preflight takes a transformers config, a folder or a model's name, and this is a {kind}")
-    if method := _quantized_by(config):
-        raise UserError(f"this checkpoint is quantized already ({method}): QLoRA starts from the 16-bit one")
     return config
 
 

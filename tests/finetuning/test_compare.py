@@ -1,11 +1,14 @@
 import json
 import math
 import statistics
+from types import SimpleNamespace
 
+import bitsandbytes
 import pytest
 import torch
 
-from qlora_lab.finetuning import compare, lora_layers
+from qlora_lab.finetuning import Batches, Loss, compare, load_prose, load_samples, lora_layers
+from qlora_lab.finetuning.data import tokenize_chat
 from qlora_lab.finetuning.presets import PRESETS
 from qlora_lab.finetuning.train import StepRecord
 
@@ -72,13 +75,177 @@ def test_the_seed_decides(tiny_model, monkeypatch):
     assert losses[0] == losses[1] != losses[2]
 
 
+def adapter(ready: compare.Ready) -> dict[str, torch.Tensor]:
+    """What is trained, by name, whoever has wrapped the model."""
+    return {name: p.detach() for name, p in ready.model.named_parameters() if p.requires_grad}
+
+
 def test_every_method_starts_from_the_same_adapter(tiny_model):
-    adapters = []
-    for method in compare.METHODS.values():
-        model, _ = compare.load_base(method, torch.device("cpu"), torch.float32)
-        adapters.append([layer.lora_A for layer in lora_layers(compare.add_lora(model, rank=4, seed=3)).values()])
-    for matrices in adapters:
-        assert all(torch.equal(a, b) for a, b in zip(matrices, adapters[0], strict=True))
+    """In all that is trained, for a seed; and then on the same samples, in the same order."""
+    first, *others = [compare.prepare_method(name, 3, torch.device("cpu"), **QUICK) for name in compare.METHODS]
+    assert len(adapter(first)) == 2 * 2 * 7  # A and B of seven linears in two layers
+    assert {len(p) for name, p in adapter(first).items() if "lora_A" in name} == {16}
+    assert all(p.any() == ("lora_A" in name) for name, p in adapter(first).items())  # B is zero
+    assert {layer.alpha for layer in lora_layers(first.model).values()} == {32}
+    assert {ready.model.get_output_embeddings().weight.dtype for ready in (first, *others)} == {torch.float32}
+    for other in others:
+        assert adapter(other).keys() == adapter(first).keys()
+        assert all(torch.equal(p, adapter(first)[name]) for name, p in adapter(other).items())
+        assert (other.batches, other.settings) == (first.batches, first.settings)
+    assert first.batches == {"batch_size": 2, "seed": 3}
+    another = compare.prepare_method("lora-fp32", 4, torch.device("cpu"), **QUICK)
+    assert all(not torch.equal(p, adapter(first)[name]) for name, p in adapter(another).items() if "lora_A" in name)
+
+
+def test_methods_differ_in_their_bases_alone(tiny_model):
+    """In the error of their weights: none, bf16's, and that of four bits, least for NF4."""
+    errors, (fp32, *bases) = {}, [compare.load_base(m, torch.device("cpu"))[0] for m in compare.METHODS.values()]
+    exact = fp32.model.layers[0].mlp.up_proj
+    inputs = torch.randn(16, 64, generator=torch.Generator().manual_seed(0))
+    for name, base in zip(list(compare.METHODS)[1:], bases, strict=True):
+        weight = base.model.layers[0].mlp.up_proj
+        assert base.dtype == torch.bfloat16
+        difference = weight(inputs.bfloat16()).float() - exact(inputs)
+        errors[name] = float((difference.norm() / exact(inputs).norm()).detach())
+    assert exact.weight.dtype == torch.float32
+    assert errors["lora-bf16"] < 0.01 < 0.05 < errors["nf4"] < errors["int4"] < errors["fp4"] < 0.2
+    assert 0 < abs(errors["nf4-double"] - errors["nf4"]) < 0.01
+
+
+def test_what_is_held_out_is_held_out(tokenizer):
+    """Texts of the judgement are validation's orders and the course's prose, word for word, and none of training's."""
+    texts = compare.held_out(tokenizer)
+    chats = {split: load_samples("orders", split)["messages"] for split in ("train", "validation")}
+    ids = {split: [tokenize_chat(chat, tokenizer).ids for chat in chats[split]] for split in chats}
+    assert [sample.ids for sample in texts["validation"]] == ids["validation"]
+    assert not {sample.ids for sample in texts["validation"]} & set(ids["train"])
+    assert [tokenizer.decode(sample.ids) for sample in texts["prose"]] == load_prose()
+    assert [len(compare.held_out(tokenizer, judged)["validation"]) for judged in (3, 0, 999)] == [3, 200, 200]
+
+
+def test_a_method_is_judged_where_it_was_not_trained(tiny_model, monkeypatch):
+    """Losses before and after on the held-out texts, answers on `test` and `shifted`, training on `train`."""
+    read, asked, samples = [], [], compare.load_samples
+    monkeypatch.setattr(compare, "load_samples", lambda *of: read.append(of[1]) or samples(*of))
+    monkeypatch.setattr(compare, "load_prose", lambda: ["Rivers are slow in summer."])
+    monkeypatch.setattr(compare, "trained", lambda ready, steps: read.append("training") or ([], None))
+    monkeypatch.setattr(compare, "text_losses", lambda model, texts, *_: {name: len(t) for name, t in texts.items()})
+    monkeypatch.setattr(compare, "exactness", lambda model, tokenizer, chats, dtype: asked.append(list(chats)) or "10")
+    run = compare.train_method("lora-fp32", 0, torch.device("cpu"), judged=2)
+    assert read == ["validation", "training", "test", "shifted"]
+    assert asked == [list(samples("orders", split)["messages"])[:2] for split in ("test", "shifted")]
+    assert run["exact"] == {"test": "10", "shifted": "10"}
+    assert run["before"] == run["after"] == {"validation": 2, "prose": 1}
+
+
+def test_training_is_on_the_training_samples(tiny_model, tokenizer, monkeypatch):
+    """The seed's batches of them, at the usual rate unless a way has its own."""
+    told = []
+    monkeypatch.setattr(
+        compare, "train_steps", lambda model, batches, **settings: told.append((batches, settings)) or iter(())
+    )
+    ready = compare.prepare_method("lora-fp32", 5, torch.device("cpu"))
+    compare.trained(ready, 4)
+    ((batches, settings),) = told
+    train = [tokenize_chat(chat, tokenizer) for chat in load_samples("orders", "train").select(range(100))["messages"]]
+    assert batches == Batches(train, batch_size=8, seed=5)
+    usual = {"learning_rate": 1.5e-3, "pad_token_id": 2, "compute_dtype": torch.float32, "optimizer": "adamw_torch"}
+    assert settings == {"steps": 4, **usual}
+    compare.trained(compare.Ready(ready.model, ready.tokenizer, {"learning_rate": 0.5}, {}), 4)
+    assert told[-1][1]["learning_rate"] == 0.5
+
+
+def test_answers_are_compared_one_by_one(monkeypatch):
+    """Greedy answers to all but the last message; room for any order's."""
+    chats = [[{"role": "user", "content": q}, {"role": "assistant", "content": a}] for q, a in ("aA", "bB", "cC")]
+    asked = []
+
+    def generate(model, tokenizer, conversations, max_new_tokens, batch_size, dtype):
+        asked.append((conversations, max_new_tokens, dtype))
+        return ["A", "x", "C "]
+
+    monkeypatch.setattr(compare, "generate", generate)
+    assert compare.exactness("model", "tokenizer", chats, torch.bfloat16) == "101"
+    assert asked == [([chat[:1] for chat in chats], 56, torch.bfloat16)]
+
+
+def test_any_orders_answer_fits_in(tokenizer):
+    """What `exactness` and nobody else cuts at 56 tokens: an answer and the end token."""
+    answers = [
+        chat[-1]["content"] for split in ("test", "shifted") for chat in load_samples("orders", split)["messages"]
+    ]
+    assert max(map(len, tokenizer(answers)["input_ids"])) + 1 <= 56
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_is_adapted_trained_and_judged_as_its_recipe_says(tiny_model, monkeypatch, name):
+    told, samples = {}, compare.load_samples
+    adapt = type(PRESETS[name]).adapt
+    monkeypatch.setattr(
+        type(PRESETS[name]), "adapt", lambda preset, *of, **how: adapt(preset, *of, **told.update(how) or how)
+    )
+
+    def trained(ready, steps):
+        told.update(ready=ready, steps=steps)
+        return [
+            StepRecord(n, loss=3.0 - n, tokens=70, seconds=10.0, learning_rate=1.0, gradient_norm=1.0) for n in (1, 2)
+        ], 8
+
+    monkeypatch.setattr(compare, "trained", trained)
+    monkeypatch.setattr(compare, "exactness", lambda model, tokenizer, chats, dtype: told.update(chats=chats) or "0111")
+    monkeypatch.setattr(compare, "held_out", lambda tokenizer: "texts")
+    monkeypatch.setattr(compare, "text_losses", lambda model, texts, *_: {"validation": 1.0, "prose": 2.0})
+    run = compare.train_preset(name, 3, torch.device("cpu"), steps=2, judged=4)
+    assert (told["rank"], told["alpha"], told["seed"], told["steps"]) == (16, 32, 3, 2)
+    assert told["ready"].settings == PRESETS[name].settings(torch.bfloat16)
+    assert told["ready"].batches == {"batch_size": 8, "seed": 3}
+    assert {p.dtype for p in adapter(told["ready"]).values()} == {getattr(torch, PRESETS[name].adapter_dtype)}
+    assert list(told["chats"]) == list(samples("orders", "test")["messages"])[:4]
+    learned = {"losses": [2.0, 1.0], "validation_loss": 1.0, "exact_match": 0.75}
+    assert run == {"preset": name, "seed": 3, **learned, "peak_allocated": 8, "seconds": 20.0}
+
+
+def test_losses_are_nats_per_token(monkeypatch):
+    asked = []
+
+    def text_loss(model, samples, pad_token_id, dtype):
+        asked.append((samples, pad_token_id, dtype))
+        return Loss(6.0, len(samples))
+
+    monkeypatch.setattr(compare, "text_loss", text_loss)
+    tokenizer = SimpleNamespace(pad_token_id=7)
+    losses = compare.text_losses("model", {"prose": [1, 2, 3], "validation": [4]}, tokenizer, torch.bfloat16)
+    assert losses == {"prose": 2.0, "validation": 6.0}
+    assert asked == [([1, 2, 3], 7, torch.bfloat16), ([4], 7, torch.bfloat16)]
+
+
+def test_speed_is_the_median_of_steps_that_are_warm():
+    seconds = [100.0, 50.0, 1.0, 2.0, 10.0]
+    records = [StepRecord(n, 1.0, 1.0, 1.0, tokens=100, seconds=s) for n, s in enumerate(seconds, 1)]
+    assert compare.speed(records) == {"tokens_per_second": 50, "seconds_per_step": 2}
+    assert compare.speed(records[:2]) == {"tokens_per_second": 1.5, "seconds_per_step": 75}
+    assert compare.speed([]) == {"tokens_per_second": None, "seconds_per_step": None}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ("accuracy", ("accuracy", 8, 1)),
+        ("knobs", ("knobs", 3, 1)),
+        ("presets", ("presets", 3)),
+        ("accuracy --seeds 2 --jobs 4", ("accuracy", 2, 4)),
+        ("presets --seeds 5", ("presets", 5)),
+    ],
+)
+def test_how_much_is_run(monkeypatch, tmp_path, arguments, told):
+    runs = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(
+        compare, "compare", lambda what, seeds, output, jobs: runs.append((what, seeds, jobs)) or output
+    )
+    monkeypatch.setattr(compare, "compare_presets", lambda seeds, output: runs.append(("presets", seeds)) or output)
+    assert compare.main([*arguments.split(), "--output", str(tmp_path)]) == 0
+    assert runs == [told]
 
 
 @pytest.mark.parametrize(
@@ -105,6 +272,58 @@ def test_ways_are_timed_alone_and_recorded_run_by_run(monkeypatch, tmp_path, cap
     assert "validation 1.0000, test 1/2" in capsys.readouterr().out
     assert compare.main([what, "--jobs", "0"]) == 2
     assert "--jobs 0: at least 1" in capsys.readouterr().err
+
+
+def told(ready: compare.Ready) -> dict:
+    """What a knob's run is told, and what its adapter became."""
+    config = ready.model.peft_config["default"]
+    return {
+        **ready.settings,
+        **ready.batches,
+        "rank": config.r,
+        "alpha": config.lora_alpha,
+        "targets": {name.split(".")[-4] for name in adapter(ready)},
+        "base": {m.compute_dtype for m in ready.model.modules() if isinstance(m, bitsandbytes.nn.Linear4bit)},
+    }
+
+
+USUAL = {
+    "rank": 16, "alpha": 32, "learning_rate": 1.5e-3, "optimizer": "adamw_torch", "gradient_checkpointing": False,
+    "targets": {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"},
+    "compute_dtype": torch.bfloat16, "base": {torch.bfloat16}, "batch_size": 8, "accumulation": 1, "packing": False,
+    "max_length": 256, "seed": 6,
+}  # fmt: skip
+CHANGED = {
+    "as it is": {},
+    "checkpointing": {"gradient_checkpointing": True},
+    "adamw_8bit": {"optimizer": "adamw_8bit"},
+    "paged_adamw_32bit": {"optimizer": "paged_adamw_32bit"},
+    "paged_adamw_8bit": {"optimizer": "paged_adamw_8bit"},
+    "batch 4 x 2": {"batch_size": 4, "accumulation": 2},
+    "batch 1 x 8": {"batch_size": 1, "accumulation": 8},
+    "batch 32": {"batch_size": 32},
+    "packing": {"batch_size": 3, "packing": True},
+    "float16": {"compute_dtype": torch.float16, "base": {torch.float16}},
+    "float32": {"compute_dtype": torch.float32, "base": {torch.float32}},
+    "rank 4": {"rank": 4, "alpha": 8},
+    "rank 64": {"rank": 64, "alpha": 128},
+    "q, v": {"targets": {"q_proj", "v_proj"}},
+    "q, k, v, o": {"targets": {"q_proj", "k_proj", "v_proj", "o_proj"}},
+    "lr 1.5e-4": {"learning_rate": 1.5e-4},
+    "lr 5e-4": {"learning_rate": 5e-4},
+    "lr 5e-3": {"learning_rate": 5e-3},
+    "lr 1.5e-2": {"learning_rate": 1.5e-2},
+}
+
+
+@pytest.mark.parametrize("name", compare.KNOBS)
+def test_a_knob_turns_what_it_names_and_nothing_else(tiny_model, name):
+    assert told(compare.prepare_knob(name, 6, torch.device("cpu"))) == {**USUAL, **CHANGED[name]}
+
+
+def test_a_knob_comes_before_what_is_changed_for_a_cpus_sake(tiny_model):
+    ready = compare.prepare_knob("rank 4", 6, torch.device("cpu"), rank=2, batch_size=2)
+    assert told(ready) == {**USUAL, "rank": 4, "alpha": 8, "batch_size": 2}
 
 
 @pytest.mark.parametrize("name", compare.KNOBS)
@@ -135,14 +354,24 @@ def test_accumulation_and_batches_make_the_same_step(tiny_model, monkeypatch):
         assert run["losses"] == pytest.approx(runs[0]["losses"], rel=1e-4)
 
 
-def test_a_diverged_run_is_a_result(tiny_model, monkeypatch):
+@pytest.mark.parametrize("before", [0, 2])
+def test_a_diverged_run_is_a_result(tiny_model, monkeypatch, before):
+    """What was reached is told; a model that is no longer numbers is not judged."""
+
     def diverge(*arguments, **settings):
+        for n in range(1, before + 1):
+            yield StepRecord(n, loss=3.0 - n, tokens=60 + n, seconds=10.0, learning_rate=1.0, gradient_norm=1.0)
         raise compare.TrainingDiverged("the loss is nan")
-        yield
 
     monkeypatch.setattr(compare, "train_steps", diverge)
-    run = compare.train_knob("as it is", 0, torch.device("cpu"), steps=2, compute_dtype=torch.float32)
-    assert (run["losses"], run["after"], run["tokens_per_second"]) == ([], None, None)
+    monkeypatch.setattr(compare, "text_losses", lambda *_: pytest.fail("judged"))
+    run = compare.train_knob("rank 4", 1, torch.device("cpu"), steps=3, compute_dtype=torch.float32)
+    assert (run["knob"], run["seed"], run["after"], run["peak_allocated"]) == ("rank 4", 1, None, None)
+    assert run["trainable"] == 4 * 2 * (2 * 128 + 2 * 96 + 3 * 192)  # rank, layers; in + out of q o, k v, gate up down
+    if before:
+        assert (run["losses"], run["tokens"], run["seconds_per_step"]) == ([2.0, 1.0], 61.5, 10.0)
+    else:
+        assert (run["losses"], run["tokens"], run["tokens_per_second"]) == ([], None, None)
 
 
 @pytest.mark.parametrize("level", [0.5, 0.9, 0.95, 0.99])

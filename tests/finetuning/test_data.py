@@ -6,7 +6,7 @@ import torch
 
 from qlora_lab.errors import UserError
 from qlora_lab.finetuning import Batches, TokenizedSample, collate, load_prose, load_samples, tokenize
-from qlora_lab.finetuning.data import IGNORED, tokenize_chat, tokenize_text
+from qlora_lab.finetuning.data import IGNORED, has_split, read_chats, tokenize_chat, tokenize_text
 
 
 def sample(length: int, prompt: int = 2, first: int = 10) -> TokenizedSample:
@@ -22,42 +22,134 @@ def test_course_data_has_its_splits():
     assert len(load_prose()) > 40
 
 
+GOOD = '{"prompt": "a", "response": "b"}'
+ANSWER = '{"role": "assistant", "content": "b"}'
+
+
 @pytest.mark.parametrize(
-    ("lines", "message"),
+    ("line", "message"),
     [
-        (['{"prompt": "a", "response": "b"}', '{"prompt": "a", '], r"line 2 is not valid JSON: .* at column"),
-        (['{"prompt": "a"}'], r"line 1 has no text in 'response' \(it has: prompt\)"),
-        (['{"prompt": 3, "response": "b"}'], r"line 1 has no text in 'prompt'"),
-        (['["a"]'], r"line 1 holds a list"),
-        (['{"messages": [{"role": "user", "content": "a"}]}'], r"line 1: messages must be a list"),
-        ([""], r"is empty: it needs at least one line"),
+        ('{"prompt": "a", ', r"line 3 is not valid JSON: .* at column 1[4-7]"),
+        (f'{{"prompt": {5000 * "9"}}}', "line 3 is not JSON that can be read: .*4300 digits"),
+        (100_000 * "[", "line 3 is not JSON that can be read: .*recursion"),
+        ('["a"]', r"line 3 holds \[\"a\"\], not an object"),
+        ("7", "line 3 holds 7, not an object"),
+        ("{}", r"line 3 has no text in 'prompt' \(it has: nothing\)"),
+        ('{"prompt": "a"}', r"line 3 has no text in 'response' \(it has: prompt\)"),
+        ('{"prompt": 3, "response": "b"}', "line 3 has no text in 'prompt', but 3"),
+        ('{"prompt": "a", "response": null}', "line 3 has no text in 'response', but null"),
+        ('{"prompt": "a", "response": ["b"]}', r"line 3 has no text in 'response', but \[\"b\"\]"),
+        ('{"prompt": "", "response": "b"}', "line 3 has no text in 'prompt', but \"\""),
+        ('{"prompt": "a", "response": " \\n\\t"}', "line 3 has no text in 'response', but"),
+        ('{"prompt": "a", "response": "b", "system": 5}', "line 3 has no text in 'system', but 5"),
+        ('{"prompt": "a", "response": "b", "system": 0}', "line 3 has no text in 'system', but 0"),
+        ('{"prompt": "a", "response": "b", "system": []}', r"line 3 has no text in 'system', but \[\]"),
+        ('{"prompt": "a", "response": "b", "system": "  "}', "line 3 has no text in 'system', but"),
+        (
+            r'{"prompt": "React", "response": "Great \ud83d"}',
+            r"line 3 has half a character in 'response', '\\ud83d' at position 7",
+        ),
+        (r'{"prompt": "\ude00", "response": "b"}', "line 3 has half a character in 'prompt'"),
+        (r'{"prompt": "a", "response": "b", "system": "\ud83d!"}', "line 3 has half a character in 'system'"),
+        ('{"messages": "hello"}', "line 3: messages must be a list"),
+        ('{"messages": ["hello"]}', "line 3: messages must be a list"),
+        ('{"messages": []}', "line 3: messages must hold a question and end with the assistant's answer"),
+        (f'{{"messages": [{ANSWER}]}}', "line 3: messages must hold a question"),
+        ('{"messages": [{"role": "user", "content": "a"}]}', "line 3: messages must hold a question"),
+        (f'{{"messages": [{ANSWER}, {{"role": "user", "content": "a"}}]}}', "end with the assistant's answer"),
+        (f'{{"messages": [{{"role": "user", "content": 5}}, {ANSWER}]}}', "message 1 has no text in 'content', but 5"),
+        (f'{{"messages": [{{"role": 1, "content": "a"}}, {ANSWER}]}}', "message 1 has no text in 'role', but 1"),
+        (f'{{"messages": [{{"content": "a"}}, {ANSWER}]}}', r"message 1 has no text in 'role' \(it has: content\)"),
+        (
+            '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": ""}]}',
+            "line 3, message 2 has no text in 'content'",
+        ),
+        (
+            r'{"messages": [{"role": "user", "content": "\ud83d"}, ' + ANSWER + "]}",
+            "line 3, message 1 has half a character in 'content'",
+        ),
     ],
 )
-def test_bad_lines(tmp_path, lines, message):
+def test_bad_lines(tmp_path, line, message):
+    """The line is counted as an editor counts it, empty lines too."""
     path = tmp_path / "mine.jsonl"
-    path.write_text("\n".join(lines))
-    with pytest.raises(UserError, match=message):
+    path.write_text(f"{GOOD}\n\n{line}\n{GOOD}\n", encoding="utf-8")
+    with pytest.raises(UserError, match=f"mine.jsonl, {message}" if message.startswith("line") else message) as error:
+        load_samples(path)
+    assert len(str(error.value)) < 250 and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"\n \n", b"\xef\xbb\xbf"])
+def test_empty_files(tmp_path, content):
+    path = tmp_path / "mine.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="mine.jsonl is empty: it needs at least one line"):
         load_samples(path)
 
 
-def test_not_utf8(tmp_path):
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_not_utf8(tmp_path, mark):
+    """Far into a file, where a decoder that reads by pieces has begun to count anew."""
     path = tmp_path / "mine.jsonl"
-    path.write_bytes(b'{"prompt": "caf\xe9"}')
-    with pytest.raises(UserError, match="not UTF-8"):
+    path.write_bytes(mark + GOOD.encode() + b"\n" * 20_000 + b'{"prompt": "caf\xe9", "response": "b"}')
+    with pytest.raises(UserError, match="mine.jsonl, line 20001 is not UTF-8 text: invalid continuation byte"):
         load_samples(path)
 
 
-def test_missing_data_names_what_there_is():
-    with pytest.raises(UserError, match=r"no data at 'ordes'.*orders"):
-        load_samples("ordes")
+def test_files_of_other_editors(tmp_path):
+    """With a byte order mark, Windows' ends of lines, and a character that only Python takes for one (U+2028)."""
+    path = tmp_path / "mine.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + f'{GOOD}\r\n{GOOD[:-2]}\u2028\U0001f600 c"}}\r\n'.encode())
+    assert [chat[-1]["content"] for chat in load_samples(path)["messages"]] == ["b", "b\u2028\U0001f600 c"]
+
+
+def test_a_file_that_cannot_be_read(tmp_path, monkeypatch):
+    """Said by hand: whoever runs tests as root may read everything."""
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "mine.jsonl").write_text(GOOD)
+    monkeypatch.setattr("pathlib.Path.read_bytes", refuse)
+    with pytest.raises(UserError, match="cannot read .*mine.jsonl: Permission denied"):
+        load_samples(tmp_path / "mine.jsonl")
+
+
+@pytest.mark.parametrize("source", ["ordes", "", "/nowhere/at/all", 300 * "x"])
+def test_missing_data_names_what_there_is(source):
+    with pytest.raises(UserError, match=r"no data at|has no train.jsonl") as error:
+        load_samples(source)
+    assert "one of: orders" in str(error.value) or not source
+
+
+def test_splits_of_a_folder(tmp_path):
+    """A folder of that name here comes before the course's data."""
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.jsonl").write_text(GOOD.replace("a", split))
+    (tmp_path / "validation.jsonl").mkdir()
+    assert [has_split(tmp_path, split) for split in ("train", "test", "validation", "shifted")] == [1, 1, 0, 0]
+    assert [has_split("orders", split) for split in ("train", "shifted", "nothing")] == [1, 1, 0]
+    assert not has_split(tmp_path / "test.jsonl", "test")
+    assert load_samples(tmp_path, "test")["messages"][0][0]["content"] == "test"
+    assert load_samples(tmp_path)["messages"][0][0]["content"] == "train"
+    assert len(load_samples(tmp_path / "test.jsonl", "train")) == 1  # a file has no splits
+    with pytest.raises(UserError, match="has no validation.jsonl"):
+        load_samples(tmp_path, "validation")
 
 
 def test_prompt_and_messages_say_the_same(tmp_path):
     path = tmp_path / "mine.jsonl"
     chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    path.write_text(json.dumps({"prompt": "a", "response": "b"}) + "\n\n" + json.dumps({"messages": chat}))
-    rows = load_samples(path)["messages"]
-    assert rows[0] == rows[1] == chat
+    said = [{"role": "system", "content": "be brief"}, *chat]
+    silent = [{"role": "system", "content": ""}, *chat]  # means something: a template's own system message stays away
+    row = {"prompt": "a", "response": "b"}
+    rows = [
+        *[row, {"messages": chat}, {**row, "system": ""}, {**row, "system": None, "id": 7}],
+        *[{**row, "system": "be brief"}, {"messages": said, "id": 7}, {"messages": silent}],
+    ]
+    path.write_text("\n\n".join(map(json.dumps, rows)))
+    assert list(load_samples(path)["messages"]) == [chat] * 4 + [said] * 2 + [silent]
+    assert read_chats(path) == list(load_samples(path)["messages"])
 
 
 # ---------------------------------------------------------------------------------------------------------- tokenizing
