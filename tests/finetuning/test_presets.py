@@ -51,7 +51,8 @@ def fresh_accelerate():
 
 @pytest.mark.parametrize("chunk", [1, 7, 64, 10_000])
 def test_chunked_loss_and_gradients_are_those_of_the_whole(make_tiny, chunk):
-    batch = collate([[sample] for sample in samples()], 0)
+    first, second, *others = samples()
+    batch = collate([[first, second], *[[sample] for sample in others]], 0)
     kept = []
     for size in (None, chunk):
         model = make_tiny()
