@@ -8,6 +8,7 @@ import torch
 from qlora_lab import finetuning
 from qlora_lab.finetuning import build_random
 from qlora_lab.memory.estimate import (
+    LINEARS,
     PRESETS,
     SHAPES,
     MemoryBreakdown,
@@ -16,6 +17,7 @@ from qlora_lab.memory.estimate import (
     estimate,
     from_config,
     kbit_preparation_bytes,
+    layer_activation_bytes,
     model_parts,
     optimizer_state_bytes,
     shape_named,
@@ -176,7 +178,6 @@ def test_parameters_are_those_of_transformers_model(name):
         ({"attention_bias": True}, ("q_proj", "k_proj", "v_proj", "o_proj")),
         ({"mlp_bias": True}, ("gate_proj", "up_proj", "down_proj")),
         ({"head_dim": 24}, ()),  # heads that are wider together than the stream
-        ({"num_key_value_heads": None}, ()),
     ],
 )
 def test_biases_and_heads_are_those_of_transformers_model(settings, biased):
@@ -193,6 +194,12 @@ def test_biases_and_heads_are_those_of_transformers_model(settings, biased):
     assert shape.biased == tuple(name for name, m in linears.items() if m.bias is not None) == biased
     sizes = [p.numel() for p in model.parameters()]
     assert shape.parameters() == sum(sizes) and sorted(trained_tensors(shape, "full")) == sorted(sizes)
+
+
+def test_a_config_that_does_not_name_its_key_value_heads_has_as_many_as_heads():
+    config = tiny_config(num_key_value_heads=2)
+    del config.num_key_value_heads
+    assert from_config(config).num_key_value_heads == 4
 
 
 TARGETS = {
@@ -284,6 +291,9 @@ def test_full_fine_tuning_takes_16_bytes_a_parameter_and_what_torchs_adamw_needs
         kept = sum(parts.get(name, 0) for name in names)
         assert kept == 16 * shape.parameters()
         assert round(kept / 1e9, 1) == 107.8
+        # the denominators of all; with master weights those of one tensor (an embedding), and its gradient in fp32
+        largest = 32000 * 4096
+        assert parts["update"] == (4 * shape.parameters() if precision == "float32" else (4 + 4) * largest)
     assert parts["master weights"] == 4 * shape.parameters()
 
 
@@ -330,8 +340,34 @@ def test_embeddings_go_to_the_cpu_and_the_head_stays():
 
 def test_a_chunk_larger_than_the_batch_changes_nothing_but_what_it_keeps():
     """Logits are those of 63 positions, in 12 bytes each at the most, however large the chunk is."""
-    parts = estimate(Shape(64, 192, 1, 4, 2, 100_000), sequence_length=64, loss_chunk=1000).parts
-    assert parts["logits and loss"] == 12 * 63 * 100_000
+    shape = Shape(64, 192, 1, 4, 2, 100_000)
+    chunk, whole = (estimate(shape, sequence_length=64, loss_chunk=chunk).parts for chunk in (1000, None))
+    assert chunk["logits and loss"] == whole["logits and loss"] == 12 * 63 * 100_000
+    assert chunk["activations"] - whole["activations"] == 64 * 2 * 64  # bf16 hidden states, to compute a chunk again
+
+
+def test_a_linear_keeps_its_input_once_whoever_else_reads_it():
+    """A token's x in bf16, beside that of o_proj, which attention keeps anyway; q, k, v and gate, up share theirs."""
+    shape = Shape(64, 192, 1, 4, 2, 100)
+    hidden, mlp = 2 * 64, 2 * 192
+
+    def kept(*targets):
+        without_rank = layer_activation_bytes(shape, "qlora", 1, targets) - 2 * len(targets)  # A x, of rank 1
+        return without_rank - layer_activation_bytes(shape, "qlora", 1, "o_proj") + 2
+
+    assert [kept(name) for name in LINEARS] == [hidden, hidden, hidden, 0, hidden, hidden, mlp]
+    assert kept("q_proj", "v_proj") == hidden and kept("k_proj", "up_proj") == 2 * hidden
+    assert kept(*LINEARS) == 2 * hidden + mlp
+
+
+def test_only_an_adapter_on_down_copies_its_input():
+    """16-bit LoRA, an MLP that dwarfs the rest. Backward, bytes a token: gate, silu and up, each in bf16; on down also
+    the x that the adapter keeps, and while it is computed x before PEFT's cast and in fp32: 6, or 6 + 2 + 2 + 4."""
+    shape = Shape(64, 200_000, 1, 4, 2, 100)
+    for targets, bytes_each in (("v_proj", 6), ("down_proj", 14)):
+        need = estimate(shape, "lora", rank=1, targets=targets, sequence_length=10)
+        assert need.moment == "backward"
+        assert need.parts["activations"] / (10 * 200_000) == pytest.approx(bytes_each, rel=0.01)
 
 
 def test_a_deviation_is_negative_where_too_little_was_predicted():

@@ -312,6 +312,8 @@ def test_lists_are_worked_through(tmp_path, monkeypatch):
     assert smallest["llama-33b", "lean"] == 24
     assert smallest["llama-65b", "standard"] == 40
     assert smallest["llama-7b", "lean"] == 5
+    assert smallest["llama-13b", "lean"] == 8  # it holds 7.38 GB of 7.5, since one of two embeddings is elsewhere
+    assert smallest["llama-7b", "standard"] == 6  # it holds 4.505 GB, and the context leaves 4.5 of 5
     assert len(written["explained"]) == len(record.EXPLAINED) + 1
 
     before = len(asked)
