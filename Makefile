@@ -27,7 +27,8 @@ LAB := --ServerApp.root_dir=notebooks --LabApp.default_url=/lab/tree/00_start_he
 QUIET_LAB = $(PY) -m jupyter labextension disable --level=sys_prefix @jupyterlab/apputils-extension:announcements
 CORES = $(shell $(PY) -c 'import os; print(os.cpu_count())')
 HALF = $(shell $(PY) -c 'import os; print(max(1, os.cpu_count() // 2))')
-NBVAL = $(PY) -m pytest -c pyproject.toml -p tests.labels --nbval --nbval-current-env \
+# for copies of the notebooks in the folder $work, which is outside of the repository
+NBVAL = $(PY) -m pytest -c pyproject.toml --rootdir="$$work" -p tests.labels --nbval --nbval-current-env \
     --nbval-sanitize-with tests/nbval_sanitize.cfg
 
 .PHONY: help lab test notebooks labels test-oldest run check bench bench-gpu wheelhouse clean model

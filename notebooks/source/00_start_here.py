@@ -128,7 +128,7 @@ check_bytes_of_weights(weight_bytes)
 # Most notebooks have a slider. Move this one (it needs a running kernel): which of your favourite models fit this machine,
 # and in which format? These are the weights alone. What training adds to them is the subject of notebook 01.
 
-# %% alt="Horizontal bars: GB that a model's weights take in 32, 16, 8 and 4 bits, with a dashed line at this machine's memory. Where the slider starts, at 7 billion parameters, they are 28, 14, 7 and 3.5 GB: half the bits, half the bytes."
+# %% alt="Horizontal bars: GB that a model's weights take in 32, 16, 8 and 4 bits, with a dashed line at this machine's memory. Where the slider starts, at {{slider.value:g}} billion parameters, they are {{slider.value * 32 / 8:g}}, {{slider.value * 16 / 8:g}}, {{slider.value:g}} and {{slider.value * 4 / 8:g}} GB: half the bits, half the bytes."
 # NBVAL_IGNORE_OUTPUT
 # because the line shows this machine's memory
 import ipywidgets

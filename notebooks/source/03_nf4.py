@@ -219,7 +219,7 @@ check_level_usage(usage)
 # <details><summary>Hint 2</summary>Bit operators, <code>>></code> and <code>&</code>; then
 # <code>torch.bincount(..., minlength=16)</code>.</details>
 
-# %% alt="Bars: share of the elements at each of NF4's 16 levels, from −1 (level 0) to 1 (level 15). They form a hill: the rarest, level 15, has 1.7 %, the most frequent, level 6, has 9.2 %. A dotted line marks equal shares, 6.25 %; two dashed lines are your guesses for rarest and most frequent."
+# %% alt="Bars: share of the elements at each of NF4's 16 levels, from −1 (level 0) to 1 (level 15). They form a hill: the rarest, level {{shares.argmin()}}, has {{100 * shares.min():.1f}} %, the most frequent, level {{shares.argmax()}}, has {{100 * shares.max():.1f}} %. A dotted line marks equal shares, 6.25 %; two dashed lines are your guesses for rarest and most frequent."
 from qlora_lab.quantization import entropy, level_usage  # level_usage(q) does the same for a QuantizedTensor
 
 shares = level_usage(ours)
@@ -340,7 +340,7 @@ assert round((1 - 1 / 30 + 1 - 1 / 32) / 2, 7) == offset
 
 # %% [markdown]
 # In a small block the largest value is not far out, so the others spread widely over [−1, 1], and levels farther out pay off: for
-# Gaussian blocks of 64, an offset near 0.935 has 3 % less error. In large blocks the rest huddles near zero; at 512 NF4's offset
+# Gaussian blocks of 64, an offset near {{best_offset[64]:.3f}} has {{100 * excess[64]:.0f}} % less error. In large blocks the rest huddles near zero; at 512 NF4's offset
 # is right, at 4096 too small. Heavy tails act like a larger block:
 
 # %%
@@ -479,7 +479,7 @@ assert fair["Gaussian"][2] < fair["Gaussian"][4] and fair["embeddings"][2] > fai
 # How much is left to gain? **Lloyd's algorithm** finds the sixteen levels with the least error for given data: each number goes to
 # its nearest level, each level to the mean of its numbers, again and again. `best_codebook` does that.
 
-# %% alt="Two rows of ticks from −1 to 1: NF4's 16 levels, and the 16 with the least error on Gaussian blocks of 64. The best ones are nearly symmetric, have no level at 0 (no ring), and end at about ±0.95, short of ±1. Their error is 0.0874, NF4's is 0.0920."
+# %% alt="Two rows of ticks from −1 to 1: NF4's 16 levels, and the 16 with the least error on Gaussian blocks of 64. The best ones are nearly symmetric, have no level at 0 (no ring), and end at about ±0.95, short of ±1. Their error is {{error_with(best_16):.4f ±1%}}, NF4's is {{error_with(NF4):.4f ±1%}}."
 from qlora_lab.quantization import best_codebook
 
 
@@ -573,7 +573,7 @@ assert f"{7 / 127 * in_4_bits:.3f}" == "0.007"  # 8 bits have 127 steps where 4 
 
 # %% [markdown]
 # The model came to you through a 4-bit file, and bfloat16 hides it. Comparing formats on its linear layers would crown affine INT4 with
-# blocks of 32, by a factor of more than sixty. That is why the figures above use the embeddings (once 8-bit: an error near 0.007 beside 0.107, and errors add as squares), and why
+# blocks of 32, by a factor of more than sixty. That is why the figures above use the embeddings (once 8-bit: an error near {{7 / 127 * in_4_bits:.3f}} beside 0.107, and errors add as squares), and why
 # a benchmark of quantizers should say where its weights come from.
 #
 # ## 8 · Six suspects

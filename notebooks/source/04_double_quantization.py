@@ -102,10 +102,9 @@ _ = plot_block_costs(new_axes(height=3.0), {"NF4, float32 scales, by block size"
 # %% claims
 assert matrix.shape == (49_152, 576) and matrix.dtype == torch.bfloat16
 gains = [bigger[1] - smaller[1] for smaller, bigger in zip(plain, plain[1:])]
-assert [f"{gain:.3f}" for gain in (min(gains), max(gains))] == ["0.010", "0.017"]
 
 # %% [markdown]
-# Each halving of the blocks lowers the error by 0.010 to 0.017, and costs twice as many bits as the one before. Small
+# Each halving of the blocks lowers the error by {{min(gains):.3f}} to {{max(gains):.3f}}, and costs twice as many bits as the one before. Small
 # blocks are worth having, if only their scales were cheaper.
 #
 # ## 2 · Look at the scales
@@ -225,7 +224,7 @@ assert all(errors[name, "INT8"] < errors[name, "dynamic"] for name in scales)
 # %% [markdown]
 # **What happened?** Look at where the centred, scaled numbers lie, and how far apart the levels are there:
 
-# %% alt="Step to the next level (log scale) over the scale minus mean, as a share of its block's largest. INT8 is a flat line. Dynamic steps are 1.8 times as wide outside ±0.1, and ever finer towards 0. A grey histogram of the scales lies behind: only 29 % are within ±0.1."
+# %% alt="Step to the next level (log scale) over the scale minus mean, as a share of its block's largest. INT8 is a flat line. Dynamic steps are {{coarser:.1f}} times as wide outside ±0.1, and ever finer towards 0. A grey histogram of the scales lies behind: only {{100 * near_zero:.0f}} % are within ±0.1."
 centred = (q.absmax - offset).view(-1, 256)
 scaled = (centred / centred.abs().amax(1, keepdim=True)).flatten()
 counts, edges = torch.histogram(scaled, bins=50, range=(-1, 1), density=True)
@@ -339,7 +338,7 @@ assert (
 )
 
 # %% [markdown]
-# 4.126953 bits. The tables (16 and 256 levels of 4 bytes, and the mean) take 1,092 bytes whatever the tensor's size.
+# {{d.bits_per_parameter:.6f}} bits. The tables (16 and 256 levels of 4 bytes, and the mean) take {{parts['level tables, mean']:,}} bytes whatever the tensor's size.
 # That is nothing for LLaMA's millions of weights, and all tensors could share them.
 #
 # ## 5 · Gigabytes
@@ -353,7 +352,7 @@ assert (
 # %%
 prediction = {"65B": 0.4}  # ← your guess, in GB
 
-# %% alt="Horizontal bars: GB saved by double quantization. LLaMA 7B saves 0.30, 13B 0.59, 33B 1.50 and 65B 3.02. A diamond in the 65B row is your guess."
+# %% alt="Horizontal bars: GB saved by double quantization. LLaMA 7B saves {{saved['7B']:.2f}}, 13B {{saved['13B']:.2f}}, 33B {{saved['33B']:.2f}} and 65B {{saved['65B']:.2f}}. A diamond in the 65B row is your guess."
 saved_bits = q.bits_per_parameter - d.bits_per_parameter
 saved = {
     size: SHAPES[f"llama-{size.lower()}"].linear_parameters() * saved_bits / 8 / 1e9
@@ -370,8 +369,8 @@ assert (
 )
 
 # %% [markdown]
-# **What happened?** 0.4 looks like the number of *bits per parameter*, 0.373, with the wrong unit. For 65 billion of
-# them that makes 3.0 GB; QLoRA's paper says "approximately 3 GB". At 7B, 0.30 GB.
+# **What happened?** 0.4 looks like the number of *bits per parameter*, {{saved_bits:.3f}}, with the wrong unit. For 65 billion of
+# them that makes {{saved['65B']:.1f}} GB; QLoRA's paper says "approximately 3 GB". At 7B, {{saved['7B']:.2f}} GB.
 #
 # And the zero point? Look for it in what bitsandbytes keeps:
 
@@ -439,7 +438,7 @@ assert abs(after["dynamic"] - before) < 5e-5 and abs(together - after["dynamic"]
 assert after["INT8"] < after["dynamic"] and f"{before:.4f} {of_scales:.3f}" == "0.0920 0.002"
 
 # %% [markdown]
-# **What happened?** Errors that know nothing of each other add up as squares. Beside 0.092, an error of 0.002 is
+# **What happened?** Errors that know nothing of each other add up as squares. Beside {{before:.3f}}, an error of {{of_scales:.3f}} is
 # invisible: it shows in the fifth decimal. So the choice between the two codes does not matter here.
 #
 # So 0.373 bits were nearly free. What else could one have done with the scales?
@@ -456,7 +455,7 @@ print(f"scales of the bf16 embedding matrix with lower bits other than 0: {lower
 # %% claims
 assert lower_halves.count_nonzero() == 0
 
-# %% alt="Three falling curves: relative RMS error over bits per parameter, points at blocks of 4096 to 32. At each block size the errors are alike, but double quantization takes the fewest bits, then bf16, then float32 scales. Near 4.125 bits: 64 with double 0.1069, 256 with float32 0.1357."
+# %% alt="Three falling curves: relative RMS error over bits per parameter, points at blocks of 4096 to 32. At each block size the errors are alike, but double quantization takes the fewest bits, then bf16, then float32 scales. Near 4.125 bits: 64 with double {{cheap[1]:.4f}}, 256 with float32 {{dear[1]:.4f}}."
 doubled = {size: double_quantize(q, block_size=256) for size, q in quantized.items()}
 double_dots = [(q.bits_per_parameter, relative_rms(embedding, dequantize(q)), size) for size, q in doubled.items()]
 curves = {

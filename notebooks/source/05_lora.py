@@ -397,8 +397,8 @@ assert [numbers for numbers, _ in results.values()] == [0, 13_271_040, 40_320, 3
 assert results["LoRA, rank 8"][1] < 1.5 * full_loss and results["LoRA, rank 1"][1] < alone[0]
 
 # %% [markdown]
-# 322,560 numbers instead of 13 million, and about the loss of full training. (LoRA's learning rate was the better of
-# two, the full training's the first that was tried: read this as "as good", not "better".) Rank 1, 40,320 numbers,
+# {{results['LoRA, rank 8'][0]:,}} numbers instead of {{results['in full'][0] / 1e6:.0f}} million, and about the loss of full training. (LoRA's learning rate was the better of
+# two, the full training's the first that was tried: read this as "as good", not "better".) Rank 1, {{results['LoRA, rank 1'][0]:,}} numbers,
 # does better than the largest single direction of the full update did: trained as rank 1 from the start, it finds a
 # direction that pays more.
 #
@@ -570,7 +570,7 @@ assert (
 assert llama.parameters() + 4_194_304 == 6_742_609_920
 
 # %% [markdown]
-# **What happened?** It is 16,777,216, four times as many. The quoted line agrees with itself, though: its total is
+# **What happened?** It is {{adapter_numbers:,}}, four times as many. The quoted line agrees with itself, though: its total is
 # LLaMA-7B and an adapter of 4,194,304. It looks like the output of another run. Which?
 #
 # **Exercise 5.3 ●●○ (6 minutes).** Given a shape, the targets and the number of trainable parameters, find the rank.
@@ -681,7 +681,7 @@ assert len(lora_layers(model)) == 30 and trainable_parameters(model) == 322_560
 # - LoRA trains B A beside a frozen W. B starts at zero: not one bit of the output changes, and A has no gradient in
 # the first step.
 # - Under AdamW, alpha is a learning rate for B. Compare ranks only when each has its own learning rate.
-# - rank × (in + out) numbers for each matrix. LLaMA-7B, rank 16 on q, k, v, o: 16,777,216, or 0.2484 %. 4,194,304 is
+# - rank × (in + out) numbers for each matrix. LLaMA-7B, rank 16 on q, k, v, o: {{adapter_numbers:,}}, or {{100 * adapter_numbers / whole:.4f}} %. 4,194,304 is
 # rank 8 on q and v.
 #
 # This serves *train a QLoRA model successfully*: a QLoRA model is this one on a base in 4 bits.

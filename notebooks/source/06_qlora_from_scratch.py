@@ -92,7 +92,7 @@ assert f"{difference:.2f}" == f"{relative_rms(W, q.dequantize()):.2f}" == "0.09"
 # **What happened?** The first is 0: equal to the last bit. The rounding happened *once*, before training, and is no part
 # of the graph. What is left is a constant matrix; y = x Wᵀ is linear in x, and its gradient is exact. Nothing in QLoRA
 # approximates the gradient of the rounding: only whoever trains the rounded weights themselves meets the staircase.
-# It is another model than before, by 9 % here, and the gradients are exact for *that* model.
+# It is another model than before, by {{100 * difference:.0f}} % here, and the gradients are exact for *that* model.
 #
 # **Exercise 6.1 ●○○ (3 minutes).** So write the way back, in one line. y = x Wᵀ; given dL/dy, what is dL/dx? Multiply in
 # the gradient's dtype: it may be bfloat16.
@@ -311,7 +311,7 @@ cpu = {"device": "cpu", "compute_dtype": torch.float32}
 pristine, tokenizer = load_model(**cpu)
 model = add_lora(quantize_linears(copy.deepcopy(pristine)), rank=16, alpha=32)
 
-# %% alt="Three horizontal bars: MB that the linear layers take. float32 takes 424.7, bfloat16 212.3, and NF4 with double quantization 54.8, about an eighth of float32."
+# %% alt="Three horizontal bars: MB that the linear layers take. float32 takes {{sizes['float32'] / 1e6:.1f}}, bfloat16 {{sizes['bfloat16'] / 1e6:.1f}}, and NF4 with double quantization {{sizes['NF4, double'] / 1e6:.1f}}, about an eighth of float32."
 linears = [module for module in model.modules() if isinstance(module, QuantizedLinear)]
 parameters = sum(module.in_features * module.out_features for module in linears)
 packed = sum(module.weight.nbytes - 1092 for module in linears)  # without the tables, which all could share
@@ -696,7 +696,7 @@ repaired = scores["3 bits affine"] - after["3 bits affine"]
 assert repaired < 0.25 * (scores["3 bits affine"] - dense_loss)
 
 # %% [markdown]
-# 7 %. Rounding errors are spread over all 576 directions, like noise, and a low rank cannot undo them. LoRA does not
+# {{100 * share:.0f}} %. Rounding errors are spread over all 576 directions, like noise, and a low rank cannot undo them. LoRA does not
 # mend the weights. It bends the output towards the target, on *your* data: the orders come out right, and English stays
 # nearly as damaged as the rounding left it. So choose a base that is good *before* you train, and judge on more than the training
 # task (notebook 07 does).

@@ -369,7 +369,7 @@ show_answers(
     ("order", "before", "after", ""),
 )
 
-# %% alt="Pairs of horizontal bars, measured and your guess: share of 50 orders that are exactly right. Of the test orders nearly all are, of the shifted orders fewer than half."
+# %% alt="Pairs of horizontal bars, measured and your guess: share of {{len(judged['test'])}} orders that are exactly right. Of the test orders nearly all are, of the shifted orders fewer than half."
 # NBVAL_IGNORE_OUTPUT
 # because another processor rounds otherwise
 from qlora_lab.classroom.plots import new_axes, plot_shares
@@ -384,11 +384,11 @@ assert not as_it_was or (score["test"] >= 0.85 and score["shifted"] < 0.5)
 
 # %% [markdown]
 # **What happened?** On the kind of orders it was trained on, a model that got nothing right is now almost perfect, after a
-# minute or two and 160 examples. On shifted orders it fails most of the time, and no training loss would have told you: a
+# minute or two and {{8 * steps}} examples. On shifted orders it fails most of the time, and no training loss would have told you: a
 # `test` set cut from the same cloth as the training set measures whether the model learned *your sentences*, not whether it
 # learned *the job*. Which part of the job did it not learn?
 
-# %% alt="Pairs of horizontal bars for six fields: share of 50 orders in which the field is exactly right, for test and shifted orders. On test orders every field is right nearly always. On shifted ones each is right less often: item and colour lose least, quantity and city most."
+# %% alt="Pairs of horizontal bars for six fields: share of {{len(judged['test'])}} orders in which the field is exactly right, for test and shifted orders. On test orders every field is right nearly always. On shifted ones each is right less often: item and colour lose least, quantity and city most."
 # NBVAL_IGNORE_OUTPUT
 # because another processor rounds otherwise
 import json

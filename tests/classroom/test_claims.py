@@ -234,8 +234,17 @@ def test_names_that_leak_out_of_claims(tmp_path, capsys, cells, told):
     assert told in capsys.readouterr().err
 
 
-def test_the_course_keeps_its_assertions_out_of_sight():
-    for source in sorted((REPOSITORY / "notebooks" / "source").glob("[0-9]*.py")):
-        for cell in read_cells(source.read_text(encoding="utf-8")):
-            in_sight = cell.type == "code" and not cell.is_claims
-            assert not (in_sight and re.search(r"^\s*assert\b", cell.source, re.MULTILINE)), (source.name, cell.line)
+SOURCES = sorted((REPOSITORY / "notebooks" / "source").glob("[0-9]*.py"))
+ASSERT = re.compile(r"^\s*assert\b", re.MULTILINE)
+
+
+def test_the_course_keeps_its_assertions_out_of_sight_and_runs_them_in_ci(tmp_path):
+    assert main(["--with-claims", str(tmp_path)]) == 0
+    for source in SOURCES:
+        cells = [cell for cell in read_cells(source.read_text(encoding="utf-8")) if cell.type == "code"]
+        in_sight = [cell.line for cell in cells if not cell.is_claims and ASSERT.search(cell.source)]
+        assert in_sight == [], source.name
+        written = [cell.source for cell in cells if cell.is_claims]
+        for copy in (tmp_path / f"{source.stem}.ipynb", tmp_path / "solutions" / f"{source.stem}.ipynb"):
+            ran = [cell.source for cell in nbformat.read(copy, 4).cells if cell.source.startswith("# Claims of ")]
+            assert [text.partition("\n")[2] for text in ran] == written and written, copy
