@@ -449,6 +449,7 @@ def place(finished, tiny_folder, tmp_path_factory) -> pathlib.Path:
     """What bad commands are about: data with mistakes, models without this or that, folders of other runs."""
     place = tmp_path_factory.mktemp("place")
     (place / "file").write_text("in the way")
+    (place / "file").chmod(0o755)  # one that may be entered, as it were
     (place / "nothing").mkdir()
     jsonl(place / "empty.jsonl")
     jsonl(place / "half.jsonl", GOOD, "{")
@@ -678,7 +679,7 @@ def test_an_adapter_is_saved_whole_or_not_at_all(capsys, monkeypatch, tmp_path, 
 
     def half(model, folder):
         folder.mkdir(parents=True)
-        (folder / "adapter_model.safetensors").write_bytes(b"half of it")
+        (folder / "half").write_bytes(b"of it")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(type(tiny), "save_pretrained", half)
@@ -689,7 +690,8 @@ def test_an_adapter_is_saved_whole_or_not_at_all(capsys, monkeypatch, tmp_path, 
     train_qlora.save_adapter(tiny, tmp_path / "adapter")  # what the first try left behind is no hindrance
     whole = contents(tmp_path)
     assert sorted(path.name for path in whole if path.parent == tmp_path) == ["adapter"]
-    assert {"adapter_config.json", "adapter_model.safetensors"} <= {path.name for path in whole}
+    names = {path.name for path in whole}
+    assert {"adapter_config.json", "adapter_model.safetensors"} <= names and "half" not in names
     monkeypatch.setattr(type(tiny), "save_pretrained", half)
     with pytest.raises(OSError):
         train_qlora.save_adapter(tiny, tmp_path / "adapter")
