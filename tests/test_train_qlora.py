@@ -5,6 +5,7 @@ import json
 import math
 import os
 import pathlib
+import shlex
 import shutil
 import signal
 import subprocess
@@ -285,7 +286,7 @@ LLAMA = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_p
         ("", {}),
         ("--rank 3", {"ranks": {3}, "alpha": 6}),
         ("--alpha 5", {"alpha": 5}),
-        ("--targets q_proj,v_proj", {"targets": {"q_proj", "v_proj"}}),
+        ("--targets 'q_proj, v_proj'", {"targets": {"q_proj", "v_proj"}}),
         ("--steps 47", {"steps": 47, "warmup_steps": 4}),
         ("--steps 7", {"steps": 7, "warmup_steps": 1}),
         (  # 25 samples, 6 a step: 5 steps an epoch, the last of them with what comes next; 40.5 steps
@@ -328,7 +329,7 @@ def test_each_flag_reaches_what_it_names_and_nothing_else(capsys, tiny_folder, t
     long = json.dumps({"prompt": "a " * 20, "response": "b"})  # 56 tokens with the template, where the others have 37
     data = jsonl(tmp_path / "mine.jsonl", *[GOOD] * 20, *[long] * 5)
     arguments = ["--model", tiny_folder, "--data", data, "--output", tmp_path / "run", "--eval-samples", 0]
-    call(capsys, *arguments, "--method", "lora", "--compute-dtype", "float32", *flags.split())  # the last one counts
+    call(capsys, *arguments, "--method", "lora", "--compute-dtype", "float32", *shlex.split(flags))  # the last counts
     assert everything(told) == {
         "name": tiny_folder.name,
         "quantization": None,
@@ -598,6 +599,7 @@ def test_batches_that_processes_cannot_share_are_refused():
 def test_a_folder_that_is_not_ours_to_write_is_refused(capsys, monkeypatch, tmp_path):
     """Said by hand: whoever runs tests as root may write everywhere."""
     monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
+    monkeypatch.setattr(train_qlora.models, "load_model", lambda *_, **__: pytest.fail("too late: a model is loaded"))
     assert f"{tmp_path} is no folder, or not yours to write in" in fails(capsys, "--output", tmp_path / "a" / "b")
 
 

@@ -1,3 +1,4 @@
+import contextlib
 import json
 import math
 import statistics
@@ -246,6 +247,30 @@ def test_how_much_is_run(monkeypatch, tmp_path, arguments, told):
     monkeypatch.setattr(compare, "compare_presets", lambda seeds, output: runs.append(("presets", seeds)) or output)
     assert compare.main([*arguments.split(), "--output", str(tmp_path)]) == 0
     assert runs == [told]
+
+
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_jobs_are_processes_of_their_own(monkeypatch, jobs):
+    """In whatever order they finish; one job needs none."""
+    pools = []
+
+    class Pool(contextlib.nullcontext):
+        def __init__(self, processes):
+            super().__init__(self)
+            pools.append(processes)
+
+        def imap_unordered(self, function, wanted):
+            return map(function, reversed(wanted))
+
+    def train(name, seed, device):
+        return f"{name} {seed} {device}"
+
+    monkeypatch.setattr(
+        compare.multiprocessing, "get_context", lambda method: SimpleNamespace(Pool=Pool) if method == "spawn" else None
+    )
+    runs = list(compare.many_runs([(train, "nf4", 0), (train, "fp4", 1)], jobs))
+    assert sorted(runs) == ["fp4 1 cuda", "nf4 0 cuda"]
+    assert pools == ([] if jobs == 1 else [3])
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ def test_course_data_has_its_splits():
 
 
 GOOD = '{"prompt": "a", "response": "b"}'
-ANSWER = '{"role": "assistant", "content": "b"}'
+USER, ANSWER = '{"role": "user", "content": "a"}', '{"role": "assistant", "content": "b"}'
 
 
 @pytest.mark.parametrize(
@@ -39,6 +39,7 @@ ANSWER = '{"role": "assistant", "content": "b"}'
         ('{"prompt": 3, "response": "b"}', "line 3 has no text in 'prompt', but 3"),
         ('{"prompt": "a", "response": null}', "line 3 has no text in 'response', but null"),
         ('{"prompt": "a", "response": ["b"]}', r"line 3 has no text in 'response', but \[\"b\"\]"),
+        (f'{{"prompt": "a", "response": {list(range(999))}}}', "line 3 has no text in 'response', but"),
         ('{"prompt": "", "response": "b"}', "line 3 has no text in 'prompt', but \"\""),
         ('{"prompt": "a", "response": " \\n\\t"}', "line 3 has no text in 'response', but"),
         ('{"prompt": "a", "response": "b", "system": 5}', "line 3 has no text in 'system', but 5"),
@@ -57,6 +58,7 @@ ANSWER = '{"role": "assistant", "content": "b"}'
         (f'{{"messages": [{ANSWER}]}}', "line 3: messages must hold a question"),
         ('{"messages": [{"role": "user", "content": "a"}]}', "line 3: messages must hold a question"),
         (f'{{"messages": [{ANSWER}, {{"role": "user", "content": "a"}}]}}', "end with the assistant's answer"),
+        (f'{{"messages": [{USER}, {ANSWER}, {USER}]}}', "end with the assistant's answer"),
         (f'{{"messages": [{{"role": "user", "content": 5}}, {ANSWER}]}}', "message 1 has no text in 'content', but 5"),
         (f'{{"messages": [{{"role": 1, "content": "a"}}, {ANSWER}]}}', "message 1 has no text in 'role', but 1"),
         (f'{{"messages": [{{"content": "a"}}, {ANSWER}]}}', r"message 1 has no text in 'role' \(it has: content\)"),
@@ -122,7 +124,7 @@ def test_missing_data_names_what_there_is(source):
     assert "one of: orders" in str(error.value) or not source
 
 
-def test_splits_of_a_folder(tmp_path):
+def test_splits_of_a_folder(tmp_path, monkeypatch):
     """A folder of that name here comes before the course's data."""
     for split in ("train", "test"):
         (tmp_path / f"{split}.jsonl").write_text(GOOD.replace("a", split))
@@ -135,6 +137,11 @@ def test_splits_of_a_folder(tmp_path):
     assert len(load_samples(tmp_path / "test.jsonl", "train")) == 1  # a file has no splits
     with pytest.raises(UserError, match="has no validation.jsonl"):
         load_samples(tmp_path, "validation")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "orders").mkdir()
+    (tmp_path / "train.jsonl").rename("orders/train.jsonl")
+    assert load_samples("orders")["messages"][0][0]["content"] == "train"
+    assert not has_split("orders", "shifted")
 
 
 def test_prompt_and_messages_say_the_same(tmp_path):
