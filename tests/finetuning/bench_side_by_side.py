@@ -49,7 +49,9 @@ def main() -> None:
                 for together in (1, 2):
                     folders = [pathlib.Path(temporary) / f"{turn}-{name}-{together}-{i}" for i in range(together)]
                     running = [start(folder, environment, args.steps, args.flags) for folder in folders]
-                    found.setdefault((name, together), []).extend(map(tokens_per_second, running))
+                    speeds = list(map(tokens_per_second, running))
+                    found.setdefault((name, together), []).extend(speeds)
+                    print(f"{name}: {' + '.join(f'{speed:.0f}' for speed in speeds)}", file=sys.stderr, flush=True)
     print(f"{'tokens a second':<26}{'alone':>8}{'of two, each':>14}{'two, lone one = 1':>20}")
     for name in ways:
         alone, beside = (statistics.median(found[name, together]) for together in (1, 2))
