@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import fnmatch
 import json
+import os
 import pathlib
 import re
 import statistics
@@ -302,3 +303,12 @@ def test_every_requirement_is_pinned_by_the_constraints_for_any_machine():
     exact = re.compile(r'[a-z0-9-]+==[\w.]+( ; python_version (>=|<) "3\.\d+")?')
     assert [line for line in pins if not line.startswith("#") and not exact.fullmatch(line)] == []
     assert not re.search(r"^(nvidia|cuda)", "\n".join(pins), flags=re.M)
+
+
+def test_what_make_starts_spins_for_a_short_time_only():
+    """Else two notebooks on the same cores stall each other, see the Makefile."""
+    command = ["make", "--silent", "--eval=spins: ; @echo $$GOMP_SPINCOUNT", "spins"]
+    for environment, seen in (({}, "1000"), ({"GOMP_SPINCOUNT": "5"}, "5")):
+        environment = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "MAKEFLAGS")} | environment
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+        assert done.stdout.split() == [seen], done.stderr

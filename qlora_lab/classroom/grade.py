@@ -172,6 +172,7 @@ class Kernel:
 
         environment = {key: value for key, value in os.environ.items() if key != "QLORA_LAB_STRICT"}
         environment |= {"QLORA_LAB_PROGRESS": str(folder / "progress.json"), "PYTHONPATH": _python_path()}
+        environment.setdefault("GOMP_SPINCOUNT", "1000")  # as in Makefile: it need not have the cores to itself
         self.limits, self.deadline = limits, time.monotonic() + limits.seconds
         self.manager, self.client = start_new_kernel(
             cwd=str(folder), env=environment, extra_arguments=["--log-level=ERROR"], startup_timeout=120

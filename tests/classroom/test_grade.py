@@ -36,6 +36,7 @@ def test_right_wrong_open_missing_and_redefined(tmp_path, monkeypatch):
     own, here = tmp_path / "own.json", tmp_path / "here"
     monkeypatch.setenv("QLORA_LAB_PROGRESS", str(own))  # of whoever grades
     monkeypatch.setenv("QLORA_LAB_STRICT", "1")
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
     here.mkdir()
     monkeypatch.chdir(here)
     path = write(
@@ -49,12 +50,14 @@ def test_right_wrong_open_missing_and_redefined(tmp_path, monkeypatch):
         RIGHT["bits_check"],
         "def extra_gigabytes(*numbers):\n    ...  # your code",
         "check_zero_point_cost(extra_gigabytes)",
+        f"import os\nopen({str(tmp_path / 'spins')!r}, 'w').write(os.environ['GOMP_SPINCOUNT'])",
         "open('left behind', 'w').close()\nname = input('your name? ')",  # nobody is there to answer
         "from qlora_lab.classroom.checks import check_bytes_of_weights\n"  # of another notebook
         "check_bytes_of_weights(lambda parameters, bits: parameters * bits / 8)",
     )
     report = grader.grade(path, grader.Limits(cell_seconds=60))
     assert report.course == "04_double_quantization"
+    assert (tmp_path / "spins").read_text() == "1000"  # it shares the cores with others' work
     grades = by_id(report)
     assert {id: grade.state for id, grade in grades.items()} == {
         "4.1": "right",
@@ -68,7 +71,7 @@ def test_right_wrong_open_missing_and_redefined(tmp_path, monkeypatch):
     assert [note.partition(": ")[0] for note in report.notes] == [
         "code cell 3 (`1 / 0`)",
         "code cell 9 (`check_zero_point_cost(extra_gigabytes)`)",  # which it has not imported: judged all the same
-        "code cell 10 (`open('left behind', 'w').close()`)",
+        "code cell 11 (`open('left behind', 'w').close()`)",
         "check_triple_quantization is not called",
     ]
     assert "StdinNotImplementedError" in report.notes[2]
