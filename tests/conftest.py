@@ -1,5 +1,6 @@
 """Models for the tests: the bundled one, and a tiny random LLaMA with the bundled one's tokenizer."""
 
+import copy
 import os
 import pathlib
 import signal
@@ -38,6 +39,19 @@ def tokenizer(bundled):
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(bundled)
+
+
+@pytest.fixture
+def starting_tokenizer(tokenizer):
+    """The bundled model's, but it begins every text with its start token (id 1) unless told not to, as LLaMA's does."""
+    from tokenizers.processors import TemplateProcessing
+
+    starting = copy.deepcopy(tokenizer)
+    starting.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|im_start|> $A", special_tokens=[("<|im_start|>", 1)]
+    )
+    assert starting("a")["input_ids"][0] == 1
+    return starting
 
 
 def tiny_config(**changes):

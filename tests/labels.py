@@ -3,6 +3,8 @@
     pytest -p tests.labels --nbval ... notebooks/*.ipynb                   fails if a run exceeds its label by half
     pytest -p tests.labels --record-labels FILE --nbval ... notebooks/*.ipynb   and writes down what was measured
 
+`make notebooks` gives it copies of the notebooks that hold the course's claims as well: the time of these counts, too.
+
 A card promises `| computing | up to 3 minutes on two CPU cores |` and `| memory | 4 GB |`. Measured are the seconds of
 all its cells and of starting the kernel, and the most memory that the kernel's process ever held (Linux only; on other
 systems memory is not judged). GB are 10^9 bytes. The record is made as `make test` runs the notebooks, two at a time:

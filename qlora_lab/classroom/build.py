@@ -50,8 +50,9 @@ source, in `07_qlora_run.json`; see `values.py`. What else the text says is asse
     # %% claims
     assert error < previous_error
 
-It shows nothing, and gives no value to a name that a later cell in sight reads. The notebooks that are stored do not
-have claims. CI runs copies that have them (`--with-claims`), and a generated claim for the values of each text.
+It shows nothing, and gives no value to a name that a later cell in sight reads. (See yourself to it that it changes no
+object that they use, random generators among them.) The notebooks that are stored do not have claims. CI runs copies
+that have them (`--with-claims`), and a generated claim for the values of each text.
 
 Hints are yours: markdown cells that begin with `<details>`, behind the check cell. The solution, folded away, follows
 them by itself.

@@ -141,7 +141,9 @@ def run(codes: list[str], folder: Path, *, strict: bool) -> list[list[dict]]:
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError, DeadKernelError
 
-    running = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code) for code in codes])
+    empty = {"cell_type": "code", "metadata": {}, "execution_count": None, "outputs": []}
+    cells = [empty | {"id": f"cell-{number}", "source": code} for number, code in enumerate(codes)]
+    running = nbformat.from_dict({"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": cells})
     client = NotebookClient(
         running,
         resources={"metadata": {"path": str(folder)}},

@@ -25,6 +25,7 @@ import json
 import os
 import pathlib
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -389,6 +390,7 @@ def _locate(name: str) -> str:
     if os.path.isdir(name):
         if not os.path.isfile(os.path.join(name, "config.json")):
             raise UserError(f"{name} is no model: the folder has no config.json")
+        _require_no_code(pathlib.Path(name))
         return name
     if "/" not in name:
         near = difflib.get_close_matches(name.lower(), CATALOGUE, n=1, cutoff=0.5)
@@ -397,6 +399,25 @@ def _locate(name: str) -> str:
     if name.startswith((".", "/", "~")):
         raise UserError(f"no such folder: {name}")
     return name
+
+
+def _require_no_code(folder: pathlib.Path) -> None:
+    """Raise UserError if the folder's config or tokenizer names Python code that lies beside it.
+
+    transformers would not run it, since we never trust it, and would take its own class where it has one. But whoever
+    made the folder meant the code: what loads without it may be another model.
+    """
+    for file in ("config.json", "tokenizer_config.json"):
+        named = "null"
+        with contextlib.suppress(OSError, ValueError):  # whoever loads the folder says what is wrong with the file
+            named = json.dumps(json.loads((folder / file).read_text(encoding="utf-8")).get("auto_map"))
+        modules = sorted({f"{name}.py" for name in re.findall(r"(\w+)\.\w+", named)})
+        if there := [module for module in modules if (folder / module).is_file()]:
+            raise UserError(
+                f"cannot load {str(folder)!r}: it wants to run Python code of its own ({there[0]}, named by auto_map "
+                f"in {file}), and this package runs no model's code: where transformers has the architecture itself, "
+                f"take auto_map out of {file} to load it as that"
+            )
 
 
 def why(error: Exception) -> str:

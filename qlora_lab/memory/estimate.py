@@ -346,7 +346,8 @@ def estimate(
         logits = min(logits, loss_chunk * vocabulary)
         remembered += tokens * 2 * hidden  # the last hidden states, from which each chunk's logits are computed again
 
-    of_a_layer = sum(tensors[: len(tensors) // layers])  # trained numbers; tensors come layer by layer
+    outside_layers = shape.embedding_parameters() + hidden if full else 0  # with the last norm
+    of_a_layer = (trained - outside_layers) // layers  # trained numbers
     later = trained - of_a_layer - (vocabulary * hidden if full and not shape.tie_word_embeddings else 0)
     in_float32 = 4 * max(tensors) if masters else 0  # the gradient of the tensor whose master weights are updated
     one = trained_bytes * max(tensors) + in_float32 if update_in_backward else 0  # the only gradient at a time

@@ -123,6 +123,15 @@ def test_values_and_descriptions_are_plain_text(executed):
     ]
 
 
+def test_check_finds_a_description_typed_over_where_only_programs_read_it(changeable, capsys):
+    path = changeable / "01.ipynb"
+    notebook = nbformat.read(path, 4)
+    notebook.cells[-1].outputs[0].metadata["image/png"]["alt"] = "A line up to 30"
+    nbformat.write(notebook, path)
+    assert main(["--check"], changeable) == 1
+    assert "01.ipynb [5] has a figure with another description than its source" in capsys.readouterr().err
+
+
 def test_claims_between_a_check_and_its_hints(tmp_path):
     exercise = "# %%\n### BEGIN SOLUTION\n### STUB: x = ...\nx = 1\n### END SOLUTION\n"
     claims = "# %% claims\nassert True\n"

@@ -1,3 +1,4 @@
+import copy
 import json
 from itertools import islice
 
@@ -183,13 +184,44 @@ def test_ids_are_those_of_the_whole_template(tokenizer):
 
 
 def test_model_without_chat_template(tokenizer):
-    import copy
-
     base = copy.deepcopy(tokenizer)
     base.chat_template = None
     chat = [{"role": "user", "content": "One?"}, {"role": "assistant", "content": "Two."}]
     tokenized = tokenize_chat(chat, base)
     assert base.decode(tokenized.ids) == "One?\nTwo.<|im_end|>"
+
+
+def test_the_start_token_comes_once_where_the_template_does_not_write_it(starting_tokenizer):
+    """A tokenizer like LLaMA's begins every text that it is given with its start token, a response too."""
+    chat = [{"role": "user", "content": "One?"}, {"role": "assistant", "content": "Two."}]
+    templated = starting_tokenizer.apply_chat_template(chat, tokenize=False).removesuffix("\n")
+    assert starting_tokenizer.decode(tokenize_chat(chat, starting_tokenizer).ids) == templated
+    assert starting_tokenizer.decode(tokenize_text("Bees.", starting_tokenizer).ids) == "Bees."
+    starting_tokenizer.chat_template = None
+    base = starting_tokenizer.decode(tokenize_chat(chat, starting_tokenizer).ids)
+    assert base == "<|im_start|>One?\nTwo.<|im_end|>"
+
+
+def test_the_templates_own_way_with_a_response_is_learned(tokenizer):
+    """This one strips what is said; generation would never see the blanks either."""
+    stripping = copy.deepcopy(tokenizer)
+    stripping.chat_template = (
+        "{% for m in messages %}[{{ m.role }}]{{ m.content | trim }}<|im_end|>{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    chat = [{"role": "user", "content": " One? "}, {"role": "assistant", "content": " Two. "}]
+    tokenized = tokenize_chat(chat, stripping)
+    learned = stripping.decode(tokenized.ids[tokenized.prompt_length :])
+    assert (learned, stripping.decode(tokenized.ids)) == (
+        "Two.<|im_end|>",
+        "[user]One?<|im_end|>[assistant]Two.<|im_end|>",
+    )
+
+
+def test_an_end_token_within_an_answer_does_not_cut_it(tokenizer):
+    chat = [{"role": "user", "content": "One?"}, {"role": "assistant", "content": "Two.<|im_end|>Three."}]
+    tokenized = tokenize_chat(chat, tokenizer)
+    assert tokenizer.decode(tokenized.ids[tokenized.prompt_length :]) == "Two.<|im_end|>Three.<|im_end|>"
 
 
 def test_too_long_is_counted_and_never_cut(tokenizer):
@@ -271,6 +303,15 @@ def test_short_and_long_steps_come_in_any_order():
     assert orders[0] != orders[1]
 
 
+def test_samples_meet_others_in_each_epoch():
+    """All are as long, so that no sorting moves them."""
+    samples = [sample(5, first=10 * n) for n in range(32)]
+    steps = [frozenset(row[0].ids[0] // 10 for row in step[0]) for step in islice(Batches(samples, 4), 16)]
+    as_they_come = {frozenset(range(n, n + 4)) for n in range(0, 32, 4)}
+    assert not as_they_come & set(steps)
+    assert set(steps[:8]) != set(steps[8:])
+
+
 def test_fewer_samples_than_a_batch():
     (step,) = islice(Batches([sample(5)], batch_size=3, accumulation=2), 1)
     assert [len(rows) for rows in step] == [3, 3]
@@ -289,6 +330,8 @@ def test_no_rows():
 def test_packed_rows_and_steps_are_counted():
     samples = [sample(8, first=n) for n in range(20)]  # two to a row of 20 tokens
     assert Batches(samples, 4, packing=True, max_length=20).steps_per_epoch() == 3  # 10 rows
+    assert Batches(samples, 4, packing=True, max_length=16).steps_per_epoch() == 3  # and just full
+    assert Batches(samples, 4, packing=True, max_length=15).steps_per_epoch() == 5
     assert Batches(samples, 4).steps_per_epoch() == 5
     assert Batches(samples, 2, accumulation=3).steps_per_epoch() == 4
     steps = list(islice(Batches(samples, 2, accumulation=2, packing=True, max_length=20, seed=1), 6))

@@ -83,6 +83,48 @@ def test_a_batch_of_answers_is_what_each_prompt_gives_alone(bundled):
     assert tokenizer.decode(ids[0, -5:], skip_special_tokens=True).strip() == alone[0]
 
 
+class Parrot(torch.nn.Module):
+    """Repeats the last word of each prompt, blanks around it, and writes down how it was asked."""
+
+    def __init__(self, tokenizer):
+        super().__init__()
+        self.tokenizer, self.head, self.asked = tokenizer, torch.nn.Linear(1, 1), []
+
+    def get_output_embeddings(self):
+        return self.head
+
+    def generate(self, input_ids, attention_mask, **settings):
+        bf16 = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+        self.asked.append((input_ids, attention_mask, settings, bf16, self.training))
+        words = [self.tokenizer.decode(row, skip_special_tokens=True).split()[-1] for row in input_ids]
+        answers = [self.tokenizer(f" {word} <|im_end|>", add_special_tokens=False)["input_ids"] for word in words]
+        longest = max(map(len, answers))
+        rows = [answer + [2] * (longest - len(answer)) for answer in answers]
+        return torch.cat([input_ids, torch.tensor(rows)], dim=1)
+
+
+@pytest.mark.parametrize("templated", [True, False])
+def test_answers_come_back_in_the_order_of_the_questions(starting_tokenizer, templated):
+    if templated:  # ends with what is asked, where the bundled model's ends with the assistant's name
+        starting_tokenizer.chat_template = "{% for m in messages %}<|im_start|>{{ m.content }}{% endfor %}"
+    else:
+        starting_tokenizer.chat_template = None
+    questions = ["a rather long question about nothing: seven", "one", "two words: two", "and five words at last: five"]
+    chats, model = [[{"role": "user", "content": q}] for q in questions], Parrot(starting_tokenizer).train()
+    answers = generate(model, starting_tokenizer, chats, max_new_tokens=11, batch_size=3, dtype=torch.bfloat16)
+    assert answers == ["seven", "one", "two", "five"]
+    assert [len(ids) for ids, *_ in model.asked] == [3, 1]
+    for ids, mask, settings, bf16, training in model.asked:
+        assert settings == {"max_new_tokens": 11, "do_sample": False, "pad_token_id": 2}
+        assert bf16 and not training
+        starts = mask.argmax(dim=1).tolist()  # padded on the left
+        assert [row[start:].tolist().count(1) for row, start in zip(ids, starts, strict=True)] == [1] * len(ids)
+        assert all(row[:start].eq(2).all() and row[start] == 1 for row, start in zip(ids, starts, strict=True))
+        assert mask[:, -1].all()
+    lengths = [mask.sum().item() for _, masks, *_ in model.asked for mask in masks]
+    assert lengths == sorted(lengths)  # the short ones together
+
+
 @pytest.mark.parametrize(
     ("answer", "reference", "exact"),
     [
@@ -95,6 +137,8 @@ def test_a_batch_of_answers_is_what_each_prompt_gives_alone(bundled):
         (" Paris ", "Paris", True),
         ("paris", "Paris", False),
         ("42", "42", True),
+        ("Paris", " Paris ", True),
+        ("[2,  1]", "[2, 1]", False),  # only objects are compared as values
     ],
 )
 def test_is_exact(answer, reference, exact):

@@ -473,14 +473,13 @@ def yes(monkeypatch):
     return prompts
 
 
-OWN_CODE = (
-    r"wants to run Python code of its own \(auto_map in its config or tokenizer\), and this package runs no model's"
-)
+OWN_CODE = r"wants to run Python code of its own \(.*auto_map in .*\), and this package runs no model's code: "
 PICKLED = r"no weights in model.safetensors, and pickled ones .* convert them once"
 PLANTED = {
     "config": OWN_CODE,
     "model": OWN_CODE,
     "tokenizer": OWN_CODE,
+    "known": OWN_CODE,
     "pickle": PICKLED,
     "harmless pickle": PICKLED,
     "pickle by name": PICKLED,
@@ -501,23 +500,36 @@ def test_nothing_that_a_model_brings_is_run(tiny_folder, tmp_path, yes, kind, ca
     told = capsys.readouterr().err
     assert re.search(PLANTED[kind], told) and told.count("\n") == 1
     train_qlora.out_of_memory(train_qlora.parser().parse_args(arguments), MemoryError())
-    if kind == "config":
+    if PLANTED[kind] == OWN_CODE:
         with pytest.raises(UserError, match=OWN_CODE):
             preflight(folder)
-    elif kind != "model":
+    else:
         preflight(folder)
     assert not marker.exists() and not yes
 
 
-def test_a_known_architecture_is_loaded_without_the_code_beside_it(tiny_folder, tmp_path, yes, capsys):
+def test_a_known_architecture_is_loaded_without_its_code(tiny_folder, tmp_path, yes, capsys):
+    """As from a hub, from which the code is not even fetched."""
     folder = tmp_path / "planted"
     marker = plant(tiny_folder, folder, "known")
+    for code in folder.glob("*.py"):
+        code.unlink()
     model, tokenizer = load_model(folder, device="cpu")
     assert "own, which is not run: this is transformers' LlamaForCausalLM" in capsys.readouterr().err
     preflight(folder)
     model.generate(torch.arange(3)[None], max_new_tokens=2, do_sample=False)
     assert type(model).__module__.startswith("transformers.") and type(tokenizer).__module__.startswith("transformers.")
     assert not marker.exists() and not yes
+
+
+@pytest.mark.parametrize("kind", ["config", "model"])
+def test_an_unknown_architecture_is_refused_without_its_code_too(tiny_folder, tmp_path, yes, kind):
+    plant(tiny_folder, tmp_path / "planted", kind)
+    for code in (tmp_path / "planted").glob("*.py"):
+        code.unlink()
+    with pytest.raises(UserError, match=OWN_CODE) as caught:
+        load_model(tmp_path / "planted", device="cpu")
+    assert "\n" not in str(caught.value) and not yes
 
 
 def test_a_terminal_where_y_is_typed_runs_nothing(tiny_folder, tmp_path):

@@ -27,6 +27,7 @@ from qlora_lab.finetuning.train import (
     restore,
     save_checkpoint,
     token_loss_sum,
+    with_next,
 )
 from tests.conftest import in_two_processes
 
@@ -251,6 +252,12 @@ def test_every_step_is_one_of_a_loop_written_out(tiny, start):
     assert min(r.gradient_norm for r in records) > 1  # so each step was clipped
     for name, weight in ours.items():
         torch.testing.assert_close(weight, model.get_parameter(name).detach(), rtol=1e-3, atol=1e-4)
+
+
+def test_each_step_knows_the_one_that_follows():
+    """The fast step copies it to the GPU beforehand, and would only be slower without."""
+    assert list(with_next(iter([1, 2, 3]))) == [(1, 2), (2, 3), (3, None)]
+    assert list(with_next([])) == []
 
 
 def test_the_model_trains_in_training_mode_and_is_left_as_it_came(make_tiny):

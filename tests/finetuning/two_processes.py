@@ -56,11 +56,15 @@ def judged(accelerator) -> dict:
     evaluate.generate = lambda model, tokenizer, conversations, **_: [
         f"answer {chat[-1]['content']}" if chat[-1]["content"] in "0125" else "no idea" for chat in conversations
     ]
-    judge = train_qlora._Judge(chats, [], Words(), accelerator, torch.float32)
+
+    def exact(of: dict) -> dict:
+        return train_qlora._Judge(of, [], Words(), accelerator, torch.float32).exact_match(None)
+
+    judge = train_qlora._Judge({}, [], Words(), accelerator, torch.float32)
     return {
-        "exact": judge.exact_match(None, chats),
-        "one": judge.exact_match(None, {"shifted": chats["shifted"]}),
-        "none": judge.exact_match(None, {}),
+        "exact": exact(chats),
+        "one": exact({"shifted": chats["shifted"]}),
+        "none": exact({}),
         "perplexity": judge.perplexity(tiny_model(), random_samples(5)),
         "perplexity of one": judge.perplexity(tiny_model(), random_samples(1)),
     }

@@ -1,3 +1,4 @@
+import itertools
 import json
 import pathlib
 from dataclasses import asdict, replace
@@ -30,12 +31,26 @@ from tests.conftest import tiny_config
 RECORDS = pathlib.Path(__file__).parents[2] / "data" / "records"
 
 
-@pytest.mark.parametrize(
-    ("name", "parameters"),
-    [("llama-7b", 6_738_415_616), ("smollm2-135m", 134_515_008)],
-)
-def test_parameters(name, parameters):
-    assert SHAPES[name].parameters() == parameters
+PUBLISHED = {  # numbers in each model's checkpoint
+    "llama-7b": 6_738_415_616,
+    "llama-13b": 13_015_864_320,
+    "llama-33b": 32_528_943_616,
+    "llama-65b": 65_285_660_672,
+    "llama-2-7b": 6_738_415_616,
+    "llama-2-13b": 13_015_864_320,
+    "llama-2-70b": 68_976_648_192,
+    "llama-3-8b": 8_030_261_248,
+    "llama-3-70b": 70_553_706_496,
+    "mistral-7b": 7_241_732_096,
+    "qwen2.5-7b": 7_615_616_512,
+    "smollm2-135m": 134_515_008,
+    "smollm2-360m": 361_821_120,
+    "smollm2-1.7b": 1_711_376_384,
+}
+
+
+def test_parameters():
+    assert {name: shape.parameters() for name, shape in SHAPES.items()} == PUBLISHED
 
 
 @pytest.mark.parametrize(
@@ -361,13 +376,25 @@ def test_a_linear_keeps_its_input_once_whoever_else_reads_it():
 
 
 def test_only_an_adapter_on_down_copies_its_input():
-    """16-bit LoRA, an MLP that dwarfs the rest. Backward, bytes a token: gate, silu and up, each in bf16; on down also
-    the x that the adapter keeps, and while it is computed x before PEFT's cast and in fp32: 6, or 6 + 2 + 2 + 4."""
+    """16-bit LoRA, an MLP that dwarfs the rest. At the peak, bytes a token: gate, silu and up, each in bf16; on down
+    also the x that the adapter keeps, and while it is computed x before PEFT's cast and in fp32: 6, or 6 + 2 + 2 + 4.
+    With one layer it is the same whether that is kept or computed again."""
     shape = Shape(64, 200_000, 1, 4, 2, 100)
-    for targets, bytes_each in (("v_proj", 6), ("down_proj", 14)):
-        need = estimate(shape, "lora", rank=1, targets=targets, sequence_length=10)
+    for checkpointing, targets, bytes_each in itertools.product((True, False), ("v_proj", "down_proj"), (6, 14)):
+        if (targets == "down_proj") == (bytes_each == 14):
+            settings = {"rank": 1, "sequence_length": 10, "gradient_checkpointing": checkpointing}
+            need = estimate(shape, "lora", targets=targets, **settings)
+            assert need.parts["activations"] / (10 * 200_000) == pytest.approx(bytes_each, rel=0.01)
+
+
+def test_in_the_first_layer_all_gradients_are_there_but_its_own_and_the_embeddings():
+    """The output head, where it is a matrix of its own, has got its gradient first of all."""
+    for tied in (True, False):
+        shape = Shape(64, 192, 8, 4, 4, 100, tie_word_embeddings=tied)
+        need = estimate(shape, "full")
         assert need.moment == "backward"
-        assert need.parts["activations"] / (10 * 200_000) == pytest.approx(bytes_each, rel=0.01)
+        layer = 4 * 64 * 64 + 3 * 64 * 192 + 2 * 64  # its norms included
+        assert need.parts["gradients"] == 4 * (shape.parameters() - layer - (0 if tied else 100 * 64))
 
 
 def test_a_deviation_is_negative_where_too_little_was_predicted():

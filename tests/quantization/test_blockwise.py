@@ -308,12 +308,17 @@ def test_moves_between_devices():
 # ----------------------------------------------------------------------------------------------------------- bad input
 
 
+QUANTIZERS = pytest.mark.parametrize("quantizer", [quantize, quantize_plain])
+
+
+@QUANTIZERS
 @pytest.mark.parametrize("size", [0, -64, 16, 48, 100, 8192, 64.0, "64", None])
-def test_impossible_block_sizes(size):
+def test_impossible_block_sizes(size, quantizer):
     with pytest.raises(ValueError, match=r"block_size=.* choose a power of two from 32 to 4096"):
-        quantize(torch.randn(64), block_size=size)
+        quantizer(torch.randn(64), block_size=size)
 
 
+@QUANTIZERS
 @pytest.mark.parametrize(
     ("codebook", "error", "message"),
     [
@@ -326,12 +331,12 @@ def test_impossible_block_sizes(size):
         (NF4.tolist(), TypeError, "codebook is list: give a float32 tensor"),
     ],
 )
-def test_impossible_codebooks(codebook, error, message):
+def test_impossible_codebooks(codebook, error, message, quantizer):
     with pytest.raises(error, match=message):
-        quantize(torch.randn(64), codebook)
+        quantizer(torch.randn(64), codebook)
 
 
-@pytest.mark.parametrize("quantizer", [quantize, quantize_plain])
+@QUANTIZERS
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("shape", [(10, 10), (64, 1000)])
 def test_values_that_are_not_finite_are_counted_and_found(quantizer, value, shape):
@@ -341,12 +346,13 @@ def test_values_that_are_not_finite_are_counted_and_found(quantizer, value, shap
         quantizer(x)
 
 
+@QUANTIZERS
 @pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.bool, torch.complex64, torch.float64])
-def test_other_types(dtype):
+def test_other_types(dtype, quantizer):
     with pytest.raises(TypeError, match=f"x is {dtype}: quantize takes float32, bfloat16 and float16"):
-        quantize(torch.zeros(64, dtype=dtype))
+        quantizer(torch.zeros(64, dtype=dtype))
     with pytest.raises(TypeError, match="x is list: give a torch.Tensor"):
-        quantize([1.0, 2.0])
+        quantizer([1.0, 2.0])
 
 
 @pytest.mark.parametrize(
