@@ -1,6 +1,7 @@
 """The command line, as a user calls it, on a tiny random model: now and then in a process of its own (10 s each)."""
 
 import dataclasses
+import gc
 import json
 import math
 import os
@@ -561,6 +562,7 @@ def test_a_refused_command_leaves_everything_as_it_was(capsys, monkeypatch, tiny
     flags = flags.format(place=place).split()
     output = [] if "--output" in flags else ["--output", place / "run"]
     assert sentence in fails(capsys, "--model", tiny_folder, *QUICK, *output, *flags)
+    assert gc.isenabled()
     assert contents(place) == before
 
 

@@ -346,6 +346,12 @@ def test_a_knob_turns_what_it_names_and_nothing_else(tiny_model, name):
     assert told(compare.prepare_knob(name, 6, torch.device("cpu"))) == {**USUAL, **CHANGED[name]}
 
 
+def test_the_seed_makes_a_knobs_adapter(tiny_model):
+    first, again, other = (adapter(compare.prepare_knob("rank 4", seed, torch.device("cpu"))) for seed in (1, 1, 2))
+    assert all(torch.equal(p, again[name]) for name, p in first.items())
+    assert all(not torch.equal(p, other[name]) for name, p in first.items() if "lora_A" in name)
+
+
 def test_a_knob_comes_before_what_is_changed_for_a_cpus_sake(tiny_model):
     ready = compare.prepare_knob("rank 4", 6, torch.device("cpu"), rank=2, batch_size=2)
     assert told(ready) == {**USUAL, "rank": 4, "alpha": 8, "batch_size": 2}
