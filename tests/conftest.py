@@ -109,6 +109,7 @@ def in_two_processes(module: str, *arguments) -> subprocess.CompletedProcess:
     """Run a module in two processes on the CPU. (`accelerate launch --cpu --num_processes 2` starts one.)"""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", module]
     surroundings = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    surroundings["CUDA_VISIBLE_DEVICES"] = ""  # Accelerate's barrier would want a GPU for each, where there is one
     process = subprocess.Popen(
         [*command, *map(str, arguments)],
         cwd=pathlib.Path(__file__).parents[1],
