@@ -15,6 +15,7 @@ from qlora_lab.memory.estimate import (
     MemoryBreakdown,
     Shape,
     bits_per_parameter,
+    dequantization_bytes,
     estimate,
     from_config,
     kbit_preparation_bytes,
@@ -442,3 +443,10 @@ def test_a_65b_model_is_built_within_one_layer_of_its_size():
     assert built
     for one in built:
         assert one["peak_allocated"] < one["allocated"] + 2 * largest_linear
+
+
+def test_dequantizing_takes_the_largest_weight_and_its_scales_where_they_lie_in_8_bits():
+    """64 x 192 numbers in bf16; 192 scales of 64 numbers each in fp32, and once more with their mean."""
+    shape = Shape(64, 192, 2, 4, 2, 100)
+    assert dequantization_bytes(shape, double_quant=False) == 64 * 192 * 2
+    assert dequantization_bytes(shape) == 64 * 192 * 2 + 2 * 192 * 4
