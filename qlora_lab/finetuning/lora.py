@@ -206,7 +206,7 @@ def merge(model: nn.Module) -> nn.Module:
     Raises:
         UserError: a model without LoRA layers, merged already, or with a base that has no weight of floating point.
     """
-    layers = _required(model)
+    layers = required_lora(model)
     if any(layer.merged for layer in layers.values()):
         raise UserError("the adapter is merged already: merging twice would add it twice; unmerge(model) takes it back")
     for name, layer in layers.items():
@@ -225,7 +225,7 @@ def merge(model: nn.Module) -> nn.Module:
 @torch.no_grad()
 def unmerge(model: nn.Module) -> nn.Module:
     """Give the bases their old weights back, bit by bit. Raises UserError if nothing is merged."""
-    layers = _required(model)
+    layers = required_lora(model)
     if not all(layer.merged for layer in layers.values()):
         raise UserError("the adapter is not merged: there is nothing to take back")
     for layer in layers.values():
@@ -235,12 +235,12 @@ def unmerge(model: nn.Module) -> nn.Module:
 
 def unload(model: nn.Module) -> nn.Module:
     """Take the LoRA layers out: what stays is the base, merged if it was. Raises UserError if there are none."""
-    for name, layer in _required(model).items():
+    for name, layer in required_lora(model).items():
         set_module(model, name, layer.base)
     return model
 
 
-def _required(model: nn.Module) -> dict[str, LoraLinear]:
+def required_lora(model: nn.Module) -> dict[str, LoraLinear]:
     layers = lora_layers(model)
     if not layers:
         raise UserError("the model has no LoRA layers: add_lora(model) or load_lora(model, folder) adds them")
@@ -276,7 +276,7 @@ def save_lora(model: nn.Module, folder: str | os.PathLike) -> None:
     """
     from safetensors.torch import save_file
 
-    layers = _required(model)
+    layers = required_lora(model)
     kinds = {(layer.rank, layer.alpha, layer.dropout) for layer in layers.values()}
     if len(kinds) > 1:
         raise UserError(f"the LoRA layers have several (rank, alpha, dropout): {sorted(kinds)}; one file holds one")

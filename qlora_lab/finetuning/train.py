@@ -80,7 +80,7 @@ def train(
     steps = settings.steps if settings else named.get("steps")
     running = train_steps(model, batches, settings, **named)
     try:
-        with _first_interrupt_noted() as interrupts, tqdm(total=steps, unit="step", disable=not progress) as bar:
+        with first_interrupt_noted() as interrupts, tqdm(total=steps, unit="step", disable=not progress) as bar:
             for record in running:
                 records.append(record)
                 bar.update(record.step - bar.n)
@@ -95,7 +95,7 @@ def train(
 
 
 @contextlib.contextmanager
-def _first_interrupt_noted() -> Iterator[list]:
+def first_interrupt_noted() -> Iterator[list]:
     """Ctrl-C adds to the list that this gives; a second one raises KeyboardInterrupt, as it does elsewhere.
 
     Raised at once it could come up in a destructor or a callback, where Python ignores exceptions, and be lost.
@@ -243,7 +243,7 @@ def _steps(
                     share = token_loss_sum(model, batch, settings.loss_chunk) / targets
                 loss += share.detach()
                 if early and not math.isfinite(loss):
-                    raise TrainingDiverged(_diverged(loss, math.nan, step, settings.learning_rate))
+                    raise TrainingDiverged(diverged(loss, math.nan, step, settings.learning_rate))
                 accelerator.backward(share)
             if whole:
                 loss, norm = whole.step(micro_batches, targets, adamw.param_groups[0]["lr"], max_grad_norm, following)
@@ -253,7 +253,7 @@ def _steps(
                 sum_over_processes(accelerator, [loss, *(p.grad for p in parameters)])
                 norm = accelerator.clip_grad_norm_(parameters, math.inf if max_grad_norm is None else max_grad_norm)
             if not math.isfinite(loss) or not (math.isfinite(norm) or accelerator.scaler):  # a scaler skips such a step
-                raise TrainingDiverged(_diverged(loss, norm, step, settings.learning_rate, updated=bool(early)))
+                raise TrainingDiverged(diverged(loss, norm, step, settings.learning_rate, updated=bool(early)))
             if not early and not whole:
                 adamw.step()
 
@@ -368,7 +368,7 @@ class UpdateInBackward:
             hook.remove()
 
 
-def _diverged(loss, norm, step: int, learning_rate: float, updated: bool = False) -> str:
+def diverged(loss, norm, step: int, learning_rate: float, updated: bool = False) -> str:
     return (
         f"the loss is {float(loss)} and the gradient norm {float(norm)} at step {step}: training stopped "
         f"{'after' if updated else 'before'} this update. Lower the learning rate (now {learning_rate:g}) "
