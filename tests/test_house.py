@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import fnmatch
+import graphlib
 import json
 import os
 import pathlib
@@ -88,28 +89,64 @@ def test_notebooks_import_the_package_before_what_loads_bitsandbytes(source):
 # ---------------------------------------------------------------------------------------------- which room enters which
 
 LIBRARIES = "*"  # any package that is not ours
-ERRORS, QUANTIZATION, FINETUNING, MEMORY = (
-    f"qlora_lab.{room}" for room in ("errors", "quantization", "finetuning", "memory")
+(
+    ARGUMENTS,
+    ERRORS,
+    FACTS,
+    FILES,
+    QUANTIZATION,
+    MODELS,
+    ADAPTERS,
+    TRAINING,
+    EVALUATION,
+    MEMORY,
+    EXPERIMENTS,
+    FINETUNING,
+) = (
+    f"qlora_lab.{room}"
+    for room in (
+        "arguments",
+        "errors",
+        "facts",
+        "files",
+        "quantization",
+        "models",
+        "adapters",
+        "training",
+        "evaluation",
+        "memory",
+        "experiments",
+        "finetuning",
+    )
 )
+LEARNING = (QUANTIZATION, MODELS, ADAPTERS, TRAINING, EVALUATION)
 
 # What a file may import beside the standard library, by the first pattern that fits it. A name covers what is in it.
 MAY_IMPORT = {
     "qlora_lab/__init__.py": (),
     "qlora_lab/errors.py": (),
+    "qlora_lab/arguments.py": (ERRORS,),
+    "qlora_lab/facts.py": (),
+    "qlora_lab/files.py": (),
     "qlora_lab/wheelhouse.py": (),  # runs before anything is installed
     "qlora_lab/colab.py": ("packaging",),  # so does this, on Colab
-    "qlora_lab/quantization/kernels.py": ("torch", "triton", QUANTIZATION),
-    "qlora_lab/quantization/*": ("torch", QUANTIZATION),
-    "qlora_lab/finetuning/lora.py": (
-        "torch",
-        "safetensors",
-        ERRORS,
-    ),  # QLoRA is LoRA on a base that happens to be 4-bit
-    "qlora_lab/finetuning/*": (LIBRARIES, ERRORS, QUANTIZATION, FINETUNING),
-    "qlora_lab/memory/estimate.py": (),  # predictions that cannot peek at a measurement
-    "qlora_lab/memory/*": (LIBRARIES, ERRORS, QUANTIZATION, FINETUNING, MEMORY),
+    "qlora_lab/quantization/kernels.py": ("torch", "triton", FACTS, QUANTIZATION),
+    "qlora_lab/quantization/*": ("torch", FACTS, QUANTIZATION),
+    "qlora_lab/models/*": (LIBRARIES, ERRORS, FACTS, FILES, QUANTIZATION, MODELS),
+    # QLoRA is LoRA on a base that happens to be 4-bit: LoRA knows nothing of quantization
+    "qlora_lab/adapters/quantized_linear.py": (LIBRARIES, ERRORS, FACTS, QUANTIZATION, MODELS, ADAPTERS),
+    "qlora_lab/adapters/peft_adapter.py": (LIBRARIES, ERRORS, FACTS, ADAPTERS, MODELS),
+    "qlora_lab/adapters/*": ("torch", "safetensors", ERRORS, FACTS, ADAPTERS),
+    "qlora_lab/training/*": (LIBRARIES, ERRORS, FACTS, FILES, QUANTIZATION, MODELS, ADAPTERS, TRAINING),
+    "qlora_lab/evaluation/*": (LIBRARIES, ERRORS, FACTS, *LEARNING),
+    "qlora_lab/memory/meter.py": (LIBRARIES, ERRORS, FACTS, FINETUNING, *LEARNING, MEMORY),
+    "qlora_lab/memory/measuring.py": (LIBRARIES, ERRORS, FACTS, FINETUNING, *LEARNING, MEMORY),
+    "qlora_lab/memory/__init__.py": (FACTS, MEMORY),
+    "qlora_lab/memory/*": (FACTS, MEMORY),  # predictions that cannot peek at a measurement
+    "qlora_lab/experiments/*": (LIBRARIES, ARGUMENTS, ERRORS, FACTS, FILES, *LEARNING, MEMORY, EXPERIMENTS),
+    "qlora_lab/finetuning/*": LEARNING,  # a page of names
     "qlora_lab/classroom/*": (LIBRARIES, "qlora_lab"),
-    "qlora_lab/train_qlora.py": (LIBRARIES, ERRORS, QUANTIZATION, FINETUNING, MEMORY),
+    "qlora_lab/train_qlora.py": (LIBRARIES, ARGUMENTS, ERRORS, FACTS, *LEARNING, MEMORY),
 }
 
 
@@ -156,27 +193,127 @@ def test_rooms_are_entered_in_one_direction(path):
     [
         ("quantization/packing.py", "import torch.nn, math\nfrom . import codebooks\nfrom .codebooks import NF4", []),
         ("quantization/packing.py", "import numpy as np", ["numpy"]),
-        ("quantization/packing.py", "from ..finetuning import lora", ["qlora_lab.finetuning.lora"]),
+        ("quantization/packing.py", "from ..adapters import lora", ["qlora_lab.adapters.lora"]),
         ("quantization/packing.py", "from qlora_lab import memory", ["qlora_lab.memory"]),
-        ("finetuning/lora.py", "from torch import nn\nfrom qlora_lab.errors import UserError", []),
+        ("adapters/lora.py", "from torch import nn\nfrom qlora_lab.errors import UserError", []),
         (
-            "finetuning/lora.py",
-            "def f():\n    from . import quantized_linear",
-            ["qlora_lab.finetuning.quantized_linear"],
+            "adapters/lora.py",
+            "def f():\n    import qlora_lab.quantization as q",
+            ["qlora_lab.quantization"],
         ),
-        ("finetuning/lora.py", "import qlora_lab.quantization as q", ["qlora_lab.quantization"]),
-        ("finetuning/models.py", "import peft\nfrom qlora_lab.quantization import NF4", []),
-        ("finetuning/models.py", "import qlora_lab.memory.estimate", ["qlora_lab.memory.estimate"]),
-        ("memory/estimate.py", "import torch", ["torch"]),
-        ("memory/estimate.py", "from qlora_lab.memory import record", ["qlora_lab.memory.record"]),
-        ("memory/measure.py", "import qlora_lab.finetuning\nimport torch", []),
-        ("memory/measure.py", "from qlora_lab.classroom import plots", ["qlora_lab.classroom.plots"]),
+        ("models/loading.py", "import peft\nfrom qlora_lab.quantization import NF4", []),
+        ("models/loading.py", "from qlora_lab.training import loop", ["qlora_lab.training.loop"]),
+        ("training/steps/fast/step.py", "import qlora_lab.memory.meter", ["qlora_lab.memory.meter"]),
+        ("memory/prediction.py", "import torch", ["torch"]),
+        ("memory/prediction.py", "from qlora_lab import experiments", ["qlora_lab.experiments"]),
+        ("memory/measuring.py", "import qlora_lab.training.loop\nimport torch", []),
+        ("memory/measuring.py", "from qlora_lab.classroom import plots", ["qlora_lab.classroom.plots"]),
         ("train_qlora.py", "from qlora_lab import __version__, classroom, memory", ["qlora_lab.classroom"]),
         ("__init__.py", "from .quantization import NF4", ["qlora_lab.quantization.NF4"]),
     ],
 )
 def test_a_trespass_is_seen(path, source, found):
     assert trespasses(f"qlora_lab/{path}", source) == found
+
+
+# --------------------------------------------------------------------------------------------------- files, one by one
+
+DOTTED = {path.removesuffix(".py").removesuffix("/__init__").replace("/", "."): path for path in MODULES}
+
+
+def imports_among_ours(sources: dict[str, str]) -> dict[str, set[str]]:
+    """By module, which of the others it imports, functions included. sources: by path. A name's module is imported."""
+    dotted = {path.removesuffix(".py").removesuffix("/__init__").replace("/", "."): path for path in sources}
+    graph = {}
+    for module, path in dotted.items():
+        found = set()
+        for name in imported_names(path, sources[path]):
+            while name and name not in dotted:
+                name = name.rpartition(".")[0]
+            found.add(name)
+        graph[module] = found - {module, ""}
+    return graph
+
+
+def import_order(graph: dict[str, set[str]]) -> list[str]:
+    """The modules, each after those that it imports. Raises graphlib.CycleError, which names a cycle."""
+    return list(graphlib.TopologicalSorter(graph).static_order())
+
+
+def test_files_import_each_other_in_one_order():
+    """`pytest -s -k one_order` prints it."""
+    order = import_order(imports_among_ours({path: (ROOT / path).read_text(encoding="utf-8") for path in MODULES}))
+    print("\n" + "\n".join(order))
+    assert len(order) == len(MODULES)
+
+
+def test_a_cycle_is_seen_even_inside_of_a_function():
+    sources = {"qlora_lab/a.py": "from qlora_lab import b", "qlora_lab/b.py": "def f():\n    from .a import g"}
+    with pytest.raises(graphlib.CycleError):
+        import_order(imports_among_ours(sources))
+    assert import_order(imports_among_ours({**sources, "qlora_lab/b.py": ""})) == ["qlora_lab.b", "qlora_lab.a"]
+
+
+def private_imports(path: str, source: str) -> list[str]:
+    """Names with an underscore that a module takes from another of ours."""
+    private = re.compile(r"_(?!_)\w*$")
+    return sorted(
+        name
+        for name in imported_names(path, source)
+        if name.startswith("qlora_lab.") and private.match(name.rpartition(".")[2])
+    )
+
+
+@pytest.mark.parametrize("path", MODULES)
+def test_no_private_name_is_imported_from_another_module(path):
+    assert private_imports(path, (ROOT / path).read_text(encoding="utf-8")) == []
+
+
+def test_a_private_import_is_seen():
+    assert private_imports("qlora_lab/a.py", "from qlora_lab.b import _c, d") == ["qlora_lab.b._c"]
+    assert private_imports("qlora_lab/a.py", "from qlora_lab import __version__\nfrom torch import _C") == []
+
+
+def test_no_module_has_the_name_of_something_that_a_package_exports():
+    """`from qlora_lab.x import y` would be the one or the other, depending on what was imported before."""
+    clashes = []
+    for module, path in DOTTED.items():
+        if path.endswith("__init__.py"):
+            exported = imported_names(path, (ROOT / path).read_text(encoding="utf-8")) - DOTTED.keys()
+            clashes += [name for name in exported if f"{module}.{name.rpartition('.')[2]}" in DOTTED]
+    assert clashes == []
+
+
+# Longer than this, and a file or a function says in its docstring why it is in one piece, in the words below.
+LINES_OF_A_MODULE, LINES_OF_A_FUNCTION, REASON = 400, 60, re.compile(r"[Ll]ong (because|since|for)")
+
+
+def lengths(path: str, source: str) -> list[str]:
+    """What is too long in a module, and does not say why."""
+    tree = ast.parse(source)
+    found = []
+    if len(source.splitlines()) > LINES_OF_A_MODULE and not REASON.search(ast.get_docstring(tree) or ""):
+        found.append(f"{path}: {len(source.splitlines())} lines")
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            lines = node.end_lineno - node.body[0].lineno + 1  # without what is read before it is entered
+            if ast.get_docstring(node):
+                lines -= node.body[0].end_lineno - node.body[0].lineno + 1
+            if lines > LINES_OF_A_FUNCTION and not REASON.search(ast.get_docstring(node) or ""):
+                found.append(f"{path}: {node.name} has {lines} lines")
+    return found
+
+
+@pytest.mark.parametrize("path", MODULES)
+def test_what_is_long_says_why(path):
+    assert lengths(path, (ROOT / path).read_text(encoding="utf-8")) == []
+
+
+def test_what_is_too_long_is_seen():
+    long = "def f():\n" + "    x = 1\n" * 61
+    assert lengths("a.py", long) == ["a.py: f has 61 lines"]
+    assert lengths("a.py", long.replace("f():\n", 'f():\n    """Long because it is."""\n')) == []
+    assert lengths("a.py", "x = 1\n" * 401) == ["a.py: 401 lines"]
 
 
 # ------------------------------------------------------------------------------------------------------- README's tree

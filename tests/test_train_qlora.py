@@ -18,8 +18,11 @@ import torch
 
 from qlora_lab import train_qlora
 from qlora_lab.errors import UserError
+from qlora_lab.evaluation import judge
+from qlora_lab.evaluation.losses import Loss
 from qlora_lab.finetuning import add_adapter, load_model, load_samples
-from qlora_lab.finetuning.train import StepRecord
+from qlora_lab.training.run_folder import save_adapter
+from qlora_lab.training.step_records import StepRecord
 from tests.conftest import in_two_processes
 
 QUICK = "--steps 6 --batch-size 4 --eval-samples 2 --rank 4 --checkpoint-every 2 --quiet".split()
@@ -59,7 +62,7 @@ def told(monkeypatch) -> dict:
         told.update(model=model, batches=batches, settings=settings, named=named)
         return [StepRecord(step, 1.0, 1.0, 1.0, tokens=10, seconds=0.1) for step in range(1, settings.steps + 1)]
 
-    monkeypatch.setattr(train_qlora.models, "load_model", load)
+    monkeypatch.setattr(train_qlora, "load_model", load)
     monkeypatch.setattr(train_qlora, "train", train)
     return told
 
@@ -67,7 +70,7 @@ def told(monkeypatch) -> dict:
 @pytest.fixture
 def judged(monkeypatch) -> dict:
     """What a model is judged on by the command line. The answer to everything is "yes"; a token costs 0.5 nats."""
-    judged, answer = {"asked": [], "texts": []}, train_qlora.evaluate.generate
+    judged, answer = {"asked": [], "texts": []}, judge.generate
 
     def generate(model, tokenizer, conversations, max_new_tokens, dtype):
         judged.update(max_new_tokens=max_new_tokens, dtype=dtype)
@@ -76,10 +79,10 @@ def judged(monkeypatch) -> dict:
 
     def text_loss(model, samples, pad_token_id, dtype):
         judged["texts"].append(samples)
-        return train_qlora.evaluate.Loss(0.5 * len(samples), len(samples))
+        return Loss(0.5 * len(samples), len(samples))
 
-    monkeypatch.setattr(train_qlora.evaluate, "generate", generate)
-    monkeypatch.setattr(train_qlora.evaluate, "text_loss", text_loss)
+    monkeypatch.setattr(judge, "generate", generate)
+    monkeypatch.setattr(judge, "text_loss", text_loss)
     return judged
 
 
@@ -237,7 +240,7 @@ def test_ctrl_c_twice_in_the_first_step_is_reported_too(tiny_folder, tmp_path, c
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(sys.modules["qlora_lab.finetuning.train"], "token_loss_sum", pressed_twice)
+    monkeypatch.setattr(sys.modules["qlora_lab.training.steps.plain"], "token_loss_sum", pressed_twice)
     command = ["--model", str(tiny_folder), *QUICK, "--eval-samples", "0", "--output", str(tmp_path / "run")]
     assert train_qlora.main([*command, "--json"]) == 130
     report = json.loads(capsys.readouterr().out)
@@ -554,10 +557,8 @@ AFTER_LOADING = [
 def test_a_refused_command_leaves_everything_as_it_was(capsys, monkeypatch, tiny_folder, place, flags, sentence):
     """And is refused as early as can be: before the model is loaded if possible, before it is judged in any case."""
     if (flags, sentence) not in AFTER_LOADING:
-        monkeypatch.setattr(
-            train_qlora.models, "load_model", lambda *_, **__: pytest.fail("too late: a model is loaded")
-        )
-    monkeypatch.setattr(train_qlora._Judge, "__call__", lambda *_: pytest.fail("too late: the model is judged"))
+        monkeypatch.setattr(train_qlora, "load_model", lambda *_, **__: pytest.fail("too late: a model is loaded"))
+    monkeypatch.setattr(judge.Judge, "__call__", lambda *_: pytest.fail("too late: the model is judged"))
     before = contents(place)
     flags = flags.format(place=place).split()
     output = [] if "--output" in flags else ["--output", place / "run"]
@@ -601,20 +602,20 @@ def test_batches_that_processes_cannot_share_are_refused():
 def test_a_folder_that_is_not_ours_to_write_is_refused(capsys, monkeypatch, tmp_path):
     """Said by hand: whoever runs tests as root may write everywhere."""
     monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
-    monkeypatch.setattr(train_qlora.models, "load_model", lambda *_, **__: pytest.fail("too late: a model is loaded"))
+    monkeypatch.setattr(train_qlora, "load_model", lambda *_, **__: pytest.fail("too late: a model is loaded"))
     assert f"{tmp_path} is no folder, or not yours to write in" in fails(capsys, "--output", tmp_path / "a" / "b")
 
 
 def test_a_folder_that_was_taken_meanwhile_is_refused(capsys, monkeypatch, tiny_folder, tmp_path, told):
     """By another command, while this one loaded its model."""
-    load = train_qlora.models.load_model
+    load = train_qlora.load_model
 
     def load_slowly(*arguments, **named):
         (tmp_path / "run").mkdir()
         (tmp_path / "run" / "run.json").write_text("another's")
         return load(*arguments, **named)
 
-    monkeypatch.setattr(train_qlora.models, "load_model", load_slowly)
+    monkeypatch.setattr(train_qlora, "load_model", load_slowly)
     arguments = ["--model", tiny_folder, "--output", tmp_path / "run", "--eval-samples", 0, "--quiet"]
     assert "holds another run" in fails(capsys, *arguments)
     assert (tmp_path / "run" / "run.json").read_text() == "another's"
@@ -667,8 +668,8 @@ def test_a_finished_run_resumed_trains_nothing_and_judges_once(
     """What may differ from call to call does; the judgement before training is the one that was written down."""
     shutil.copytree(finished[0], tmp_path / "run")
     (tmp_path / "run" / "before.json").write_text('{"exact_match": {"test": 0.25}, "perplexity": {}}')
-    calls, judge = [], train_qlora._Judge.__call__
-    monkeypatch.setattr(train_qlora._Judge, "__call__", lambda *of: calls.append(of) or judge(*of))
+    calls, judging = [], judge.Judge.__call__
+    monkeypatch.setattr(judge.Judge, "__call__", lambda *of: calls.append(of) or judging(*of))
     arguments = ["--model", tiny_folder, "--output", tmp_path / "run", "--resume", *QUICK]
     report, _ = call(capsys, *arguments, "--beside", place / "finished")
     was = json.loads(finished[1].stdout)
@@ -688,17 +689,17 @@ def test_an_adapter_is_saved_whole_or_not_at_all(capsys, monkeypatch, tmp_path, 
 
     monkeypatch.setattr(type(tiny), "save_pretrained", half)
     with pytest.raises(OSError):
-        train_qlora.save_adapter(tiny, tmp_path / "adapter")
+        save_adapter(tiny, tmp_path / "adapter")
     assert not (tmp_path / "adapter").exists()
     monkeypatch.setattr(type(tiny), "save_pretrained", save_pretrained)
-    train_qlora.save_adapter(tiny, tmp_path / "adapter")  # what the first try left behind is no hindrance
+    save_adapter(tiny, tmp_path / "adapter")  # what the first try left behind is no hindrance
     whole = contents(tmp_path)
     assert sorted(path.name for path in whole if path.parent == tmp_path) == ["adapter"]
     names = {path.name for path in whole}
     assert {"adapter_config.json", "adapter_model.safetensors"} <= names and "half" not in names
     monkeypatch.setattr(type(tiny), "save_pretrained", half)
     with pytest.raises(OSError):
-        train_qlora.save_adapter(tiny, tmp_path / "adapter")
+        save_adapter(tiny, tmp_path / "adapter")
     assert {path: content for path, content in contents(tmp_path).items() if path in whole} == whole
 
 
@@ -713,7 +714,7 @@ def test_full_disk_keeps_what_was_saved(capsys, finished, tiny_folder, tmp_path,
 
 
 def test_divergence_is_one_sentence(capsys, tiny_folder, tmp_path, monkeypatch):
-    module = sys.modules["qlora_lab.finetuning.train"]
+    module = sys.modules["qlora_lab.training.steps.plain"]
     original, calls = module.token_loss_sum, []
 
     def poisoned(model, batch, *chunk):

@@ -25,7 +25,7 @@ import platform
 import psutil
 import torch
 
-from qlora_lab.finetuning.models import has_bf16, pick_compute_dtype, pick_device
+from qlora_lab.models.hardware import has_bf16, pick_compute_dtype, pick_device
 
 # %%
 # NBVAL_IGNORE_OUTPUT

@@ -25,13 +25,7 @@ from qlora_lab.classroom.checks import check_12_gb, check_largest_model, check_l
 from qlora_lab.classroom.plots import new_axes
 from qlora_lab.classroom.plots.n01 import MEMORY_STYLES, plot_growth, plot_memory
 from qlora_lab.classroom.widgets import explore
-from qlora_lab.memory.estimate import (
-    SHAPES,
-    bits_per_parameter,
-    estimate,
-    layer_activation_bytes,
-    trainable_parameters,
-)
+from qlora_lab.memory import SHAPES, bits_per_parameter, estimate, layer_activation_bytes, trainable_parameters
 
 # %%
 CARDS = [8, 16, 24, 40, 80]  # GB, 10^9 bytes

@@ -36,7 +36,7 @@ from qlora_lab.classroom.plots.n04 import (
     plot_step_sizes,
 )
 from qlora_lab.classroom.samples import bundled_weight
-from qlora_lab.memory.estimate import SHAPES
+from qlora_lab.memory import SHAPES
 from qlora_lab.quantization import (
     DYNAMIC8,
     INT8,

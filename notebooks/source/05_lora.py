@@ -598,7 +598,7 @@ check_rank_of(rank_of)
 # %%
 from itertools import combinations
 
-from qlora_lab.memory.estimate import LINEARS
+from qlora_lab.memory import LINEARS
 
 subsets = [list(s) for size in range(1, 8) for s in combinations(LINEARS, size)]
 fits = [(r, s) for s in subsets for r in range(1, 65) if count(llama, r, s) == 4_194_304]

@@ -304,8 +304,8 @@ from qlora_lab.finetuning import (
     tokenize,
     train,
 )
-from qlora_lab.finetuning.data import tokenize_text
-from qlora_lab.finetuning.train import token_loss_sum
+from qlora_lab.training.chat import tokenize_text
+from qlora_lab.training.loss import token_loss_sum
 
 cpu = {"device": "cpu", "compute_dtype": torch.float32}
 pristine, tokenizer = load_model(**cpu)

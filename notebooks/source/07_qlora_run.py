@@ -54,8 +54,8 @@ from qlora_lab.finetuning import (
     train_steps,
     trainable_parameters,
 )
-from qlora_lab.finetuning.data import tokenize_text
-from qlora_lab.finetuning.models import pick_compute_dtype, pick_device
+from qlora_lab.models.hardware import pick_compute_dtype, pick_device
+from qlora_lab.training.chat import tokenize_text
 
 warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated")  # PEFT 0.21 uses an old name
 
@@ -142,7 +142,7 @@ assert MODEL != BUNDLED or math.isclose(model.get_memory_footprint() / 1e6, mega
 # model with a large vocabulary they dominate. In LLaMA-7B they are a small share, and still "7B × half a byte" does not hold:
 
 # %%
-from qlora_lab.memory.estimate import SHAPES, bits_per_parameter
+from qlora_lab.memory import SHAPES, bits_per_parameter
 
 shape = SHAPES["llama-7b"]
 in_4_bits = shape.linear_parameters() * bits_per_parameter() / 8
@@ -293,7 +293,7 @@ assert torch.equal(adapted, without)
 #
 # 20 steps of 8 orders: 160 of the 2,000, each seen once. In each step the loop runs the batch forward, back through the
 # frozen 4-bit weights into the adapter, clips the gradient and lets AdamW move A and B. You can read it: it is the function `train_steps` in
-# [`qlora_lab/finetuning/train.py`](../qlora_lab/finetuning/train.py).
+# [`qlora_lab/training/loop.py`](../qlora_lab/training/loop.py).
 #
 # One line in it is worth an exercise. When a batch is too big for the memory, it is cut into micro-batches, and their
 # gradients are added up (*accumulation*). Samples differ in length, so micro-batches differ in their number of target tokens.

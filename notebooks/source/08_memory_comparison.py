@@ -25,8 +25,8 @@ from qlora_lab.classroom.checks import check_card_usage, check_fastest_preset, c
 from qlora_lab.classroom.plots import new_axes
 from qlora_lab.classroom.plots.n08 import plot_cards, plot_groups, plot_parts, plot_predictions, plot_waterfall
 from qlora_lab.finetuning import PRESETS
-from qlora_lab.finetuning.models import pick_device
 from qlora_lab.memory import SHAPES, estimate
+from qlora_lab.models.hardware import pick_device
 
 # %%
 GB = 1e9  # 10^9 bytes everywhere in this notebook
@@ -409,7 +409,7 @@ for name, preset in PRESETS.items():
 prediction = {"7B on 6 GB": "yes"}  # ← "yes" or "no"
 
 # %% alt="Grid of marks: four recipes at 7B, 13B, 33B, 65B over card sizes, 5 to 48 GB. Smallest card that trains: standard 8, 12, 24, 48; in-backward 6, 10, 24, 48; bf16-adapters 6, 10, 24, 40; lean 5, 10, 20, 40. There, on cards of just so many bytes, all but 7B standard and 65B in-backward are hollow: states would move out."
-from qlora_lab.memory.estimate import CUDA_CONTEXT
+from qlora_lab.memory import CUDA_CONTEXT
 
 caps = record["caps"]
 cards = sorted({row["card_gb"] for row in caps} | {16})
@@ -486,7 +486,7 @@ assert [f"{change:+.0%}" for change in changes] == ["+11%", "-16%", "-10%", "-17
 # need no autocast, and from 13B up they were faster than either, by 10 to 29 %; of the rest nothing can be said. With states moving
 # to and fro a step would be slower: that was not measured. The losses agree to 0.2 %, on random tokens: the recipes compute the
 # same. Do they *learn* alike? Here is the bundled model after 30 steps with each of them on the orders of notebook 07, at two
-# seeds (`python -m qlora_lab.finetuning.compare presets`):
+# seeds (`python -m qlora_lab.experiments presets`):
 
 # %%
 learned = json.loads((folder / "presets-nvidia-h100-80gb-hbm3.json").read_text(encoding="utf-8"))

@@ -30,8 +30,8 @@ from qlora_lab.classroom.checks import check_claims, check_paired_difference, ch
 from qlora_lab.classroom.checks.n09 import CLAIMS, VERDICTS
 from qlora_lab.classroom.plots import new_axes
 from qlora_lab.classroom.plots.n09 import plot_answers, plot_intervals, plot_repairs, plot_runs, plot_seeds
+from qlora_lab.experiments.compare import METHODS, load_base
 from qlora_lab.finetuning import Batches, add_lora, dequantize_linears, load_samples, text_loss, tokenize, train_steps
-from qlora_lab.finetuning.compare import METHODS, load_base
 
 # %% [markdown]
 # ## 1 · Two trainings, twice
@@ -243,7 +243,7 @@ def standard_errors(n, trials=200_000):
 
 
 # %%
-from qlora_lab.finetuning.compare import t_quantile
+from qlora_lab.evaluation.intervals import t_quantile
 
 for n in (200, 8, 2):
     guess = f", your guess {prediction[n]}" if n in prediction else ""
@@ -284,7 +284,7 @@ check_paired_difference(paired_difference)
 # <code>statistics.stdev</code>.</details>
 
 # %%
-from qlora_lab.finetuning.compare import paired_interval
+from qlora_lab.evaluation.intervals import paired_interval
 
 
 def compare(method, base, score, seeds=range(8)):

@@ -33,8 +33,10 @@ from qlora_lab.classroom.checks import check_accumulate, check_beyond_seeds, che
 from qlora_lab.classroom.plots import new_axes
 from qlora_lab.classroom.plots.n10 import plot_knobs, plot_pairs, plot_rows, plot_splits, plot_tradeoff, plot_undone
 from qlora_lab.finetuning import Batches, TokenizedSample, add_adapter, collate, fetch, load_samples, tokenize
-from qlora_lab.finetuning.train import checkpoint_activations, token_loss_sum, train_steps
 from qlora_lab.memory import SHAPES, estimate
+from qlora_lab.training.activations import checkpoint_activations
+from qlora_lab.training.loop import train_steps
+from qlora_lab.training.loss import token_loss_sum
 
 warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated")  # PEFT 0.21 uses an old name
 logging.getLogger("transformers").setLevel(logging.ERROR)
@@ -94,7 +96,7 @@ fig, axes = plt.subplots(1, 4, figsize=(8, 6), layout="constrained")
 _ = plot_knobs(axes, groups, panels, prediction)
 
 # %%
-from qlora_lab.memory.estimate import optimizer_state_bytes, trained_tensors
+from qlora_lab.memory import optimizer_state_bytes, trained_tensors
 
 adapters = trained_tensors(SHAPES["smollm2-135m"], "qlora", 16)
 states, in_8_bits = (optimizer_state_bytes(adapters, name)[0] / 1e6 for name in ("adamw_torch", "adamw_8bit"))
@@ -811,8 +813,8 @@ assert [f"{step:.0e}" for step in per_step.values()] == ["5e-05", "4e-04", "3e-0
 import datasets
 
 from qlora_lab.finetuning import build_random
-from qlora_lab.finetuning.train import rate
-from qlora_lab.memory.estimate import Shape
+from qlora_lab.memory import Shape
+from qlora_lab.training.schedules import rate
 
 STEPS, WARMUP, RATE = 5, 2, 2e-2
 batches = Batches(samples[:64], batch_size=2)

@@ -28,6 +28,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import torch
 
+from qlora_lab.adapters.quantized_linear import dense_weight
 from qlora_lab.classroom.checks import (
     check_adapters_that_fit,
     check_merged_weight,
@@ -56,8 +57,7 @@ from qlora_lab.finetuning import (
     train_steps,
     unload,
 )
-from qlora_lab.finetuning.models import pick_compute_dtype, pick_device
-from qlora_lab.finetuning.quantized_linear import dense_weight
+from qlora_lab.models.hardware import pick_compute_dtype, pick_device
 from qlora_lab.quantization import NF4, dequantize, quantize
 
 device = pick_device()
@@ -548,7 +548,7 @@ print(reports["Mixtral-8x7B"])
 # Try it on a model you have in mind, from a terminal. Of a model of the hub it downloads the config only:
 #
 # ```
-# python -m qlora_lab.finetuning.preflight Qwen/Qwen2.5-7B-Instruct
+# python -m qlora_lab.models preflight Qwen/Qwen2.5-7B-Instruct
 # ```
 #
 # **Exercise 11.4 ●●○ (6 minutes).** Predict the verdicts on four models. *fits*: at most half of the bytes stay in 16

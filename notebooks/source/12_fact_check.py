@@ -30,8 +30,8 @@ import qlora_lab
 from qlora_lab.classroom.checks import check_faults, check_project, check_real_parameters, progress
 from qlora_lab.classroom.plots import new_axes
 from qlora_lab.classroom.plots.n12 import plot_ballot, plot_changes
-from qlora_lab.finetuning.compare import paired_interval
-from qlora_lab.memory.estimate import SHAPES, bits_per_parameter
+from qlora_lab.evaluation.intervals import paired_interval
+from qlora_lab.memory import SHAPES, bits_per_parameter
 
 warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated")  # PEFT 0.21 uses an old name
 
@@ -217,7 +217,7 @@ assert f"{reserved:.1f} {states:.1f}" == "42.8 6.4" and any("measured" in row fo
 # %%
 import inspect
 
-from qlora_lab.memory.estimate import optimizer_state_bytes, trained_tensors
+from qlora_lab.memory import optimizer_state_bytes, trained_tensors
 
 failed = [row for row in memory["caps"] if "out_of_memory" in row]
 print(f"{len(failed)} of {len(memory['caps'])} runs ended out of memory, paged AdamW or not")
@@ -423,7 +423,7 @@ judge(11, not type(model.get_base_model()).__module__.startswith("transformers."
 # does it cost?
 
 # %%
-from qlora_lab.memory.estimate import kbit_preparation_bytes
+from qlora_lab.memory import kbit_preparation_bytes
 
 for name in ("llama-7b", "llama-3-8b"):
     print(f"{name}: {kbit_preparation_bytes(SHAPES[name]) / GB:.2f} GB more")
@@ -433,7 +433,7 @@ judge(12, not losses[0] > losses[1] > losses[2])
 from peft import prepare_model_for_kbit_training
 
 from qlora_lab.finetuning import build_random
-from qlora_lab.memory.estimate import Shape
+from qlora_lab.memory import Shape
 
 tiny = Shape(64, 128, 2, 4, 4, vocab_size=1000)
 fresh = build_random(tiny, "nf4", device="cpu", compute_dtype=torch.bfloat16)
@@ -706,7 +706,7 @@ assert [f"{error:.1%}" for error in changed.values()] == ["70.6%", "1.2%", "62.2
 import transformers
 from transformers import AutoModelForCausalLM
 
-from qlora_lab.finetuning.models import quiet_transformers
+from qlora_lab.models.quiet import quiet_transformers
 
 sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 128}
 mlp = {"intermediate_size": 128, "num_key_value_heads": 2}

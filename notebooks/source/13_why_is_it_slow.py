@@ -854,5 +854,5 @@ else:
 progress()
 
 # %% [markdown]
-# **Next:** read the step itself. `qlora_lab/finetuning/fast_step.py` has the picture of a layer at its top, and its forward
+# **Next:** read the step itself. `qlora_lab/training/steps/fast/step.py` has the picture of a layer at its top, and its forward
 # and backward pass are that picture, line by line. Then back to [the map](00_start_here.ipynb) for what is still open.

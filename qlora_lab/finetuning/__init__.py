@@ -1,42 +1,34 @@
-"""Models that learn: load or build one, feed it, train it, judge it.
+"""Models that learn, on one page: the names that lessons and users import, from the rooms that hold them.
 
-Importing this room imports torch; transformers, peft, bitsandbytes, datasets and accelerate come when they are needed.
+    models/ load or build one · adapters/ give it something to learn · training/ teach it · evaluation/ judge it
+
+Importing this page imports torch; transformers, peft, bitsandbytes, datasets and accelerate come when they are needed.
 """
 
-import warnings
-
-from qlora_lab.finetuning.data import Batches, TokenizedSample, collate, load_prose, load_samples, tokenize
-from qlora_lab.finetuning.evaluate import Loss, exact_match, generate, is_exact, text_loss
-from qlora_lab.finetuning.lora import (
-    LoraLinear,
-    add_lora,
-    load_lora,
-    lora_layers,
-    lora_parameters,
-    merge,
-    save_lora,
-    unload,
-    unmerge,
-)
-from qlora_lab.finetuning.models import (
-    add_adapter,
-    build_random,
-    embeddings_to_cpu,
-    embeddings_to_device,
-    fetch,
-    load_model,
-    trainable_parameters,
-)
-from qlora_lab.finetuning.preflight import Preflight, preflight
-from qlora_lab.finetuning.presets import PRESETS, Preset
-from qlora_lab.finetuning.quantized_linear import (
+from qlora_lab.adapters.files import load_lora, save_lora
+from qlora_lab.adapters.lora import LoraLinear, add_lora, lora_layers, lora_parameters
+from qlora_lab.adapters.merging import merge, unload, unmerge
+from qlora_lab.adapters.peft_adapter import add_adapter, trainable_parameters
+from qlora_lab.adapters.quantized_linear import (
     QuantizedLinear,
     dequantize_linears,
     from_bitsandbytes,
     nf4_double,
     quantize_linears,
 )
-from qlora_lab.finetuning.train import StepRecord, TrainingDiverged, train, train_steps
+from qlora_lab.evaluation.answers import exact_match, generate, is_exact
+from qlora_lab.evaluation.losses import Loss, text_loss
+from qlora_lab.models.bundled import fetch
+from qlora_lab.models.compatibility import Preflight, preflight
+from qlora_lab.models.embeddings import embeddings_to_cpu, embeddings_to_device
+from qlora_lab.models.loading import load_model
+from qlora_lab.models.random_weights import build_random
+from qlora_lab.training.batches import Batches, collate
+from qlora_lab.training.chat import TokenizedSample, tokenize
+from qlora_lab.training.data import load_prose, load_samples
+from qlora_lab.training.loop import TrainingDiverged, train, train_steps
+from qlora_lab.training.presets import PRESETS, Preset
+from qlora_lab.training.step_records import StepRecord
 
 __all__ = [
     "PRESETS",
@@ -80,6 +72,3 @@ __all__ = [
     "unload",
     "unmerge",
 ]
-
-# `python -m qlora_lab.finetuning.preflight` would remark that this package has imported that module already
-warnings.filterwarnings("ignore", "'qlora_lab.finetuning.preflight' found in sys.modules", RuntimeWarning)

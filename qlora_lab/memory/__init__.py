@@ -1,35 +1,42 @@
 """Bytes: what a training step will need (`estimate`, pure arithmetic) and what it did need (`measure_memory`).
 
 Importing this room is quick: torch and transformers come with `measure_memory`, which is loaded when it is asked for.
-The name `estimate` is the function; its module's other names come from `qlora_lab.memory.estimate`.
 """
 
-from qlora_lab.memory.estimate import (
-    SHAPES,
-    MemoryBreakdown,
-    Shape,
-    estimate,
-    from_config,
-    shape_named,
+from qlora_lab.facts import LINEARS, bits_per_parameter
+from qlora_lab.memory.activations import layer_activation_bytes
+from qlora_lab.memory.prediction import CUDA_CONTEXT, MemoryBreakdown, estimate
+from qlora_lab.memory.shapes import SHAPES, Shape, from_config, shape_named
+from qlora_lab.memory.tensors import (
+    kbit_preparation_bytes,
+    optimizer_state_bytes,
     trainable_parameters,
+    trained_tensors,
 )
 
 __all__ = [
+    "CUDA_CONTEXT",
+    "LINEARS",
     "SHAPES",
     "MeasuredMemory",
     "MemoryBreakdown",
     "Shape",
+    "bits_per_parameter",
     "estimate",
     "from_config",
+    "kbit_preparation_bytes",
+    "layer_activation_bytes",
     "measure_memory",
+    "optimizer_state_bytes",
     "shape_named",
     "trainable_parameters",
+    "trained_tensors",
 ]
 
 
 def __getattr__(name: str):
     if name in ("MeasuredMemory", "measure_memory"):
-        from qlora_lab.memory import measure
+        from qlora_lab.memory import measuring
 
-        return getattr(measure, name)
+        return getattr(measuring, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

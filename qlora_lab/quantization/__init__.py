@@ -9,6 +9,8 @@
 `reference.py` has the same in slow loops, `kernels.py` for a GPU, in Triton. The room needs torch, and Triton on a GPU.
 """
 
+from qlora_lab.facts import bits_per_parameter
+
 from .blockwise import QuantizedTensor, dequantize, dequantize_plain, quantize, quantize_plain
 from .codebooks import (
     BITSANDBYTES_NF4,
@@ -27,9 +29,10 @@ from .codebooks import (
     normal_quantiles,
     thresholds,
 )
-from .double_quant import QuantizedAbsmax, bits_per_parameter, double_quantize, quantize_scales, quantize_scales_plain
+from .double_quant import double_quantize, quantize_scales, quantize_scales_plain
 from .metrics import ErrorReport, entropy, error_report, level_usage, max_error, relative_rms, snr_db
 from .packing import pack, unpack
+from .scales import QuantizedAbsmax
 from .uniform import UniformTensor, quantize_absmax, quantize_affine
 
 __all__ = [

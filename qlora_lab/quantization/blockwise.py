@@ -24,7 +24,7 @@ The truth is what bitsandbytes 0.50 does on the CPU (`backends/default/ops.py`),
 
 bitsandbytes on CUDA multiplies everywhere, by approximate reciprocals, and decodes a block of zeros as -0.0. On a CPU
 with AVX512 its `dequantize_4bit` multiplies with wrong scales where a row does not hold whole blocks, see
-`finetuning.models.require_right_scales`, and with AVX512-BF16 it makes zeros of bf16 numbers below 1.2e-38; ours does
+`models.faults.require_right_scales`, and with AVX512-BF16 it makes zeros of bf16 numbers below 1.2e-38; ours does
 not follow it there.
 """
 
@@ -37,8 +37,9 @@ from dataclasses import dataclass
 import torch
 
 from .codebooks import NF4, check_codebook, nearest_level, thresholds
-from .double_quant import SMALLEST_ABSMAX, QuantizedAbsmax, check_block_size, gpu_kernels
+from .double_quant import gpu_kernels
 from .packing import pack, unpack
+from .scales import SMALLEST_ABSMAX, QuantizedAbsmax, check_block_size
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # what can be quantized
 PIECE = 1 << 20  # elements: a multiple of every block size. Some 20 MB of temporaries on the way

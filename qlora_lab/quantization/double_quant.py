@@ -23,20 +23,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 import warnings
-from dataclasses import dataclass
 
 import torch
 
 from .codebooks import DYNAMIC8, check_codebook, nearest_level
-
-SMALLEST_ABSMAX = 1e-38  # smaller blocks are divided by this: float32 could not hold the reciprocal of much less
-BLOCK_SIZES = tuple(2**exponent for exponent in range(5, 13))  # 32 to 4096, as bitsandbytes has them
-
-
-def check_block_size(block_size: int) -> None:
-    """Refuse a block size that bitsandbytes does not have."""
-    if not isinstance(block_size, int) or block_size not in BLOCK_SIZES:
-        raise ValueError(f"block_size={block_size!r}: choose a power of two from 32 to 4096")
+from .scales import SMALLEST_ABSMAX, QuantizedAbsmax, check_block_size
 
 
 @functools.cache
@@ -52,53 +43,6 @@ def gpu_kernels():
         )
         return None
     return kernels
-
-
-@dataclass(frozen=True, eq=False)
-class QuantizedAbsmax:
-    """Scales held in 8 bits. It stands in `QuantizedTensor.absmax` after `double_quantize`.
-
-    codes: uint8, Tensor[scales]. absmax: float32, one for each `block_size` codes. offset: float32 scalar, the mean of
-    the scales. codebook: float32, Tensor[256].
-    """
-
-    codes: torch.Tensor
-    absmax: torch.Tensor
-    offset: torch.Tensor
-    codebook: torch.Tensor
-    block_size: int
-
-    def __post_init__(self):
-        check_block_size(self.block_size)
-        blocks = -(-self.codes.numel() // self.block_size)
-        if self.codes.dtype != torch.uint8 or self.codes.ndim != 1:
-            raise ValueError(f"codes are {self.codes.dtype} of shape {tuple(self.codes.shape)}: 1-D uint8 is needed")
-        for name, shape in {"absmax": (blocks,), "offset": (), "codebook": (256,)}.items():
-            part = getattr(self, name)
-            if part.dtype != torch.float32 or part.shape != shape:
-                raise ValueError(
-                    f"{name} is {part.dtype} of shape {tuple(part.shape)}: for {self.codes.numel()} scales in blocks "
-                    f"of {self.block_size}, float32 of shape {shape} is needed"
-                )
-            if part.device != self.codes.device:
-                raise ValueError(
-                    f"{name} is on {part.device}, codes are on {self.codes.device}: move all with .to(device)"
-                )
-
-    def dequantize(self) -> torch.Tensor:
-        """The scales, nearly as they were: float32, Tensor[scales]."""
-        scales = self.codebook[self.codes.int()]
-        return scales * self.absmax.repeat_interleave(self.block_size)[: len(scales)] + self.offset
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of everything held: codes, scales, the table of 256 levels and the offset."""
-        return self.codes.nbytes + self.absmax.nbytes + self.codebook.nbytes + self.offset.nbytes
-
-    def to(self, device) -> QuantizedAbsmax:
-        """The same on another device."""
-        parts = {name: getattr(self, name).to(device) for name in ("codes", "absmax", "offset", "codebook")}
-        return dataclasses.replace(self, **parts)
 
 
 @torch.no_grad()
@@ -158,30 +102,3 @@ def double_quantize(q, block_size: int = 256, codebook: torch.Tensor = DYNAMIC8)
     if isinstance(q.absmax, QuantizedAbsmax):
         raise ValueError("the scales are in 8 bits already: double_quantize takes what quantize returns")
     return dataclasses.replace(q, absmax=quantize_scales(q.absmax, block_size, codebook))
-
-
-def bits_per_parameter(
-    block_size: int = 64,
-    double: bool = True,
-    scale_block_size: int = 256,
-    *,
-    bits: int = 4,
-    scale_bits: int = 32,
-    zero_point_bits: int = 0,
-) -> float:
-    """Bits that a parameter takes in a large tensor: its code and its share of the block's constants.
-
-    Args:
-        block_size: elements that share a scale.
-        double: the scale is held in 8 bits, with one of `scale_bits` for each `scale_block_size` scales.
-        bits: width of a code.
-        scale_bits: width of a scale; 32 for float32.
-        zero_point_bits: width of a zero point or minimum, which affine schemes hold for each block.
-
-    >>> bits_per_parameter(), bits_per_parameter(double=False)  # NF4 with and without double quantization
-    (4.126953125, 4.5)
-    >>> bits_per_parameter(32, double=False, scale_bits=16, zero_point_bits=16)  # GGUF's Q4_1
-    5.0
-    """
-    scale = 8 + scale_bits / scale_block_size if double else scale_bits
-    return bits + (scale + zero_point_bits) / block_size

@@ -33,7 +33,7 @@ import triton
 import triton.language as tl
 
 from .codebooks import thresholds
-from .double_quant import SMALLEST_ABSMAX, QuantizedAbsmax
+from .scales import SMALLEST_ABSMAX, QuantizedAbsmax
 
 EACH = 16  # elements a thread
 WARPS = 2  # of 32 threads, a program; more where a block needs them

@@ -23,8 +23,9 @@ from dataclasses import dataclass
 
 import torch
 
+from qlora_lab.facts import bits_per_parameter
+
 from .blockwise import DTYPES, refuse_non_finite
-from .double_quant import bits_per_parameter
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,12 +9,15 @@ import pytest
 import torch
 
 from qlora_lab.errors import UserError
+from qlora_lab.experiments import memory_steps as record
+from qlora_lab.experiments.allocator_history import live_at_peak
+from qlora_lab.experiments.memory_steps import MasterWeights, Record, Setting, measure
 from qlora_lab.finetuning import PRESETS, build_random, collate, train_steps
 from qlora_lab.memory import measure as measure_module
-from qlora_lab.memory import measure_memory, record
-from qlora_lab.memory.estimate import SHAPES, Shape, estimate
-from qlora_lab.memory.measure import Meter, Phase, live_at_peak, peak_memory_bytes
-from qlora_lab.memory.record import MasterWeights, Record, Setting, measure
+from qlora_lab.memory import measure_memory
+from qlora_lab.memory.meter import Meter, Phase, peak_memory_bytes
+from qlora_lab.memory.prediction import estimate
+from qlora_lab.memory.shapes import SHAPES, Shape
 
 MOMENTS = ("forward", "backward", "update")
 
@@ -22,7 +25,7 @@ MOMENTS = ("forward", "backward", "update")
 def test_peak_of_a_cpu_sees_what_was_touched_and_is_not_lowered_by_freeing_it():
     code = """
 import torch
-from qlora_lab.memory.measure import peak_memory_bytes
+from qlora_lab.memory.meter import peak_memory_bytes
 cpu = torch.device("cpu")
 before = peak_memory_bytes(cpu)
 touched = torch.ones(300_000_000)  # 1.2 GB
@@ -38,7 +41,7 @@ print(during - before, peak_memory_bytes(cpu) - during)
 
 @pytest.mark.gpu
 def test_peak_of_a_gpu_counts_tensors():
-    from qlora_lab.memory.measure import reset_peak
+    from qlora_lab.memory.meter import reset_peak
 
     device = torch.device("cuda")
     reset_peak(device)
@@ -49,7 +52,7 @@ def test_peak_of_a_gpu_counts_tensors():
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: the recorder would record")
 def test_recorder_without_a_gpu_says_so():
-    done = subprocess.run([sys.executable, "-m", "qlora_lab.memory.record"], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "qlora_lab.experiments", "memory"], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (2, "error: no GPU: this records training steps on one\n")
 
 
@@ -370,7 +373,7 @@ def trained(monkeypatch) -> list[dict]:
         )
         return train_steps(model, batches, **settings)
 
-    monkeypatch.setattr("qlora_lab.finetuning.train_steps", spy)
+    monkeypatch.setattr("qlora_lab.memory.measuring.train_steps", spy)
     monkeypatch.setattr(record, "train_steps", spy)
     return seen
 
@@ -404,7 +407,7 @@ def test_the_second_step_is_measured(monkeypatch):
         seen.append("a third step")
 
     monkeypatch.setitem(SHAPES, "tiny", Shape(64, 192, 2, 4, 2, 97))
-    monkeypatch.setattr("qlora_lab.finetuning.train_steps", pretended)
+    monkeypatch.setattr("qlora_lab.memory.measuring.train_steps", pretended)
     monkeypatch.setattr(measure_module, "reset_peak", lambda device: seen.append("reset"))
     monkeypatch.setattr(measure_module, "peak_memory_bytes", lambda device: seen.append("peak") or 7)
     assert measure_memory("tiny", False, rank=4, device="cpu").peak == 7
@@ -417,7 +420,7 @@ def test_the_room_that_is_asked_for_is_what_the_weights_take(use_qlora, dtype, m
     """Of a model that is really built: 4-bit weights and their constants as they are, the rest in the compute dtype."""
     shape = Shape(64, 192, 2, 4, 2, 97)
     monkeypatch.setitem(SHAPES, "tiny", shape)
-    monkeypatch.setattr("qlora_lab.finetuning.models.pick_compute_dtype", lambda device: dtype)
+    monkeypatch.setattr("qlora_lab.memory.measuring.pick_compute_dtype", lambda device: dtype)
     model = build_random(shape, "nf4" if use_qlora else None, device="cpu", compute_dtype=dtype)
     weights = sum(p.nbytes + quant_state_bytes(p) for p in model.parameters())
     for free, fits in ((weights, True), (weights - 1, False)):
@@ -469,7 +472,7 @@ def test_a_missing_gpu_is_told_in_one_sentence(monkeypatch):
         measure_memory(device="cuda")
     free = type("Free", (), {"available": 10**9})
     monkeypatch.setattr("psutil.virtual_memory", lambda: free)
-    monkeypatch.setattr("qlora_lab.finetuning.models.pick_compute_dtype", lambda device: torch.float32)
+    monkeypatch.setattr("qlora_lab.memory.measuring.pick_compute_dtype", lambda device: torch.float32)
     # by hand: 6.48e9 weights at 4.127 bits, twice 32,000 x 4,096 embeddings and head in 4 bytes -> 3.34 + 1.05 GB
     with pytest.raises(UserError, match=r"^llama-7b needs a GPU: its weights take 4.4 GB, and 1.0 GB are free here$"):
         measure_memory("llama-7b")

@@ -2,7 +2,9 @@
 
 from collections.abc import Callable
 
-from qlora_lab.memory.estimate import SHAPES, estimate, model_parts
+from qlora_lab.memory.prediction import estimate
+from qlora_lab.memory.shapes import SHAPES
+from qlora_lab.memory.tensors import model_parts
 
 from .judging import Verdict, call, described, exercise, expect_number, right, told, written, wrong
 

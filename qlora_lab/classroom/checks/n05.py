@@ -100,7 +100,9 @@ def check_lora_suspects(diagnosis: dict[str, str]) -> Verdict:
 @exercise("5.3", "the rank behind a printout", item="train", points=2, todo="complete `rank_of`")
 def check_rank_of(rank_of: Callable) -> Verdict:
     """rank_of(shape, targets, trainable): the rank at which LoRA on these targets has so many parameters."""
-    from qlora_lab.memory.estimate import LINEARS, SHAPES, trainable_parameters
+    from qlora_lab.facts import LINEARS
+    from qlora_lab.memory.shapes import SHAPES
+    from qlora_lab.memory.tensors import trainable_parameters
 
     attention = list(LINEARS[:4])
     cases = [("smollm2-135m", list(LINEARS), 4), ("llama-3-8b", attention, 16), ("llama-7b", ["q_proj", "v_proj"], 8)]
@@ -129,7 +131,8 @@ def check_largest_rank(largest_rank: Callable) -> Verdict:
     """largest_rank(shape, targets, gigabytes): the largest rank whose training numbers (16 bytes each) fit."""
     import math
 
-    from qlora_lab.memory.estimate import SHAPES, trainable_parameters
+    from qlora_lab.memory.shapes import SHAPES
+    from qlora_lab.memory.tensors import trainable_parameters
 
     cases = [("llama-7b", "all-linear", 2), ("llama-65b", ["q_proj", "v_proj"], 1), ("llama-13b", "all-linear", 3.5)]
     for name, targets, gigabytes in cases:

@@ -35,7 +35,7 @@ def check_paired_difference(paired_difference: Callable[[list[dict], str, Callab
     """paired_difference(runs, method, score): mean of score(run) less lora-bf16's at the same seed, and half the width
     of its 95 % t interval.
     """
-    from qlora_lab.finetuning.compare import t_quantile
+    from qlora_lab.evaluation.intervals import t_quantile
 
     for scores in SCORES:
         mine, base = scores["nf4"], scores["lora-bf16"]
@@ -92,7 +92,7 @@ def check_paired_difference(paired_difference: Callable[[list[dict], str, Callab
 @exercise("9.2", "how many seeds", item="accuracy", points=2, todo="complete `seeds_needed`")
 def check_seeds_needed(seeds_needed: Callable[[float, float], int]) -> Verdict:
     """seeds_needed(spread, margin): the smallest n >= 2 whose 95 % t interval is within ± margin."""
-    from qlora_lab.finetuning.compare import t_quantile
+    from qlora_lab.evaluation.intervals import t_quantile
 
     def smallest(half: Callable[[int], float], margin: float) -> int:
         return next(n for n in range(2, 5000) if half(n) <= margin)

@@ -39,7 +39,8 @@ def check_beyond_seeds(beyond_seeds: Callable[[list[float], list[float]], str]) 
 
 def on_the_card(micro_batch: int, checkpointing: bool) -> float:
     """GB that a pass of LLaMA-7B is predicted to take, optimizer states and CUDA context included."""
-    from qlora_lab.memory.estimate import SHAPES, estimate
+    from qlora_lab.memory.prediction import estimate
+    from qlora_lab.memory.shapes import SHAPES
 
     settings = {"batch_size": micro_batch, "gradient_checkpointing": checkpointing}
     return estimate(SHAPES["llama-7b"], rank=RANK, sequence_length=LENGTH, **settings).total / 1e9

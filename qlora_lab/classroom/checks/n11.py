@@ -177,7 +177,7 @@ WHY = {  # by model: what was overlooked
 @functools.cache
 def said_of(name: str) -> str:
     """The preflight's verdict on one of `unseen_configs`."""
-    from qlora_lab.finetuning.preflight import preflight
+    from qlora_lab.models.compatibility import preflight
 
     return preflight(unseen_configs()[name]).verdict
 

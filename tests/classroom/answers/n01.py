@@ -3,7 +3,7 @@
 import math
 
 from qlora_lab.classroom.checks import check_12_gb, check_largest_model, check_logits, check_model_bytes
-from qlora_lab.memory.estimate import estimate
+from qlora_lab.memory.prediction import estimate
 
 
 def largest_by_bisection(card, bits, moment_bits, copy):

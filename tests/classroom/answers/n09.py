@@ -10,7 +10,8 @@ import numpy
 
 import qlora_lab
 from qlora_lab.classroom.checks import check_claims, check_paired_difference, check_seeds_needed
-from qlora_lab.finetuning.compare import METHODS, t_quantile
+from qlora_lab.evaluation.intervals import t_quantile
+from qlora_lab.experiments.compare import METHODS
 
 
 def by_seed(runs, method, score):

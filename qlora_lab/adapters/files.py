@@ -1,0 +1,187 @@
+"""Adapters in PEFT's file format: `PeftModel.from_pretrained` reads ours, `load_lora` reads PEFT's.
+
+PEFT's format is a folder with two files:
+
+    adapter_config.json         r, lora_alpha, lora_dropout, target_modules and PEFT's many other settings
+    adapter_model.safetensors   base_model.model.<name of the layer>.lora_A.weight, and .lora_B.weight
+
+What PEFT does not write is which weights the adapter was trained on. We add a fingerprint to the header of the
+safetensors file, where PEFT looks past it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pathlib
+
+import torch
+from torch import nn
+
+from qlora_lab.adapters.lora import LoraLinear, add_lora, lora_layers, required_lora
+from qlora_lab.adapters.targets import is_linear, is_named
+from qlora_lab.errors import UserError
+
+CONFIG, WEIGHTS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
+# PEFT's settings that do not change what A and B mean. Any other that is on does, or may: rsLoRA's scale, a rank or an
+# alpha of a layer's own, DoRA, a start that changes the base ... PEFT has new ones in every release.
+HARMLESS = {
+    *"peft_type peft_version task_type auto_mapping base_model_name_or_path revision inference_mode".split(),
+    *"r lora_alpha lora_dropout target_modules exclude_modules layers_to_transform layers_pattern".split(),
+    *"megatron_core qalora_group_size eva_config ensure_weight_tying".split(),
+}
+HARMLESS_VALUES = {"bias": ("none",), "init_lora_weights": (True, "gaussian", "orthogonal", "eva")}
+
+
+def save_lora(model: nn.Module, folder: str | os.PathLike) -> None:
+    """Write the adapter in PEFT's format, and each file whole or not at all.
+
+    Raises:
+        UserError: a model without LoRA layers, or whose layers differ in rank, alpha or dropout.
+    """
+    from safetensors.torch import save_file
+
+    layers = required_lora(model)
+    kinds = {(layer.rank, layer.alpha, layer.dropout) for layer in layers.values()}
+    if len(kinds) > 1:
+        raise UserError(f"the LoRA layers have several (rank, alpha, dropout): {sorted(kinds)}; one file holds one")
+    ((rank, alpha, dropout),) = kinds
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": getattr(getattr(model, "config", None), "_name_or_path", None) or None,
+        "r": rank,
+        "lora_alpha": alpha,
+        "lora_dropout": dropout,
+        "target_modules": _shortest_targets(model, list(layers)),
+        "bias": "none",
+        "inference_mode": True,
+    }
+    tensors = {
+        f"{PREFIX}{name}.{part}.weight": getattr(layer, part).detach().contiguous().cpu()
+        for name, layer in layers.items()
+        for part in ("lora_A", "lora_B")
+    }
+    folder = pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    metadata = {"format": "pt", "base_fingerprint": base_fingerprint(model)}
+    save_file(tensors, folder / f"{WEIGHTS}.part", metadata)
+    (folder / f"{CONFIG}.part").write_text(json.dumps(config, indent=2), encoding="utf-8")
+    for file in (WEIGHTS, CONFIG):
+        (folder / f"{file}.part").replace(folder / file)
+
+
+def load_lora(model: nn.Module, folder: str | os.PathLike, any_base: bool = False) -> nn.Module:
+    """Read an adapter that `save_lora` or PEFT wrote. A model without LoRA layers gets them; others are overwritten.
+
+    Args:
+        any_base: accept an adapter that was trained on other weights of the same shapes. (Only `save_lora` writes down
+            which: adapters of PEFT are taken at their word.)
+
+    Returns:
+        the same model
+
+    Raises:
+        UserError: missing or damaged files, a kind of adapter that is not plain LoRA, another base, another rank than
+            that of the model's layers, or a merged model.
+    """
+    config, tensors, fingerprint = _read(pathlib.Path(folder))
+    names = list(dict.fromkeys(name.rpartition(".lora_")[0] for name in tensors))
+    _require_same_base(model, names, tensors, None if any_base else fingerprint)
+    layers = lora_layers(model)
+    if any(layer.merged for layer in layers.values()):
+        raise UserError("an adapter is merged into this model: unmerge(model) before another one is loaded")
+    if layers and set(layers) != set(names):
+        raise UserError(
+            f"the adapter has {len(names)} layers, the model's adapter {len(layers)} others: unload(model) first"
+        )
+    ranks = {layer.rank for layer in layers.values()} - {config["r"]}
+    if ranks:
+        raise UserError(
+            f"the adapter has rank {config['r']}, the model's LoRA layers {ranks.pop()}: unload(model) first"
+        )
+    dtype = tensors[f"{names[0]}.lora_A"].dtype
+    if not layers:
+        add_lora(model, config["r"], config["lora_alpha"], names, config.get("lora_dropout", 0.0), dtype=dtype)
+    for name, layer in lora_layers(model).items():
+        layer.alpha, layer.dropout = config["lora_alpha"], config.get("lora_dropout", 0.0)
+        layer.lora_A.data.copy_(tensors[f"{name}.lora_A"])
+        layer.lora_B.data.copy_(tensors[f"{name}.lora_B"])
+    return model
+
+
+def base_fingerprint(model: nn.Module) -> str:
+    """Tells one model's weights from another's: sha256 of its norms and biases, rounded to bf16.
+
+    These stay as they are when a model is quantized, so a 4-bit model and its 16-bit original have the same one.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 1 and parameter.is_floating_point():
+            digest.update(name.replace(".base.", ".").encode())
+            digest.update(parameter.detach().to("cpu", torch.bfloat16).view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _read(folder: pathlib.Path) -> tuple[dict, dict[str, torch.Tensor], str | None]:
+    """Settings, tensors by "<layer>.lora_A" and "<layer>.lora_B", and the base's fingerprint if there is one."""
+    from safetensors import SafetensorError, safe_open
+
+    missing = [file for file in (CONFIG, WEIGHTS) if not (folder / file).is_file()]
+    if missing:
+        raise UserError(
+            f"{folder} is no adapter: {' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing"
+        )
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        rank, _ = config["r"], config["lora_alpha"]
+        with safe_open(folder / WEIGHTS, "pt") as file:
+            fingerprint = (file.metadata() or {}).get("base_fingerprint")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except (ValueError, KeyError, TypeError, SafetensorError, OSError) as error:
+        raise UserError(f"the adapter in {folder} cannot be read: {error!r}") from error
+    special = [
+        key
+        for key, value in config.items()
+        if value and key not in HARMLESS and value not in HARMLESS_VALUES.get(key, ())
+    ]
+    plain = {name: name.removeprefix(PREFIX).removesuffix(".weight") for name in tensors}
+    others = [name for name, short in plain.items() if not short.endswith((".lora_A", ".lora_B"))]
+    if special or others or config.get("peft_type") != "LORA":
+        what = (special or others or [config.get("peft_type")])[0]
+        raise UserError(f"the adapter in {folder} is not plain LoRA ({what}): load it with PEFT")
+    tensors = {plain[name]: tensor for name, tensor in tensors.items()}
+    wrong = [name for name, tensor in tensors.items() if tensor.shape[name.endswith("_B")] != rank]
+    lonely = [name for name in tensors if name[:-1] + ("B" if name.endswith("A") else "A") not in tensors]
+    if wrong or lonely or not tensors:
+        what = f"{(wrong or lonely or ['nothing'])[0]} does not fit r={rank}"
+        raise UserError(f"the adapter in {folder} does not agree with its own config: {what}")
+    return config, tensors, fingerprint
+
+
+def _require_same_base(model: nn.Module, names: list[str], tensors: dict, fingerprint: str | None) -> None:
+    """Raise UserError unless the model has these layers, in these sizes, and the fingerprint if one is given."""
+    modules = dict(model.named_modules())
+    for name in names:
+        expected = len(tensors[f"{name}.lora_B"]), tensors[f"{name}.lora_A"].shape[1]  # (out, in)
+        if name not in modules or not is_linear(modules[name]):
+            raise UserError(f"the adapter is for another base: this model has no linear layer {name}")
+        size = modules[name].out_features, modules[name].in_features
+        if size != expected:
+            raise UserError(f"the adapter is for another base: its {name} is {expected}, this model's is {size}")
+    if fingerprint is not None and fingerprint != base_fingerprint(model):
+        raise UserError(
+            "the adapter was trained on another base: shapes agree, weights do not; any_base=True loads it all the same"
+        )
+
+
+def _shortest_targets(model: nn.Module, names: list[str]) -> list[str]:
+    """Last parts of the names, as PEFT's users write them, if these mean the same layers; else whole names."""
+    ends = sorted({name.rpartition(".")[2] for name in names})
+    meant = {
+        name
+        for name, module in model.named_modules()
+        if (isinstance(module, LoraLinear) or is_linear(module)) and any(is_named(name, end) for end in ends)
+    }
+    return ends if meant == set(names) else names

@@ -1,0 +1,155 @@
+"""LoRA: train a small correction beside each frozen linear layer.
+
+    y = base(x) + alpha / rank * (x Aᵀ) Bᵀ        x: (..., in)   A: (rank, in)   B: (out, rank)   y: (..., out)
+
+A starts random and B at zero, so an adapted model first computes exactly what it computed before. Only A and B are
+trained: rank * (in + out) numbers instead of in * out. (Hu et al. 2021, arXiv 2106.09685, section 4.1.)
+
+    add_lora(model)               freeze the model, put a LoraLinear around its linear layers, in place
+    merge, unmerge                add the correction to the base's weight; take it back, exactly
+    unload                        put the base layers back in the LoraLinears' place
+    save_lora, load_lora          PEFT's files: `PeftModel.from_pretrained` reads ours, `load_lora` reads PEFT's
+
+The base may be any module with `in_features`, `out_features` and `weight`: nothing here asks what the weight is. QLoRA
+is LoRA on a base that happens to be 4-bit. Only `merge` needs a weight that something can be added to.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from qlora_lab.adapters.targets import find_targets, is_linear, set_module
+from qlora_lab.errors import UserError
+
+
+class LoraLinear(nn.Module):
+    """A frozen linear layer with a trained low-rank correction.
+
+    Args:
+        base: a module that maps (..., in_features) to (..., out_features).
+        rank: r, the inner dimension of the correction.
+        alpha: the correction is scaled by alpha / rank.
+        dropout: share of the correction's input that is set to zero while training.
+        dtype: of A and B, and so of their gradients and the optimizer's states.
+        generator: of A's random numbers, on the base's device; None: torch's own.
+
+    Raises:
+        UserError: a rank below 1, or a base that is not linear-like.
+    """
+
+    def __init__(
+        self,
+        base: nn.Module,
+        rank: int,
+        alpha: float,
+        dropout: float = 0.0,
+        dtype: torch.dtype = torch.float32,
+        generator: torch.Generator | None = None,
+    ):
+        super().__init__()
+        if not is_linear(base):
+            raise UserError(
+                f"{type(base).__name__} is not linear-like: LoRA needs its in_features, out_features and weight"
+            )
+        if rank < 1:
+            raise UserError(f"rank={rank}: must be at least 1")
+        self.base, self.alpha, self.dropout = base, alpha, dropout
+        device = base.weight.device
+        self.lora_A = nn.Parameter(torch.empty(rank, base.in_features, dtype=dtype, device=device))
+        self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank, dtype=dtype, device=device))
+        # as nn.Linear does: within ±1/sqrt(in_features)
+        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5), generator=generator)
+        self.unmerged_weight: torch.Tensor | None = None  # while merged: what the base's weight was
+
+    @property
+    def rank(self) -> int:
+        return len(self.lora_A)
+
+    @property
+    def in_features(self) -> int:
+        return self.base.in_features
+
+    @property
+    def out_features(self) -> int:
+        return self.base.out_features
+
+    @property
+    def weight(self):
+        """The base's: frozen, and without the correction unless it is merged."""
+        return self.base.weight
+
+    @property
+    def merged(self) -> bool:
+        return self.unmerged_weight is not None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # (..., in) -> (..., out)
+        y = self.base(x)
+        if self.merged:
+            return y
+        z = nn.functional.dropout(x.to(self.lora_A.dtype), self.dropout, self.training)
+        z = nn.functional.linear(nn.functional.linear(z, self.lora_A), self.lora_B)  # (..., rank), then (..., out)
+        return y + (z * (self.alpha / self.rank)).to(y.dtype)
+
+    def delta(self) -> torch.Tensor:
+        """What the correction adds to the weight: float32, Tensor[out_features, in_features]."""
+        return self.alpha / self.rank * (self.lora_B.float() @ self.lora_A.float())
+
+    def extra_repr(self) -> str:
+        return f"rank={self.rank}, alpha={self.alpha}, dropout={self.dropout}, merged={self.merged}"
+
+
+def add_lora(
+    model: nn.Module,
+    rank: int = 16,
+    alpha: float = 32,
+    targets: str | list[str] = "all-linear",
+    dropout: float = 0.0,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+) -> nn.Module:
+    """Freeze a model and put a LoraLinear around its linear layers, in place.
+
+    Args:
+        rank, alpha, dropout, dtype: as in `LoraLinear`.
+        targets: "all-linear" (all but the output head), or names of modules, or the ends of dotted ones:
+            ["q_proj", "layers.0.mlp.down_proj"].
+        seed: for A. torch's own generators are not touched.
+
+    Returns:
+        the same model
+
+    Raises:
+        UserError: a target that the model does not have (near matches are named), no linear layer at all, or a model
+            that has adapters already.
+    """
+    if lora_layers(model):
+        raise UserError("this model has LoRA layers already: unload(model) takes them out first")
+    names = find_targets(model, targets)
+    model.requires_grad_(False)
+    devices = {model.get_submodule(name).weight.device for name in names}
+    draw = {device: torch.Generator(device).manual_seed(seed) for device in devices if device.type != "meta"}
+    for name in names:
+        base = model.get_submodule(name)
+        layer = LoraLinear(base, rank, alpha, dropout, dtype, draw.get(base.weight.device))
+        set_module(model, name, layer.train(model.training))
+    return model
+
+
+def lora_layers(model: nn.Module) -> dict[str, LoraLinear]:
+    """The model's LoRA layers by dotted name."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, LoraLinear)}
+
+
+def lora_parameters(model: nn.Module) -> int:
+    """How many numbers A and B have: rank * (in_features + out_features), summed over the layers."""
+    return sum(layer.lora_A.numel() + layer.lora_B.numel() for layer in lora_layers(model).values())
+
+
+def required_lora(model: nn.Module) -> dict[str, LoraLinear]:
+    layers = lora_layers(model)
+    if not layers:
+        raise UserError("the model has no LoRA layers: add_lora(model) or load_lora(model, folder) adds them")
+    return layers

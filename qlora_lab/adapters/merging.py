@@ -1,0 +1,54 @@
+"""Add a LoRA correction to its base's weight, take it back, take the LoRA layers out."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from qlora_lab.adapters.lora import required_lora
+from qlora_lab.adapters.targets import set_module
+from qlora_lab.errors import UserError
+
+
+@torch.no_grad()
+def merge(model: nn.Module) -> nn.Module:
+    """Add every correction to its base's weight: inference then costs what it cost before LoRA.
+
+    The sum is rounded to the weight's dtype. Each layer keeps the old weight, so that `unmerge` restores it bit by bit
+    (a subtraction would not); `unload` lets it go.
+
+    Raises:
+        UserError: a model without LoRA layers, merged already, or with a base that has no weight of floating point.
+    """
+    layers = required_lora(model)
+    if any(layer.merged for layer in layers.values()):
+        raise UserError("the adapter is merged already: merging twice would add it twice; unmerge(model) takes it back")
+    for name, layer in layers.items():
+        weight = getattr(layer.base, "weight", None)
+        if not isinstance(weight, torch.Tensor) or not weight.is_floating_point():
+            raise UserError(
+                f"{name}: {type(layer.base).__name__} holds no weight that a correction can be added to; "
+                "dequantize_linears(model) makes the base dense first"
+            )
+    for layer in layers.values():
+        layer.unmerged_weight = layer.base.weight.data
+        layer.base.weight.data = (layer.unmerged_weight.float() + layer.delta()).to(layer.unmerged_weight.dtype)
+    return model
+
+
+@torch.no_grad()
+def unmerge(model: nn.Module) -> nn.Module:
+    """Give the bases their old weights back, bit by bit. Raises UserError if nothing is merged."""
+    layers = required_lora(model)
+    if not all(layer.merged for layer in layers.values()):
+        raise UserError("the adapter is not merged: there is nothing to take back")
+    for layer in layers.values():
+        layer.base.weight.data, layer.unmerged_weight = layer.unmerged_weight, None
+    return model
+
+
+def unload(model: nn.Module) -> nn.Module:
+    """Take the LoRA layers out: what stays is the base, merged if it was. Raises UserError if there are none."""
+    for name, layer in required_lora(model).items():
+        set_module(model, name, layer.base)
+    return model

@@ -1,0 +1,47 @@
+"""Which layers of a model an adapter or a quantizer means, by name."""
+
+from __future__ import annotations
+
+import difflib
+
+from torch import nn
+
+from qlora_lab.errors import UserError
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Linear-like: says how wide its input and output are. nn.Linear does, so do bitsandbytes' and our 4-bit layers."""
+    widths = getattr(module, "in_features", None), getattr(module, "out_features", None)
+    return all(isinstance(width, int) for width in widths) and hasattr(module, "weight")
+
+
+def find_targets(model: nn.Module, targets: str | list[str] = "all-linear") -> list[str]:
+    """Dotted names of the layers that `targets` means, in the model's order. See `add_lora` for targets and errors."""
+    linears = [name for name, module in model.named_modules() if name and is_linear(module)]
+    if not linears:
+        others = sorted({type(module).__name__ for module in model.modules() if not list(module.children())})
+        raise UserError(f"the model has no linear layer that LoRA could adapt: it is made of {', '.join(others)}")
+    if targets == "all-linear":
+        head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+        return [name for name in linears if model.get_submodule(name) is not head]
+    targets = [targets] if isinstance(targets, str) else list(targets)
+    if not targets:
+        raise UserError("targets is empty: name at least one layer, or say 'all-linear'")
+    ends = sorted({name.rpartition(".")[2] for name in linears})
+    for target in targets:
+        if not any(is_named(name, target) for name in linears):
+            near = difflib.get_close_matches(target, ends, n=3, cutoff=0.4)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(ends)}"
+            raise UserError(f"the model has no linear layer named {target!r}: {hint}")
+    return [name for name in linears if any(is_named(name, target) for target in targets)]
+
+
+def is_named(name: str, target: str) -> bool:
+    """Whether a dotted name is the target or ends in it, as in PEFT: `model.layers.0.mlp.up_proj` is an `up_proj`."""
+    return name == target or name.endswith("." + target)
+
+
+def set_module(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Replace the submodule with this dotted name."""
+    parent, _, last = name.rpartition(".")
+    setattr(model.get_submodule(parent), last, module)

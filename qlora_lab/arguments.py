@@ -1,0 +1,41 @@
+"""Arguments of command lines: a parser whose complaints are a user's errors, and types that say what they want."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+
+from qlora_lab.errors import UserError
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        raise UserError(f"{message} (see --help)")
+
+
+def count(text: str, least: int = 1, most: int = 1_000_000) -> int:
+    """A whole number within these limits."""
+    with contextlib.suppress(ValueError):
+        if least <= int(text) <= most:
+            return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} to {most:,}")
+
+
+def count_or_none(text: str) -> int:
+    return count(text, least=0)
+
+
+def seed(text: str) -> int:
+    return count(text, least=0, most=2**63 - 1)
+
+
+def positive(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 < float(text) <= 1e6:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a positive number, 1,000,000 at most")
+
+
+def names(text: str) -> str:
+    """Names with commas between them, without spaces around."""
+    return ",".join(name.strip() for name in text.split(","))

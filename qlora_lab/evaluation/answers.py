@@ -1,0 +1,78 @@
+"""What a model answers, and whether that is exactly right.
+
+The model is taken as it is (adapter on or off) and left in eval mode.
+"""
+
+from __future__ import annotations
+
+import json
+
+import torch
+
+from qlora_lab.errors import UserError
+from qlora_lab.evaluation.losses import autocast
+from qlora_lab.training.chat import prompt_text
+
+
+@torch.no_grad()
+def generate(
+    model,
+    tokenizer,
+    conversations: list[list[dict[str, str]]],
+    max_new_tokens: int = 64,
+    batch_size: int = 128,
+    dtype: torch.dtype | None = None,
+) -> list[str]:
+    """Greedy answers, one to each conversation (messages up to and including the user's last).
+
+    Prompts are padded on the left, so that every answer starts at the same place. An answer that reaches
+    `max_new_tokens` is cut there.
+    """
+    model.eval()
+    device = model.get_output_embeddings().weight.device  # the input's may lie on the CPU
+    texts = [prompt_text(messages, tokenizer) for messages in conversations]
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # similar lengths together: less padding
+    answers = [""] * len(texts)
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        prompts = tokenizer(
+            [texts[i] for i in chosen],
+            return_tensors="pt",
+            padding=True,
+            padding_side="left",
+            add_special_tokens=not tokenizer.chat_template,
+        ).to(device)
+        with autocast(device, dtype):
+            ids = model.generate(
+                **prompts, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id
+            )
+        new = ids[:, prompts["input_ids"].shape[1] :]
+        for i, text in zip(chosen, tokenizer.batch_decode(new, skip_special_tokens=True), strict=True):
+            answers[i] = text.strip()
+    return answers
+
+
+def is_exact(answer: str, reference: str) -> bool:
+    """True when the answer is the reference: as JSON values where the reference is a JSON object, else as text.
+
+    JSON may be spaced and ordered as it likes, but the answer must be the object and nothing else.
+    """
+    expected = _json_object(reference)
+    if expected is None:
+        return answer.strip() == reference.strip()
+    return _json_object(answer) == expected
+
+
+def exact_match(answers: list[str], references: list[str]) -> float:
+    """Share of answers that are exact, 0 to 1."""
+    if not references:
+        raise UserError("no references to compare with: give at least one answer and its reference")
+    return sum(is_exact(a, r) for a, r in zip(answers, references, strict=True)) / len(references)
+
+
+def _json_object(text: str) -> dict | None:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None

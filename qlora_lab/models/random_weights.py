@@ -1,0 +1,98 @@
+"""A LLaMA of any shape with random weights, built on the device layer by layer."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from qlora_lab.errors import UserError
+from qlora_lab.models.faults import use_differentiable_kernels
+from qlora_lab.models.hardware import pick_compute_dtype, pick_device, require_4bit_kernels
+
+
+def build_random(
+    shape,
+    quantization: str | None = "nf4",
+    double_quant: bool = True,
+    device: str | torch.device | None = None,
+    compute_dtype: torch.dtype | None = None,
+    seed: int = 0,
+):
+    """Build a LLaMA with random weights, straight on the device and quantized as it goes.
+
+    One linear layer at a time is made in 16 bits, quantized and let go, so the peak is the finished model plus one
+    layer: a 65B model (130 GB in 16 bits) is built within 40 GB. What such a model says is noise; what it needs
+    (memory, time a step) is exactly what trained weights of that shape need.
+
+    Args:
+        shape: anything with the attributes hidden_size, intermediate_size, num_hidden_layers, num_attention_heads,
+            num_key_value_heads, vocab_size and tie_word_embeddings: `memory.SHAPES["llama-7b"]`, a transformers config.
+        quantization, double_quant, device, compute_dtype: as in `load_model`.
+        seed: the same seed on the same device gives the same weights.
+
+    Returns:
+        model (in eval mode)
+    """
+    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers.models.llama.modeling_llama import LlamaRMSNorm, LlamaRotaryEmbedding
+
+    device = torch.device(device) if device is not None else pick_device()
+    compute_dtype = compute_dtype or pick_compute_dtype(device)
+    if quantization not in (None, "nf4", "fp4"):
+        raise UserError(f"quantization is {quantization!r}: choose None, 'nf4' or 'fp4'")
+    if quantization:
+        require_4bit_kernels(device)
+    config = LlamaConfig(
+        hidden_size=shape.hidden_size,
+        intermediate_size=shape.intermediate_size,
+        num_hidden_layers=shape.num_hidden_layers,
+        num_attention_heads=shape.num_attention_heads,
+        num_key_value_heads=shape.num_key_value_heads,
+        vocab_size=shape.vocab_size,
+        tie_word_embeddings=shape.tie_word_embeddings,
+        dtype=compute_dtype,
+    )
+    generator = torch.Generator(device).manual_seed(seed)
+
+    def random_weight(like: torch.Tensor) -> torch.Tensor:
+        weight = torch.empty(like.shape, dtype=compute_dtype, device=device)
+        return weight.normal_(std=config.initializer_range, generator=generator)
+
+    with torch.device("meta"):  # the structure, without memory
+        model = LlamaForCausalLM(config)
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.Linear) and quantization and child is not model.lm_head:
+                linear = linear_4bit(random_weight(child.weight), quantization, double_quant, compute_dtype)
+                setattr(parent, name, linear)
+            elif isinstance(child, (nn.Linear, nn.Embedding)):
+                child.weight = nn.Parameter(random_weight(child.weight), requires_grad=False)
+            elif isinstance(child, LlamaRMSNorm):
+                ones = torch.ones(child.weight.shape, dtype=compute_dtype, device=device)
+                child.weight = nn.Parameter(ones, requires_grad=False)
+    model.model.rotary_emb = LlamaRotaryEmbedding(config).to(device)  # its buffers are computed, not random
+    model.tie_weights()
+    model.is_loaded_in_4bit = quantization is not None  # what PEFT asks before it wraps Linear4bit
+    if quantization:
+        use_differentiable_kernels(model)  # scales may be wrong (`require_right_scales`): noise is noise
+    return model.eval()
+
+
+def linear_4bit(weight: torch.Tensor, quantization: str, double_quant: bool, compute_dtype: torch.dtype) -> nn.Module:
+    """bitsandbytes' `Linear4bit` without a bias, on the weight's device."""
+    import bitsandbytes as bnb
+
+    with torch.device("meta"):  # its own dense weight would take memory
+        linear = bnb.nn.Linear4bit(
+            weight.shape[1],
+            weight.shape[0],
+            bias=False,
+            compute_dtype=compute_dtype,
+            compress_statistics=double_quant,
+            quant_type=quantization,
+        )
+    dense = bnb.nn.Params4bit(
+        weight, requires_grad=False, compress_statistics=double_quant, quant_type=quantization, module=linear
+    )
+    linear.weight = dense.to(weight.device)  # this is where bitsandbytes quantizes
+    return linear

@@ -1,0 +1,33 @@
+"""What autograd keeps of the forward pass: less of it, or elsewhere."""
+
+from __future__ import annotations
+
+import torch
+import torch.utils.checkpoint
+
+
+def checkpoint_activations(model, on: bool = True) -> None:
+    """Switch gradient checkpointing, without reentrant autograd, which would need inputs that require gradients."""
+    # transformers 5.23 calls it activation checkpointing; 5.17 knows only the old name
+    new = hasattr(model, "activation_checkpointing_enable")
+    name = f"{'activation' if new else 'gradient'}_checkpointing_{'enable' if on else 'disable'}"
+    getattr(model, name)(*[{"use_reentrant": False}] * on)
+
+
+def offloaded_hidden_states(hidden_size: int):
+    """A context in which hidden states that autograd keeps for the backward pass lie in the host's memory.
+
+    The CPU waits for each copy. `steps.fast.host_memory` does not.
+    """
+
+    def pack(kept: torch.Tensor):
+        if kept.dim() != 3 or kept.shape[-1] != hidden_size:
+            return kept, None
+        there = torch.empty(kept.shape, dtype=kept.dtype, device="cpu", pin_memory=kept.is_cuda)
+        return there.copy_(kept), kept.device
+
+    def unpack(packed) -> torch.Tensor:
+        kept, device = packed
+        return kept if device is None else kept.to(device, non_blocking=True)
+
+    return torch.autograd.graph.saved_tensors_hooks(pack, unpack)

@@ -1,0 +1,106 @@
+"""Tokenized samples -> an endless, seeded stream of optimizer steps -> the tensors that a model takes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from qlora_lab.errors import UserError
+from qlora_lab.training.chat import IGNORED, TokenizedSample
+
+
+@dataclass(frozen=True)
+class Batches:
+    """An endless, seeded stream of optimizer steps, each a list of micro-batches of rows of samples.
+
+    A row is what stands in one row of the input tensor: one sample, or with `packing` as many as fit `max_length`.
+    Without packing, samples of similar length come together, so that little is padded. The same seed gives the same
+    stream, so a resumed run continues it by skipping the steps that were done. 4 rows x 2 micro-batches are the same
+    step as 8 rows at once.
+
+    Args:
+        samples: at least one.
+        batch_size: rows of one forward pass over all processes together.
+        accumulation: forward and backward passes to one optimizer step.
+        packing: several samples in one row; they do not see one another (see `collate`).
+        max_length: tokens in a packed row.
+    """
+
+    samples: list[TokenizedSample]
+    batch_size: int = 8
+    accumulation: int = 1
+    packing: bool = False
+    max_length: int = 512
+    seed: int = 0
+
+    def __post_init__(self):
+        if not self.samples:
+            raise UserError("there are no samples to train on")
+        if self.batch_size < 1 or self.accumulation < 1:
+            raise UserError(
+                f"batch_size={self.batch_size} and accumulation={self.accumulation}: both must be at least 1"
+            )
+
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps after which each sample has been seen about once."""
+        rows = len(self._pack(list(self.samples))) if self.packing else len(self.samples)
+        return math.ceil(rows / (self.batch_size * self.accumulation))
+
+    def __iter__(self) -> Iterator[list[list[list[TokenizedSample]]]]:
+        rows_a_step = self.batch_size * self.accumulation
+        draw = torch.Generator().manual_seed(self.seed)
+        rows = []
+        while True:
+            while len(rows) < rows_a_step:
+                epoch = _shuffled(self.samples, draw)
+                rows += self._pack(epoch) if self.packing else [[sample] for sample in epoch]
+            size = min(16, len(rows) // rows_a_step) * rows_a_step
+            window, rows = rows[:size], rows[size:]
+            if not self.packing:
+                window.sort(key=lambda row: len(row[0].ids))
+            steps = [window[i : i + rows_a_step] for i in range(0, size, rows_a_step)]
+            for step in _shuffled(steps, draw):
+                yield [step[i : i + self.batch_size] for i in range(0, rows_a_step, self.batch_size)]
+
+    def _pack(self, samples: list[TokenizedSample]) -> list[list[TokenizedSample]]:
+        """Greedy: a sample goes into the row that is open, or opens the next one."""
+        rows, room = [], 0
+        for sample in samples:
+            if len(sample.ids) > room:
+                rows.append([])
+                room = self.max_length
+            rows[-1].append(sample)
+            room -= len(sample.ids)
+        return rows
+
+
+def _shuffled(values: list, draw: torch.Generator) -> list:
+    return [values[i] for i in torch.randperm(len(values), generator=draw).tolist()]
+
+
+def collate(rows: list[list[TokenizedSample]], pad_token_id: int) -> dict[str, torch.Tensor]:
+    """Rows of samples -> `input_ids`, `position_ids`, `labels`, each int64 of shape (len(rows), longest row).
+
+    There is no attention mask. Positions start again at 0 with each sample; transformers (masking_utils,
+    `find_packed_sequence_indices`) reads from that where a sample begins and lets none see another. Padding comes
+    last and goes on counting: under causal attention nothing that counts can see it, and its labels are ignored.
+    So is the label of each sample's first token: the token before it belongs to another sample.
+    """
+    if not rows:
+        raise UserError("there are no rows to make a batch of: give at least one")
+    length = max(sum(len(sample.ids) for sample in row) for row in rows)
+    batch = {"input_ids": [], "position_ids": [], "labels": []}
+    for row in rows:
+        ids, positions, labels = [], [], []
+        for sample in row:
+            ids += sample.ids
+            positions += range(len(sample.ids))
+            labels += sample.labels
+        padding = length - len(ids)
+        batch["input_ids"].append(ids + [pad_token_id] * padding)
+        batch["position_ids"].append(positions + list(range(len(row[-1].ids), len(row[-1].ids) + padding)))
+        batch["labels"].append(labels + [IGNORED] * padding)
+    return {name: torch.tensor(values) for name, values in batch.items()}

@@ -1,0 +1,232 @@
+"""Checkpoints that a run resumes from, bit for bit. No pickle anywhere."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pathlib
+import re
+import shutil
+from dataclasses import asdict, dataclass, replace
+
+import torch
+import torch.utils.checkpoint
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from qlora_lab.errors import UserError
+from qlora_lab.training.batches import Batches
+from qlora_lab.training.schedules import rate
+from qlora_lab.training.settings import TrainSettings
+from qlora_lab.training.step_records import StepRecord
+
+FORMAT = 2
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint's folder holds.
+
+    trained: parameters by name. optimizer: pieces of its state, tensors and numbers, by "name|key". generators: states
+    by device type ("cpu", "cuda"), uint8 of shape (processes, bytes of one). scaler: of fp16, else None. run: see
+    `run_of`; None in format 1. passed_over: what is wrong with newer checkpoints.
+    """
+
+    path: pathlib.Path
+    records: tuple[StepRecord, ...]
+    trained: dict[str, torch.Tensor]
+    optimizer: dict
+    generators: dict[str, torch.Tensor]
+    scaler: dict | None
+    run: dict | None
+    passed_over: tuple[str, ...] = ()
+
+
+def checkpoints_in(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The folder's checkpoints, oldest first. What an interrupted write leaves ends in `.part` and does not count."""
+    names = {path: re.fullmatch(r"checkpoint-(\d+)", path.name) for path in folder.glob("checkpoint-*")}
+    return sorted((path for path, name in names.items() if name), key=lambda path: int(names[path][1]))
+
+
+def newest_checkpoint(folder: pathlib.Path) -> Checkpoint | None:
+    """Read the newest checkpoint that is whole; None where there is no checkpoint at all.
+
+    Raises:
+        UserError: all are damaged, or the newest was written by a later version.
+    """
+    damaged = []
+    for path in reversed(checkpoints_in(folder)):
+        try:
+            return replace(_read(path), passed_over=tuple(damaged))
+        except UserError:
+            raise
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, SafetensorError) as error:
+            damaged.append(f"{path.name} is damaged ({error})")
+    if damaged:
+        raise UserError(f"{' and '.join(damaged)}: {folder} has no other checkpoint, so start anew in another folder")
+    return None
+
+
+def _read(path: pathlib.Path) -> Checkpoint:
+    progress = json.loads((path / "progress.json").read_text())
+    if progress.get("format", 1) > FORMAT:
+        raise UserError(f"{path} has format {progress['format']}, and this version reads up to {FORMAT}: update it")
+    tensors = load_file(path / "optimizer.safetensors")
+    states = {"cpu": tensors.pop("rng|cpu"), "cuda": tensors.pop("rng|cuda", None)}
+    return Checkpoint(
+        path=path,
+        records=tuple(StepRecord(**record) for record in progress["records"]),
+        trained=load_file(path / "adapter.safetensors"),
+        optimizer={**tensors, **progress["optimizer"]},
+        # format 1 holds one state, not a row for each process
+        generators={kind: state.view(-1, state.shape[-1]) for kind, state in states.items() if state is not None},
+        scaler=progress.get("scaler"),
+        run=progress.get("run"),
+    )
+
+
+def run_of(settings: TrainSettings, batches: Batches) -> dict:
+    """What decides a run's numbers, beside model and adapters; what changes only memory or speed is left out."""
+    digest = hashlib.sha256()
+    for sample in batches.samples:
+        digest.update(repr((sample.prompt_length, *sample.ids)).encode())
+    return {
+        "steps": settings.steps,
+        "warmup_steps": settings.warmup_steps,
+        "schedule": settings.schedule,
+        "learning_rate": settings.learning_rate,
+        "max_grad_norm": settings.max_grad_norm,
+        "weight_decay": settings.weight_decay,
+        "optimizer": settings.optimizer,
+        "compute_dtype": str(settings.compute_dtype).removeprefix("torch."),
+        "rows a step": batches.batch_size * batches.accumulation,
+        "packing": f"to {batches.max_length} tokens" if batches.packing else "off",
+        "seed": batches.seed,
+        "samples": f"{len(batches.samples)} (sha256 {digest.hexdigest()[:12]})",
+    }
+
+
+def what_resuming_means(
+    begun: Checkpoint, run: dict, trained: dict[str, torch.nn.Parameter], processes: int
+) -> list[str]:
+    """What a user should know before going on from a checkpoint, a line each.
+
+    Raises:
+        UserError: it is of a run with other adapters, settings or samples, or of more steps than this run has.
+    """
+    if set(begun.trained) != set(trained):
+        raise UserError(f"{begun.path} holds other adapters than this model has: resume with the same rank and targets")
+    for name, parameter in trained.items():
+        if parameter.shape != begun.trained[name].shape:
+            raise UserError(
+                f"{begun.path} has {name} of shape {tuple(begun.trained[name].shape)}, the model "
+                f"{tuple(parameter.shape)}: resume with the same --rank"
+            )
+    done, steps, notes = len(begun.records), run["steps"], []
+    if steps < done:
+        raise UserError(f"{begun.path} has {done} steps behind it and steps={steps}: give at least {done}")
+    if begun.passed_over:
+        notes.append(f"{' and '.join(begun.passed_over)}: going on from {begun.path.name}")
+    then = begun.run or run
+    other_length = then["steps"] != steps
+    free = ("steps", "warmup_steps") if other_length else ()
+    others = [key for key in run if then.get(key) != run[key] and key not in free]
+    if others:
+        changes = ", ".join(f"{key} was {then.get(key)} and is now {run[key]}" for key in others)
+        raise UserError(f"{begun.path} is of another run: {changes}; resume as it was, or train into another folder")
+    if other_length and steps > done:
+        peak, last = run["learning_rate"], begun.records[-1].learning_rate
+        following = peak * rate(done + 1, steps, run["warmup_steps"], run["schedule"])
+        notes.append(
+            f"{begun.path.name} is of a run of {then['steps']} steps, and this one has {steps}: after {last:.3g} the "
+            f"learning rate goes on with {following:.3g}, as in a run of {steps} steps"
+        )
+    states = len(begun.generators["cpu"])
+    if states != processes:
+        notes.append(
+            f"{begun.path.name} holds the random generators of {states} process{'es' * (states > 1)}, and this run "
+            f"has {processes}: the steps are the same, but for what dropout draws"
+        )
+    return notes
+
+
+def restore(begun: Checkpoint, trained: dict[str, torch.nn.Parameter], optimizer, accelerator) -> None:
+    """Put a checkpoint into parameters, optimizer, scaler and this process's generators."""
+    with torch.no_grad():
+        for name, parameter in trained.items():
+            parameter.copy_(begun.trained[name])
+    for key, value in begun.optimizer.items():
+        name, _, field = key.rpartition("|")
+        optimizer.state[trained[name]][field] = _place(value, field, trained[name], optimizer)
+    if begun.scaler and accelerator.scaler:
+        accelerator.scaler.load_state_dict(begun.scaler)
+    own = accelerator.process_index
+    if own < len(begun.generators["cpu"]):  # else more processes go on than there were
+        # clone: torch 2.13 sets a generator from where the storage begins, not from where this row does
+        torch.set_rng_state(begun.generators["cpu"][own].clone())
+        if "cuda" in begun.generators and torch.cuda.is_available():
+            torch.cuda.set_rng_state(begun.generators["cuda"][own].clone())
+
+
+def save_checkpoint(
+    folder: pathlib.Path,
+    trained: dict[str, torch.nn.Parameter],
+    optimizer,
+    records: list[StepRecord],
+    run: dict,
+    accelerator,
+) -> None:
+    """Write a checkpoint; when it is safely there, remove all others but the one before.
+
+    All processes call it, for their generators; the main one writes.
+    """
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    tensors, numbers = {}, {}
+    for kind, state in states.items():
+        every = accelerator.gather(state.to(accelerator.device))  # one after the other
+        tensors[f"rng|{kind}"] = every.cpu().view(accelerator.num_processes, -1)
+    if not accelerator.is_main_process:
+        return
+    path = folder / f"checkpoint-{records[-1].step:06d}"
+    for left in folder.glob("checkpoint-*.part"):  # by an interrupted write
+        shutil.rmtree(left)
+    part = path.with_suffix(".part")
+    part.mkdir(parents=True)
+    save_file({name: p.detach().contiguous() for name, p in trained.items()}, part / "adapter.safetensors")
+    for name, parameter in trained.items():
+        for key, value in optimizer.state[parameter].items():
+            if isinstance(value, torch.Tensor):
+                tensors[f"{name}|{key}"] = value.detach().clone().contiguous()  # some share one table
+            else:
+                numbers[f"{name}|{key}"] = value
+    save_file(tensors, part / "optimizer.safetensors")
+    progress = {
+        "format": FORMAT,
+        "run": run,
+        "records": [asdict(record) for record in records],
+        "optimizer": numbers,
+        "scaler": accelerator.scaler.state_dict() if accelerator.scaler else None,
+    }
+    (part / "progress.json").write_text(json.dumps(progress))
+    for file in part.iterdir():
+        with open(file, "r+b") as handle:  # Windows flushes only what may be written
+            os.fsync(handle.fileno())
+    if path.exists():
+        shutil.rmtree(path)
+    part.rename(path)
+    there = checkpoints_in(folder)
+    for other in {*there} - {*there[: there.index(path) + 1][-2:]}:  # later ones were passed over, as damaged
+        shutil.rmtree(other)
+
+
+def _place(value, field: str, parameter: torch.Tensor, optimizer):
+    """A loaded piece of optimizer state, where the optimizer expects it: paged, on the device, or as it is."""
+    if not isinstance(value, torch.Tensor) or field == "step":  # torch keeps its step on the CPU
+        return value
+    inner = getattr(optimizer, "optimizer", optimizer)
+    if getattr(inner, "is_paged", False) and field in ("state1", "state2"):
+        return inner.get_state_buffer(parameter, dtype=value.dtype).copy_(value)
+    return value.to(parameter.device)

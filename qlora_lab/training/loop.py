@@ -1,0 +1,218 @@
+"""The training loop.
+
+One optimizer step, as `train_steps` does it:
+
+    1. take the next micro-batches; this process takes its share of their rows
+    2. forward, backward on each: the *sum* of the token losses over the number of target tokens in the whole step
+    3. add up the gradients over the processes, clip their norm
+    4. optimizer step under a learning rate that warms up and then falls (or stays)
+
+Dividing by the tokens of the whole step (all micro-batches, all processes) makes 4 x 4 samples, 16 samples at once
+and 2 processes x 8 samples the same step. The mean of the micro-batches' means is another number, since samples
+differ in length: a mistake that many training scripts made for years.
+
+Only the adapter's gradients are exchanged, so nothing needs to wrap the model: that is all that "distributed data
+parallel" means here. 🤗 Accelerate tells who we are, scales fp16 losses and adds up tensors; `accelerate launch`
+starts the same code on several GPUs.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+from itertools import islice
+
+import torch
+
+from qlora_lab.errors import UserError
+from qlora_lab.training.batches import Batches
+from qlora_lab.training.checkpoints import (
+    Checkpoint,
+    checkpoints_in,
+    newest_checkpoint,
+    restore,
+    run_of,
+    save_checkpoint,
+    what_resuming_means,
+)
+from qlora_lab.training.interrupts import first_interrupt_noted
+from qlora_lab.training.optimizers import make_optimizer
+from qlora_lab.training.processes import make_accelerator
+from qlora_lab.training.schedules import rate
+from qlora_lab.training.settings import TrainSettings
+from qlora_lab.training.step_records import StepRecord
+from qlora_lab.training.steps.choice import make_step
+from qlora_lab.training.steps.contract import Step, StepResult
+
+
+class TrainingDiverged(UserError):
+    """The loss or the gradient is no longer a finite number."""
+
+
+def train(
+    model, batches: Batches, settings: TrainSettings | None = None, *, progress: bool = True, **named
+) -> list[StepRecord]:
+    """Run `train_steps` to its end behind a progress bar; `named` are its other arguments.
+
+    Ctrl-C ends the training after its step (a second one at once) and returns what was reached: the model holds a
+    usable adapter.
+    """
+    from tqdm.auto import tqdm
+
+    records: list[StepRecord] = []
+    steps = settings.steps if settings else named.get("steps")
+    running = train_steps(model, batches, settings, **named)
+    try:
+        with first_interrupt_noted() as interrupts, tqdm(total=steps, unit="step", disable=not progress) as bar:
+            for record in running:
+                records.append(record)
+                bar.update(record.step - bar.n)
+                bar.set_postfix_str(f"loss {record.loss:.4f}")
+                if interrupts:
+                    raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        running.close()
+        done = f"stopped after {len(records)} of {steps} steps; the adapter holds what was learned so far"
+        print(done, file=sys.stderr)
+    return records
+
+
+def train_steps(
+    model,
+    batches: Batches,
+    settings: TrainSettings | None = None,
+    *,
+    pad_token_id: int = 0,
+    checkpoints: str | os.PathLike | None = None,
+    resume: bool = False,
+    accelerator=None,
+    make_step: Callable[..., Step] = make_step,
+    **named,
+) -> Iterator[StepRecord]:
+    """Train the parameters that require gradients; yield a record after each optimizer step.
+
+    Args:
+        model: a causal LM of transformers, with adapters.
+        settings: how to train. Or name its fields here: `train_steps(model, batches, steps=30, learning_rate=1e-3)`.
+        checkpoints: a folder for resumable checkpoints, written every `checkpoint_every` steps and atomically; the
+            last two are kept. One that holds checkpoints already is refused without `resume`.
+        resume: continue from the newest checkpoint, or the one before where that is damaged; the steps that were done
+            are yielded first. Those that follow are, bit for bit on a CPU, those of a run that was never interrupted.
+            Without a checkpoint the training begins. `steps` may differ from the checkpoint's; what else decides the
+            numbers (see `run_of`) may not.
+        make_step: makes the `Step` that is taken, from the arguments of `choice.make_step`, which is the default.
+        named: the fields of `TrainSettings`, in the place of `settings`.
+
+    Raises:
+        UserError: impossible settings, or checkpoints of another run, here and now; a step without a token to learn,
+            while training. TrainingDiverged, while training: loss or gradient is not finite; the parameters are left
+            as they were before the step (with `update_in_backward`, only when it is the loss).
+    """
+    if settings is not None and named:
+        raise TypeError(f"train_steps got settings and also {', '.join(named)}: replace(settings, ...) changes some")
+    settings = settings or TrainSettings(**named)
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if not trained:
+        raise UserError("the model has nothing to train: give it adapters first, with add_adapter(model)")
+    device = next(iter(trained.values())).device
+    settings.require_possible(device, batches.batch_size, batches.accumulation)
+    accelerator = accelerator or make_accelerator(settings.compute_dtype, device)
+    settings.require_possible(device, batches.batch_size, batches.accumulation, accelerator.num_processes)
+    make_this_step = functools.partial(make_step, pad_token_id=pad_token_id)
+    if checkpoints is None:
+        if resume:
+            raise UserError("resume=True goes on from a checkpoint: say in which folder, with checkpoints=...")
+        return _steps(model, batches, settings, trained, accelerator, make_this_step)
+    folder = pathlib.Path(checkpoints)
+    run = run_of(settings, batches)
+    begun = newest_checkpoint(folder) if resume else None
+    if begun:
+        notes = what_resuming_means(begun, run, trained, accelerator.num_processes)
+        for note in notes if accelerator.is_main_process else []:
+            print(f"note: {note}", file=sys.stderr)
+    elif not resume and (there := checkpoints_in(folder)):
+        raise UserError(
+            f"{folder} holds {there[-1].name} of another run: resume=True goes on with it, another folder starts anew"
+        )
+    return _steps(model, batches, settings, trained, accelerator, make_this_step, folder, run, begun)
+
+
+def _steps(
+    model,
+    batches: Batches,
+    settings: TrainSettings,
+    trained: dict[str, torch.nn.Parameter],
+    accelerator,
+    make_step: Callable[..., Step],
+    checkpoints: pathlib.Path | None = None,
+    run: dict | None = None,
+    begun: Checkpoint | None = None,
+) -> Iterator[StepRecord]:
+    """What `train_steps` does, once all is known to be possible.
+
+    trained: the parameters by name. run: what `checkpoints` shall say about it. begun: where to go on.
+    """
+    optimizer = make_optimizer(
+        settings.optimizer, list(trained.values()), settings.learning_rate, settings.weight_decay
+    )
+    optimizer = accelerator.prepare(optimizer)
+    records: list[StepRecord] = []
+    if begun:
+        restore(begun, trained, optimizer, accelerator)
+        records = list(begun.records)
+        yield from begun.records
+
+    one_step = make_step(model, optimizer, accelerator, settings, batches.accumulation)
+    model.train()
+    try:
+        coming = with_next(islice(batches, len(records), settings.steps))
+        for step, (micro_batches, following) in enumerate(coming, len(records) + 1):
+            start = time.perf_counter()
+            samples = [sample for rows in micro_batches for row in rows for sample in row]
+            targets = sum(sample.target_count for sample in samples)
+            if not targets:
+                raise UserError(f"step {step} has no token to learn: its {len(samples)} samples are prompts only")
+            share = rate(step, settings.steps, settings.warmup_steps, settings.schedule)
+            result = one_step.run(micro_batches, targets, settings.learning_rate * share, following)
+            if not result.skipped and not (math.isfinite(result.loss) and math.isfinite(result.norm)):
+                raise TrainingDiverged(diverged(result, step, settings.learning_rate))
+            record = StepRecord(
+                step=step,
+                loss=result.loss.item(),
+                learning_rate=settings.learning_rate * share,
+                gradient_norm=result.norm.item(),
+                tokens=sum(len(sample.ids) for sample in samples),
+                seconds=time.perf_counter() - start,
+            )
+            records.append(record)
+            yield record  # first, so that Ctrl-C while a checkpoint is written does not lose count of a step
+            if checkpoints is not None and (step % settings.checkpoint_every == 0 or step == settings.steps):
+                one_step.write_state()
+                save_checkpoint(checkpoints, trained, optimizer, records, run, accelerator)
+                accelerator.wait_for_everyone()
+    finally:
+        one_step.close()
+        model.eval()
+
+
+def with_next(values):
+    """Each value with the one that follows it, the last with None."""
+    values = iter(values)
+    value = next(values, None)
+    while value is not None:
+        following = next(values, None)
+        yield value, following
+        value = following
+
+
+def diverged(result: StepResult, step: int, learning_rate: float) -> str:
+    return (
+        f"the loss is {float(result.loss)} and the gradient norm {float(result.norm)} at step {step}: training stopped "
+        f"{'after' if result.updated else 'before'} this update. Lower the learning rate (now {learning_rate:g}) "
+        "or warm up for longer"
+    )

@@ -1,0 +1,52 @@
+"""The loss of a batch: the sum over its target tokens, with all logits at once or some of them at a time."""
+
+from __future__ import annotations
+
+import torch
+import torch.utils.checkpoint
+
+from qlora_lab.errors import UserError
+from qlora_lab.training.chat import IGNORED
+
+
+def token_loss_sum(model, batch: dict[str, torch.Tensor], chunk: int | None = None) -> torch.Tensor:
+    """Sum of the cross entropies of a batch's target tokens, in fp32: a scalar.
+
+    The output head turns hidden states into `vocab_size` logits a token, a fifth of SmolLM2's arithmetic and most of
+    its activations. It runs only at positions where some row has a target; with `chunk`, at so many of them at a time.
+    """
+    device = model.get_output_embeddings().weight.device  # the embeddings may lie on the CPU
+    batch = {name: values.to(device) for name, values in batch.items()}
+    targets = batch["labels"][:, 1:]  # position i predicts token i + 1
+    columns = (targets != IGNORED).any(dim=0).nonzero().squeeze(1)
+    if chunk is not None:
+        return _chunked_loss_sum(model, batch, targets[:, columns].flatten(), columns, chunk)
+    logits = model(
+        input_ids=batch["input_ids"],
+        position_ids=batch["position_ids"],
+        use_cache=False,
+        logits_to_keep=columns,
+    ).logits  # (rows, len(columns), vocab_size)
+    return torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1).float(), targets[:, columns].flatten(), ignore_index=IGNORED, reduction="sum"
+    )
+
+
+def _chunked_loss_sum(model, batch, targets: torch.Tensor, columns: torch.Tensor, chunk: int) -> torch.Tensor:
+    """The same sum with the logits of `chunk` positions at a time; the backward pass computes them again."""
+    causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model  # what PEFT has wrapped
+    if tuning := [name for name in _AFTER_THE_HEAD if getattr(causal_lm.config, name, None) not in (None, 1, 1.0)]:
+        raise UserError(f"this model changes its logits after the head ({tuning[0]}): use loss_chunk=None")
+    head = causal_lm.get_output_embeddings()
+    hidden = causal_lm.get_decoder()(
+        input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False
+    ).last_hidden_state[:, columns]  # (rows, len(columns), hidden_size)
+
+    def loss_sum(hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(head(hidden).float(), targets, ignore_index=IGNORED, reduction="sum")
+
+    pieces = zip(hidden.flatten(0, 1).split(chunk), targets.split(chunk), strict=True)
+    return sum(torch.utils.checkpoint.checkpoint(loss_sum, *piece, use_reentrant=False) for piece in pieces)
+
+
+_AFTER_THE_HEAD = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")  # in configs

@@ -1,0 +1,98 @@
+"""The folder of a training run: what it holds, whether it is free, and who may go on in it.
+
+run.json        the settings, as text: what a resumed run must have in common with the one that was interrupted
+before.json     the judgement before training
+checkpoints/    see `checkpoints.py`
+adapter/        in PEFT's format
+report.json     the finished run
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import shutil
+
+from qlora_lab.errors import UserError
+from qlora_lab.training.checkpoints import newest_checkpoint
+
+
+class RunFolder:
+    """Nothing is changed before `claim`.
+
+    Args:
+        path: the folder, which need not exist.
+        settings: of this run, as text.
+        resume: go on with the run that the folder holds, instead of beginning one in a free folder.
+    """
+
+    def __init__(self, path: pathlib.Path, settings: dict[str, str], resume: bool):
+        self.path, self.settings, self.resume = path, settings, resume
+        self.adapter, self.checkpoints = path / "adapter", path / "checkpoints"
+
+    def look(self) -> tuple[dict | None, int]:
+        """Is the folder free or, to resume, does it hold this run?
+
+        Returns:
+            the judgement before training (None: still to be made), and the steps done: what the run to resume came to
+
+        Raises:
+            UserError: the folder cannot be written, or holds another run, none to resume, one with other settings, or
+                damaged checkpoints only.
+        """
+        nearest = next(folder for folder in (self.path, *self.path.absolute().parents) if folder.exists())
+        if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+            raise UserError(f"cannot write to {self.path}: {nearest} is no folder, or not yours to write in")
+        if not self.resume:
+            self._require_free()
+            return None, 0
+        if not (self.path / "run.json").is_file():
+            raise UserError(f"nothing to resume: {self.path} holds no run")
+        then = self._read("run.json")
+        for key, now in self.settings.items():
+            if then.get(key) != now:
+                flag = "--" + key.replace("_", "-")
+                raise UserError(f"cannot resume {self.path}: {flag} was {then.get(key)}, now it is {now}")
+        newest = newest_checkpoint(self.checkpoints)
+        before = self._read("before.json") if (self.path / "before.json").is_file() else None
+        return before, len(newest.records) if newest else 0
+
+    def claim(self, accelerator) -> None:
+        """Make the folder this run's. All processes call it."""
+        if not self.resume:
+            self._require_free()  # still: loading took a while
+        accelerator.wait_for_everyone()  # all have looked before the first one writes
+        if accelerator.is_main_process:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.write("run.json", self.settings)
+
+    def write(self, name: str, value: dict) -> None:
+        """Write one of the JSON files, in one step: the old one or the new one is there, never half of it."""
+        part = self.path / f"{name}.part"
+        part.write_text(json.dumps(value, indent=1))
+        part.replace(self.path / name)
+
+    def _read(self, name: str) -> dict:
+        path = self.path / name
+        try:
+            value = json.loads(path.read_text())
+        except ValueError:
+            value = None
+        if not isinstance(value, dict):
+            raise UserError(f"{path} is damaged: delete {self.path} and start anew, or give another --output")
+        return value
+
+    def _require_free(self) -> None:
+        if self.path.is_dir() and any(self.path.iterdir()):
+            raise UserError(f"{self.path} holds another run: give another --output, or --resume to go on with it")
+
+
+def save_adapter(model, folder: pathlib.Path) -> None:
+    """Save the adapter in PEFT's format; the folder is replaced in one step, when all is written."""
+    part = folder.with_name(folder.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    model.save_pretrained(part)
+    if folder.exists():
+        shutil.rmtree(folder)
+    part.rename(folder)

@@ -1,0 +1,106 @@
+"""What a training run is told: everything about it that can be wrong is found when the settings are made.
+
+That is before a model is loaded, judged or trained, and before an output folder is claimed. What only the machine
+knows (its device, the number of processes) is asked by `require_possible`, which is as cheap.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from qlora_lab.errors import UserError
+from qlora_lab.facts import OPTIMIZERS
+
+SCHEDULES = ("cosine", "constant")
+PRECISIONS = {torch.float32: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}  # 🤗 Accelerate's names
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How `train_steps` trains: its arguments but for the model, the data and the files.
+
+    Args:
+        steps: optimizer steps to have done in the end, those before a resume included.
+        learning_rate, schedule, warmup_steps: linear warm-up to the peak, then "cosine" down to 0 or "constant".
+        max_grad_norm: gradients are scaled down to this norm; None leaves them as they are.
+        weight_decay: AdamW's, decoupled: each step also takes learning_rate * weight_decay of every trained number.
+        optimizer: one of OPTIMIZERS; `make_optimizer` says what each of them keeps where.
+        compute_dtype: bf16 or fp16 run the forward pass under autocast (fp16 with a scaled loss); fp32 does not.
+        gradient_checkpointing: keep only each layer's input and compute the rest again in the backward pass.
+        activation_offloading: keep the layers' inputs in the host's memory, not the GPU's; needs checkpointing.
+        loss_chunk: at most this many positions have logits at a time; None: all at once. The same loss, less memory.
+        update_in_backward: update each parameter as soon as its gradient is there, and drop the gradient. The same
+            numbers as without, but for one micro-batch a step, one process and `max_grad_norm=None`: the norm of all
+            gradients is not known before the last of them.
+        fast: take the steps of `steps/fast/`, where that knows the model and the GPU; else say why not and go on as
+            usual. The same numbers up to bf16's rounding. `loss_chunk` means nothing there: logits never exist all at
+            once.
+        checkpoint_every: steps from one checkpoint to the next, where checkpoints are written.
+
+    Raises:
+        UserError: a setting that is impossible, alone or beside another.
+    """
+
+    steps: int
+    learning_rate: float = 1.5e-3
+    schedule: str = "cosine"
+    warmup_steps: int = 3
+    max_grad_norm: float | None = 1.0
+    weight_decay: float = 0.0
+    optimizer: str = "adamw_torch"
+    compute_dtype: torch.dtype = torch.float32
+    gradient_checkpointing: bool = False
+    activation_offloading: bool = False
+    loss_chunk: int | None = None
+    update_in_backward: bool = False
+    fast: bool = False
+    checkpoint_every: int = 10
+
+    def __post_init__(self):
+        if self.steps < 1:
+            raise UserError(f"steps={self.steps}: must be at least 1")
+        if not 0 < self.learning_rate < math.inf:
+            raise UserError(f"learning_rate={self.learning_rate}: must be a positive number")
+        if self.schedule not in SCHEDULES:
+            raise UserError(f"schedule is {self.schedule!r}: choose from {', '.join(SCHEDULES)}")
+        if self.warmup_steps < 0:
+            raise UserError(f"warmup_steps={self.warmup_steps}: must be 0 or more")
+        if self.max_grad_norm is not None and not self.max_grad_norm > 0:
+            raise UserError(f"max_grad_norm={self.max_grad_norm}: must be positive, or None to leave gradients alone")
+        if not 0 <= self.weight_decay < math.inf:
+            raise UserError(f"weight_decay={self.weight_decay}: must be 0 or more")
+        if self.optimizer not in OPTIMIZERS:
+            raise UserError(f"optimizer is {self.optimizer!r}: choose from {', '.join(OPTIMIZERS)}")
+        if self.compute_dtype not in PRECISIONS:
+            raise UserError(
+                f"compute_dtype is {self.compute_dtype}: choose torch.float32, torch.bfloat16 or torch.float16"
+            )
+        if self.activation_offloading and not self.gradient_checkpointing:
+            raise UserError("activation_offloading moves what gradient checkpointing keeps: switch that on too")
+        if self.loss_chunk is not None and self.loss_chunk < 1:
+            raise UserError(f"loss_chunk={self.loss_chunk}: must be at least 1, or None for all positions at once")
+        if self.checkpoint_every < 1:
+            raise UserError(f"checkpoint_every={self.checkpoint_every}: must be at least 1 step")
+        if self.update_in_backward and self.compute_dtype == torch.float16:
+            raise UserError("update_in_backward cannot unscale fp16 gradients: use bf16 or fp32 compute")
+        if self.update_in_backward and self.max_grad_norm is not None:
+            raise UserError("update_in_backward needs max_grad_norm=None: the norm is known only after the last update")
+
+    def require_possible(self, device: torch.device, batch_size: int, accumulation: int, processes: int = 1) -> None:
+        """Raise UserError unless this machine can train so, with so many rows a forward pass over all processes."""
+        if batch_size % processes:
+            raise UserError(f"batch_size={batch_size} cannot be shared evenly by {processes} processes")
+        if self.compute_dtype == torch.float16 and device.type == "cpu":
+            raise UserError("float16 compute needs a GPU: on a CPU use float32, or bfloat16 where the processor has it")
+        if self.optimizer.startswith("paged") and device.type == "cpu":
+            unpaged = "adamw_8bit" if self.optimizer.endswith("8bit") else "adamw_torch"
+            raise UserError(f"{self.optimizer} pages GPU memory, and this model is on a CPU: use {unpaged!r}")
+        if self.update_in_backward and accumulation > 1:
+            raise UserError(f"update_in_backward needs accumulation=1: it updates after each of {accumulation}")
+        if self.update_in_backward and processes > 1:
+            raise UserError(
+                "update_in_backward needs one process: gradients of several are summed after the backward pass"
+            )

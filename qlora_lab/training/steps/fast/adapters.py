@@ -1,0 +1,115 @@
+"""All adapters, their gradients and AdamW's state in flat tensors: one kernel updates all."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from qlora_lab.training.optimizers import without_accelerate
+from qlora_lab.training.steps.fast.limits import NoFastStep, kernels
+from qlora_lab.training.steps.fast.reading import SharedInput
+
+
+@dataclass(frozen=True, eq=False)
+class Border:
+    """The adapters of layers that read the same input, r of them, and their gradients: views of `Adapters`' tensors.
+
+    A, A_gradient: (r * rank, in). B, B_gradient: (their outputs, rank), one below the other.
+    accumulating: a step has several micro-batches, whose gradients are added up.
+    """
+
+    A: torch.Tensor
+    B: torch.Tensor
+    A_gradient: torch.Tensor
+    B_gradient: torch.Tensor
+    accumulating: bool
+
+    def add_gradient(self, gradient: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scale: float = 1.0) -> None:
+        """gradient = scale * (a @ b), or added to it. gradient: one of the two above, or some of its rows."""
+        if self.accumulating:
+            gradient.add_(a @ b, alpha=scale)
+        else:
+            torch.addmm(gradient, a, b, beta=0, alpha=scale, out=gradient)
+
+
+class Adapters:
+    """All adapters in one flat float32 tensor, and with them their gradients and AdamW's state: one kernel updates all.
+
+    The model's own parameters, and the entries of `optimizer.state`, become views of these: whoever saves an adapter
+    or a checkpoint finds what is usual there.
+    """
+
+    def __init__(self, groups: list[SharedInput], optimizer, dtype: torch.dtype, accumulating: bool):
+        self.optimizer = inner = without_accelerate(optimizer)
+        parameters = []
+        for group in groups:
+            parameters += [part.lora_A for part in group.adapted] + [part.lora_B for part in group.adapted]
+        trained = {id(p) for group in inner.param_groups for p in group["params"]}
+        if trained != {id(p) for p in parameters}:
+            raise NoFastStep("something besides the linear layers' adapters is trained")
+        self.parameters = parameters
+        device, count = parameters[0].device, sum(p.numel() for p in parameters)
+        self.flat = torch.empty(count, device=device)
+        names = ("exp_avg", "exp_avg_sq") if isinstance(inner, torch.optim.AdamW) else ("state1", "state2")
+        if hasattr(inner, "get_state_buffer"):
+            self.moments = [inner.get_state_buffer(self.flat, dtype=torch.float32) for _ in names]
+        else:
+            self.moments = [torch.zeros_like(self.flat) for _ in names]
+        self.steps = 0
+        slices, start = {}, 0
+        for p in parameters:
+            slices[p] = part = slice(start, start := start + p.numel())
+            self.flat[part].copy_(p.detach().flatten())
+            p.data = self.flat[part].view_as(p)
+            state = inner.state[p]
+            for name, moment in zip(names, self.moments, strict=True):
+                if name in state:  # resumed
+                    moment[part].copy_(state[name].flatten())
+                    self.steps = int(state["step"])
+                state[name] = moment[part].view_as(p)
+        # a product's rounding is the gradient's, unless several are added up
+        self.gradient = torch.zeros(count, dtype=torch.float32 if accumulating else dtype, device=device)
+        gradients = {p: self.gradient[part].view_as(p) for p, part in slices.items()}
+        if hasattr(inner, "page_mng"):
+            inner.page_mng.paged_tensors[:] = self.moments  # lets go of what a checkpoint was read into
+        self.accumulating = accumulating
+        self.borders = [self._border(group, gradients) for group in groups]
+
+    def _border(self, group: SharedInput, gradients: dict) -> Border | None:
+        """None: none of these layers has an adapter."""
+        if not group.adapted:
+            return None
+        A, B = [part.lora_A for part in group.adapted], [part.lora_B for part in group.adapted]
+        return Border(
+            _joined([p.data for p in A]),
+            _joined([p.data for p in B]),
+            _joined([gradients[p] for p in A]),
+            _joined([gradients[p] for p in B]),
+            self.accumulating,
+        )
+
+    def update(self, learning_rate: float, max_grad_norm: float | None) -> torch.Tensor:
+        """Clip, take a step of AdamW, return the gradients' norm before clipping. Not finite: nothing is changed."""
+        group = self.optimizer.param_groups[0]
+        self.steps += 1
+        norm = torch.linalg.vector_norm(self.gradient, dtype=torch.float32)
+        kernels().adamw(
+            self.flat, self.gradient, *self.moments, norm, self.steps, learning_rate, group["weight_decay"],
+            math.inf if max_grad_norm is None else max_grad_norm, group["betas"], group["eps"],
+        )  # fmt: skip
+        return norm
+
+    def write_down_steps(self) -> None:
+        """Tell the optimizer's state how many steps it has seen, so that a checkpoint holds it."""
+        tensor = isinstance(self.optimizer, torch.optim.AdamW)
+        step = torch.tensor(float(self.steps)) if tensor else self.steps
+        for p in self.parameters:
+            self.optimizer.state[p]["step"] = step
+
+
+def _joined(pieces: list[torch.Tensor]) -> torch.Tensor:
+    """Matrices that lie one after the other in memory, as one of all their rows."""
+    rows = sum(len(piece) for piece in pieces)
+    return pieces[0].as_strided((rows, pieces[0].shape[1]), pieces[0].stride())

@@ -1,0 +1,69 @@
+"""Causal attention within each of the samples that lie end to end."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Where each sample begins, and the end: int32, (S + 1,); and the number of tokens that none exceeds."""
+
+    starts: torch.Tensor
+    longest: int
+
+
+def attend(q, k, v, samples: Samples) -> tuple[torch.Tensor, tuple]:
+    """Causal attention within each sample. q: (T, heads, head_dim), k and v: (T, kv_heads, head_dim).
+
+    Returns: out, of q's shape, and what `attend_backward` needs besides.
+    """
+    if not q.is_cuda:
+        return _attend_sample_by_sample(q, k, v, samples), ()
+    starts, longest = samples.starts, samples.longest
+    out, logsumexp, *random, _ = torch.ops.aten._flash_attention_forward(
+        q, k, v, starts, starts, longest, longest, 0.0, True, False
+    )
+    return out, (logsumexp, *random)
+
+
+def attend_backward(gradient, q, k, v, out, kept: tuple, samples: Samples) -> tuple[torch.Tensor, ...]:
+    """Gradients of q, k and v, in the same order of additions each time."""
+    if not q.is_cuda:
+        inputs = [tensor.detach().requires_grad_() for tensor in (q, k, v)]
+        with torch.enable_grad():
+            return torch.autograd.grad(_attend_sample_by_sample(*inputs, samples), inputs, gradient)
+    starts, longest = samples.starts, samples.longest
+    logsumexp, *random = kept
+    with repeatable():
+        return torch.ops.aten._flash_attention_backward(
+            gradient, q, k, v, out, logsumexp, starts, starts, longest, longest, 0.0, True, *random
+        )
+
+
+def _attend_sample_by_sample(q, k, v, samples: Samples) -> torch.Tensor:
+    """The same with PyTorch's operators, for a CPU."""
+    outs, starts = [], samples.starts.tolist()
+    for start, end in zip(starts, starts[1:], strict=False):
+        if end > start:
+            one = [tensor[start:end].transpose(0, 1)[None] for tensor in (q, k, v)]  # (1, heads, tokens, head_dim)
+            out = nn.functional.scaled_dot_product_attention(*one, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
+            outs.append(out[0].transpose(0, 1))
+    return torch.cat(outs)
+
+
+@contextlib.contextmanager
+def repeatable():
+    """Ask PyTorch for algorithms that give the same bits each time: flash attention's backward pass adds atomically."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.utils.deterministic.fill_uninitialized_memory = before[1]

@@ -1,0 +1,358 @@
+"""Triton kernels of the fast step: what stands between the matrix products.
+
+A GPU spends a training step on matrix products, if it is not kept from them. Everything else (norms, rotary positions,
+SwiGLU, the loss, AdamW) is a few operations on each number: such steps cost what they read and write. PyTorch's
+operators write each intermediate result to memory and read it back; one kernel for the whole formula moves each number
+once. See `quantization/kernels.py` for how a kernel is written.
+
+    border                               the adapters' part of a layer's matrix
+    rms_norm, rms_norm_backward          with the residual connection's addition before it, or its gradient's after it
+    rotate                               rotary position embedding, forward and (the other way round) backward
+    swiglu, swiglu_backward              silu(gate) * up
+    cross_entropy                        the loss of each row, and the logits' gradient in the logits' place
+    adamw                                clipping and update of all parameters at once
+
+All arithmetic is float32, whatever the tensors hold; sums have a fixed order, so a step gives the same bits each time.
+Matrices may have more room at the end of a row than they fill (`row stride`): see `linear.BorderedLinear`.
+Here T are tokens, H is the hidden size, and I the MLP's.
+"""
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+
+TILE = 1024  # elements a program, where any number would do
+
+
+@triton.jit
+def begin(row, stride):
+    """Where a row begins. Strides are multiples of 8: so a thread reads and writes 8 bf16 numbers in one go."""
+    return tl.multiple_of(row * stride, 8)
+
+
+# ----------------------------------------------------------------------------------------------------- adapters' border
+
+
+@triton.jit
+def border_kernel(
+    lora_A,  # float32, [RANKS, K]
+    lora_B,  # float32, [rows of the adapted layers, RANK]
+    matrix,  # [N + RANKS, K + RANKS], rows STRIDE apart: the last RANKS rows and columns are written, but the corner
+    scaling,
+    STRIDE: tl.constexpr,
+    N: tl.constexpr,
+    K: tl.constexpr,
+    RANK: tl.constexpr,
+    RANKS: tl.constexpr,
+    END0: tl.constexpr,  # where the first and the second of up to three layers end
+    END1: tl.constexpr,
+    BLOCK0: tl.constexpr,  # number of each layer's block of columns; -1: it has no adapter
+    BLOCK1: tl.constexpr,
+    BLOCK2: tl.constexpr,
+    RANKS_WIDTH: tl.constexpr,  # a power of two that RANKS fits in
+    ROWS: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    program = tl.program_id(0)
+    right: tl.constexpr = (N + ROWS - 1) // ROWS  # programs that write the columns at the right
+    if program < right:
+        row = (program * ROWS + tl.arange(0, ROWS))[:, None]
+        column = tl.arange(0, RANKS_WIDTH)[None, :]
+        block = tl.where(row < END0, BLOCK0, tl.where(row < END1, BLOCK1, BLOCK2))
+        missing = tl.where((row >= END0) & (BLOCK0 < 0), END0, 0) + tl.where(
+            (row >= END1) & (BLOCK1 < 0), END1 - END0, 0
+        )
+        inside = (row < N) & (column < RANKS)
+        mine = inside & (column // RANK == block)
+        b = tl.load(lora_B + (row - missing) * RANK + column % RANK, mask=mine, other=0)
+        place = matrix + row.to(tl.int64) * STRIDE + K + column
+        tl.store(place, (b * scaling).to(matrix.dtype.element_ty), mask=inside)
+    else:
+        tiles: tl.constexpr = (K + TILE - 1) // TILE
+        below = (program - right) // tiles
+        k = (program - right) % tiles * TILE + tl.arange(0, TILE)
+        a = tl.load(lora_A + below * K + k, mask=k < K, other=0)
+        tl.store(matrix + (N + below).to(tl.int64) * STRIDE + k, a.to(matrix.dtype.element_ty), mask=k < K)
+
+
+def border(lora_A, lora_B, matrix, scaling: float, sizes: list[int], adapted: list[bool]) -> None:
+    """Write the border of `fast_step.BorderedLinear`'s matrix.
+
+    lora_A: (ranks, in), lora_B: (rows, rank), the adapters of all adapted layers one below the other; float32. sizes:
+    rows of each layer, three at most. adapted: which of them have an adapter.
+    """
+    ranks, inputs = lora_A.shape
+    ends = [sum(sizes[: i + 1]) for i in range(3)]
+    blocks = [sum(adapted[:i]) if i < len(adapted) and adapted[i] else -1 for i in range(3)]
+    width, rows = triton.next_power_of_2(ranks), 32
+    border_kernel[(triton.cdiv(ends[2], rows) + ranks * triton.cdiv(inputs, TILE),)](
+        lora_A, lora_B, matrix, scaling, matrix.stride(0), ends[2], inputs, lora_B.shape[1], ranks, *ends[:2], *blocks,
+        width, rows, TILE, num_warps=4,
+    )  # fmt: skip
+
+
+# -------------------------------------------------------------------------------------------------------------- RMSNorm
+
+
+@triton.jit
+def rms_norm_kernel(
+    residual,  # [T, H]
+    delta,  # [T, H], or None: nothing to add
+    weight,  # [H]
+    total,  # [T, H], written if there is a delta: residual + delta
+    out,  # [T, H] of row stride out_stride
+    out_stride,
+    epsilon,
+    H: tl.constexpr,
+    WIDTH: tl.constexpr,  # a power of two that H fits in
+):
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, WIDTH)
+    there = column < H
+    x = tl.load(residual + row * H + column, mask=there, other=0).to(tl.float32)
+    if delta is not None:
+        x += tl.load(delta + row * H + column, mask=there, other=0).to(tl.float32)
+        x = x.to(total.dtype.element_ty)
+        tl.store(total + row * H + column, x, mask=there)
+        x = x.to(tl.float32)  # as the next reader will find it
+    scale = 1 / tl.sqrt(tl.sum(x * x, 0) / H + epsilon)
+    y = x * scale * tl.load(weight + column, mask=there, other=0).to(tl.float32)
+    tl.store(out + begin(row, out_stride) + column, y.to(out.dtype.element_ty), mask=there)
+
+
+@triton.jit
+def rms_norm_backward_kernel(
+    x,  # [T, H]: what was normalized
+    weight,  # [H]
+    dy,  # [T, H]
+    dx,  # [T, H] of row stride dx_stride: the norm's gradient is added to what is there
+    dx_stride,
+    epsilon,
+    H: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, WIDTH)
+    there = column < H
+    value = tl.load(x + row * H + column, mask=there, other=0).to(tl.float32)
+    gradient = tl.load(dy + row * H + column, mask=there, other=0).to(tl.float32)
+    gradient *= tl.load(weight + column, mask=there, other=0).to(tl.float32)
+    scale = 1 / tl.sqrt(tl.sum(value * value, 0) / H + epsilon)
+    along = tl.sum(gradient * value, 0) * scale * scale / H  # the part along x does nothing: the norm divides it out
+    target = dx + begin(row, dx_stride) + column
+    before = tl.load(target, mask=there, other=0).to(tl.float32)
+    after = before + (gradient - value * along) * scale
+    tl.store(target, after.to(dx.dtype.element_ty), mask=there)
+
+
+def rms_norm(residual, delta, weight, epsilon: float, out) -> torch.Tensor:
+    """out = RMSNorm(residual + delta); returns the sum. Without a delta (None) that is `residual` itself."""
+    tokens, hidden = residual.shape
+    total = residual if delta is None else torch.empty_like(residual)
+    width = triton.next_power_of_2(hidden)
+    rms_norm_kernel[(tokens,)](
+        residual, delta, weight, total, out, out.stride(0), epsilon, hidden, width, num_warps=warps(width)
+    )
+    return total
+
+
+def rms_norm_backward(x, weight, epsilon: float, dy, dx) -> None:
+    """dx += the gradient with respect to x of sum(dy * RMSNorm(x))."""
+    tokens, hidden = x.shape
+    width = triton.next_power_of_2(hidden)
+    rms_norm_backward_kernel[(tokens,)](x, weight, dy, dx, dx.stride(0), epsilon, hidden, width, num_warps=warps(width))
+
+
+def warps(width: int) -> int:
+    """Of 32 threads, for a program that holds `width` numbers: 16 a thread, as far as that goes."""
+    return min(16, max(1, width // 512))
+
+
+# -------------------------------------------------------------------------------------------- rotary position embedding
+
+
+@triton.jit
+def rotate_kernel(
+    source,  # [T, HEADS, 2 * HALF] of row stride source_stride
+    target,  # the same of row stride target_stride; may be the source
+    cosine,  # [T, 2 * HALF]; both halves of a row are equal
+    sine,
+    source_stride,
+    target_stride,
+    HEADS: tl.constexpr,
+    HEADS_WIDTH: tl.constexpr,  # powers of two that HEADS and HALF fit in
+    HALF: tl.constexpr,
+    HALF_WIDTH: tl.constexpr,
+    SIGN: tl.constexpr,  # 1 turns forward, -1 back, 0 copies
+):
+    row = tl.program_id(0).to(tl.int64)
+    head = tl.arange(0, HEADS_WIDTH)[:, None]
+    pair = tl.arange(0, HALF_WIDTH)[None, :]
+    there = (head < HEADS) & (pair < HALF)
+    place = head * (2 * HALF) + pair
+    a = tl.load(source + begin(row, source_stride) + place, mask=there, other=0).to(tl.float32)
+    b = tl.load(source + begin(row, source_stride) + place + HALF, mask=there, other=0).to(tl.float32)
+    if SIGN:
+        c = tl.load(cosine + row * (2 * HALF) + pair, mask=pair < HALF, other=0).to(tl.float32)
+        s = tl.load(sine + row * (2 * HALF) + pair, mask=pair < HALF, other=0).to(tl.float32) * SIGN
+        a, b = a * c - b * s, b * c + a * s
+    tl.store(target + begin(row, target_stride) + place, a.to(target.dtype.element_ty), mask=there)
+    tl.store(target + begin(row, target_stride) + place + HALF, b.to(target.dtype.element_ty), mask=there)
+
+
+def rotate(source, target, cosine, sine, heads: int, sign: int = 1) -> None:
+    """Turn each pair (x[i], x[i + head_dim / 2]) of each head by its token's angles.
+
+    source, target: (T, heads * head_dim), or the first columns of something wider. cosine, sine: (T, head_dim).
+    sign: -1 turns back, which is what the gradient of a turned vector needs; 0 copies.
+    """
+    half = cosine.shape[1] // 2
+    heads_width, half_width = triton.next_power_of_2(heads), triton.next_power_of_2(half)
+    rotate_kernel[(len(source),)](
+        source, target, cosine, sine, source.stride(0), target.stride(0), heads, heads_width, half, half_width,
+        sign, num_warps=warps(heads_width * half_width),
+    )  # fmt: skip
+
+
+# --------------------------------------------------------------------------------------------------------------- SwiGLU
+
+
+@triton.jit
+def swiglu_kernel(gate_up, out, gate_up_stride, out_stride, SIZE: tl.constexpr, TILE: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * TILE + tl.arange(0, TILE)
+    there = column < SIZE
+    gate = tl.load(gate_up + begin(row, gate_up_stride) + column, mask=there, other=0).to(tl.float32)
+    up = tl.load(gate_up + begin(row, gate_up_stride) + SIZE + column, mask=there, other=0).to(tl.float32)
+    y = gate * tl.sigmoid(gate) * up
+    tl.store(out + begin(row, out_stride) + column, y.to(out.dtype.element_ty), mask=there)
+
+
+@triton.jit
+def swiglu_backward_kernel(gate_up, dy, gate_up_stride, dy_stride, SIZE: tl.constexpr, TILE: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * TILE + tl.arange(0, TILE)
+    there = column < SIZE
+    gate_place = gate_up + begin(row, gate_up_stride) + column
+    gate = tl.load(gate_place, mask=there, other=0).to(tl.float32)
+    up = tl.load(gate_place + SIZE, mask=there, other=0).to(tl.float32)
+    gradient = tl.load(dy + begin(row, dy_stride) + column, mask=there, other=0).to(tl.float32)
+    share = tl.sigmoid(gate)
+    d_gate = gradient * up * share * (1 + gate * (1 - share))
+    tl.store(gate_place, d_gate.to(gate_up.dtype.element_ty), mask=there)
+    tl.store(gate_place + SIZE, (gradient * gate * share).to(gate_up.dtype.element_ty), mask=there)
+
+
+def swiglu(gate_up, out, size: int) -> None:
+    """out = silu(gate) * up. gate_up: (T, 2 I or wider), gate first. out: (T, I or wider). size: I."""
+    grid = (len(gate_up), triton.cdiv(size, TILE))
+    swiglu_kernel[grid](gate_up, out, gate_up.stride(0), out.stride(0), size, TILE, num_warps=4)
+
+
+def swiglu_backward(gate_up, dy, size: int) -> None:
+    """Put the gradients of gate and up in their place. dy: (T, I), the product's gradient."""
+    grid = (len(gate_up), triton.cdiv(size, TILE))
+    swiglu_backward_kernel[grid](gate_up, dy, gate_up.stride(0), dy.stride(0), size, TILE, num_warps=4)
+
+
+# ----------------------------------------------------------------------------------------------------------------- loss
+
+
+@triton.jit
+def cross_entropy_kernel(
+    logits,  # [rows, V]: read, and overwritten by their gradient
+    targets,  # int64, [rows]; negative: none
+    losses,  # float32, [rows]
+    scale,  # float32, [1]: of losses and gradients
+    V,
+    TILE: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    target = tl.load(targets + row)
+    factor = tl.where(target >= 0, tl.load(scale), 0.0)
+    logits += row * V
+    greatest = tl.full([TILE], float("-inf"), tl.float32)  # of each lane, and the sum of exp(x - greatest)
+    total = tl.zeros([TILE], tl.float32)
+    for start in range(0, V, TILE):
+        column = start + tl.arange(0, TILE)
+        x = tl.load(logits + column, mask=column < V, other=float("-inf")).to(tl.float32)
+        higher = tl.maximum(greatest, x)
+        total = total * tl.exp(greatest - tl.maximum(higher, -1e38)) + tl.exp(x - tl.maximum(higher, -1e38))
+        greatest = higher
+    top = tl.max(greatest, 0)
+    log_total = tl.log(tl.sum(total * tl.exp(greatest - top), 0)) + top
+    of_target = tl.load(logits + tl.maximum(target, 0)).to(tl.float32)
+    tl.store(losses + row, tl.where(target >= 0, (log_total - of_target) * factor, 0.0))
+    tl.debug_barrier()  # the target's logit is read before it is overwritten
+    for start in range(0, V, TILE):
+        column = start + tl.arange(0, TILE)
+        x = tl.load(logits + column, mask=column < V, other=float("-inf")).to(tl.float32)
+        gradient = (tl.exp(x - log_total) - tl.where(column == target, 1.0, 0.0)) * factor
+        gradient = tl.where(factor == 0, 0.0, gradient)  # also where a row without target is not finite
+        tl.store(logits + column, gradient.to(logits.dtype.element_ty), mask=column < V)
+
+
+def cross_entropy(logits, targets, scale) -> torch.Tensor:
+    """Each row's loss times `scale`: float32, (rows,). The gradient of their sum replaces the logits.
+
+    targets: int64, (rows,); negative where a row has none: its loss and gradient are 0. scale: float32, (1,).
+    """
+    losses = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
+    tile = min(4096, triton.next_power_of_2(logits.shape[1]))
+    cross_entropy_kernel[(len(logits),)](logits, targets, losses, scale, logits.shape[1], tile, num_warps=warps(tile))
+    return losses
+
+
+# ---------------------------------------------------------------------------------------------------------------- AdamW
+
+
+@triton.jit
+def adamw_kernel(
+    parameter,  # float32, [n]: updated
+    gradient,  # [n]
+    first,  # float32, [n]: running mean of the gradient, updated
+    second,  # float32, [n]: of its square, updated
+    norm,  # float32, [1]: of all gradients
+    largest_norm,
+    rate,
+    decay,
+    correction1,  # 1 - beta1 ** step
+    correction2,  # sqrt(1 - beta2 ** step)
+    n,
+    BETA1: tl.constexpr,
+    BETA2: tl.constexpr,
+    EPSILON: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    i = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
+    size = tl.load(norm)
+    there = i < tl.where(size < float("inf"), n, 0)  # NaN and infinity: nothing is changed
+    clip = tl.minimum(1.0, largest_norm / (size + 1e-6))  # as torch.nn.utils.clip_grad_norm_ has it
+    g = tl.load(gradient + i, mask=there, other=0).to(tl.float32) * clip
+    m = tl.load(first + i, mask=there, other=0)
+    v = tl.load(second + i, mask=there, other=0)
+    p = tl.load(parameter + i, mask=there, other=0)
+    m = BETA1 * m + (1 - BETA1) * g
+    v = BETA2 * v + (1 - BETA2) * g * g
+    p *= 1 - rate * decay
+    p -= rate / correction1 * m / (tl.sqrt(v) / correction2 + EPSILON)
+    tl.store(first + i, m, mask=there)
+    tl.store(second + i, v, mask=there)
+    tl.store(parameter + i, p, mask=there)
+
+
+def adamw(parameter, gradient, first, second, norm, step: int, rate: float, decay: float, largest_norm: float,
+          betas: tuple[float, float], epsilon: float) -> None:  # fmt: skip
+    """AdamW's step number `step` (from 1) on flat tensors, with gradients clipped to a norm.
+
+    Nothing changes if the gradients' norm, a float32 tensor of one element, is not finite. largest_norm: infinity where
+    nothing is to be clipped.
+    """
+    corrections = (1 - betas[0] ** step, math.sqrt(1 - betas[1] ** step))
+    n = parameter.numel()
+    adamw_kernel[(triton.cdiv(n, TILE),)](
+        parameter, gradient, first, second, norm, largest_norm, rate, decay, *corrections, n, *betas, epsilon, TILE,
+        num_warps=4,
+    )  # fmt: skip

@@ -1,0 +1,53 @@
+"""What the fast step cannot train, and where it cannot run. The reason is known before anything has changed."""
+
+from __future__ import annotations
+
+import torch
+
+from qlora_lab.errors import UserError
+from qlora_lab.training.optimizers import without_accelerate
+
+
+class NoFastStep(UserError):
+    """The fast step cannot train this model here. Its text says why, and the plain loop takes over."""
+
+
+def require_machine(device: torch.device, compute_dtype: torch.dtype) -> None:
+    """Raise NoFastStep, with the reason, unless Triton and bfloat16 are here."""
+    if device.type != "cuda":
+        raise NoFastStep("it needs a GPU")
+    try:
+        kernels()
+    except ImportError as error:
+        raise NoFastStep(f"it needs Triton ({error})") from error
+    if compute_dtype != torch.bfloat16 or not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise NoFastStep("it computes in bfloat16, on GPUs that have it, and wants compute_dtype=torch.bfloat16")
+
+
+def require_supported(causal_lm, optimizer) -> None:
+    """Raise NoFastStep, with the reason, unless this model is a LLaMA as we know it."""
+    config = causal_lm.config
+    if config.model_type not in ("llama", "mistral"):
+        raise NoFastStep(f"it knows LLaMA and Mistral, and this model is a {config.model_type}")
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    sizes = (config.hidden_size, config.intermediate_size, head_dim)
+    if any(size % 8 for size in sizes):
+        raise NoFastStep(f"this model's sizes {sizes} are not all multiples of 8")
+    if config.hidden_act != "silu":
+        raise NoFastStep(f"the MLP's activation is {config.hidden_act}, not silu")
+    if getattr(config, "sliding_window", None):
+        raise NoFastStep("this model's attention has a sliding window")
+    if config.rope_parameters["rope_type"] not in ("default", "linear", "llama3"):
+        raise NoFastStep(f"this model's rotary embedding is of type {config.rope_parameters['rope_type']!r}")
+    if causal_lm.get_input_embeddings().weight.device != causal_lm.get_output_embeddings().weight.device:
+        raise NoFastStep("the embeddings lie on another device than the rest")
+    inner = without_accelerate(optimizer)
+    if not isinstance(inner, torch.optim.AdamW) and getattr(inner, "args", None) and inner.args.optim_bits != 32:
+        raise NoFastStep("it keeps AdamW's states in 32 bits: use adamw_torch or paged_adamw_32bit")
+
+
+def kernels():
+    """The module of Triton kernels; it is imported when the first step needs it."""
+    from qlora_lab.training.steps.fast import kernels as step_kernels
+
+    return step_kernels

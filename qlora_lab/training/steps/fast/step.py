@@ -1,0 +1,351 @@
+"""A training step without gaps: forward, backward and update of a LLaMA with adapters, written out by hand.
+
+The plain step trains any model, through transformers, PEFT and autograd: thousands of small GPU kernels a step, each
+launched by Python when it gets there. With few tokens a step the GPU waits for the next launch most of the time. This
+module does the same step for one architecture (LLaMA and what is built like it), and keeps the GPU busy:
+
+    one CUDA graph        all launches of forward and backward are recorded once and replayed in one call. What is
+                          recorded has fixed shapes, so samples are put end to end in one row of tokens, whose length
+                          is rounded up to one of a few sizes; attention is told where each sample begins
+    larger products       q, k and v read the same input: they are one matrix product. So are gate and up. LoRA rides
+                          along as a border of that matrix (see `BorderedLinear`)
+    fused kernels         norm + residual, rotary, SwiGLU, loss, AdamW: each one kernel (see `kernels.py`)
+    little kept           the backward pass is ours, so we choose what it finds: checkpointing recomputes each layer
+                          but its last product, the last layer not at all; SwiGLU's output is never kept, it is as
+                          quickly computed as read; logits exist for some rows at a time; layers' inputs may wait in
+                          the host's memory
+
+The numbers are those of the plain step under bf16 autocast up to bf16's rounding: fp32 adapters and AdamW, products in
+bf16. They are nearer to float32's than autocast's are. There, a layer's output is rounded to bf16 before LoRA's
+correction is added, and a correction below half a unit in the last of 8 bits is lost, time and again: so training
+begins, with a small B. Here both are summed in fp32 first. (An untrained LLaMA-7B at a learning rate of 1e-4, loss of a
+sample when it comes a second time: float32 10.83, this 10.85, autocast 11.13; the first time 11.1 to 11.3.)
+
+A layer, with the shapes of LLaMA-7B:
+
+    x ──────────────┬─────────────(+)── x2 ─────────────┬──────────────(+)── x of the next layer     (T, 4096)
+    └ norm ─ qkv ─ rotary, attention ─ o ┘  └ norm ─ gate, up ─ SwiGLU ─ down ┘
+             (T, 12288)       (T, 4096)          (T, 22016)   (T, 11008)
+
+The sums (+) are taken by the norm that comes next. `forward` and `backward` below are this picture, line by line.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+
+from qlora_lab.training.optimizers import set_learning_rate
+from qlora_lab.training.steps.contract import StepResult
+from qlora_lab.training.steps.fast.adapters import Adapters
+from qlora_lab.training.steps.fast.attention import Samples, attend, attend_backward
+from qlora_lab.training.steps.fast.batch import FlatBatch, flatten
+from qlora_lab.training.steps.fast.host_memory import HostMemory, capture_stream
+from qlora_lab.training.steps.fast.limits import kernels, require_supported
+from qlora_lab.training.steps.fast.linear import BorderedLinear, aligned_rows
+from qlora_lab.training.steps.fast.reading import read_layer
+
+LOGITS_AT_A_TIME = 1 << 25  # elements: 64 MiB in bf16
+MOST_GRAPHS = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """A decoder layer's frozen norms, (H,), and its linear layers."""
+
+    norm1: torch.Tensor
+    qkv: BorderedLinear
+    o: BorderedLinear
+    norm2: torch.Tensor
+    gate_up: BorderedLinear
+    down: BorderedLinear
+
+    @property
+    def linears(self) -> list[BorderedLinear]:
+        return [self.qkv, self.o, self.gate_up, self.down]
+
+
+@dataclass(eq=False)
+class Activations:
+    """What a layer's backward pass needs. All but x can be computed again from x; None: not here."""
+
+    x: torch.Tensor | None  # (T, H)
+    normed: torch.Tensor | None = None  # (T, H + rank)
+    qkv: torch.Tensor | None = None  # (T, q + k + v + rank), turned
+    attended: torch.Tensor | None = None  # (T, q)
+    attention: tuple = ()
+    attended_z: torch.Tensor | None = None  # (T, rank)
+    x2: torch.Tensor | None = None  # (T, H)
+    normed2: torch.Tensor | None = None  # (T, H + rank)
+    gate_up: torch.Tensor | None = None  # (T, 2 I + rank)
+    product: torch.Tensor | None = None  # (T, I + rank)
+
+
+class FastStep:
+    """Training steps of one model.
+
+    Args:
+        model: a LLaMA of transformers, its linear layers dense or in 4 bits (ours or bitsandbytes'), with adapters of
+            this package or PEFT's.
+        optimizer: AdamW of torch, or bitsandbytes' with 32-bit states, of the adapters.
+        accelerator: 🤗 Accelerate's; tells how many processes share a step.
+        max_grad_norm: gradients are scaled down to this norm; None: never.
+        accumulation: micro-batches a step.
+        gradient_checkpointing: keep only each layer's input and compute the rest again.
+        activation_offloading: keep these inputs in the host's memory (see `HostMemory`).
+        dtype: of the activations and of dense matrices.
+        capture: record CUDA graphs. Without, Python launches each kernel, as usual.
+
+    Raises:
+        NoFastStep: a model, an adapter, an optimizer or a machine that this step was not written for.
+    """
+
+    def __init__(
+        self,
+        model,
+        optimizer,
+        accelerator,
+        max_grad_norm: float | None = None,
+        accumulation: int = 1,
+        gradient_checkpointing: bool = False,
+        activation_offloading: bool = False,
+        pad_token_id: int = 0,
+        dtype: torch.dtype = torch.bfloat16,
+        capture: bool = True,
+    ):
+        causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
+        config = causal_lm.config
+        require_supported(causal_lm, optimizer)
+        self.accelerator, self.pad_token_id = accelerator, pad_token_id
+        self.dtype, self.checkpointing = dtype, gradient_checkpointing
+        self.epsilon = config.rms_norm_eps
+        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
+        decoder = causal_lm.get_decoder()
+        self.embeddings = causal_lm.get_input_embeddings().weight
+        self.head = causal_lm.get_output_embeddings().weight.to(dtype)  # (V, H)
+        self.norm = decoder.norm.weight
+        self.rotary = decoder.rotary_emb
+        read = [read_layer(layer, f"layers.{i}") for i, layer in enumerate(decoder.layers)]
+        groups = [group for of_layer in read for group in of_layer]
+        self.optimizer, self.max_grad_norm = optimizer, max_grad_norm
+        self.adapters = Adapters(groups, optimizer, dtype, accumulating=accumulation > 1)
+        self.layers, borders = [], iter(self.adapters.borders)
+        for layer, of_layer in zip(decoder.layers, read, strict=True):
+            qkv, o, gate_up, down = (BorderedLinear(group, next(borders), dtype) for group in of_layer)
+            norm1, norm2 = layer.input_layernorm.weight, layer.post_attention_layernorm.weight
+            self.layers.append(Layer(norm1, qkv, o, norm2, gate_up, down))
+        self.q = self.layers[0].o.inputs
+        self.intermediate = self.layers[0].down.inputs
+        device = self.embeddings.device
+        self.loss = torch.zeros(1, device=device)
+        self.share = torch.zeros(1, device=device)  # of one target in the loss
+        self.host = None
+        if activation_offloading and gradient_checkpointing:
+            self.host = HostMemory(len(self.layers) - 1, config.hidden_size, dtype, device)
+        self.graphs: dict[tuple, tuple] = {}
+        self._flat: tuple | None = None
+        self.capture = capture and device.type == "cuda"
+        if self.capture:
+            self.pool, self.stream = torch.cuda.graph_pool_handle(), capture_stream(device)
+
+    @torch.no_grad()
+    def run(self, micro_batches, targets: int, learning_rate: float, following=None) -> StepResult:
+        """See `Step`. What the CPU has to do for the following step, it does while the GPU is busy with this one."""
+        set_learning_rate(self.optimizer, learning_rate)  # for whoever reads it there: the kernel is told below
+        if self._flat is None or self._flat[0] is not micro_batches:
+            self._flat = micro_batches, self.flattened(micro_batches)
+        loss, gradient = self.gradients(self._flat[1], targets), self.adapters.gradient
+        if self.accelerator.num_processes > 1:
+            loss.copy_(self.accelerator.reduce(loss, reduction="sum"))
+            gradient.copy_(self.accelerator.reduce(gradient, reduction="sum"))
+        norm = self.adapters.update(learning_rate, self.max_grad_norm)
+        self._flat = following and (following, self.flattened(following))
+        return StepResult(loss, norm, updated=math.isfinite(norm))
+
+    def write_state(self) -> None:
+        self.adapters.write_down_steps()
+
+    def close(self) -> None:
+        """Nothing is to be undone: the model's parameters are what they were, views of one tensor now."""
+
+    def flattened(self, micro_batches) -> list[FlatBatch]:
+        """This process' share of a step's samples, ready to be copied to the GPU."""
+        index, processes = self.accelerator.process_index, self.accelerator.num_processes
+        mine = [[sample for row in rows[index::processes] for sample in row] for rows in micro_batches]
+        batches = [flatten(samples, self.pad_token_id) for samples in mine]
+        if self.capture:
+            batches = [replace(batch, numbers=batch.numbers.pin_memory()) for batch in batches]
+        return batches
+
+    @torch.no_grad()
+    def gradients(self, micro_batches: list[FlatBatch], targets: int) -> torch.Tensor:
+        """Forward and backward. `self.adapters.gradient` then holds the loss' gradient.
+
+        Args:
+            targets: what the sum of all tokens' losses is divided by.
+
+        Returns:
+            the loss: float32, (1,); the next call writes to it
+        """
+        self.share.fill_(1 / targets)
+        prepared = [self._prepared(batch) for batch in micro_batches]
+        self.loss.zero_()
+        if self.adapters.accumulating:
+            self.adapters.gradient.zero_()
+        for batch, (inputs, run) in zip(micro_batches, prepared, strict=True):
+            inputs.numbers.copy_(batch.numbers, non_blocking=True)
+            run()
+        return self.loss
+
+    def _prepared(self, batch: FlatBatch):
+        """Tensors on the device for a batch of this kind, and what to call when they are filled."""
+        if batch.kind not in self.graphs:
+            device = self.embeddings.device
+            inputs = replace(batch, numbers=batch.numbers.to(device))
+            run = lambda: self.forward_backward(inputs)  # noqa: E731
+            if self.capture and len(self.graphs) < MOST_GRAPHS:
+                run = self._captured(run)
+            self.graphs[batch.kind] = (inputs, run)
+        return self.graphs[batch.kind]
+
+    def _captured(self, run):
+        torch.cuda.synchronize()
+        with torch.cuda.stream(self.stream):
+            run()  # once as it is: compiles the kernels, and cuBLAS makes its choices
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
+            run()
+        return graph.replay
+
+    def forward_backward(self, batch: FlatBatch) -> None:
+        """Add this batch to `self.loss`, and to the adapters' gradients (or put it there, see `Adapters`)."""
+        kept: list[Activations] = []
+        ids, positions, starts, rows, targets = batch.parts()
+        samples = Samples(starts.to(torch.int32), batch.longest)
+        x, delta = None, self.embeddings.index_select(0, ids).to(self.dtype)
+        angles = [t[0].contiguous() for t in self.rotary(delta[None], positions[None])]  # cos, sin: (T, head_dim)
+        if self.host:
+            self.host.begin(len(ids))
+        for i, layer in enumerate(self.layers):
+            a = self.forward(layer, x, delta, angles, samples)
+            matrix = layer.down.matrix()
+            x, delta = a.x2, layer.down.output(matrix, a.product, layer.down.project(matrix, a.product))
+            a.product = None  # large, and soon computed again
+            if self.checkpointing and layer is not self.layers[-1]:
+                if self.host:
+                    self.host.send(i, a.x)
+                a = Activations(None if self.host else a.x)
+            kept.append(a)
+            del matrix, a
+        x, delta = x + delta, None
+        gradient = self.loss_backward(x, rows, targets)
+        del x
+        for i, layer in reversed(list(enumerate(self.layers))):
+            a = kept.pop()
+            if a.x is None:
+                a.x = self.host.arrived()
+            if self.host and i:
+                self.host.fetch(i - 1)
+            self.backward(layer, a, gradient, angles, samples)
+
+    def forward(self, layer: Layer, residual, delta, angles, samples: Samples) -> Activations:
+        """From a layer's input, residual + delta, to the product that `down` reads."""
+        x, normed = self._norm(residual, delta, layer.norm1, layer.qkv)
+        a = Activations(x, normed)
+        matrix = layer.qkv.matrix()
+        a.qkv = layer.qkv.output(matrix, normed, layer.qkv.project(matrix, normed), room=True)
+        del matrix, normed, residual, delta
+        kernels().rotate(a.qkv, a.qkv, *angles, self.heads + self.kv_heads)
+        out, a.attention = attend(*self._q_k_v(a.qkv), samples)
+        a.attended = out.flatten(1)
+        matrix = layer.o.matrix()
+        a.attended_z = layer.o.project(matrix, a.attended)
+        delta = layer.o.output(matrix, a.attended, a.attended_z)
+        del matrix
+        a.x2, a.normed2 = self._norm(x, delta, layer.norm2, layer.gate_up)
+        del delta
+        matrix = layer.gate_up.matrix()
+        a.gate_up = layer.gate_up.output(matrix, a.normed2, layer.gate_up.project(matrix, a.normed2), room=True)
+        del matrix
+        self._multiply(layer, a)
+        return a
+
+    def _multiply(self, layer: Layer, a: Activations) -> None:
+        a.product = layer.down.room_for_input(len(a.x))
+        kernels().swiglu(a.gate_up, a.product, self.intermediate)
+
+    def loss_backward(self, x, rows, targets) -> torch.Tensor:
+        """The loss, and its gradient at the last layer's output, x: (T, H + rank), with room for the layers' dz."""
+        room = max(linear.rank for layer in self.layers for linear in (layer.o, layer.down))
+        gradient = aligned_rows(len(x), x.shape[1] + room, self.dtype, x.device).zero_()
+        at_a_time = max(64, LOGITS_AT_A_TIME // len(self.head))
+        for some_rows, some_targets in zip(rows.split(at_a_time), targets.split(at_a_time), strict=True):
+            some = x.index_select(0, some_rows)
+            normed, d_some = torch.empty_like(some), torch.zeros_like(some)
+            kernels().rms_norm(some, None, self.norm, self.epsilon, normed)
+            logits = normed @ self.head.t()  # (rows, V)
+            self.loss += kernels().cross_entropy(logits, some_targets, self.share).sum()
+            kernels().rms_norm_backward(some, self.norm, self.epsilon, logits @ self.head, d_some)
+            del logits
+            gradient[:, : x.shape[1]].index_add_(0, some_rows, d_some)  # each row once; those without target add zeros
+        return gradient
+
+    def backward(self, layer: Layer, a: Activations, gradient, angles, samples: Samples) -> None:
+        """From the gradient at a layer's output to that at its input, in place. gradient: (T, H + rank)."""
+        down, room = layer.down, layer.down.inputs
+        if a.qkv is None:
+            a = self.forward(layer, a.x, None, angles, samples)
+        else:
+            self._multiply(layer, a)
+
+        matrix = down.matrix()
+        z = down.project(matrix, a.product)
+        dy_dz = down.backward(matrix, a.product, z, gradient)
+        d_product = down.input_gradient(matrix, dy_dz, out=a.product[:, :room])  # in its place: it has served
+        kernels().swiglu_backward(a.gate_up, d_product, self.intermediate)  # in place of gate and up
+        a.product = d_product = z = None
+        del matrix
+
+        gate_up = layer.gate_up
+        matrix = gate_up.matrix()
+        dy_dz = gate_up.backward(matrix, a.normed2, a.normed2[:, gate_up.inputs :], a.gate_up)
+        d_normed = gate_up.input_gradient(matrix, dy_dz)
+        kernels().rms_norm_backward(a.x2, layer.norm2, self.epsilon, d_normed, gradient)
+        a.normed2 = a.gate_up = a.x2 = None
+        del matrix, d_normed, dy_dz
+
+        matrix = layer.o.matrix()
+        d_attended = layer.o.input_gradient(matrix, layer.o.backward(matrix, a.attended, a.attended_z, gradient))
+        del matrix
+        q, k, v = self._q_k_v(a.qkv)
+        out = a.attended.unflatten(1, q.shape[1:])
+        dq, dk, dv = attend_backward(d_attended.view(q.shape), q, k, v, out, a.attention, samples)
+        kernels().rotate(dq, q, *angles, self.heads, sign=-1)  # in place of q, k and v
+        kernels().rotate(dk, k, *angles, self.kv_heads, sign=-1)
+        kernels().rotate(dv, v, *angles, self.kv_heads, sign=0)
+        a.attended = None
+        del d_attended, out, dq, dk, dv
+
+        matrix = layer.qkv.matrix()
+        dy_dz = layer.qkv.backward(matrix, a.normed, a.normed[:, layer.qkv.inputs :], a.qkv)
+        if layer is not self.layers[0]:  # nothing below that is trained
+            d_normed = layer.qkv.input_gradient(matrix, dy_dz)
+            kernels().rms_norm_backward(a.x, layer.norm1, self.epsilon, d_normed, gradient)
+
+    def _norm(self, residual, delta, weight, linear: BorderedLinear) -> tuple[torch.Tensor, torch.Tensor]:
+        """residual + delta, and its norm with room for the linear layer's z. One of them may be None."""
+        if residual is None:
+            residual, delta = delta, None
+        out = linear.room_for_input(len(residual))
+        return kernels().rms_norm(residual, delta, weight, self.epsilon, out), out
+
+    def _q_k_v(self, qkv: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Views of (T, heads, head_dim) and twice (T, kv_heads, head_dim)."""
+        head_dim = self.q // self.heads
+        sizes = (self.q, self.kv_heads * head_dim, self.kv_heads * head_dim)
+        q, k, v = qkv[:, : sum(sizes)].split(sizes, dim=1)
+        return tuple(part.unflatten(1, (-1, head_dim)) for part in (q, k, v))

@@ -1,0 +1,65 @@
+"""The step that fits every model: autograd's forward and backward, micro-batch after micro-batch, then one update."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+
+import torch
+
+from qlora_lab.training.activations import checkpoint_activations, offloaded_hidden_states
+from qlora_lab.training.batches import collate
+from qlora_lab.training.loss import token_loss_sum
+from qlora_lab.training.optimizers import set_learning_rate
+from qlora_lab.training.processes import sum_over_processes
+from qlora_lab.training.settings import TrainSettings
+from qlora_lab.training.steps.contract import MicroBatches, StepResult
+
+
+class PlainStep:
+    """A `Step` of any causal language model of transformers."""
+
+    def __init__(self, model, optimizer, accelerator, settings: TrainSettings, pad_token_id: int):
+        self.model, self.optimizer, self.accelerator = model, optimizer, accelerator
+        self.settings, self.pad_token_id = settings, pad_token_id
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        if settings.gradient_checkpointing:
+            checkpoint_activations(model)
+
+    def run(
+        self, micro_batches: MicroBatches, targets: int, learning_rate: float, following: MicroBatches | None = None
+    ) -> StepResult:
+        self.optimizer.zero_grad()
+        set_learning_rate(self.optimizer, learning_rate)
+        loss = torch.zeros((), device=self.accelerator.device)
+        for rows in micro_batches:
+            share = self.loss_share(rows, targets)
+            loss += share.detach()
+            self.accelerator.backward(share)
+        sum_over_processes(self.accelerator, [loss, *(p.grad for p in self.parameters)])
+        largest = self.settings.max_grad_norm
+        norm = self.accelerator.clip_grad_norm_(self.parameters, math.inf if largest is None else largest)
+        finite = math.isfinite(loss) and math.isfinite(norm)
+        skipped = bool(self.accelerator.scaler) and math.isfinite(loss) and not finite
+        if finite or skipped:  # it is the scaler that skips
+            self.optimizer.step()
+        return StepResult(loss, norm, updated=finite, skipped=skipped)
+
+    def loss_share(self, rows: list[list], targets: int) -> torch.Tensor:
+        """This process's rows of a micro-batch, forward: their part of the step's loss."""
+        mine = rows[self.accelerator.process_index :: self.accelerator.num_processes]
+        with self.accelerator.autocast(), self._offloaded():
+            return token_loss_sum(self.model, collate(mine, self.pad_token_id), self.settings.loss_chunk) / targets
+
+    def _offloaded(self):
+        if self.settings.activation_offloading:
+            return offloaded_hidden_states(self.model.config.hidden_size)
+        return contextlib.nullcontext()
+
+    def write_state(self) -> None:
+        """It is there already."""
+
+    def close(self) -> None:
+        self.optimizer.zero_grad()
+        if self.settings.gradient_checkpointing:
+            checkpoint_activations(self.model, on=False)

@@ -1,0 +1,108 @@
+"""One judge for everybody. Two real processes put it to the test in tests/training/test_loop.py."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from qlora_lab.errors import UserError
+from qlora_lab.evaluation import judge as module
+from qlora_lab.evaluation.judge import Judge
+from qlora_lab.evaluation.losses import Loss
+from qlora_lab.finetuning import exact_match, generate, load_model, load_samples, text_loss
+from qlora_lab.training.chat import tokenize_chat
+
+
+def chats(*pairs: str) -> list[list[dict[str, str]]]:
+    return [[{"role": "user", "content": q}, {"role": "assistant", "content": a}] for q, a in pairs]
+
+
+class Words:
+    pad_token_id = 7
+
+    def __call__(self, text: str) -> dict:
+        return {"input_ids": text.split()}
+
+
+def test_answers_are_compared_one_by_one_and_all_splits_at_once(monkeypatch):
+    """Greedy answers to all but the last message, with room for 8 tokens more than the longest reference has."""
+    asked = []
+
+    def answers(model, tokenizer, conversations, max_new_tokens, dtype):
+        asked.append((model, conversations, max_new_tokens, dtype))
+        return ["A", "x", "C ", "D E F"]
+
+    monkeypatch.setattr(module, "generate", answers)
+    splits = {"test": chats("aA", "bB", "cC"), "shifted": chats(("d", "D E F"))}
+    judgement = Judge(splits, {}, Words(), torch.bfloat16)("model")
+    assert judgement.exact == {"test": "101", "shifted": "1"}
+    assert judgement.as_dict() == {"exact_match": {"test": 2 / 3, "shifted": 1.0}, "perplexity": {}}
+    prompts = [chat[:1] for split in splits.values() for chat in split]
+    assert asked == [("model", prompts, 3 + 8, torch.bfloat16)]
+
+
+def test_losses_are_those_of_each_text(monkeypatch):
+    asked = []
+
+    def loss(model, samples, pad_token_id, dtype):
+        asked.append((samples, pad_token_id, dtype))
+        return Loss(6.0, len(samples))
+
+    monkeypatch.setattr(module, "text_loss", loss)
+    monkeypatch.setattr(module, "generate", lambda *_, **__: pytest.fail("answers were not asked for"))
+    losses = Judge({}, {"prose": [1, 2, 3], "validation": [4]}, Words(), torch.bfloat16).losses("model")
+    assert {name: loss.per_token for name, loss in losses.items()} == {"prose": 2.0, "validation": 6.0}
+    assert asked == [([1, 2, 3], 7, torch.bfloat16), ([4], 7, torch.bfloat16)]
+
+
+def test_it_is_what_the_functions_say_of_a_real_model(tiny_folder):
+    tiny, tokenizer = load_model(tiny_folder, device="cpu")
+    orders = list(load_samples("orders", "test").select(range(3))["messages"])
+    texts = [tokenize_chat(chat, tokenizer) for chat in orders]
+    judgement = Judge({"test": orders}, {"orders": texts}, tokenizer)(tiny)
+    longest = max(len(tokenizer(chat[-1]["content"])["input_ids"]) for chat in orders)
+    answers = generate(tiny, tokenizer, [chat[:-1] for chat in orders], max_new_tokens=longest + 8)
+    share = exact_match(answers, [chat[-1]["content"] for chat in orders])
+    assert judgement.as_dict()["exact_match"] == {"test": share}
+    assert judgement.losses["orders"] == text_loss(tiny, texts, pad_token_id=tokenizer.pad_token_id)
+
+
+class Process:
+    """One of several that share the samples; what they sum is given."""
+
+    num_processes, device = 2, torch.device("cpu")
+
+    def __init__(self, index: int, others: list[float]):
+        self.process_index, self.others = index, others
+
+    def reduce(self, tensor, reduction):
+        assert reduction == "sum" and tensor.dtype == torch.float64
+        return tensor + torch.tensor(self.others, dtype=tensor.dtype)
+
+
+def test_each_process_asks_its_share_and_all_get_the_same(monkeypatch):
+    monkeypatch.setattr(module, "generate", lambda model, tokenizer, prompts, **_: ["right"] * len(prompts))
+    splits = {"test": chats(("a", "right"), ("b", "right"), ("c", "right")), "shifted": chats(("d", "right"))}
+    first, second = Process(0, [0.0, 1.0, 0.0, 1.0]), Process(1, [1.0, 0.0, 0.0, 0.0])
+    assert Judge(splits, {}, Words(), accelerator=first).exactness("model") == {"test": "111", "shifted": "1"}
+    assert Judge(splits, {}, Words(), accelerator=second).exactness("model") == {"test": "110", "shifted": "1"}
+
+
+def test_a_limit_is_the_same_for_all_processes(monkeypatch):
+    """That of the longest reference, whoever has it."""
+    limits = []
+    monkeypatch.setattr(module, "generate", lambda *_, max_new_tokens, **__: limits.append(max_new_tokens) or ["x"])
+    for index in (0, 1):
+        judge = Judge({"test": chats("ab", ("c", "a b c d"))}, {}, Words(), accelerator=Process(index, [0.0, 0.0]))
+        judge.exactness("model")
+    assert limits == [12, 12]
+
+
+def test_no_token_has_no_loss():
+    with pytest.raises(UserError, match="no token to judge the model on"):
+        _ = Loss(0.0, 0).per_token
+
+
+def test_nothing_to_judge_is_nothing():
+    judge = Judge({}, {}, SimpleNamespace(pad_token_id=0))
+    assert judge.losses("model") == {}
