@@ -68,7 +68,7 @@ def test_every_method_trains_and_is_judged(tiny_model, monkeypatch, name):
 
 def test_the_seed_decides(tiny_model, monkeypatch):
     monkeypatch.setattr(compare, "load_prose", lambda: ["Rivers are slow in summer."])
-    monkeypatch.setattr(compare, "generate", lambda model, tokenizer, chats, *_, **__: [""] * len(chats))
+    monkeypatch.setattr(compare, "Judge", Spy([]))
     losses = [
         compare.train_method("nf4", seed, torch.device("cpu"), steps=2, judged=1, **QUICK)["losses"]
         for seed in (1, 1, 2)
@@ -345,17 +345,16 @@ def test_every_knob_is_a_setting_and_trains(tiny_model, monkeypatch, name):
     if "paged" in knobs.get("optimizer", ""):
         knobs["optimizer"] = knobs["optimizer"].replace("paged_adamw_32bit", "adamw_torch").replace("paged_", "")
     monkeypatch.setitem(compare.KNOBS, name, knobs)
-    monkeypatch.setattr(compare, "held_out", lambda tokenizer: {})
-    monkeypatch.setattr(compare, "text_losses", lambda *_: {"validation": 1.0})
+    monkeypatch.setattr(compare, "held_out", lambda tokenizer: {"validation": ["a text"]})
+    monkeypatch.setattr(compare, "Judge", Spy([]))
     run = compare.train_knob(name, 0, torch.device("cpu"), steps=2, compute_dtype=torch.float32)
-    assert len(run["losses"]) == 2 and run["after"] == {"validation": 1.0}
+    assert len(run["losses"]) == 2 and run["after"] == {"validation": 2.0}
     if name.startswith("rank"):
         assert run["trainable"] % int(name.removeprefix("rank ")) == 0
 
 
 def test_accumulation_and_batches_make_the_same_step(tiny_model, monkeypatch):
     monkeypatch.setattr(compare, "held_out", lambda tokenizer: {})
-    monkeypatch.setattr(compare, "text_losses", lambda *_: {"validation": 1.0})
     runs = [
         compare.train_knob(name, 0, torch.device("cpu"), steps=2, compute_dtype=torch.float32)
         for name in ("as it is", "batch 4 x 2", "batch 1 x 8")

@@ -18,7 +18,7 @@ from qlora_lab import files
 from qlora_lab.errors import UserError
 from qlora_lab.finetuning import add_adapter, build_random, load_model, trainable_parameters
 from qlora_lab.memory.shapes import SHAPES, Shape
-from qlora_lab.models import bundled, compatibility, hardware, loading, quiet
+from qlora_lab.models import bundled, compatibility, hardware, loading, quiet, random_weights
 from qlora_lab.quantization import NF4, unpack
 from tests.conftest import tiny_config
 
@@ -292,8 +292,9 @@ def test_quantized_layers_compute_as_they_were_told(tiny_folder, quantization, d
 
 
 def test_defaults_are_those_of_the_hardware(tiny_folder, monkeypatch):
-    monkeypatch.setattr(hardware, "pick_device", lambda: torch.device("cpu"))
-    monkeypatch.setattr(hardware, "pick_compute_dtype", lambda device: torch.float16)
+    for module in (loading, random_weights):
+        monkeypatch.setattr(module, "pick_device", lambda: torch.device("cpu"))
+        monkeypatch.setattr(module, "pick_compute_dtype", lambda device: torch.float16)
     loaded, tokenizer = load_model(tiny_folder)
     assert loaded.dtype == torch.float16 and not loaded.training and not hasattr(loaded, "quantization_method")
     assert tokenizer.pad_token_id is not None

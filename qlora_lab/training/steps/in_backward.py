@@ -31,12 +31,13 @@ class InBackwardStep(PlainStep):
         self.optimizer.zero_grad()
         set_learning_rate(self.optimizer, learning_rate)
         [rows] = micro_batches
-        loss = self.loss_share(rows, targets)
+        share = self.loss_share(rows, targets)
+        loss = share.detach()
         if not math.isfinite(loss):
-            return StepResult(loss.detach(), torch.full((), math.nan), updated=False)
-        self.accelerator.backward(loss)
+            return StepResult(loss, torch.full((), math.nan), updated=False)
+        self.accelerator.backward(share)
         norms, self._norms = self._norms, []
-        return StepResult(loss.detach(), torch.linalg.vector_norm(torch.stack(norms)), updated=True)
+        return StepResult(loss, torch.linalg.vector_norm(torch.stack(norms)), updated=True)
 
     def _update(self, parameter: torch.Tensor) -> None:
         self._norms.append(torch.linalg.vector_norm(parameter.grad, dtype=torch.float32))

@@ -32,7 +32,7 @@ from qlora_lab.training.steps import choice
 from qlora_lab.training.steps.fast import host_memory
 from qlora_lab.training.steps.fast import kernels as step_kernels
 from qlora_lab.training.steps.fast.batch import flatten, rounded_up
-from qlora_lab.training.steps.fast.linear import NoFastStep
+from qlora_lab.training.steps.fast.limits import NoFastStep
 from qlora_lab.training.steps.fast.step import FastStep
 from tests.conftest import tiny_config
 
