@@ -13,7 +13,8 @@ from qlora_lab.experiments import memory_steps as record
 from qlora_lab.experiments.allocator_history import live_at_peak
 from qlora_lab.experiments.memory_steps import MasterWeights, Record, Setting, measure
 from qlora_lab.finetuning import PRESETS, build_random, collate, train_steps
-from qlora_lab.memory import measure_memory, meter
+from qlora_lab.memory import measure_memory
+from qlora_lab.memory import meter as meter_module
 from qlora_lab.memory import measuring as measure_module
 from qlora_lab.memory.meter import Meter, Phase, peak_memory_bytes
 from qlora_lab.memory.prediction import estimate
@@ -72,10 +73,10 @@ def test_meter_joins_marks_of_one_name():
 def test_each_phase_has_its_own_seconds_and_its_own_peak(monkeypatch):
     """A pretended device: the clock and the peak are set by hand."""
     clock, peak, bytes_now = [10.0], [0], [0]
-    monkeypatch.setattr(meter.time, "perf_counter", lambda: clock[0])
-    monkeypatch.setattr(measure_module, "memory_bytes", lambda device: bytes_now[0])
-    monkeypatch.setattr(measure_module, "peak_memory_bytes", lambda device: peak[0])
-    monkeypatch.setattr(measure_module, "reset_peak", lambda device: peak.__setitem__(0, bytes_now[0]))
+    monkeypatch.setattr(meter_module.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(meter_module, "memory_bytes", lambda device: bytes_now[0])
+    monkeypatch.setattr(meter_module, "peak_memory_bytes", lambda device: peak[0])
+    monkeypatch.setattr(meter_module, "reset_peak", lambda device: peak.__setitem__(0, bytes_now[0]))
     peak[0] = 1000  # of something before
     meter = Meter(torch.device("cpu"))
 
