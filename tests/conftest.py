@@ -124,3 +124,31 @@ def in_two_processes(module: str, *arguments) -> subprocess.CompletedProcess:
         process.terminate()  # it ends both
         raise
     return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+def watch_train_steps(monkeypatch, module: str) -> list[dict]:
+    """Put a spy in the place of the `train_steps` that a module has imported; what it is given, each time."""
+    from qlora_lab.training.batches import collate
+    from qlora_lab.training.loop import train_steps
+
+    seen = []
+
+    def spy(model, batches, **settings):
+        adapters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        [rows] = next(iter(batches))
+        batch = collate(rows, 0)
+        seen.append(
+            {
+                **settings,
+                "bits": 4 if any(hasattr(p, "quant_state") for p in model.parameters()) else 16,
+                "rank": {p.shape[0] for name, p in adapters.items() if "lora_A" in name},
+                "targets": {name.split(".lora_")[0].rpartition(".")[2] for name in adapters},
+                "adapter_dtype": {p.dtype for p in adapters.values()},
+                "ids": batch["input_ids"].shape,
+                "learned": (batch["labels"] != -100).sum().item(),
+            }
+        )
+        return train_steps(model, batches, **settings)
+
+    monkeypatch.setattr(f"{module}.train_steps", spy)
+    return seen

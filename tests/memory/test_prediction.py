@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from qlora_lab import finetuning
-from qlora_lab.experiments.memory_steps import Comparison, comparisons
+from qlora_lab.experiments.memory_comparison import Comparison, comparisons
 from qlora_lab.facts import LINEARS, bits_per_parameter
 from qlora_lab.finetuning import build_random
 from qlora_lab.memory.activations import layer_activation_bytes

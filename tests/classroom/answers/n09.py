@@ -7,11 +7,11 @@ import statistics
 from pathlib import Path
 
 import numpy
+from qlora_lab.experiments.accuracy import METHODS
 
 import qlora_lab
 from qlora_lab.classroom.checks import check_claims, check_paired_difference, check_seeds_needed
 from qlora_lab.evaluation.intervals import t_quantile
-from qlora_lab.experiments.compare import METHODS
 
 
 def by_seed(runs, method, score):
