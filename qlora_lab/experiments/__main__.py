@@ -18,6 +18,10 @@ EXPERIMENTS = {
     "knobs": "knobs",
     "presets": "presets_compared",
     "memory": "memory_runs",
+    "step": "step_speed",
+    "kernels": "kernel_speed",
+    "quantization": "quantization_speed",
+    "side-by-side": "side_by_side",
 }
 
 

@@ -1,4 +1,4 @@
-"""How near the kernels come to the GPU's copy bandwidth, beside bitsandbytes and plain PyTorch. `make bench-gpu`.
+"""How near do the kernels come to the GPU's copy bandwidth? Beside bitsandbytes and plain PyTorch.
 
 A call's bytes are what it must move: the tensor, its codes and its scales, each once. Divided by its time, and by the
 bandwidth of a copy of the same tensor (read once, written once) in the same run, they give its share. A time is the
@@ -9,33 +9,34 @@ waits for on the CPU counts. `plain` is our readable version in PyTorch's operat
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
 import pathlib
 from collections.abc import Callable
 
-import bitsandbytes
 import bitsandbytes.functional as bnb
 import torch
-import triton
-from triton.testing import do_bench
 
+from qlora_lab.arguments import Parser, count
+from qlora_lab.experiments.gpu import require_gpu
+from qlora_lab.experiments.record import Record
 from qlora_lab.quantization import (
     FP4,
     NF4,
     dequantize,
     dequantize_plain,
     double_quantize,
-    kernels,
     quantize,
     quantize_plain,
     quantize_scales_plain,
 )
 
+CODEBOOKS = {"nf4": NF4, "fp4": FP4}
+
 
 def tasks(x: torch.Tensor, name: str) -> dict[str, tuple[int, dict[str, Callable]]]:
     """By task: the bytes that it must move, and who does it."""
-    codebook = {"nf4": NF4, "fp4": FP4}[name]
+    from qlora_lab.quantization import kernels
+
+    codebook = CODEBOOKS[name]
     q = quantize(x, codebook)
     double = double_quantize(q)
     packed, state = bnb.quantize_4bit(x, quant_type=name)
@@ -78,6 +79,8 @@ def tasks(x: torch.Tensor, name: str) -> dict[str, tuple[int, dict[str, Callable
 
 
 def microseconds(function: Callable) -> float:
+    from triton.testing import do_bench
+
     return 1e3 * do_bench(function, warmup=10, rep=60, return_mode="median")
 
 
@@ -94,55 +97,47 @@ def equal(x: torch.Tensor, codebook: torch.Tensor) -> bool:
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", type=int, default=88064, help="of the matrix; the default is 8 times LLaMA-7B's mlp")
-    parser.add_argument("--columns", type=int, default=4096)
+def add_flags(parser: Parser) -> None:
+    parser.add_argument(
+        "--rows", type=count, default=88064, help="of the matrix; the default is 8 times LLaMA-7B's mlp"
+    )
+    parser.add_argument("--columns", type=count, default=4096)
     parser.add_argument("--output", type=pathlib.Path, help="folder for a record, kernels-<gpu>.json")
-    arguments = parser.parse_args()
-    if not torch.cuda.is_available():
-        parser.exit(2, "bench-gpu measures a GPU, and PyTorch sees none here\n")
-    gpu = torch.cuda.get_device_name()
-    versions = {"torch": torch.__version__, "triton": triton.__version__, "bitsandbytes": bitsandbytes.__version__}
-    print(f"{gpu}; {', '.join(f'{name} {version}' for name, version in versions.items())}")
-    results = {}
+
+
+def run(arguments: argparse.Namespace) -> None:
+    require_gpu("kernels are timed on one")
+    elements = arguments.rows, arguments.columns
+    record = Record.begin(
+        "kernels",
+        arguments.output,
+        torch.cuda.get_device_name(),
+        packages=("torch", "triton", "bitsandbytes"),
+        elements=list(elements),
+    )
+    versions = record.content["versions"].items()
+    print(f"{record.content['device']}; {', '.join(f'{name} {version}' for name, version in versions)}")
     for dtype, name in ((torch.bfloat16, "nf4"), (torch.bfloat16, "fp4"), (torch.float32, "nf4")):
-        x = torch.randn(
-            arguments.rows, arguments.columns, device="cuda", generator=torch.Generator("cuda").manual_seed(0)
-        ).to(dtype)
-        target = torch.empty_like(x)
-        copy = microseconds(lambda x=x, target=target: target.copy_(x))
-        bandwidth = 2 * x.nbytes / copy  # bytes a microsecond
-        del target
         label = f"{name}, {str(dtype).removeprefix('torch.')}"
-        print(f"\n{label}, block size 64, {arguments.rows} x {arguments.columns}; copy {bandwidth / 1e6:.2f} TB/s")
-        print(f"{'us (share of the copy bandwidth)':34}{'ours':>16}{'bitsandbytes':>16}{'plain':>16}")
-        rows = {}
-        for task, (size, functions) in tasks(x, name).items():
-            times = {who: microseconds(function) for who, function in functions.items()}
-            shares = {who: size / time / bandwidth for who, time in times.items()}
-            cells = [
-                f"{times[w]:.0f} ({shares[w]:.0%})" if w in times else "" for w in ("ours", "bitsandbytes", "plain")
-            ]
-            print(f"{task:34}" + "".join(f"{cell:>16}" for cell in cells), flush=True)
-            rows[task] = {"bytes": size, "microseconds": times, "share of copy bandwidth": shares}
-        same = equal(x, {"nf4": NF4, "fp4": FP4}[name])
-        print(f"codes, scales and values {'equal' if same else 'DIFFER FROM'} the plain version's")
-        results[label] = {"copy bytes per second": 1e6 * bandwidth, "equal to the plain version": same, **rows}
-        del x
-    if arguments.output:
-        record = {
-            "command": "make bench-gpu",
-            "device": gpu,
-            "date": datetime.date.today().isoformat(),
-            "versions": versions,
-            "elements": [arguments.rows, arguments.columns],
-            "results": results,
-        }
-        arguments.output.mkdir(parents=True, exist_ok=True)
-        path = arguments.output / f"kernels-{gpu.lower().replace(' ', '-')}.json"
-        path.write_text(json.dumps(record, indent=1) + "\n")
+        record.put("results", label, report(label, *elements, dtype, name))
 
 
-if __name__ == "__main__":
-    main()
+def report(label: str, rows: int, columns: int, dtype: torch.dtype, name: str) -> dict:
+    """Print the table of one number format; return it."""
+    x = torch.randn(rows, columns, device="cuda", generator=torch.Generator("cuda").manual_seed(0)).to(dtype)
+    target = torch.empty_like(x)
+    copy = microseconds(lambda target=target: target.copy_(x))
+    bandwidth = 2 * x.nbytes / copy  # bytes a microsecond
+    del target
+    print(f"\n{label}, block size 64, {rows} x {columns}; copy {bandwidth / 1e6:.2f} TB/s")
+    print(f"{'us (share of the copy bandwidth)':34}{'ours':>16}{'bitsandbytes':>16}{'plain':>16}")
+    table = {}
+    for task, (size, functions) in tasks(x, name).items():
+        times = {who: microseconds(function) for who, function in functions.items()}
+        shares = {who: size / time / bandwidth for who, time in times.items()}
+        cells = [f"{times[w]:.0f} ({shares[w]:.0%})" if w in times else "" for w in ("ours", "bitsandbytes", "plain")]
+        print(f"{task:34}" + "".join(f"{cell:>16}" for cell in cells), flush=True)
+        table[task] = {"bytes": size, "microseconds": times, "share of copy bandwidth": shares}
+    same = equal(x, CODEBOOKS[name])
+    print(f"codes, scales and values {'equal' if same else 'DIFFER FROM'} the plain version's")
+    return {"copy bytes per second": 1e6 * bandwidth, "equal to the plain version": same, **table}

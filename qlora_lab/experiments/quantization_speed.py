@@ -1,4 +1,4 @@
-"""One table: ours beside bitsandbytes beside a plain copy of the same bytes. `make bench`, or run this file.
+"""How fast is quantization? One table: ours beside bitsandbytes beside a plain copy of the same bytes.
 
 A row is measured in turns (ours, theirs, copy, plain, ours, ...), so that whatever else the machine does hits all of
 them, and gives medians. The copy is of the unquantized tensor, into new memory like the others' results: the price of
@@ -10,8 +10,6 @@ Below the table: how many codes differ from bitsandbytes', and whether both deco
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
 import pathlib
 import platform
 import statistics
@@ -22,6 +20,8 @@ import bitsandbytes
 import bitsandbytes.functional as bnb
 import torch
 
+from qlora_lab.arguments import Parser, count
+from qlora_lab.experiments.record import Record
 from qlora_lab.quantization import dequantize, dequantize_plain, double_quantize, quantize, quantize_plain, unpack
 
 
@@ -92,8 +92,7 @@ def report(rows: int, columns: int, device: str, repeats: int) -> dict[str, dict
     print(f"\n{name}{threads}: NF4, block size 64, {rows} x {columns}; medians of {repeats} in ms")
     print(f"{'':28}{'ours':>9}{'bitsandbytes':>14}{'copy':>9}{'plain':>9}   theirs/ours   ours/copy")
     for dtype in (torch.float32, torch.bfloat16):
-        torch.manual_seed(0)
-        x = torch.randn(rows, columns, device=device).to(dtype)
+        x = torch.randn(rows, columns, device=device, generator=torch.Generator(device).manual_seed(0)).to(dtype)
         for task, functions in tasks(x).items():
             ms = {key: statistics.median(times) for key, times in in_turns(functions, device, repeats).items()}
             label = f"{task}, {str(dtype).removeprefix('torch.')}"
@@ -109,34 +108,23 @@ def report(rows: int, columns: int, device: str, repeats: int) -> dict[str, dict
     return {"milliseconds": medians, "codes that differ": differing}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", type=int, default=4096)
-    parser.add_argument("--columns", type=int, default=4096)
-    parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="on the CPU")
+def add_flags(parser: Parser) -> None:
+    parser.add_argument("--rows", type=count, default=4096)
+    parser.add_argument("--columns", type=count, default=4096)
+    parser.add_argument("--repeats", type=count, default=9)
+    parser.add_argument("--threads", type=count, default=torch.get_num_threads(), help="on the CPU")
     parser.add_argument("--output", type=pathlib.Path, help="folder for a record, quantization-<gpu>.json")
-    arguments = parser.parse_args()
+
+
+def run(arguments: argparse.Namespace) -> None:
+    record = Record.begin(
+        "quantization",
+        arguments.output,
+        torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        packages=("torch", "bitsandbytes"),
+        elements=[arguments.rows, arguments.columns],
+    )
     torch.set_num_threads(arguments.threads)
     print(f"torch {torch.__version__}, bitsandbytes {bitsandbytes.__version__}")
-    results = {
-        device: report(arguments.rows, arguments.columns, device, arguments.repeats)
-        for device in ["cpu"] + ["cuda"] * torch.cuda.is_available()
-    }
-    if arguments.output:
-        gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-        record = {
-            "command": "make bench",
-            "device": gpu,
-            "date": datetime.date.today().isoformat(),
-            "versions": {"torch": torch.__version__, "bitsandbytes": bitsandbytes.__version__},
-            "elements": [arguments.rows, arguments.columns],
-            "results": results,
-        }
-        arguments.output.mkdir(parents=True, exist_ok=True)
-        path = arguments.output / f"quantization-{gpu.lower().replace(' ', '-')}.json"
-        path.write_text(json.dumps(record, indent=1) + "\n")
-
-
-if __name__ == "__main__":
-    main()
+    for device in ["cpu"] + ["cuda"] * torch.cuda.is_available():
+        record.put("results", device, report(arguments.rows, arguments.columns, device, arguments.repeats))

@@ -1,0 +1,79 @@
+"""Training steps through TRL's SFTTrainer."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+
+import torch
+
+from qlora_lab.experiments.step_ways import COMMON, LENGTH, make, samples_of_steps
+from qlora_lab.models.loading import load_model
+from qlora_lab.training.step_records import StepRecord
+
+
+def trl_steps(batch: int, checkpointing: bool, steps: int) -> list[StepRecord]:
+    """The standard model, with PEFT's adapters, through SFTTrainer."""
+    model, _ = make("standard")
+    _, tokenizer = load_model(device="cpu")  # SFTTrainer wants one; the samples are made of numbers
+    settings = {"gradient_checkpointing_kwargs": {"use_reentrant": False}}
+    return sft_steps(model, tokenizer, batch, checkpointing, steps, **settings)
+
+
+def sft_steps(model, tokenizer, batch: int, checkpointing: bool, steps: int, **settings) -> list[StepRecord]:
+    """SFTTrainer on a model with adapters. A step's seconds go from the end of the one before to its own end."""
+    import datasets
+    import transformers
+    import trl
+
+    ends, logged = [], []
+
+    class Clock(transformers.TrainerCallback):
+        def on_train_begin(self, *arguments, **others):
+            ends.append(time.perf_counter())
+
+        def on_step_end(self, *arguments, **others):
+            torch.cuda.synchronize()
+            ends.append(time.perf_counter())
+
+        def on_log(self, arguments, state, control, logs=None, **others):
+            if "loss" in logs:
+                logged.append(logs)
+
+    ids = [list(sample.ids) for sample in samples_of_steps(batch)]
+    with tempfile.TemporaryDirectory() as folder:
+        configured = trl.SFTConfig(
+            output_dir=folder,
+            per_device_train_batch_size=batch,
+            max_steps=steps,
+            learning_rate=COMMON["learning_rate"],
+            optim=COMMON["optimizer"],
+            bf16=True,
+            gradient_checkpointing=checkpointing,
+            max_length=LENGTH,
+            logging_steps=1,
+            save_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+            log_level="error",
+            dataset_kwargs={"skip_prepare_dataset": True},
+            **settings,
+        )
+        dataset = datasets.Dataset.from_dict({"input_ids": ids, "labels": ids})
+        trainer = trl.SFTTrainer(
+            model, args=configured, train_dataset=dataset, processing_class=tokenizer, callbacks=[Clock()]
+        )
+        trainer.remove_callback(transformers.PrinterCallback)
+        torch.cuda.reset_peak_memory_stats()
+        trainer.train()
+    return [
+        StepRecord(
+            step=n,
+            loss=log["loss"],
+            learning_rate=log.get("learning_rate", float("nan")),
+            gradient_norm=log.get("grad_norm", float("nan")),
+            tokens=batch * LENGTH,
+            seconds=end - start,
+        )
+        for n, (start, end, log) in enumerate(zip(ends, ends[1:], logged, strict=False), 1)
+    ]
