@@ -14,8 +14,8 @@ from qlora_lab.experiments.allocator_history import live_at_peak
 from qlora_lab.experiments.memory_steps import MasterWeights, Record, Setting, measure
 from qlora_lab.finetuning import PRESETS, build_random, collate, train_steps
 from qlora_lab.memory import measure_memory
-from qlora_lab.memory import meter as meter_module
 from qlora_lab.memory import measuring as measure_module
+from qlora_lab.memory import meter as meter_module
 from qlora_lab.memory.meter import Meter, Phase, peak_memory_bytes
 from qlora_lab.memory.prediction import estimate
 from qlora_lab.memory.shapes import SHAPES, Shape
