@@ -18,14 +18,13 @@ import matplotlib.pyplot as plt
 import torch
 
 from qlora_lab.classroom.checks import (
-    DISEASES,
     check_bits_per_parameter,
     check_diagnosis,
     check_triple_quantization,
     check_zero_point_cost,
-    ill_restorations,
     progress,
 )
+from qlora_lab.classroom.lessons.n04.checks import DISEASES, ill_restorations
 from qlora_lab.classroom.plots import new_axes
 from qlora_lab.classroom.plots.n04 import (
     plot_block_costs,
