@@ -25,8 +25,7 @@ from qlora_lab.classroom.checks import (
     progress,
 )
 from qlora_lab.classroom.lessons.n04.checks import DISEASES, ill_restorations
-from qlora_lab.classroom.plots import new_axes
-from qlora_lab.classroom.plots.n04 import (
+from qlora_lab.classroom.lessons.n04.figures import (
     plot_block_costs,
     plot_code_levels,
     plot_restored,
@@ -34,6 +33,7 @@ from qlora_lab.classroom.plots.n04 import (
     plot_stacked,
     plot_step_sizes,
 )
+from qlora_lab.classroom.plots import new_axes
 from qlora_lab.classroom.samples import bundled_weight
 from qlora_lab.memory import SHAPES
 from qlora_lab.quantization import (

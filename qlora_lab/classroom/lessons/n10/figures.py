@@ -3,7 +3,7 @@
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 
-from . import BLUE, GREEN, GREY, ORANGE, VERMILION
+from qlora_lab.classroom.plots import BLUE, GREEN, GREY, ORANGE, VERMILION
 
 
 def plot_knobs(

@@ -4,7 +4,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import StepPatch
 from matplotlib.ticker import NullLocator
 
-from . import BLUE, GREEN, GREY, ORANGE, VERMILION
+from qlora_lab.classroom.plots import BLUE, GREEN, GREY, ORANGE, VERMILION
 
 STYLES = [(BLUE, "-", "o"), (VERMILION, "--", "s"), (GREEN, ":", "^"), (ORANGE, "-.", "D")]
 

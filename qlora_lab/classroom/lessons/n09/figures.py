@@ -2,7 +2,7 @@
 
 from matplotlib.axes import Axes
 
-from . import BLUE, GREEN, GREY, ORANGE, VERMILION
+from qlora_lab.classroom.plots import BLUE, GREEN, GREY, ORANGE, VERMILION
 
 
 def stacked(values: list[float], row: float, step: float) -> list[float]:

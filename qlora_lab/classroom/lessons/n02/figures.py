@@ -4,7 +4,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import StepPatch
 
-from . import BLUE, GREEN, GREY, ORANGE, VERMILION, fix_ticks
+from qlora_lab.classroom.plots import BLUE, GREEN, GREY, ORANGE, VERMILION, fix_ticks
 
 
 def plot_float_bits(ax: Axes, bits: dict[str, tuple[str, str, str, str]]) -> Axes:

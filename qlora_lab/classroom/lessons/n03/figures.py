@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import StepPatch
 from matplotlib.ticker import MultipleLocator, NullLocator
 
-from . import BLUE, GREEN, GREY, ORANGE, VERMILION, fix_ticks
+from qlora_lab.classroom.plots import BLUE, GREEN, GREY, ORANGE, VERMILION, fix_ticks
 
 
 def plot_codebooks(ax: Axes, codebooks: dict[str, list[float]]) -> Axes:

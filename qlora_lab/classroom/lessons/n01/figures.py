@@ -4,7 +4,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from matplotlib.transforms import ScaledTranslation
 
-from . import BLUE, GREEN, GREY, ORANGE, VERMILION
+from qlora_lab.classroom.plots import BLUE, GREEN, GREY, ORANGE, VERMILION
 
 MEMORY_STYLES = {  # colour, hatch: the same part of a training step's memory looks the same in every figure
     "weights": (BLUE, ""),

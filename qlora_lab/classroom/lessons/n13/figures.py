@@ -3,7 +3,7 @@
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 
-from . import BLUE, GREEN, GREY, ORANGE, VERMILION, fix_ticks
+from qlora_lab.classroom.plots import BLUE, GREEN, GREY, ORANGE, VERMILION, fix_ticks
 
 
 def plot_timeline(axes: list[Axes], rows: dict[str, list[tuple[float, float, str]]], limit: float) -> Axes:

@@ -2,7 +2,7 @@
 
 from matplotlib.axes import Axes
 
-from . import BLUE, GREY, ORANGE, VERMILION, fix_ticks
+from qlora_lab.classroom.plots import BLUE, GREY, ORANGE, VERMILION, fix_ticks
 
 
 def plot_snapped(

@@ -2,7 +2,7 @@
 
 from matplotlib.axes import Axes
 
-from . import BLUE, GREY, ORANGE, VERMILION
+from qlora_lab.classroom.plots import BLUE, GREY, ORANGE, VERMILION
 
 ANSWERS = ("true", "depends", "false")
 
