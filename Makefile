@@ -92,11 +92,11 @@ check: $(STAMP) ## lint, format, and notebooks in step with their source
 	$(PY) -m qlora_lab.classroom.build --check
 
 bench: $(STAMP) ## quantization: ours beside bitsandbytes beside a plain copy, in one table
-	@$(PY) tests/quantization/bench.py $(BENCH_FLAGS)
+	@$(PY) -m qlora_lab.experiments quantization $(BENCH_FLAGS)
 
-bench-gpu: model ## on a GPU: kernels beside the copy bandwidth, training steps beside PEFT + bitsandbytes and TRL
-	@$(PY) tests/quantization/bench_kernels.py $(BENCH_FLAGS)
-	@$(PY) tests/experiments/bench_step.py $(BENCH_FLAGS)
+bench-gpu: model ## on a GPU: kernels beside the copy bandwidth, training steps beside PEFT + bitsandbytes, TRL and Unsloth
+	@$(PY) -m qlora_lab.experiments kernels $(BENCH_FLAGS)
+	@$(PY) -m qlora_lab.experiments step $(BENCH_FLAGS)
 
 wheelhouse: $(STAMP) ## collect all packages and the model in wheelhouse/, for rooms without internet
 	$(PY) -m pip wheel --wheel-dir wheelhouse $(PIP_FLAGS) -c constraints.txt '.[dev]' 'setuptools>=77' pip

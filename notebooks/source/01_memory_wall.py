@@ -22,8 +22,8 @@ import torch
 
 import qlora_lab
 from qlora_lab.classroom.checks import check_12_gb, check_largest_model, check_logits, check_model_bytes, progress
+from qlora_lab.classroom.lessons.n01.figures import MEMORY_STYLES, plot_growth, plot_memory
 from qlora_lab.classroom.plots import new_axes
-from qlora_lab.classroom.plots.n01 import MEMORY_STYLES, plot_growth, plot_memory
 from qlora_lab.classroom.widgets import explore
 from qlora_lab.memory import SHAPES, bits_per_parameter, estimate, layer_activation_bytes, trainable_parameters
 

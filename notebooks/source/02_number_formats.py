@@ -35,7 +35,7 @@ def seeded(seed):
 # between them). Here are the bits of 1.005 in the three formats that training uses:
 
 # %% alt="The bits of 1.005 in three formats, one box for each bit. FP32: sign, 8 exponent bits, 23 mantissa bits; it holds 1.004999995. BF16: the same exponent, only 7 mantissa bits; it holds 1.0078125. FP16: 5 exponent bits, 10 mantissa bits; it holds 1.004882812."
-from qlora_lab.classroom.plots.n02 import plot_float_bits
+from qlora_lab.classroom.lessons.n02.figures import plot_float_bits
 
 FORMATS = {"FP32": (torch.float32, 8), "BF16": (torch.bfloat16, 8), "FP16": (torch.float16, 5)}  # exponent bits
 
@@ -106,7 +106,7 @@ def affine(x, bits):
 prediction = {"codes": [10, 0, 13], "error of 0.5234": 0.0001}  # ← your guesses; now the lesson's
 
 # %% alt="A ruler with 16 equally spaced codes, 0 to 15, from −1.2341 to 0.8923. An arrow leads from each value to its code: −1.2341 to 0, 0.5234 to 12, and 0.8923, the largest, to 15. Diamonds mark the codes that you guessed."
-from qlora_lab.classroom.plots.n02 import plot_codes
+from qlora_lab.classroom.lessons.n02.figures import plot_codes
 
 values = torch.tensor([0.5234, -1.2341, 0.8923])
 codes, restored = affine(values, bits=4)
@@ -221,7 +221,7 @@ assert gain["after a ReLU"] > 2 and round(1 - 1 / gain["Gaussian"], 2) == 0.17
 prediction = {"times": 2.0}  # ← your guess
 
 # %% alt="Two nearly equal lines: signal-to-noise ratio in dB over 2 to 8 bits per parameter, absmax and affine with one scale for the tensor. Both rise almost straight, about 6 dB a bit, from nearly 0 to 40. A diamond at 4 bits is your guess; the error there is {{error[4] / error[8]:.1f}} times that of 8 bits."
-from qlora_lab.classroom.plots.n02 import plot_snr
+from qlora_lab.classroom.lessons.n02.figures import plot_snr
 
 error = {bits: relative_rms(gaussian, quantize_absmax(gaussian, bits).dequantize()) for bits in range(2, 9)}
 decibels = {
@@ -310,7 +310,7 @@ assert error_of_others(spoiled, quantize_affine, 4) > 3
 # %% alt="Two plots: relative RMS error (log scale) over bits per parameter, for ever smaller blocks. Well-behaved values: absmax falls from 0.19 to 0.10, and 5 bits without blocks do better, 0.09. With one outlier: absmax falls from 1 to 0.11 at blocks of 64, but 5 or 6 bits without blocks stay near 1."
 import matplotlib.pyplot as plt
 
-from qlora_lab.classroom.plots.n02 import plot_error_over_bits
+from qlora_lab.classroom.lessons.n02.figures import plot_error_over_bits
 
 SIZES = (32, 64, 128, 256, 1024, 4096, None)
 _, axes = plt.subplots(1, 2, figsize=(8, 4), layout="constrained", sharey=True)
@@ -459,7 +459,7 @@ SAMPLES = {name: sample(name, N) for name in DISTRIBUTIONS}
 order = torch.randperm(N, generator=seeded(5))  # the first of these become outliers
 
 # %%
-from qlora_lab.classroom.plots.n02 import plot_error_sizes, plot_scaled_values
+from qlora_lab.classroom.lessons.n02.figures import plot_error_sizes, plot_scaled_values
 
 SCALED_EDGES, LOG_ERROR_EDGES = torch.linspace(-1, 1, 102), torch.linspace(-4, 1.4, 55)
 
@@ -516,7 +516,7 @@ explore(
 # leaves in 16 bits; the layers of another checkpoint may be tamer or wilder.)
 
 # %% alt="Histogram (log scale) of embedding weights in standard deviations, with a Gaussian as a dashed line. The weights' peak is narrower and their tails are far longer: 0.10 % lie beyond 6 standard deviations, where a Gaussian has two in a billion, and the farthest is at −12.9."
-from qlora_lab.classroom.plots.n02 import plot_weight_histogram
+from qlora_lab.classroom.lessons.n02.figures import plot_weight_histogram
 from qlora_lab.classroom.samples import bundled_weight
 
 weights = bundled_weight("model.embed_tokens.weight")[::8].float()

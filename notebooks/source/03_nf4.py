@@ -26,8 +26,7 @@ from qlora_lab.classroom.checks import (
     check_suspects,
     progress,
 )
-from qlora_lab.classroom.plots import new_axes
-from qlora_lab.classroom.plots.n03 import (
+from qlora_lab.classroom.lessons.n03.figures import (
     plot_codebooks,
     plot_error_over_bits,
     plot_errors_by_block,
@@ -35,6 +34,7 @@ from qlora_lab.classroom.plots.n03 import (
     plot_level_usage,
     plot_offset,
 )
+from qlora_lab.classroom.plots import new_axes
 from qlora_lab.classroom.samples import DISTRIBUTIONS, bundled_weight, sample
 from qlora_lab.quantization import BITSANDBYTES_NF4, FP4, INT4, NF4, quantize
 
@@ -587,7 +587,7 @@ assert f"{7 / 127 * in_4_bits:.3f}" == "0.007"  # 8 bits have 127 steps where 4 
 prediction = {"noticed by the error": 5}  # ← your guess
 
 # %%
-from qlora_lab.classroom.suspects import SUSPECTS
+from qlora_lab.classroom.lessons.n03.suspects import SUSPECTS
 
 errors_of = {}
 for name, suspect in SUSPECTS.items():

@@ -18,16 +18,14 @@ import matplotlib.pyplot as plt
 import torch
 
 from qlora_lab.classroom.checks import (
-    DISEASES,
     check_bits_per_parameter,
     check_diagnosis,
     check_triple_quantization,
     check_zero_point_cost,
-    ill_restorations,
     progress,
 )
-from qlora_lab.classroom.plots import new_axes
-from qlora_lab.classroom.plots.n04 import (
+from qlora_lab.classroom.lessons.n04.checks import DISEASES, ill_restorations
+from qlora_lab.classroom.lessons.n04.figures import (
     plot_block_costs,
     plot_code_levels,
     plot_restored,
@@ -35,6 +33,7 @@ from qlora_lab.classroom.plots.n04 import (
     plot_stacked,
     plot_step_sizes,
 )
+from qlora_lab.classroom.plots import new_axes
 from qlora_lab.classroom.samples import bundled_weight
 from qlora_lab.memory import SHAPES
 from qlora_lab.quantization import (

@@ -24,16 +24,15 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from qlora_lab.classroom.checks import (
-    LORA_BUGS,
     check_correction,
     check_largest_rank,
     check_lora_suspects,
     check_rank_of,
-    lora_suspects,
     progress,
 )
+from qlora_lab.classroom.lessons.n05.checks import LORA_BUGS, lora_suspects
+from qlora_lab.classroom.lessons.n05.figures import plot_by_rank, plot_energy, plot_runs, plot_truncation
 from qlora_lab.classroom.plots import new_axes
-from qlora_lab.classroom.plots.n05 import plot_by_rank, plot_energy, plot_runs, plot_truncation
 from qlora_lab.classroom.widgets import explore
 from qlora_lab.finetuning import collate, load_model, load_samples, lora_layers, tokenize, trainable_parameters
 from qlora_lab.memory import SHAPES

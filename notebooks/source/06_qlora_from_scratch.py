@@ -28,12 +28,11 @@ from qlora_lab.classroom.checks import (
     check_input_gradient,
     check_quantizable,
     check_short_version,
-    ill_layers,
     progress,
 )
-from qlora_lab.classroom.checks.n06 import DISEASES
+from qlora_lab.classroom.lessons.n06.checks import DISEASES, ill_layers
+from qlora_lab.classroom.lessons.n06.figures import plot_bases, plot_layer, plot_megabytes, plot_repairs, plot_together
 from qlora_lab.classroom.plots import new_axes
-from qlora_lab.classroom.plots.n06 import plot_bases, plot_layer, plot_megabytes, plot_repairs, plot_together
 from qlora_lab.classroom.samples import bundled_weight
 from qlora_lab.quantization import (
     double_quantize,

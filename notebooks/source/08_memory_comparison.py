@@ -22,8 +22,14 @@ import torch
 
 import qlora_lab
 from qlora_lab.classroom.checks import check_card_usage, check_fastest_preset, check_savings, progress
+from qlora_lab.classroom.lessons.n08.figures import (
+    plot_cards,
+    plot_groups,
+    plot_parts,
+    plot_predictions,
+    plot_waterfall,
+)
 from qlora_lab.classroom.plots import new_axes
-from qlora_lab.classroom.plots.n08 import plot_cards, plot_groups, plot_parts, plot_predictions, plot_waterfall
 from qlora_lab.finetuning import PRESETS
 from qlora_lab.memory import SHAPES, estimate
 from qlora_lab.models.hardware import pick_device

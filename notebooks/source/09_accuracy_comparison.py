@@ -24,13 +24,13 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
-from qlora_lab.experiments.accuracy import METHODS, load_base
 
 import qlora_lab
 from qlora_lab.classroom.checks import check_claims, check_paired_difference, check_seeds_needed, progress
-from qlora_lab.classroom.checks.n09 import CLAIMS, VERDICTS
+from qlora_lab.classroom.lessons.n09.checks import CLAIMS, VERDICTS
+from qlora_lab.classroom.lessons.n09.figures import plot_answers, plot_intervals, plot_repairs, plot_runs, plot_seeds
 from qlora_lab.classroom.plots import new_axes
-from qlora_lab.classroom.plots.n09 import plot_answers, plot_intervals, plot_repairs, plot_runs, plot_seeds
+from qlora_lab.experiments.accuracy import METHODS, load_base
 from qlora_lab.finetuning import Batches, add_lora, dequantize_linears, load_samples, text_loss, tokenize, train_steps
 
 # %% [markdown]

@@ -30,8 +30,15 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import qlora_lab
 from qlora_lab.classroom.checks import check_accumulate, check_beyond_seeds, check_pack, check_splits, progress
+from qlora_lab.classroom.lessons.n10.figures import (
+    plot_knobs,
+    plot_pairs,
+    plot_rows,
+    plot_splits,
+    plot_tradeoff,
+    plot_undone,
+)
 from qlora_lab.classroom.plots import new_axes
-from qlora_lab.classroom.plots.n10 import plot_knobs, plot_pairs, plot_rows, plot_splits, plot_tradeoff, plot_undone
 from qlora_lab.finetuning import Batches, TokenizedSample, add_adapter, collate, fetch, load_samples, tokenize
 from qlora_lab.memory import SHAPES, estimate
 from qlora_lab.training.activations import checkpoint_activations

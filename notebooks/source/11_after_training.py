@@ -35,10 +35,10 @@ from qlora_lab.classroom.checks import (
     check_verdicts,
     check_which_base,
     progress,
-    unseen_configs,
 )
+from qlora_lab.classroom.lessons.n11.checks import unseen_configs
+from qlora_lab.classroom.lessons.n11.figures import plot_losses, plot_plans, plot_preflight, plot_snapped
 from qlora_lab.classroom.plots import new_axes
-from qlora_lab.classroom.plots.n11 import plot_losses, plot_plans, plot_preflight, plot_snapped
 from qlora_lab.finetuning import (
     Batches,
     add_lora,

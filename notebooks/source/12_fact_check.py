@@ -28,8 +28,8 @@ import torch
 
 import qlora_lab
 from qlora_lab.classroom.checks import check_faults, check_project, check_real_parameters, progress
+from qlora_lab.classroom.lessons.n12.figures import plot_ballot, plot_changes
 from qlora_lab.classroom.plots import new_axes
-from qlora_lab.classroom.plots.n12 import plot_ballot, plot_changes
 from qlora_lab.evaluation.intervals import paired_interval
 from qlora_lab.memory import SHAPES, bits_per_parameter
 

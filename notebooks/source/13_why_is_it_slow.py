@@ -41,8 +41,7 @@ from qlora_lab.classroom.checks import (
     check_norm_bytes,
     progress,
 )
-from qlora_lab.classroom.plots import new_axes
-from qlora_lab.classroom.plots.n13 import (
+from qlora_lab.classroom.lessons.n13.figures import (
     plot_arriving,
     plot_bounds,
     plot_kinds,
@@ -50,6 +49,7 @@ from qlora_lab.classroom.plots.n13 import (
     plot_losses,
     plot_timeline,
 )
+from qlora_lab.classroom.plots import new_axes
 from qlora_lab.memory import SHAPES
 
 # %%

@@ -27,13 +27,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from qlora_lab.classroom import checks
+from qlora_lab.classroom.judging import MARKS
 from qlora_lab.classroom.outputs import code_cells
 from qlora_lab.classroom.source import REPOSITORY
 from qlora_lab.errors import UserError
 
 CHECK = re.compile(r"^(check_\w+)\((.*)\)\s*$", re.MULTILINE)
 # taken when this module is imported, in the kernel before the learner's first cell: later ones are not asked
-CHECKS = {name: (check.exercise, check.verdict) for name, check in vars(checks).items() if hasattr(check, "verdict")}
+CHECKS = {name: (check.exercise, check.verdict) for name, check in checks.CHECKS.items()}
 GRACE = 10  # seconds that an interrupted cell has to stop
 
 
@@ -79,7 +80,7 @@ class Report:
         return {**asdict(self), "points": self.points, "of": self.of}
 
     def __str__(self) -> str:
-        marks = {**checks.judging.MARKS, "missing": "?", "not reached": "–"}
+        marks = {**MARKS, "missing": "?", "not reached": "–"}
         lines = [f"{self.notebook}: {self.points} of {self.of} points"]
         for grade in self.grades:
             why = "" if grade.state == "right" else f"  {grade.message}"

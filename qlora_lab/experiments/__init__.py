@@ -1,0 +1,30 @@
+"""Everything that writes data/records/: `python -m qlora_lab.experiments NAME` measures something and writes it down.
+
+record.py              a file of measurements: on what, with what, when; written in one step, gone on with
+gpu.py                 the GPU that is measured
+
+The bundled model learns the course's orders, in several ways and at several seeds (orders.py):
+accuracy.py            accuracy: what do few bits cost?
+knobs.py               knobs: what does each setting buy, alone?
+presets_compared.py    presets: does a recipe buy memory with bad training?
+
+Memory of training steps at LLaMA's shapes:
+memory_runs.py         memory: the grid, cards of few GB, peaks taken apart
+memory_settings.py     which steps these are, and what each should need
+memory_steps.py        one of them, measured phase by phase
+paged_memory.py        managed memory, counted and used again
+allocator_history.py   what was alive when the most was
+memory_comparison.py   what was recorded beside what is predicted
+kept_activations.py    kept: what a forward pass leaves for its backward pass, by the byte
+
+Speed:
+step_speed.py          step: a training step, ours and what others use
+step_ways.py           the ways that differ in `train_steps`' arguments, and the plainest loop
+step_profile.py        one step, kernel by kernel
+sft_trainer.py         through TRL's SFTTrainer
+unsloth_process.py     through Unsloth: the process that it gets
+unsloth_speed.py       and what runs in it
+kernel_speed.py        kernels: beside the bandwidth of a copy
+quantization_speed.py  quantization: beside bitsandbytes and a copy, on a CPU too
+side_by_side.py        side-by-side: two trainings on the same cores
+"""

@@ -18,6 +18,7 @@ EXPERIMENTS = {
     "knobs": "knobs",
     "presets": "presets_compared",
     "memory": "memory_runs",
+    "kept": "kept_activations",
     "step": "step_speed",
     "kernels": "kernel_speed",
     "quantization": "quantization_speed",

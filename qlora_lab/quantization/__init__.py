@@ -6,6 +6,9 @@
     NF4, FP4, INT4, ...             the levels, and how they are derived (codebooks.py)
     error_report, level_usage, ...  what was lost, and where (metrics.py)
 
+    pack, unpack                    two 4-bit codes in a byte (packing.py)
+    QuantizedAbsmax                 scales in 8 bits, and the limits of blocks (scales.py)
+
 `reference.py` has the same in slow loops, `kernels.py` for a GPU, in Triton. The room needs torch, and Triton on a GPU.
 """
 

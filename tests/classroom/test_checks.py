@@ -11,15 +11,15 @@ import pytest
 import torch
 
 from qlora_lab.classroom import checks
-from qlora_lab.classroom.checks import (
+from qlora_lab.classroom.checks import check_bytes_of_weights, check_labels, check_token_weighted_loss, progress
+from qlora_lab.classroom.judging import (
     CHECKLIST,
+    TAUGHT_IN,
     Exercise,
     ExerciseUnsolved,
     Progress,
-    check_bytes_of_weights,
-    check_labels,
-    check_token_weighted_loss,
-    progress,
+    progress_path,
+    record,
 )
 
 
@@ -30,8 +30,9 @@ def progress_file(tmp_path, monkeypatch) -> Path:
     return tmp_path / "lab" / "progress.json"
 
 
-# answers/n07.py has RIGHT, pairs of a check and its arguments, and WRONG: a check, an answer, a piece of the message.
-ANSWERS = [runpy.run_path(str(path)) for path in sorted((Path(__file__).parent / "answers").glob("n*.py"))]
+# lessons/n07/answers.py has RIGHT, pairs of a check and its arguments, and WRONG: a check, an answer, a piece of the
+# message.
+ANSWERS = [runpy.run_path(str(path)) for path in sorted((Path(__file__).parent / "lessons").glob("n*/answers.py"))]
 RIGHT = [case for answers in ANSWERS for case in answers["RIGHT"]]
 WRONG = [case for answers in ANSWERS for case in answers["WRONG"]]
 ALL_CHECKS = list({check: None for check, _ in RIGHT})
@@ -191,7 +192,7 @@ def test_without_triton_its_exercise_says_so_and_nothing_fails(monkeypatch, caps
 
 
 def test_an_optional_exercise_does_not_hold_its_item_up(tmp_path):
-    whole = [Exercise(f"{int(n)}.1", "x", "memory", 1) for n in checks.TAUGHT_IN["memory"]]
+    whole = [Exercise(f"{int(n)}.1", "x", "memory", 1) for n in TAUGHT_IN["memory"]]
     more = Progress((*whole, Exercise("1.2", "y", "memory", 1, optional=True)), frozenset(e.id for e in whole))
     assert more.rows()[4][:3] == ("☑", CHECKLIST["memory"], f"{len(whole)} of {len(whole) + 1}")
     assert "optional" not in more.export(tmp_path / "mine.json").read_text()
@@ -221,7 +222,7 @@ def test_progress_survives_a_restart_and_a_later_mistake(progress_file):
 
 RACER = """
 import pathlib, time
-from qlora_lab.classroom.checks import judging
+from qlora_lab.classroom import judging
 
 def everyone(name, seconds):  # wait until both are so far
     folder.joinpath(f"{name}-MINE").touch()
@@ -265,9 +266,9 @@ def test_what_was_recorded_before_survives_a_full_disk(progress_file, monkeypatc
     def no_space(*paths):
         raise OSError(28, "No space left on device")
 
-    checks.record("1.1")
+    record("1.1")
     monkeypatch.setattr(os, "replace", no_space)
-    checks.record("2.2")
+    record("2.2")
     assert json.loads(progress_file.read_text()) == {"solved": ["1.1"]}
     assert "could not be saved ([Errno 28] No space left on device)" in capsys.readouterr().out
 
@@ -283,7 +284,7 @@ def test_progress_that_cannot_be_saved_or_read_is_no_error(tmp_path, monkeypatch
 
 def test_default_path_is_the_users_data_folder(monkeypatch):
     monkeypatch.setenv("QLORA_LAB_PROGRESS", "")
-    assert checks.progress_path().parts[-2:] == ("qlora-lab", "progress.json")
+    assert progress_path().parts[-2:] == ("qlora-lab", "progress.json")
 
 
 EXERCISES = (
@@ -306,7 +307,7 @@ def test_progress_as_text():
 def test_item_is_not_ticked_while_a_notebook_of_it_is_missing():
     rows = Progress(EXERCISES, frozenset({"1.1", "1.2"})).rows()
     assert rows[4][:3] == ("☐", CHECKLIST["memory"], "2 of 2, more to come")
-    whole = tuple(Exercise(f"{int(n)}.1", "x", "memory", 1) for n in checks.TAUGHT_IN["memory"])
+    whole = tuple(Exercise(f"{int(n)}.1", "x", "memory", 1) for n in TAUGHT_IN["memory"])
     assert Progress(whole, frozenset(e.id for e in whole)).rows()[4][:3] == (
         "☑",
         CHECKLIST["memory"],
@@ -315,9 +316,9 @@ def test_item_is_not_ticked_while_a_notebook_of_it_is_missing():
 
 
 def test_exercises_serve_the_items_that_their_notebook_teaches():
-    assert set(checks.TAUGHT_IN) == set(CHECKLIST)
+    assert set(TAUGHT_IN) == set(CHECKLIST)
     for exercise in checks.all_exercises():
-        assert exercise.id.partition(".")[0].zfill(2) in checks.TAUGHT_IN[exercise.item]
+        assert exercise.id.partition(".")[0].zfill(2) in TAUGHT_IN[exercise.item]
 
 
 def test_progress_is_exported(tmp_path):

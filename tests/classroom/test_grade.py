@@ -85,7 +85,8 @@ def test_tampering_with_the_package_does_not_count(tmp_path):
     path = write(
         tmp_path / "n.ipynb",
         "import qlora_lab.classroom.checks as checks\n"
-        "checks.check_bits_per_parameter.verdict = lambda *_: checks.Verdict('right', '')",
+        "from qlora_lab.classroom.judging import Verdict\n"
+        "checks.check_bits_per_parameter.verdict = lambda *_: Verdict('right', '')",
         "def bits(*_): return 7",
         RIGHT["bits_check"],
     )

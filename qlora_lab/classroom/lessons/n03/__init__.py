@@ -1,0 +1,1 @@
+"""Lesson 03: Which 16 numbers are best?"""

@@ -1,0 +1,128 @@
+"""Exercises of 04_double_quantization."""
+
+from collections.abc import Callable
+
+from qlora_lab.classroom.judging import Verdict, call, exercise, expect_diagnosis, expect_number, right, written
+
+DISEASES = {
+    "no mean": "the mean is not added back",
+    "no sign": "the levels have no sign: what is below the mean has no code",
+    "one scale": "all blocks of scales share one second-level scale",
+    "wrong block": "a block of scales is restored with its neighbour's second-level scale",
+    "healthy": "nothing is wrong",
+}
+PATIENTS = {"A": "wrong block", "B": "no sign", "C": "healthy", "D": "one scale"}
+
+
+def ill_restorations(absmax) -> dict:
+    """The scales, Tensor[n], as four programs restore them, by the patient's name. Do not read on before you decide."""
+    from torch import linspace
+
+    from qlora_lab.quantization import DYNAMIC8, nearest_level
+
+    offset = absmax.mean()
+    blocks = (absmax - offset).view(-1, 256)
+    scale = blocks.abs().amax(1, keepdim=True)
+
+    def restore(levels, scale, later_scale):
+        return (levels[nearest_level(blocks / scale, levels)] * later_scale + offset).flatten()
+
+    restored = {
+        "no mean": restore(DYNAMIC8, scale, scale) - offset,
+        "no sign": restore(linspace(0, 1, 256), scale, scale),
+        "one scale": restore(DYNAMIC8, scale.max(), scale.max()),
+        "wrong block": restore(DYNAMIC8, scale, scale.roll(1, 0)),
+        "healthy": restore(DYNAMIC8, scale, scale),
+    }
+    return {patient: restored[disease] for patient, disease in PATIENTS.items()}
+
+
+@exercise("4.1", "four patients", item="quantization", points=2, todo="name what is wrong with each of the four")
+def check_diagnosis(diagnosis: dict[str, str]) -> Verdict:
+    """diagnosis: for each of the patients A to D, a key of DISEASES."""
+    clues = {
+        ("A", "healthy"): "Do its dots lie on the line?",
+        ("A", "one scale"): "One scale for all gives coarse steps, the same everywhere. Here the error grows with the "
+        "distance from the mean.",
+        (
+            "B",
+            "no mean",
+        ): "Then every scale would come back too small by the mean, 2.6. Those above the mean are right.",
+        ("B", "one scale"): "The upper half is as fine as it should be.",
+        ("D", "healthy"): "Compare it with C: its steps are far coarser.",
+        ("D", "wrong block"): "Then the errors would fan out from the mean. These are saw teeth of the same height.",
+        ("C", "one scale"): "Only the scales in the large one's block suffer: most of the dots lie on the line.",
+    }
+    expect_diagnosis(diagnosis, PATIENTS, DISEASES, clues)
+    return right("Error says that something is wrong; a plot of restored over original says what.")
+
+
+@exercise("4.2", "bits per parameter", item="quantization", points=1, todo="complete `bits`")
+def check_bits_per_parameter(bits: Callable[[int, int], float]) -> Verdict:
+    """bits(block_size, scale_block_size): bits that a parameter takes in 4 bits with double quantization."""
+    for block, scales in [(64, 256), (32, 512), (128, 64)]:
+        expected = 4 + 8 / block + 32 / (block * scales)
+        mistakes = [
+            (4 + 8 / block, f"The scales have scales: a float32 for every {scales} of them is missing."),
+            (expected - 4, "These are the scales alone: the code itself takes 4 bits."),
+            (expected / 8, "These are bytes: bits are asked for."),
+            (4 + 32 / block, "This is without double quantization: a scale takes 8 bits now."),
+            (4 + 8 / block + 32 / scales, f"{scales} scales share a float32, and each of them serves {block} weights."),
+            (4 + 8 / block + 8 / (block * scales), "The scales of the scales are float32: 32 bits."),
+            (4 + 1 / block + 4 / (block * scales), "Your scales are counted in bytes, the codes in bits."),
+            (4 + 8 / block + 4 / (block * scales), "float32 is 4 bytes: here that is 32 bits."),
+            (4 + 32 / block + 8 / (block * scales), "Swapped: scales take 8 bits, the scales of the scales 32."),
+            (4 + 32 / block + 32 / (block * scales), "The scales take 8 bits now, no longer 32."),
+            (4 + 16 / block + 64 / (block * scales), "NF4 has no zero point: there is one constant a block, not two."),
+            (4.126953125, "That is the result for 64 and 256: are the arguments used?"),
+            (round(expected, 6), "Do not round inside the function."),
+        ]
+        expect_number(written(bits, (block, scales)), call(bits, block, scales), expected, mistakes)
+    return right("4.126953 for blocks of 64 and 256: the scales went from a half bit to an eighth.")
+
+
+@exercise("4.3", "what a zero point would cost", item="quantization", points=2, todo="compute `extra_gigabytes`")
+def check_zero_point_cost(extra_gigabytes: Callable[[int], float]) -> Verdict:
+    """extra_gigabytes(parameters): GB more if each block of 64 had a zero point, double-quantized as the scales are."""
+    for parameters in (64_760_053_760, 6_476_005_376):
+        constant = 8 / 64 + 32 / (64 * 256)
+        expected = parameters * constant / 8 / 1e9
+        mistakes = [
+            (8 * expected, "These are gigabits: eight bits make a byte."),
+            (expected * 1e9, "These are bytes: GB are asked for."),
+            (expected * 1e9 / 2**30, "These are GiB: 1 GB is 10^9 bytes."),
+            (parameters * 8 / 64 / 8 / 1e9, "The zero points' own float32 scales, one in 256, are missing."),
+            (parameters * 32 / 64 / 8 / 1e9, "This is a float32 zero point. Double quantization leaves 8 bits of it."),
+            (2 * expected, "This is scale and zero point. Only what the zero point adds is asked for."),
+            (parameters * (4 + constant) / 8 / 1e9, "This is the whole model: what does the zero point add?"),
+            (parameters * (4 + 2 * constant) / 8 / 1e9, "This is the whole model: what does the zero point add?"),
+            (constant, "These are bits per parameter: how many bytes is that for all parameters?"),
+        ]
+        source = written(extra_gigabytes, (parameters,))
+        expect_number(source, call(extra_gigabytes, parameters), expected, mistakes, 1e-6)
+    return right("Over 1 GB at 65B, for a number that NF4 does not need: one of its 16 levels is 0 already.")
+
+
+@exercise("4.4", "triple quantization", item="quantization", points=2, todo="complete `third_saving`")
+def check_triple_quantization(third_saving: Callable[[int], float]) -> Verdict:
+    """third_saving(parameters): MB saved by second-level scales of 8 bits, with one float32 for every 256 of those."""
+    for parameters in (64_760_053_760, 6_476_005_376):
+        numbers = parameters / (64 * 256)  # of second-level scales
+        expected = numbers * (32 - 8 - 32 / 256) / 8 / 1e6
+        mistakes = [
+            (numbers * 24 / 8 / 1e6, "The third level's float32, one for 256 second-level scales, is missing."),
+            (expected * 8, "These are megabits: eight bits make a byte."),
+            (expected / 1e3, "These are GB: MB are asked for."),
+            (expected * 1e6, "These are bytes: MB are asked for."),
+            (expected * 1e6 / 2**20, "These are MiB: 1 MB is 10^6 bytes."),
+            (numbers * 32 / 8 / 1e6, "This is what the second-level scales take now: 8 bits of 32 remain."),
+            (numbers * (8 + 32 / 256) / 8 / 1e6, "This is what remains. What is saved?"),
+            (
+                256 * expected,
+                "There is a second-level scale for every 64 × 256 parameters, not for every 64.",
+            ),
+            (64 * expected, "There is a second-level scale for every 64 × 256 parameters, not for every 256."),
+            (-expected, "The sign: a saving is positive."),
+        ]
+        expect_number(written(third_saving, (parameters,)), call(third_saving, parameters), expected, mistakes, 1e-6)
+    return right("12 MB of 33 GB at 65B: the second-level scales take 0.002 bits, and there is nothing left to save.")

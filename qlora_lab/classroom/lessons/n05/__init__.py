@@ -1,0 +1,1 @@
+"""Lesson 05: Why does a low rank suffice?"""

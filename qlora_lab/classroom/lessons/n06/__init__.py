@@ -1,0 +1,1 @@
+"""Lesson 06: What happens when the base is 4-bit?"""

@@ -1,0 +1,1 @@
+"""Lesson 07: Can I train a real LLM here, now?"""

@@ -1,0 +1,1 @@
+"""Lesson 09: What did 4 bits cost?"""

@@ -1,0 +1,95 @@
+"""Figures of the course: data in, matplotlib Axes out. Nothing is computed here that a lesson speaks about.
+
+Colours are Okabe and Ito's, which the colour-blind can tell apart, and no figure tells anything by colour alone: lines
+differ in dashes, bars in hatching or labels.
+
+Here is what several notebooks draw; what only one of them draws is in its folder (lessons/n03/figures.py).
+"""
+
+import math
+from collections.abc import Iterable
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator
+
+BLUE, ORANGE, GREEN, VERMILION, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#7F7F7F"
+
+
+def new_axes(width: float = 8.0, height: float = 3.6) -> Axes:
+    """Axes of a figure in the course's size (inches), legible at a notebook's width."""
+    _, ax = plt.subplots(figsize=(width, height), layout="constrained")
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax
+
+
+def fix_ticks(axis: Axis, at: Iterable[float], labels: Iterable[str] | None = None) -> None:
+    """As `axis.set_ticks`, but ticks are made when they are drawn: never in a slider's figure, whose frame is kept."""
+    axis.set_major_locator(FixedLocator(list(at)))
+    if labels is not None:
+        axis.set_major_formatter(FixedFormatter([str(label) for label in labels]))
+
+
+def plot_loss(ax: Axes, losses: list[float], steps: int, guess: int | None = None, threshold: float = 0.1) -> Axes:
+    """Training loss (nats per token, log scale) over optimizer steps, from step 1.
+
+    guess: the step at which the learner expects the loss below `threshold`: a dashed line.
+    """
+    ax.plot(range(1, len(losses) + 1), losses, color=BLUE, marker="o", markersize=4, label="loss of the step's samples")
+    ax.axhline(threshold, color=GREY, linewidth=1, linestyle=":")
+    if guess is not None:
+        ax.axvline(guess, color=VERMILION, linestyle="--", label=f"your guess: below {threshold:g} at step {guess}")
+    ax.set(xlim=(0.5, steps + 0.5), xlabel="optimizer step", ylabel="loss (nats per token)", yscale="log")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    ax.legend(frameon=False)
+    return ax
+
+
+def plot_shares(ax: Axes, shares: dict[str, dict[str, float]], xlabel: str) -> Axes:
+    """Grouped horizontal bars of shares between 0 and 1; the outer keys are the groups, the inner ones the bars."""
+    bars = list(next(iter(shares.values())))
+    styles = [(BLUE, ""), (ORANGE, "//"), (GREEN, ".."), (GREY, "xx")]
+    height = 0.8 / len(bars)
+    for i, (bar, (colour, hatch)) in enumerate(zip(bars, styles, strict=False)):
+        at = [group + (i - (len(bars) - 1) / 2) * height for group in range(len(shares))]
+        values = [group[bar] for group in shares.values()]
+        drawn = ax.barh(at, values, height * 0.92, color=colour, hatch=hatch, edgecolor="white", label=bar)
+        ax.bar_label(drawn, [f"{value:.0%}" for value in values], padding=3, fontsize=9)
+    ax.set(yticks=range(len(shares)), yticklabels=list(shares), xlim=(0, 1.1), xlabel=xlabel)
+    ax.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    ax.set_xticks([0, 0.25, 0.5, 0.75, 1])
+    ax.invert_yaxis()
+    if len(bars) > 1:
+        ax.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=len(bars))
+    return ax
+
+
+def plot_times(ax: Axes, milliseconds: dict[str, float], guess: dict[str, float] | None = None) -> Axes:
+    """Horizontal bars of times on a log scale, and the learner's guesses as diamonds."""
+    names = list(milliseconds)
+    drawn = ax.barh(names, list(milliseconds.values()), 0.6, color=BLUE)
+    ax.bar_label(drawn, [f"{value:.3g} ms" for value in milliseconds.values()], padding=4)
+    if guess:
+        ax.plot([guess[n] for n in guess], list(guess), "D", color=VERMILION, markersize=9, label="your guess")
+        ax.legend(frameon=False)
+    everything = [*milliseconds.values(), *(guess or {}).values()]
+    ax.set(xscale="log", xlabel="time (ms, log scale)", xlim=(min(everything) / 3, max(everything) * 6))
+    ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    ax.invert_yaxis()
+    return ax
+
+
+def plot_weights(ax: Axes, gigabytes: dict[str, float], memory: dict[str, float]) -> Axes:
+    """Horizontal bars of a model's weights (GB, 10^9 bytes) by format, and lines for the memory there is."""
+    drawn = ax.barh(list(gigabytes), list(gigabytes.values()), 0.6, color=BLUE)
+    ax.bar_label(drawn, [f"{value:.3g} GB" for value in gigabytes.values()], padding=4)
+    for (name, size), style in zip(memory.items(), ["--", ":"], strict=False):
+        ax.axvline(size, color=VERMILION, linestyle=style, label=f"{name}: {size:.1f} GB")
+    widest = 1.25 * max([*gigabytes.values(), *memory.values()])
+    limit = 2 ** math.ceil(math.log2(widest))  # by steps: bars that grow on a scale that stays
+    ax.set(xlabel="weights (GB, 10$^9$ bytes)", xlim=(0, limit))
+    ax.invert_yaxis()
+    ax.legend(frameon=False, loc="lower right")
+    return ax
