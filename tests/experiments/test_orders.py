@@ -80,7 +80,10 @@ def test_ways_are_timed_alone_and_recorded_run_by_run(some_gpu, monkeypatch, tmp
 
     monkeypatch.setattr(module, f"prepare_{key}", lambda name, seed, device: (name, seed))
     monkeypatch.setattr(module, f"train_{key}", run)
-    monkeypatch.setattr(orders, "trained", lambda ready, steps_: (steps if steps_ == orders.TIMED_STEPS else [], 8))
+    timed_ways = []
+    monkeypatch.setattr(
+        orders, "trained", lambda ready, n: timed_ways.append(ready) or (steps if n == orders.TIMED_STEPS else [], 8)
+    )
     assert main([what, "--seeds", "1", "--output", str(tmp_path)]) == 0
     assert main([what, "--seeds", "2", "--output", str(tmp_path)]) == 0
     record = json.loads((tmp_path / f"{what}-some-gpu.json").read_text())
@@ -89,6 +92,7 @@ def test_ways_are_timed_alone_and_recorded_run_by_run(some_gpu, monkeypatch, tmp
     assert not any("tokens_per_second" in r for r in record["runs"])  # those may have shared the GPU
     timed = {"tokens_per_second": 7.0, "seconds_per_step": 10.0, "peak_allocated": 8}
     assert record["alone"] == dict.fromkeys(ways, timed)
+    assert timed_ways == [(way, 0) for way in ways]  # once, too
     assert "validation 1.0000, test 1/2" in capsys.readouterr().out
 
 

@@ -16,8 +16,6 @@ from qlora_lab.memory.prediction import estimate
 from qlora_lab.memory.shapes import SHAPES, Shape
 from tests.conftest import watch_train_steps
 
-MOMENTS = ("forward", "backward", "update")
-
 
 def test_peak_of_a_cpu_sees_what_was_touched_and_is_not_lowered_by_freeing_it():
     code = """
