@@ -87,7 +87,7 @@ def lacking(requirements: str) -> list[str]:
 
 def name_of(requirement: str) -> str:
     """The project's name in a requirement such as "torch>=2.8,<3"."""
-    return re.match(r"[\w.-]+", requirement)[0].lower()
+    return re.split(r"[^\w.-]", requirement, maxsplit=1)[0].lower()
 
 
 def installed(name: str) -> str | None:

@@ -21,7 +21,7 @@ import math
 import torch
 from torch import nn
 
-from qlora_lab.adapters.targets import find_targets, is_linear, set_module
+from qlora_lab.adapters.targets import LinearLike, find_targets, get_linear, is_linear, set_module
 from qlora_lab.errors import UserError
 
 
@@ -39,6 +39,8 @@ class LoraLinear(nn.Module):
     Raises:
         UserError: a rank below 1, or a base that is not linear-like.
     """
+
+    base: LinearLike
 
     def __init__(
         self,
@@ -129,10 +131,10 @@ def add_lora(
         raise UserError("this model has LoRA layers already: unload(model) takes them out first")
     names = find_targets(model, targets)
     model.requires_grad_(False)
-    devices = {model.get_submodule(name).weight.device for name in names}
+    devices = {get_linear(model, name).weight.device for name in names}
     draw = {device: torch.Generator(device).manual_seed(seed) for device in devices if device.type != "meta"}
     for name in names:
-        base = model.get_submodule(name)
+        base = get_linear(model, name)
         layer = LoraLinear(base, rank, alpha, dropout, dtype, draw.get(base.weight.device))
         set_module(model, name, layer.train(model.training))
     return model

@@ -31,8 +31,9 @@ def merge(model: nn.Module) -> nn.Module:
                 "dequantize_linears(model) makes the base dense first"
             )
     for layer in layers.values():
-        layer.unmerged_weight = layer.base.weight.data
-        layer.base.weight.data = (layer.unmerged_weight.float() + layer.delta()).to(layer.unmerged_weight.dtype)
+        weight = layer.base.weight.data
+        layer.base.weight.data = (weight.float() + layer.delta()).to(weight.dtype)
+        layer.unmerged_weight = weight
     return model
 
 

@@ -45,7 +45,12 @@ def add_adapter(
         targets = [targets] if isinstance(targets, str) else list(targets)
         find_targets(model, targets)  # raises
     config = LoraConfig(
-        r=rank, lora_alpha=alpha, target_modules=targets, lora_dropout=dropout, bias="none", task_type="CAUSAL_LM"
+        r=rank,
+        lora_alpha=alpha,  # pyright: ignore[reportArgumentType]  # PEFT says int, and takes any number
+        target_modules=targets,
+        lora_dropout=dropout,
+        bias="none",
+        task_type="CAUSAL_LM",
     )
     with _seeded(seed, model), warnings.catch_warnings():
         # PEFT 0.21 asks transformers 5.23 for `is_gradient_checkpointing`, which is renamed

@@ -16,11 +16,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any, TypeGuard
 
 import torch
 from torch import nn
 
-from qlora_lab.adapters.targets import find_targets, set_module
+from qlora_lab.adapters.targets import LinearLike, find_targets, get_linear, set_module
 from qlora_lab.errors import UserError
 from qlora_lab.quantization import (
     FP4,
@@ -159,7 +160,8 @@ def quantize_linears(
             the embedding matrix too (tied): quantizing it would tear them apart.
     """
     names = find_targets(model, targets)
-    embeddings = model.get_input_embeddings().weight if hasattr(model, "get_input_embeddings") else None
+    input_embeddings = getattr(model, "get_input_embeddings", None)
+    embeddings = input_embeddings().weight if input_embeddings else None
     for name in names:
         layer = model.get_submodule(name)
         if not isinstance(layer, nn.Linear) or not layer.weight.is_floating_point():
@@ -168,7 +170,7 @@ def quantize_linears(
             raise UserError(f"{name} is tied to the input embeddings: leave it out of targets")
     model.requires_grad_(False)
     for name in names:
-        layer = model.get_submodule(name)
+        layer = get_linear(model, name)
         set_module(model, name, QuantizedLinear(quantizer(layer.weight.detach()), layer.bias).train(layer.training))
     return model
 
@@ -187,7 +189,7 @@ def from_bitsandbytes(model: nn.Module) -> nn.Module:
     if not names:
         raise UserError("the model has no 4-bit layer of bitsandbytes: load_model(quantization='nf4') makes one")
     for name in names:
-        layer = model.get_submodule(name)
+        layer = get_linear(model, name)
         set_module(model, name, QuantizedLinear(_quantized_tensor(layer.weight), layer.bias).train(layer.training))
     _unmark(model)
     return model
@@ -213,11 +215,12 @@ def _as_it_lies(weight) -> QuantizedTensor:
     return QuantizedTensor(codes, absmax, codebook, state.shape, state.dtype, state.blocksize)
 
 
-def frozen_weight(module: nn.Module) -> torch.Tensor | QuantizedTensor:
+def frozen_weight(module: nn.Module) -> torch.Tensor | QuantizedTensor | UniformTensor:
     """A linear layer's weight as it lies in memory, to be read only: dense, ours or bitsandbytes'."""
-    if isinstance(module, QuantizedLinear) or not _is_linear4bit(module):
-        return module.weight
-    return _as_it_lies(module.weight)
+    if _is_linear4bit(module):
+        return _as_it_lies(module.weight)
+    weight: Any = module.weight
+    return weight
 
 
 def dequantize_linears(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
@@ -265,15 +268,16 @@ def _unmark(model: nn.Module) -> None:
         if type(module).__module__ == "peft.tuners.lora.bnb":
             from peft.tuners.lora import Linear
 
-            module.__class__, module.is_target_conv_1d_layer = Linear, False  # the one attribute that only it has
+            layer: Any = module
+            layer.__class__, layer.is_target_conv_1d_layer = Linear, False  # the one attribute that only it has
 
 
-def is_quantized(module: nn.Module) -> bool:
+def is_quantized(module: nn.Module) -> TypeGuard[LinearLike]:
     """A QuantizedLinear, or bitsandbytes' Linear4bit."""
     return isinstance(module, QuantizedLinear) or _is_linear4bit(module)
 
 
-def _is_linear4bit(module: nn.Module) -> bool:
+def _is_linear4bit(module: nn.Module) -> TypeGuard[LinearLike]:
     """Whether its own weight (an adapter around it shows it too) carries bitsandbytes' `quant_state`."""
     return hasattr(module._parameters.get("weight"), "quant_state")
 
@@ -282,6 +286,7 @@ def dense_weight(module: nn.Module) -> torch.Tensor:
     """The weight that a quantized layer stands for: Tensor[out_features, in_features]."""
     if isinstance(module, QuantizedLinear):
         return module.weight.dequantize()
-    import bitsandbytes
+    from bitsandbytes.functional import dequantize_4bit
 
-    return bitsandbytes.functional.dequantize_4bit(module.weight.data, module.weight.quant_state)
+    weight: Any = module.weight
+    return dequantize_4bit(weight.data, weight.quant_state)

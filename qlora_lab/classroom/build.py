@@ -111,8 +111,8 @@ def find_sources(notebooks: Path, names: list[str]) -> list[Path]:
     return sorted(chosen) if names else sources
 
 
-def read_notebook(path: Path) -> dict | None:
-    """The notebook at `path`; None if there is none."""
+def read_notebook(path: Path) -> dict:
+    """The notebook at `path`. Raises FileNotFoundError, or BuildError if it is damaged."""
     try:
         notebook = json.loads(path.read_text(encoding="utf-8"))
         for cell in notebook["cells"]:
@@ -123,8 +123,6 @@ def read_notebook(path: Path) -> dict | None:
                 if "text" in output:
                     output["text"] = joined(output["text"])
         return notebook
-    except FileNotFoundError:
-        return None
     except (ValueError, AttributeError, KeyError, TypeError):
         raise BuildError(f"{show_path(path)} is not a readable notebook: delete it and build again") from None
 
@@ -153,9 +151,9 @@ def write(text: str, path: Path) -> None:
 
 def find_difference(path: Path, expected: dict) -> str:
     """Say how the notebook at `path` differs from what its source gives, or is unfit to be stored. Empty if fine."""
-    actual = read_notebook(path)
-    if actual is None:
+    if not path.exists():
         return "is missing"
+    actual = read_notebook(path)
     if actual["metadata"] != expected["metadata"]:
         return f"has other notebook metadata: {', '.join(actual['metadata']) or 'none'}"
     for number, (cell, wanted) in enumerate(zip(actual["cells"], expected["cells"], strict=False), start=1):
@@ -191,15 +189,16 @@ def build(source: Path, *, run: bool) -> None:
     drafts = targets(source)
     with told_at(f"{show_path(source)}, "):
         wanted = values_in(drafts[0][1])
-        kept = None if run else values.recall(wanted, values.read_values(source))
+        kept = [] if run else values.recall(wanted, values.read_values(source))
     for path, draft in drafts:
+        is_learners = path == drafts[0][0]
         if run:
             start = time.perf_counter()
             with told_at(f"{show_path(path)}: "):
                 answers = execute(draft, source.parents[1], strict=path.parent.name == "solutions")
             with told_at(f"{show_path(source)}, "):
                 now = [what for asked, printed in answers for what in values.answered(asked, printed)]
-                kept = now if kept is None else kept
+                kept = now if is_learners else kept
                 for value, in_learners, in_solved in zip(wanted, kept, now, strict=True):
                     if not values.agree(value, in_learners, in_solved):
                         raise BuildError(
@@ -208,9 +207,9 @@ def build(source: Path, *, run: bool) -> None:
                             "on an answer"
                         )
             print(f"{show_path(path)} ran in {time.perf_counter() - start:.0f} s", flush=True)
-        elif old := read_notebook(path):
-            keep_outputs(draft, old)
-        if path == drafts[0][0]:
+        elif path.exists():
+            keep_outputs(draft, read_notebook(path))
+        if is_learners:
             write_values(source, wanted, kept)
         write_notebook(finish(draft, kept), path)
 

@@ -27,13 +27,12 @@ else.
 
 import importlib
 import pkgutil
-from collections.abc import Callable
 
 from qlora_lab.classroom import lessons
-from qlora_lab.classroom.judging import Exercise, Progress, progress_path, read_progress
+from qlora_lab.classroom.judging import Check, Exercise, Progress, progress_path, read_progress
 
 
-def checks_of_lessons() -> dict[str, Callable]:
+def checks_of_lessons() -> dict[str, Check]:
     """The checks in lessons/*/checks.py by name, in the course's order: what `exercise` decorates."""
     found = {}
     for lesson in sorted(module.name for module in pkgutil.iter_modules(lessons.__path__)):

@@ -30,15 +30,15 @@ def folded(solutions: list[str]) -> str:
 
 def make_notebooks(source: Path) -> tuple[dict, dict]:
     """Return the learner's and the solved notebook of the script `source`, as they are stored, but without outputs."""
-    drafts = draft_notebooks(source)
-    kept = values.recall(values_in(drafts[0]), values.read_values(source))
-    return tuple(finish(draft, kept) for draft in drafts)
+    learner, solved = draft_notebooks(source)
+    kept = values.recall(values_in(learner), values.read_values(source))
+    return finish(learner, kept), finish(solved, kept)
 
 
 def draft_notebooks(source: Path) -> tuple[dict, dict]:
     """Return the drafts of the learner's and the solved notebook."""
     learner, solved = [], []
-    exercise, waiting = None, []  # a cell with a solution, and the solutions whose check is still to come
+    waiting, line_of_exercise = [], 0  # solutions whose check is still to come, and where the last one begins
     checked = []  # solutions that are to be shown behind the hints that follow their check
     cells = read_cells(source.read_text(encoding="utf-8"))
     for cell in cells:
@@ -65,8 +65,8 @@ def draft_notebooks(source: Path) -> tuple[dict, dict]:
         learner.append(new_cell("code", title + stub, metadata, line=cell.line))
         solved.append(new_cell("code", title + solution, metadata, line=cell.line))
         if stub != solution:
-            exercise = cell
             waiting.append(solution)
+            line_of_exercise = cell.line
         elif waiting and "check_" in solution:
             checked, waiting = waiting, []
         elif waiting:
@@ -74,7 +74,7 @@ def draft_notebooks(source: Path) -> tuple[dict, dict]:
     if checked:
         learner.append(new_cell("markdown", folded(checked), {}))
     if waiting:
-        raise BuildError(f"line {exercise.line}: the next code cell must check this exercise: check_...(answer)")
+        raise BuildError(f"line {line_of_exercise}: the next code cell must check this exercise: check_...(answer)")
     check_claims(cells)
     for cells in (learner, solved):
         behind_the_title = int(cells[0]["cell_type"] == "markdown")

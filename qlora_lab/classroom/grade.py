@@ -25,6 +25,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from qlora_lab.classroom import checks
 from qlora_lab.classroom.judging import MARKS
@@ -100,7 +101,7 @@ def read_notebook(path: Path) -> dict:
             if cell["cell_type"] not in ("code", "markdown", "raw"):
                 raise ValueError(f"a cell of type {cell['cell_type']!r}")
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {os.strerror(error.errno)}") from error
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is no notebook of Jupyter (version 4): {type(error).__name__}: {error}") from error
     return notebook
@@ -178,7 +179,8 @@ class Kernel:
         self.manager, self.client = start_new_kernel(
             cwd=str(folder), env=environment, extra_arguments=["--log-level=ERROR"], startup_timeout=120
         )
-        self.process = psutil.Process(self.manager.provisioner.pid)
+        provisioner: Any = self.manager.provisioner  # a LocalProvisioner: the kernel is a process of this machine
+        self.process = psutil.Process(provisioner.pid)
 
     def __enter__(self) -> Kernel:
         return self
@@ -299,7 +301,8 @@ def _run_cell(kernel: Kernel, source: str) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit code 0 when all notebooks were graded, whatever their points; 2 when one could not be."""
-    parser = argparse.ArgumentParser(prog="python -m qlora_lab.classroom.grade", description=__doc__.split("\n")[0])
+    description = (__doc__ or "").partition("\n")[0]
+    parser = argparse.ArgumentParser(prog="python -m qlora_lab.classroom.grade", description=description)
     parser.add_argument("notebooks", nargs="+", type=Path)
     parser.add_argument("--json", action="store_true", help="a list of reports on standard output, instead of tables")
     parser.add_argument("--minutes", type=float, default=30, help="for a notebook (default: %(default)s)")

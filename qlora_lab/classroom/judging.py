@@ -9,9 +9,10 @@ import math
 import os
 import reprlib
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Protocol, cast
 
 import platformdirs
 from filelock import FileLock
@@ -64,6 +65,15 @@ class Verdict:
     message: str
 
 
+class Check(Protocol):
+    """What `exercise` makes of a judge: shows, records and, in strict mode, raises what `verdict` says of an answer."""
+
+    exercise: Exercise
+    verdict: Callable[..., Verdict]
+
+    def __call__(self, answer, /, *others) -> None: ...
+
+
 class Mistake(Exception):
     """Ends a check from within a helper: the answer is wrong, and the message says why."""
 
@@ -83,14 +93,18 @@ def wrong(message: str) -> Verdict:
     return Verdict("wrong", message)
 
 
-def exercise(id: str, title: str, *, item: str, points: int, todo: str, optional: bool = False) -> Callable:
+def exercise(
+    id: str, title: str, *, item: str, points: int, todo: str, optional: bool = False
+) -> Callable[[Callable[..., Verdict]], Check]:
     """Turn a function from an answer (and what else it needs) to a Verdict into a check that shows it.
 
     todo: completes the sentence "not attempted yet: ...".
     The check has the attributes `exercise` and `verdict`, see checks.py.
     """
 
-    def decorate(judge: Callable[..., Verdict]) -> Callable[..., None]:
+    task = Exercise(id, title, item, points, optional)
+
+    def decorate(judge: Callable[..., Verdict]) -> Check:
         @functools.wraps(judge)
         def verdict(answer, *others):
             try:
@@ -106,11 +120,10 @@ def exercise(id: str, title: str, *, item: str, points: int, todo: str, optional
 
         @functools.wraps(judge)
         def check(answer, *others):
-            show(check.exercise, verdict(answer, *others))
+            show(task, verdict(answer, *others))
 
-        check.exercise = Exercise(id, title, item, points, optional)
-        check.verdict = verdict
-        return check
+        vars(check).update(exercise=task, verdict=verdict)
+        return cast(Check, check)
 
     return decorate
 
@@ -162,7 +175,7 @@ def line_of(function: Callable, error: Exception) -> str:
     return lines[-1] or "" if lines else ""
 
 
-def expect_number(source: str, came, expected: float, mistakes: list[tuple[float, str]], tolerance=1e-9) -> None:
+def expect_number(source: str, came, expected: float, mistakes: Sequence[tuple[float, str]], tolerance=1e-9) -> None:
     """Raise Mistake unless `came` is the number `expected`, and say which mistake it looks like.
 
     source: what gave the number, to name it. came: a number, or a tensor with one element. tolerance: relative.
@@ -201,7 +214,7 @@ def described(value) -> str:
     return f"the {type(value).__name__} {reprlib.repr(value)}"
 
 
-def told(error: Exception) -> str:
+def told(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 

@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 from qlora_lab.classroom import values
 from qlora_lab.classroom.source import REPOSITORY, BuildError
@@ -143,7 +144,7 @@ def run(codes: list[str], folder: Path, *, strict: bool) -> list[list[dict]]:
 
     empty = {"cell_type": "code", "metadata": {}, "execution_count": None, "outputs": []}
     cells = [empty | {"id": f"cell-{number}", "source": code} for number, code in enumerate(codes)]
-    running = nbformat.from_dict({"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": cells})
+    running: Any = nbformat.from_dict({"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": cells})
     client = NotebookClient(
         running,
         resources={"metadata": {"path": str(folder)}},

@@ -24,7 +24,7 @@ def new_axes(width: float = 8.0, height: float = 3.6) -> Axes:
     return ax
 
 
-def fix_ticks(axis: Axis, at: Iterable[float], labels: Iterable[str] | None = None) -> None:
+def fix_ticks(axis: Axis, at: Iterable[float], labels: Iterable[object] | None = None) -> None:
     """As `axis.set_ticks`, but ticks are made when they are drawn: never in a slider's figure, whose frame is kept."""
     axis.set_major_locator(FixedLocator(list(at)))
     if labels is not None:

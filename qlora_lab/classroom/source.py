@@ -232,4 +232,4 @@ def parsed(cell: Cell) -> ast.Module:
     try:
         return ast.parse(re.sub(r"^(\s*)([%!])", r"\1# \2", cell.source, flags=re.MULTILINE))
     except SyntaxError as error:
-        raise BuildError(f"line {cell.line + error.lineno - 1}: this is no Python: {error.msg}") from None
+        raise BuildError(f"line {cell.line + (error.lineno or 1) - 1}: this is no Python: {error.msg}") from None

@@ -95,12 +95,12 @@ def filled(cell: dict, kept: list[Kept]) -> dict:
 
 def shown(value: Value, kept: Kept) -> str:
     """What the notebook says."""
-    return format(kept, value.format) if value.tolerance else kept
+    return format(kept, value.format) if value.tolerance else str(kept)
 
 
 def agree(value: Value, kept: Kept, now: Kept) -> bool:
     """Whether what a value is now is what was kept of it, or near enough."""
-    if not value.tolerance:
+    if not value.tolerance or isinstance(kept, str) or isinstance(now, str):
         return now == kept
     number = float(value.tolerance.rstrip("%"))
     return abs(now - kept) <= (abs(kept) * number / 100 if value.tolerance.endswith("%") else number)

@@ -8,6 +8,7 @@ import gc
 import html
 import io
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Protocol
 
 import ipywidgets
 import matplotlib.pyplot as plt
@@ -22,14 +23,24 @@ from PIL import Image
 from qlora_lab.classroom.plots import new_axes, plot_loss
 
 
-def explore(draw: Callable[..., Axes], **sliders: ipywidgets.Widget) -> ipywidgets.Widget:
+class Slider(Protocol):
+    """What `explore` needs of a widget: ipywidgets' sliders, drop-down lists and check boxes have it."""
+
+    value: Any
+    style: Any
+    layout: Any
+
+    def observe(self, handler: Callable, names: Any = ...) -> None: ...
+
+
+def explore(draw: Callable[..., Axes], **sliders: Slider) -> ipywidgets.Widget:
     """Sliders above a figure that follows them. `draw` takes their values by name and returns Axes.
 
     The first figure is a plain output of the cell; with the first move it gives way to the live one. A redraw costs
     `draw` and some 40 ms as long as limits, ticks and labels of the axes stay the same, twice as much when they change.
     """
     first = DisplayHandle()
-    figure = draw(**{name: slider.value for name, slider in sliders.items()}).figure
+    figure = draw(**{name: slider.value for name, slider in sliders.items()}).figure.figure
     first.display(figure)
     render = Renderer(figure)
     plt.close("all")
@@ -37,7 +48,7 @@ def explore(draw: Callable[..., Axes], **sliders: ipywidgets.Widget) -> ipywidge
 
     @without_collections()
     def redraw(_change) -> None:
-        figure = draw(**{name: slider.value for name, slider in sliders.items()}).figure
+        figure = draw(**{name: slider.value for name, slider in sliders.items()}).figure.figure
         live.value = render(figure)
         plt.close(figure)
         if live.layout.display == "none":
@@ -155,7 +166,7 @@ def live_loss(steps: Iterable, total: int, guess: int | None = None) -> list:
     except KeyboardInterrupt:
         print(f"stopped after {len(records)} of {total} steps; the adapter holds what was learned so far")
     finally:
-        plt.close(ax.figure)
+        plt.close(ax.figure.figure)
     return records
 
 
@@ -170,7 +181,7 @@ def show_tokens(pieces: list[str], learned: list[bool]) -> HTML:
     return HTML(f'<div style="font-family:monospace;line-height:1.9">{"<wbr>".join(spans)}</div>')
 
 
-def show_answers(rows: Iterator[tuple[str, ...]], columns: tuple[str, ...]) -> HTML:
+def show_answers(rows: Iterable[tuple[str, ...]], columns: tuple[str, ...]) -> HTML:
     """A table of texts with left-aligned, wrapped cells. Columns of short texts are narrow."""
     rows = list(rows)
     style = "text-align:left;vertical-align:top;white-space:pre-wrap;overflow-wrap:anywhere"

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import collections
 import copy
+import itertools
 import math
 import os
 import re
@@ -161,12 +162,13 @@ def preflight(config_or_name, dtype: torch.dtype = torch.bfloat16) -> Preflight:
     with quiet_transformers(), torch.random.fork_rng(devices=[]):  # PEFT draws numbers for adapters nobody keeps
         model = build_on_meta(config, dtype)
         loaded = loaded_bytes(model, dtype)
-        dense_bytes = sum(loaded(*named) for named in [*model.named_parameters(), *model.named_buffers()])
+        tensors = itertools.chain(model.named_parameters(), model.named_buffers())
+        dense_bytes = sum(loaded(name, tensor) for name, tensor in tensors)
         quantize_on_meta(model, dtype)
         weights = tuple(_weights(model, loaded))
         if not any(weight.quantized for weight in weights):
             raise UserError(_nothing_to_quantize(model, weights))
-        buffer_bytes = sum(loaded(*named) for named in model.named_buffers())
+        buffer_bytes = sum(loaded(name, tensor) for name, tensor in model.named_buffers())
         targets, error = adapt_on_meta(model)
     notes = tuple(_notes(weights, targets))
     return Preflight(type(model).__name__, weights, targets, error, buffer_bytes, dense_bytes, notes)
@@ -286,7 +288,7 @@ def loaded_bytes(model, dtype: torch.dtype):
 
 def _weights(model, loaded):
     """Yield a Weight for each parameter of a model whose linears have been replaced."""
-    from bitsandbytes.nn import Linear4bit
+    from bitsandbytes.nn.modules import Linear4bit
     from transformers.pytorch_utils import Conv1D
 
     explain = _reasons(model)

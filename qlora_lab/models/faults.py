@@ -22,10 +22,10 @@ def use_differentiable_kernels(model) -> None:
     would train wrongly: no gradient passes through its frozen layers, and torch says so in a warning only. Measured on
     the bundled model: the loss of a batch is 0.3 % off, its gradient nearly orthogonal to the true one (cosine 0.11).
     """
-    import bitsandbytes
+    from bitsandbytes.nn.modules import Linear4bit
 
     for module in model.modules():
-        if isinstance(module, bitsandbytes.nn.Linear4bit):
+        if isinstance(module, Linear4bit):
             module.support_avx512bf16_for_cpu = False
 
 

@@ -32,9 +32,10 @@ def pick_compute_dtype(device: torch.device) -> torch.dtype:
 def require_4bit_kernels(device: torch.device) -> None:
     """Raise UserError unless bitsandbytes can quantize to 4 bits on this device."""
     import bitsandbytes
+    from bitsandbytes.functional import quantize_4bit
 
     try:
-        bitsandbytes.functional.quantize_4bit(torch.zeros(64, device=device), quant_type="nf4")
+        quantize_4bit(torch.zeros(64, device=device), quant_type="nf4")
     except Exception as error:
         raise UserError(
             f"bitsandbytes {bitsandbytes.__version__} has no 4-bit kernel for device {str(device)!r} "

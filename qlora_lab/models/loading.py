@@ -14,6 +14,7 @@ import os
 import pathlib
 import pickle
 import re
+from typing import Any
 
 import torch
 
@@ -63,7 +64,7 @@ def load_model(
         options["quantization_config"] = bnb_config(quantization, double_quant, compute_dtype)
     try:
         with quiet_transformers():
-            model, loaded = AutoModelForCausalLM.from_pretrained(
+            pair: Any = AutoModelForCausalLM.from_pretrained(
                 source,
                 dtype=compute_dtype,
                 device_map={"": device},
@@ -72,6 +73,7 @@ def load_model(
                 output_loading_info=True,
                 **options,
             )
+            model, loaded = pair
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except torch.OutOfMemoryError:
         raise

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -59,7 +61,7 @@ def build_random(
         return weight.normal_(std=config.initializer_range, generator=generator)
 
     with torch.device("meta"):  # the structure, without memory
-        model = LlamaForCausalLM(config)
+        model: Any = LlamaForCausalLM(config)
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Linear) and quantization and child is not model.lm_head:
@@ -80,10 +82,10 @@ def build_random(
 
 def linear_4bit(weight: torch.Tensor, quantization: str, double_quant: bool, compute_dtype: torch.dtype) -> nn.Module:
     """bitsandbytes' `Linear4bit` without a bias, on the weight's device."""
-    import bitsandbytes as bnb
+    from bitsandbytes.nn.modules import Linear4bit, Params4bit
 
     with torch.device("meta"):  # its own dense weight would take memory
-        linear = bnb.nn.Linear4bit(
+        linear = Linear4bit(
             weight.shape[1],
             weight.shape[0],
             bias=False,
@@ -91,7 +93,8 @@ def linear_4bit(weight: torch.Tensor, quantization: str, double_quant: bool, com
             compress_statistics=double_quant,
             quant_type=quantization,
         )
-    dense = bnb.nn.Params4bit(
+    params: Any = Params4bit
+    dense = params(
         weight, requires_grad=False, compress_statistics=double_quant, quant_type=quantization, module=linear
     )
     linear.weight = dense.to(weight.device)  # this is where bitsandbytes quantizes

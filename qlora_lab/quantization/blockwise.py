@@ -160,9 +160,14 @@ class QuantizedTensor:
         if "absmax" in state:
             absmax = state["absmax"]
         else:
-            parts = {name.removeprefix("absmax."): state[name] for name in second}
-            check_codebook(parts["codebook"], size=256)
-            absmax = QuantizedAbsmax(**parts | {"block_size": parts["block_size"].item()})
+            check_codebook(state["absmax.codebook"], size=256)
+            absmax = QuantizedAbsmax(
+                codes=state["absmax.codes"],
+                absmax=state["absmax.absmax"],
+                offset=state["absmax.offset"],
+                codebook=state["absmax.codebook"],
+                block_size=int(state["absmax.block_size"]),
+            )
         check_codebook(state["codebook"])
         return cls(
             codes=state["codes"],
@@ -170,7 +175,7 @@ class QuantizedTensor:
             codebook=state["codebook"],
             shape=torch.Size(state["shape"].tolist()),
             dtype=state["dtype"].dtype,
-            block_size=state["block_size"].item(),
+            block_size=int(state["block_size"]),
         )
 
 

@@ -134,7 +134,7 @@ def check_12_gb(settings: dict) -> Verdict:
     if total > 12e9:
         parts = needed.parts | needed.outside
         fixed = ("base weights", "quantization constants", "embeddings and head", "norms", "CUDA context")
-        largest = max((name for name in parts if name not in fixed), key=parts.get)
+        largest = max((name for name in parts if name not in fixed), key=parts.__getitem__)
         return wrong(
             f"{total / 1e9:.2f} GB, {(total - 12e9) / 1e9:.2f} GB too many. The largest part that you can change: "
             f"{largest}, {parts[largest] / 1e9:.2f} GB."

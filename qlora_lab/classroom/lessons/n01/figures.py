@@ -1,5 +1,7 @@
 """Figures of 01_memory_wall."""
 
+from collections.abc import Sequence
+
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from matplotlib.transforms import ScaledTranslation
@@ -23,7 +25,7 @@ MEMORY_STYLES = {  # colour, hatch: the same part of a training step's memory lo
 def plot_memory(
     ax: Axes,
     rows: dict[str, dict[str, float]],
-    cards: list[float] = (),
+    cards: Sequence[float] = (),
     guess: dict[str, float] | None = None,
     ends: dict[str, str] | None = None,
     limit: float | None = None,
@@ -83,7 +85,7 @@ def plot_growth(
     ax: Axes,
     curves: dict[str, list[float]],
     tokens: list[int],
-    cards: list[float] = (),
+    cards: Sequence[float] = (),
     guess: tuple[int, float] | None = None,
 ) -> Axes:
     """Memory (GB, 10^9 bytes) over the tokens of a step, a line for each setting, and cards as dashed lines.

@@ -45,7 +45,7 @@ def check_normal_levels(normal_levels: Callable) -> Verdict:
                 return wrong("This is NF4 mirrored: eight levels are positive, seven negative.")
             if offset != 0.9677083:
                 return wrong(f"With another offset, {offset}, the levels differ from what they should be: is it used?")
-            i = (levels - expected.double()).abs().argmax().item()
+            i = int((levels - expected.double()).abs().argmax())
             return wrong(f"Level {i} is {levels[i].item():.4f}, expected {expected[i].item():.4f}.")
         equal = (levels.float() == expected).sum().item()
         if equal < 16:

@@ -159,8 +159,8 @@ def plot_tradeoff(
         marker = "." if knob not in labels else markers[i % len(markers)]
         ax.plot(*zip(*seeds, strict=True), marker, color=colour, markersize=6, markerfacecolor="none", linestyle="")
         if knob in labels:
-            mean = [sum(values) / len(seeds) for values in zip(*seeds, strict=True)]
-            ax.annotate(knob, mean, labels[knob], textcoords="offset points", color=colour, fontsize=9, ha="center")
+            x, y = (sum(values) / len(seeds) for values in zip(*seeds, strict=True))
+            ax.annotate(knob, (x, y), labels[knob], textcoords="offset points", color=colour, fontsize=9, ha="center")
     if guess:
         ax.plot(*guess, "D", color=VERMILION, markersize=8)
         ax.annotate("your guess", guess, (0, -17), textcoords="offset points", color=VERMILION, fontsize=9, ha="center")

@@ -50,7 +50,7 @@ def check_real_parameters(real_parameters: Callable) -> Verdict:
 def _models() -> dict:
     """Small models by description: dense, 4-bit, 4-bit with an odd number of weights, 4-bit beside a tied head."""
     import torch
-    from bitsandbytes.nn import Linear4bit
+    from bitsandbytes.nn.modules import Linear4bit
     from torch import nn
 
     def four_bits(inputs: int, outputs: int) -> nn.Module:

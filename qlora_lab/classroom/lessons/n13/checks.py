@@ -208,12 +208,12 @@ def check_dequantize_kernel(kernel) -> Verdict:
         if came[tile:].isnan().all() and not came[:tile].isnan().any():
             return wrong(f"{name}: only the first tile is written. Begin at `tl.program_id(0) * TILE`.")
         if came.isnan().any():
-            where = came.isnan().nonzero()[0].item()
+            where = int(came.isnan().nonzero()[0])
             return wrong(f"{name}: nothing is written at number {where}, or NaN is.")
         if not whole[n:].isnan().all():
             return wrong(f"{name}: you write behind the end, into somebody else's memory: `mask=i < n` in `tl.store`.")
         if not torch.equal(came, expected):
-            where = (came != expected).nonzero()[0].item()
+            where = int((came != expected).nonzero()[0])
             return wrong(
                 f"{name}: at number {where} it writes {came[where]:.6g}, expected {expected[where]:.6g}; "
                 f"{(came != expected).float().mean():.0%} of the numbers differ."
