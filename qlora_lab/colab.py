@@ -41,10 +41,11 @@ KEPT = ("torch", "torchvision", "torchaudio", "triton", "numpy")  # built for ea
 
 
 def prepare() -> None:
-    """Install what is lacking, with pip, and say what was done.
+    """Install missing requirements with pip, and report it.
 
-    Raises RuntimeError, one sentence, if Colab's torch does not fit or pip fails. (SystemExit would be shown with a
-    warning in a notebook, and `qlora_lab.errors` is for command lines.)
+    Raises:
+        RuntimeError: Colab's torch does not fit, or pip fails; one sentence. (A notebook would show SystemExit with a
+            warning, and `qlora_lab.errors` is for command lines.)
     """
     wanted = lacking(REQUIREMENTS.read_text(encoding="utf-8"))
     if not wanted:

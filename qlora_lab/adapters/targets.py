@@ -1,4 +1,4 @@
-"""Which layers of a model an adapter or a quantizer means, by name."""
+"""Find the layers of a model that an adapter or a quantizer is meant for, by name."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class LinearLike(nn.Module):
 
 
 def is_linear(module: nn.Module) -> TypeGuard[LinearLike]:
-    """Linear-like: says how wide its input and output are. nn.Linear does, so do bitsandbytes' and our 4-bit layers."""
+    """Whether a module has in_features, out_features and a weight, as nn.Linear, LoraLinear and 4-bit layers have."""
     widths = getattr(module, "in_features", None), getattr(module, "out_features", None)
     return all(isinstance(width, int) for width in widths) and hasattr(module, "weight")
 
 
 def find_targets(model: nn.Module, targets: str | list[str] = "all-linear") -> list[str]:
-    """Dotted names of the layers that `targets` means, in the model's order. See `add_lora` for targets and errors."""
+    """Dotted names of the layers that `targets` selects, in the model's order. Arguments and errors: `add_lora`."""
     linears = [name for name, module in model.named_modules() if name and is_linear(module)]
     if not linears:
         others = sorted({type(module).__name__ for module in model.modules() if not list(module.children())})

@@ -6,7 +6,8 @@
     NF4, FP4, INT4, ...             the levels, and how they are derived (codebooks.py)
     error_report, level_usage, ...  what was lost, and where (metrics.py)
 
-`reference.py` has the same in slow loops, `kernels.py` for a GPU, in Triton. The room needs torch, and Triton on a GPU.
+`reference.py` repeats it in slow, readable loops; `kernels.py` has Triton kernels for tensors on a GPU. Nothing but
+torch is needed, and Triton on a GPU.
 """
 
 from qlora_lab.facts import bits_per_parameter
