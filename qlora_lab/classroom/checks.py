@@ -1,4 +1,4 @@
-"""Exercise checks and progress: the page from which notebooks take them.
+"""Exercise checks and progress, as notebooks import them.
 
 A check takes the learner's answer and shows one line: not attempted yet (·), what is wrong (✗), or right (✓).
 
@@ -20,7 +20,7 @@ it, and give tests/classroom/lessons/n03/answers.py a right answer and the wrong
             return wrong("Your shares sum to 0.5. Which of the two codes in each byte is missing?")
         return right("...")
 
-It is on this page then: nothing lists it a second time. `check_level_usage(answer)` shows, records and, in strict mode,
+This module then has it: it is listed nowhere else. `check_level_usage(answer)` shows, records and, in strict mode,
 raises; `check_level_usage.verdict(answer)` is the pure function for the tests: it returns the Verdict and does nothing
 else.
 """

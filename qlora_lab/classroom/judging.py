@@ -66,7 +66,7 @@ class Verdict:
 
 
 class Check(Protocol):
-    """What `exercise` makes of a judge: shows, records and, in strict mode, raises what `verdict` says of an answer."""
+    """What `exercise` returns: shows the verdict on an answer, records it and, in strict mode, raises it."""
 
     exercise: Exercise
     verdict: Callable[..., Verdict]
@@ -156,7 +156,7 @@ def call(function: Callable, *arguments):
     try:
         came = function(*arguments)
     except NotImplementedError as error:
-        if not error.args:  # a stub's; torch's own say what is not implemented
+        if not error.args:  # a stub's; torch's say what is not implemented
             raise
         raise Mistake(f"{written(function, arguments)} raised {told(error)}") from error
     except Exception as error:
@@ -179,7 +179,7 @@ def expect_number(source: str, came, expected: float, mistakes: Sequence[tuple[f
     """Raise Mistake unless `came` is the number `expected`, and say which mistake it looks like.
 
     source: what gave the number, to name it. came: a number, or a tensor with one element. tolerance: relative.
-    mistakes: pairs of the value that a mistake leads to, and its explanation; the first that fits is told.
+    mistakes: pairs of the value that a mistake leads to, and its explanation; the first that fits is shown.
     """
     try:
         if isinstance(came, (str, bytes)):  # float("3") would be 3.0
@@ -193,7 +193,7 @@ def expect_number(source: str, came, expected: float, mistakes: Sequence[tuple[f
 
 
 def expect_diagnosis(came, patients: dict[str, str], diseases: dict[str, str], clues: dict) -> None:
-    """Raise Mistake unless `came` names the disease of each patient; the first wrong one is told.
+    """Raise Mistake unless `came` names the disease of each patient; it is about the first wrong one.
 
     patients: by name, a key of diseases. diseases: by key, what it is. clues: by (patient, wrong disease), what to look
     at.
@@ -215,6 +215,7 @@ def described(value) -> str:
 
 
 def told(error: BaseException) -> str:
+    """An error in one line: its type and message."""
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
@@ -232,7 +233,7 @@ def progress_path() -> Path:
 
 
 def record(exercise_id: str) -> None:
-    """Note that an exercise is solved. If that fails, say so: the verdict counts all the same."""
+    """Note that an exercise is solved. If that fails, say so; the verdict stands."""
     path = progress_path()
     temporary = path.with_name(f"{path.name}.{os.getpid()}")
     try:

@@ -107,10 +107,10 @@ def execute(draft: dict, folder: Path, *, strict: bool) -> list[tuple[list[value
     """Run a draft in the working folder `folder`, claims and all, and store its cleaned outputs in it.
 
     strict: an unsolved exercise is an error (QLORA_LAB_STRICT=1). Progress goes to a temporary file.
-    Returns the values that the text asks for, and what the kernel printed of them, for `values.answered`.
+    Returns the values that the text asks for, and what the kernel printed for them, for `values.answered`.
     Raises BuildError with the cell's source for an error, and for an output that `find_fault` refuses.
     """
-    places = []  # of each cell that runs: the draft's cell, or the values that are asked for there; and the code
+    places = []  # for each cell to run: the draft's cell, or the values that are asked for; and the code
     for cell in draft["cells"]:
         if cell["cell_type"] == "code":
             places.append((cell, cell["source"]))
@@ -149,7 +149,7 @@ def run(codes: list[str], folder: Path, *, strict: bool) -> list[list[dict]]:
         running,
         resources={"metadata": {"path": str(folder)}},
         kernel_name="python3",
-        extra_arguments=["--log-level=ERROR"],  # or each kernel warns that it talks over TCP
+        extra_arguments=["--log-level=ERROR"],  # else each kernel warns that it talks over TCP
         timeout=None,
         record_timing=False,
         store_widget_state=False,

@@ -100,9 +100,9 @@ def check_logits(tokens_that_fit: Callable[[int, float], int]) -> Verdict:
             (room // (6 * vocabulary), "The three numbers are fp32: 4 bytes each, not 2."),
             (room // (8 * vocabulary), "Three fp32 numbers for each word, not two."),
             (room // (16 * vocabulary), "Three fp32 numbers for each word, not four."),
-            (room // (96 * vocabulary), "12 are bytes already."),
+            (room // (96 * vocabulary), "The 12 are bytes already: no factor of 8."),
             (gigabytes * 2**30 // (12 * vocabulary), "These are GiB: 1 GB is 10^9 bytes."),
-            (gigabytes // (12 * vocabulary), "GB and bytes: 1 GB is 10^9 bytes."),
+            (gigabytes // (12 * vocabulary), "GB and bytes are mixed: 1 GB is 10^9 bytes."),
         ]
         source = written(tokens_that_fit, (vocabulary, gigabytes))
         expect_number(source, call(tokens_that_fit, vocabulary, gigabytes), expected, mistakes)

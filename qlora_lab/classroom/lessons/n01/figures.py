@@ -33,9 +33,9 @@ def plot_memory(
 ) -> Axes:
     """Horizontal bars of a training step's memory (GB, 10^9 bytes), parts laid end to end.
 
-    rows: by bar, the size of each part; parts are keys of MEMORY_STYLES, and those of the same name stand in the
-    legend once. cards: sizes (GB) to mark by a line. guess: the learner's value for some bars, a diamond each.
-    ends: a text behind a bar, instead of its sum. limit: where the axis ends.
+    rows: by bar, the size of each part; parts are keys of MEMORY_STYLES, and each has one entry in the legend.
+    cards: sizes (GB) to mark by a line. guess: the learner's value for some bars, a diamond each.
+    ends: a text after a bar, instead of its sum. limit: where the axis ends.
     """
     at = {name: number for number, name in enumerate(rows)}
     left = dict.fromkeys(rows, 0.0)

@@ -108,7 +108,9 @@ def check_fingerprints(verdict) -> Verdict:
         if scheme not in ("affine", "absmax"):
             return wrong(f'{name}: the scheme is {described(scheme)}, expected "affine" or "absmax".')
         if bits == 8 and expected[1] == 4:
-            return wrong(f"{name}: with 8 bits any tensor has a small error. Which *four* bits give almost none?")
+            return wrong(
+                f"{name}: with 8 bits any tensor has a small error. Which scheme of *four* bits has almost none?"
+            )
         if bits == 4 and expected[1] == 8:
             return wrong(f"{name}: no 4-bit scheme stands out. Look at 8 bits: one error is far below the others.")
         if block_size != expected[2]:

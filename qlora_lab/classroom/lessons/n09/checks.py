@@ -66,7 +66,7 @@ def check_paired_difference(paired_difference: Callable[[list[dict], str, Callab
             (mean / 100, "The scores are points already: do not divide by 100."),
             (
                 100 * (mean / statistics.fmean(base.values())),
-                "That is per cent of lora-bf16's score: points are asked.",
+                "That is per cent of lora-bf16's score: points are asked for.",
             ),
             (statistics.median(pairs), "That is the median of the differences."),
         ]

@@ -43,7 +43,7 @@ def plot_runs(
 
 
 def plot_seeds(axes: list[Axes], pairs: dict[str, tuple[list[float], list[float]]], ylabel: str) -> Axes:
-    """A panel for each pair of methods: a line for each seed, from its score with the one to that with the other.
+    """A panel for each pair of methods: a line for each seed, from its score with the first to that with the second.
 
     pairs: by "first | second", the scores of both. Lines that rise are dashed.
     """
@@ -69,8 +69,8 @@ def plot_intervals(
 ) -> Axes:
     """A row for each method: its differences as rings, their mean and interval as a bar; 0 is a line.
 
-    band: from where to where nobody would mind, grey. notes: for each row, a few words at the right end. What lies
-    outside the limits is drawn as an arrow at the edge. Figures without notes, which do not move, have a legend.
+    band: the range of differences that do not matter, grey. notes: for each row, a few words at the right end. What
+    lies outside the limits is drawn as an arrow at the edge. A figure without notes, a static one, has a legend.
     """
     if band:
         ax.axvspan(*band, color="0.93", zorder=0, label=f"{band[0]:g} to {band[1]:+g}".replace("-", "−"))

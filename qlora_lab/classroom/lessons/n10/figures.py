@@ -16,7 +16,7 @@ def plot_knobs(
 
     groups: the rows, by kind. panels: by axis label, the values of each knob; values that should be equal, for the grey
     band; the axis's limits (logarithmic if one is ten times the other), and its ticks. What lies beyond the upper limit
-    is told in words. guesses: what the learner expects, by knob, in the last panel.
+    is written as a text. guesses: what the learner expects, by knob, in the last panel.
     """
     rows, y = {}, 0.0
     for group in groups:
