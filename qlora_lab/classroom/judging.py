@@ -116,7 +116,7 @@ def exercise(
             except Mistake as mistake:
                 return wrong(str(mistake))
             except Exception as error:  # an answer that the check did not foresee
-                return wrong(f"{described(answer)} could not be checked. {told(error)}")
+                return wrong(f"{described(answer)} could not be checked. {error_text(error)}")
 
         @functools.wraps(judge)
         def check(answer, *others):
@@ -158,11 +158,11 @@ def call(function: Callable, *arguments):
     except NotImplementedError as error:
         if not error.args:  # a stub's; torch's say what is not implemented
             raise
-        raise Mistake(f"{written(function, arguments)} raised {told(error)}") from error
+        raise Mistake(f"{written(function, arguments)} raised {error_text(error)}") from error
     except Exception as error:
         line = line_of(function, error)
         place = f", in the line `{line}`" if line else ""
-        raise Mistake(f"{written(function, arguments)} raised {told(error)}{place}") from error
+        raise Mistake(f"{written(function, arguments)} raised {error_text(error)}{place}") from error
     if is_stub(came):
         raise NotImplementedError
     return came
@@ -214,7 +214,7 @@ def described(value) -> str:
     return f"the {type(value).__name__} {reprlib.repr(value)}"
 
 
-def told(error: BaseException) -> str:
+def error_text(error: BaseException) -> str:
     """An error in one line: its type and message."""
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 

@@ -58,7 +58,7 @@ def read_value(found: re.Match, line: int) -> Value:
     tolerance = tolerance.strip()
     if sign and not (TOLERANCE.fullmatch(tolerance) and float(tolerance.rstrip("%"))):
         raise BuildError(f"line {line}: `±{tolerance}` is no tolerance: write ±2% or ±0.02")
-    # as in an f-string, the format begins at the first colon behind a whole expression
+    # as in an f-string, the format begins at the first colon after a complete expression
     colons = [place for place, sign in enumerate(content) if sign == ":"]
     for place in [*colons, len(content)]:
         try:

@@ -38,7 +38,7 @@ def load_model(
         name: a bundled model (fetched on first use), a folder with a checkpoint, or the id of a model on the hub.
         quantization: None for 16/32-bit weights in `compute_dtype`; "nf4" or "fp4" for bitsandbytes' 4-bit linears
             with blocks of 64. Embeddings, norms and the output head stay in `compute_dtype`.
-        double_quant: quantize the blocks' scales too (4.127 instead of 4.5 bits a parameter).
+        double_quant: quantize the blocks' scales too (4.127 instead of 4.5 bits per parameter).
         device: default `pick_device()`. The whole model goes there: nothing is split or offloaded behind your back.
         compute_dtype: default `pick_compute_dtype(device)`.
 
@@ -80,11 +80,11 @@ def load_model(
     if missing := sorted(loaded["missing_keys"]):
         raise UserError(
             f"cannot load {str(name)!r}: its checkpoint lacks {len(missing)} weights of a {type(model).__name__} "
-            f"({missing[0]} is the first), which would be random numbers: is it a checkpoint of that model, and whole?"
+            f"({missing[0]} is the first), which would be random numbers: is it a complete checkpoint of that model?"
         )
     if getattr(model.config, "auto_map", None):
         ours = type(model).__name__
-        say(f"note: {name} brings Python code of its own, which is not run: this is transformers' {ours}")
+        say(f"note: {name} comes with Python code of its own, which is not run: this is transformers' {ours}")
     if quantization:
         use_differentiable_kernels(model)
         require_right_scales(model)
@@ -128,7 +128,7 @@ def locate(name: str) -> str:
 
 
 def _require_no_code(folder: pathlib.Path) -> None:
-    """Raise UserError if the folder's config or tokenizer names Python code that lies beside it.
+    """Raise UserError if the folder's config or tokenizer names Python code in the folder.
 
     transformers would not run it, since we never allow that, and would use its own class if it has one. But the folder
     was made for the code: without it, another model may be loaded.

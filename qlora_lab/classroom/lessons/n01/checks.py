@@ -2,7 +2,17 @@
 
 from collections.abc import Callable
 
-from qlora_lab.classroom.judging import Verdict, call, described, exercise, expect_number, right, told, written, wrong
+from qlora_lab.classroom.judging import (
+    Verdict,
+    call,
+    described,
+    error_text,
+    exercise,
+    expect_number,
+    right,
+    written,
+    wrong,
+)
 from qlora_lab.memory.prediction import estimate
 from qlora_lab.memory.shapes import SHAPES
 from qlora_lab.memory.tensors import model_parts
@@ -128,7 +138,7 @@ def check_12_gb(settings: dict) -> Verdict:
         needed = estimate(SHAPES["llama-13b"], "qlora", rank=64, targets="all-linear", **settings)
         total = needed.total
     except Exception as error:
-        return wrong(f"estimate does not take these settings: {told(error)}.")
+        return wrong(f"estimate does not take these settings: {error_text(error)}.")
     if batch * length < 3072:
         return wrong(f"{batch} × {length} are {batch * length} tokens a step, expected 3,072 at least. Pay elsewhere.")
     if total > 12e9:

@@ -97,7 +97,7 @@ FORMAT_STYLES = {  # colour, dash, marker: the same format looks the same in eve
 
 
 def plot_errors_by_block(errors: dict[str, dict[str, list[float]]], sizes: list[int], bits: dict[str, str]) -> Axes:
-    """Small panels, one a distribution: relative RMS error over block size, a line a format.
+    """Small panels, one per distribution: relative RMS error over block size, a line for each format.
 
     errors: by distribution, then format, one number for each block size. bits: what to write beside a format's name.
     """
@@ -123,7 +123,7 @@ def plot_errors_by_block(errors: dict[str, dict[str, list[float]]], sizes: list[
 
 
 def plot_error_over_bits(ax: Axes, points: dict[str, tuple[list[float], list[float], list[int]]]) -> Axes:
-    """Error over what it costs. points: by format, bits a parameter, relative RMS errors and block sizes."""
+    """Error over what it costs. points: by format, bits per parameter, relative RMS errors and block sizes."""
     for name, (bits, errors, sizes) in points.items():
         colour, dash, marker = FORMAT_STYLES[name]
         ax.plot(bits, errors, color=colour, linestyle=dash, marker=marker, markersize=6, label=name)

@@ -79,7 +79,7 @@ def plot_bases(axes: list[Axes], bases: dict[str, tuple[float, float, float]], d
 
 
 def plot_repairs(ax: Axes, losses: dict[str, list[float]], guess: dict[str, float] | None = None) -> Axes:
-    """Training losses (log scale) over optimizer steps, one line a base, named at its end.
+    """Training losses (log scale) over optimizer steps, one line per base, named at its end.
 
     guess: for some of them, the loss that the learner expects in the last step, a diamond around the line's marker.
     """

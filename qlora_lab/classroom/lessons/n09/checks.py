@@ -121,7 +121,7 @@ def check_seeds_needed(seeds_needed: Callable[[float, float], int]) -> Verdict:
             ),
             (
                 smallest(lambda n, s=spread: 2 * t_quantile(n - 1) * s / math.sqrt(n), margin),
-                "You held the whole width against the margin: half of it counts.",
+                "You compared the whole width with the margin: half of it counts.",
             ),
             (
                 smallest(lambda n, s=spread: t_quantile(n - 1) * s / n, margin),

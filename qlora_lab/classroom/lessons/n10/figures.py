@@ -55,7 +55,7 @@ def plot_pairs(
     limits: list[float],
     guesses: list[float] | None = None,
 ) -> Axes:
-    """Grouped horizontal bars, two a group; the second bar's label says by how many per cent it differs from the first.
+    """Grouped horizontal bars, two per group; the second is labelled with its difference from the first (%).
 
     panels: by axis label, for both bars a value for each group. guesses: by panel, the learner's per cent: a diamond.
     """
@@ -171,13 +171,13 @@ def plot_tradeoff(
     return ax
 
 
-def plot_undone(ax: Axes, more: dict[str, float], whole: float) -> Axes:
-    """Horizontal bars: GB (10^9 bytes) more on the card if a line of a recipe that takes `whole` GB is undone."""
+def plot_undone(ax: Axes, more: dict[str, float], recipe: float) -> Axes:
+    """Horizontal bars: GB (10^9 bytes) more on the card if a line of a recipe that takes `recipe` GB is undone."""
     ax.barh(list(more), list(more.values()), 0.6, color=[BLUE if size >= 0 else ORANGE for size in more.values()])
     for y, size in enumerate(more.values()):
         ax.text(max(size, 0) + 0.1, y, f"{size:+.2f}".replace("-", "−"), va="center", fontsize=9)
     ax.axvline(0, color=GREY, linewidth=1)
-    ax.set(xlim=(-1, 12.5), xlabel=f"GB (10$^9$ bytes) more than the recipe's {whole:.1f}, if this line is undone")
+    ax.set(xlim=(-1, 12.5), xlabel=f"GB (10$^9$ bytes) more than the recipe's {recipe:.1f}, if this line is undone")
     ax.invert_yaxis()
     ax.tick_params(axis="y", length=0)
     return ax

@@ -63,7 +63,7 @@ def check_which_base(which_base: Callable) -> Verdict:
     """which_base(merged, delta, original, rounded): "dequantized", "requantized" or "pristine".
 
     merged: a weight of a checkpoint, in bf16. delta: what the adapter adds. original: the base's weight before it was
-    quantized; rounded: after, dequantized. All (out, in), float32 but for `merged`.
+    quantized; rounded: after, dequantized. All (out, in), float32 except `merged`.
     """
     import torch
 

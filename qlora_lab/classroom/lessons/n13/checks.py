@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from qlora_lab.classroom.judging import Mistake, Verdict, described, exercise, expect_number, right, told, wrong
+from qlora_lab.classroom.judging import Mistake, Verdict, described, error_text, exercise, expect_number, right, wrong
 from qlora_lab.classroom.judging import call as call_function
 
 TIMELINES = [  # start and end of kernels, in the order of their starts
@@ -135,7 +135,7 @@ def launch(kernel, q, n: int, tile: int, device: str):
     except Exception as error:
         while error.__cause__ is not None:  # the interpreter wraps what went wrong
             error = error.__cause__
-        raise Mistake(f"Launched on {n} numbers, your kernel raised {told(error)}") from error
+        raise Mistake(f"Launched on {n} numbers, your kernel raised {error_text(error)}") from error
     return out.cpu()
 
 
@@ -172,7 +172,7 @@ def likely_outputs(q, n: int, tile: int) -> list[tuple]:
 
 @exercise(
     "13.4", "a dequantize kernel", item="train", points=3, todo="complete `dequantize_kernel`", optional=True
-)  # where there is no Triton, nobody can do it
+)  # Triton exists for Linux only
 def check_dequantize_kernel(kernel) -> Verdict:
     """kernel: a Triton kernel of (codes, codebook, absmax, out, n, BLOCK_SIZE, TILE) that writes the n numbers."""
     try:
