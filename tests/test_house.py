@@ -383,14 +383,38 @@ def test_readme_names_what_is_there():
     assert sorted({entry for entry in entries if entries.count(entry) > 1} - {"qlora_lab/"}) == [], "named twice"
 
 
-def test_readme_names_everything_at_the_top_and_every_module():
+def test_readme_names_everything_at_the_top_and_every_room():
     entries = tree_entries((ROOT / "README.md").read_text(encoding="utf-8"))
     files = repository_files()
     top = {path.partition("/")[0] for path in files if not path.startswith(".git")}
     assert sorted(top - {entry.partition("/")[0] for entry in entries}) == [], "missing from README's tree"
-    modules = {path for path in files if fnmatch.fnmatch(path, "qlora_lab/*.py") and not path.endswith("__init__.py")}
-    unnamed = {path for path in modules if not any(fnmatch.fnmatch(path, entry) for entry in entries)}
-    assert sorted(unnamed) == [], "missing from README's tree"
+    modules = {path for path in files if path.startswith("qlora_lab/") and path.endswith(".py")}
+    rooms = {path.rpartition("/")[0] + "/" for path in modules if path.count("/") > 1}
+    lessons = {room for room in rooms if room.startswith("qlora_lab/classroom/lessons/n")}
+    alone = {path for path in modules if path.count("/") == 1 and not path.endswith("__init__.py")}
+    assert sorted((rooms - lessons | alone) - set(entries)) == [], "missing from README's tree"
+
+
+def unnamed(init: str, docstring: str) -> list[str]:
+    """What stands beside a room's `__init__.py` and is not named in its docstring."""
+    room = init.rpartition("/")[0]
+    inside = [path.removeprefix(f"{room}/") for path in MODULES if path.startswith(f"{room}/")]
+    beside = {name.partition("/")[0] + "/" if "/" in name else name for name in inside}
+    beside -= {"__init__.py", "__main__.py"}
+    return sorted(name for name in beside if not re.search(rf"(?<![\w/]){re.escape(name)}", docstring))
+
+
+@pytest.mark.parametrize("init", [p for p in MODULES if p.endswith("/__init__.py") and p.count("/") > 1])
+def test_a_room_says_what_its_files_hold(init):
+    if "/lessons" in init:
+        pytest.skip("a lesson's files have the same names everywhere: lessons/__init__.py says them")
+    docstring = ast.get_docstring(ast.parse((ROOT / init).read_text(encoding="utf-8")))
+    assert unnamed(init, docstring or "") == []
+
+
+def test_a_file_that_nobody_names_is_seen():
+    names = ["losses.py", "answers.py", "intervals.py", "reports.py"]
+    assert unnamed("qlora_lab/evaluation/__init__.py", " ".join(names)) == ["judge.py"]
 
 
 # ----------------------------------------------------------------------------------------------------- what files hold

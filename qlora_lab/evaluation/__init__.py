@@ -1,0 +1,8 @@
+"""Judge a model, before training and after.
+
+judge.py      the one judge of the command line, the experiments and the lessons
+answers.py    greedy answers, and whether they are exactly right
+losses.py     the loss of texts, token by token, and perplexity
+intervals.py  how sure a difference is, from several seeds
+reports.py    a run's report in a few lines, and two side by side
+"""

@@ -1,6 +1,16 @@
 """Bytes: what a training step will need (`estimate`, pure arithmetic) and what it did need (`measure_memory`).
 
-Importing this room is quick: torch and transformers come with `measure_memory`, which is loaded when it is asked for.
+    prediction.py     `estimate`: the peak of a training step, part by part
+    moments.py        the moments that may be the peak, and what is there then
+    training_step.py  what is trained, in which precision, on how many tokens
+    activations.py    what autograd keeps of the forward pass, tensor by tensor
+    tensors.py        which tensors a model and its training hold
+    shapes.py         sizes of LLaMA-like models, by name or from a config
+    meter.py          asks the device, phase by phase
+    measuring.py      measure_memory: train two steps and see
+
+All but the last two are plain numbers. Importing this room is quick: torch and transformers come with
+`measure_memory`, which is loaded when it is asked for.
 """
 
 from qlora_lab.facts import LINEARS, bits_per_parameter

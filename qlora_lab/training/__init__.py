@@ -1,0 +1,19 @@
+"""Teach a model: from lines of a file to an adapter.
+
+settings.py      TrainSettings: what can be wrong about a run is said when they are made
+presets.py       recipes by name, down to the one that needs the least memory
+data.py          JSON lines, each checked
+chat.py          messages -> chat template -> token ids, and which of them are learned
+batches.py       a seeded stream of steps, bucketed or packed; and the tensors that a model takes
+loop.py          the training loop
+steps/           how one optimizer step is taken
+loss.py          the loss of a batch, at once or in chunks
+optimizers.py    AdamW by transformers' names
+schedules.py     the learning rate over a run
+activations.py   less of what autograd keeps, or elsewhere
+processes.py     several processes: who we are, and sums over all
+checkpoints.py   a run goes on from here, bit for bit; no pickle
+interrupts.py    Ctrl-C
+step_records.py  what each step leaves behind, and the one definition of tokens a second
+run_folder.py    the folder of a run: is it free, what does it hold
+"""
