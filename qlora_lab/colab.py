@@ -41,10 +41,11 @@ KEPT = ("torch", "torchvision", "torchaudio", "triton", "numpy")  # built for ea
 
 
 def prepare() -> None:
-    """Install what is lacking, with pip, and say what was done.
+    """Install missing requirements with pip, and report it.
 
-    Raises RuntimeError, one sentence, if Colab's torch does not fit or pip fails. (SystemExit would be shown with a
-    warning in a notebook, and `qlora_lab.errors` is for command lines.)
+    Raises:
+        RuntimeError: Colab's torch does not fit, or pip fails; one sentence. (A notebook would show SystemExit with a
+            warning, and `qlora_lab.errors` is for command lines.)
     """
     wanted = lacking(REQUIREMENTS.read_text(encoding="utf-8"))
     if not wanted:
@@ -87,7 +88,7 @@ def lacking(requirements: str) -> list[str]:
 
 def name_of(requirement: str) -> str:
     """The project's name in a requirement such as "torch>=2.8,<3"."""
-    return re.match(r"[\w.-]+", requirement)[0].lower()
+    return re.split(r"[^\w.-]", requirement, maxsplit=1)[0].lower()
 
 
 def installed(name: str) -> str | None:

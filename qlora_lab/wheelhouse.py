@@ -1,7 +1,7 @@
 """The hashes of a wheelhouse, the folder of wheels from which a room without internet is set up.
 
     python qlora_lab/wheelhouse.py sum FOLDER      write SHA256SUMS
-    python qlora_lab/wheelhouse.py check FOLDER    compare; exit code 2 and one sentence if a file is not what it was
+    python qlora_lab/wheelhouse.py check FOLDER    compare; exit code 2 and one sentence if a file differs
 
 `make wheelhouse` and `make lab WHEELHOUSE=FOLDER` call it. It runs before anything is installed, so it imports the
 standard library only. `sha256sum -c SHA256SUMS` does the same where it exists.
@@ -15,6 +15,7 @@ SUMS = "SHA256SUMS"
 
 
 def sha256(path: pathlib.Path) -> str:
+    """The hex sha256 of a file."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 20):
@@ -28,8 +29,8 @@ def write_sums(folder: pathlib.Path) -> None:
     (folder / SUMS).write_text("".join(f"{sha256(wheel)}  {wheel.name}\n" for wheel in wheels), encoding="utf-8")
 
 
-def trouble(folder: pathlib.Path) -> str:
-    """What is wrong with the folder, in one sentence; empty if it is as it was made."""
+def find_fault(folder: pathlib.Path) -> str:
+    """What is wrong with the folder, in one sentence; empty if its wheels are those that were listed."""
     if not (folder / SUMS).is_file():
         return f"{folder} is no wheelhouse: it has no {SUMS}; `make wheelhouse` makes one where there is internet"
     lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
@@ -52,10 +53,10 @@ def main(arguments: list[str]) -> int:
     if arguments[0] == "sum":
         write_sums(folder)
         return 0
-    told = trouble(folder)
-    if told:
-        print(f"error: {told}", file=sys.stderr)
-    return 2 if told else 0
+    fault = find_fault(folder)
+    if fault:
+        print(f"error: {fault}", file=sys.stderr)
+    return 2 if fault else 0
 
 
 if __name__ == "__main__":

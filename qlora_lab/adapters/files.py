@@ -5,8 +5,8 @@ PEFT's format is a folder with two files:
     adapter_config.json         r, lora_alpha, lora_dropout, target_modules and PEFT's many other settings
     adapter_model.safetensors   base_model.model.<name of the layer>.lora_A.weight, and .lora_B.weight
 
-What PEFT does not write is which weights the adapter was trained on. We add a fingerprint to the header of the
-safetensors file, where PEFT looks past it.
+PEFT does not record which weights an adapter was trained on. We add a fingerprint of them to the header of the
+safetensors file, which PEFT ignores.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from qlora_lab.adapters.targets import is_linear, is_named
 from qlora_lab.errors import UserError
 
 CONFIG, WEIGHTS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
-# PEFT's settings that do not change what A and B mean. Any other that is on does, or may: rsLoRA's scale, a rank or an
-# alpha of a layer's own, DoRA, a start that changes the base ... PEFT has new ones in every release.
+# PEFT's settings that do not change what A and B mean. Any other setting that is on does, or may: rsLoRA's scale, ranks
+# or alphas of single layers, DoRA, an initialization that changes the base ... Every release of PEFT has new ones.
 HARMLESS = {
     *"peft_type peft_version task_type auto_mapping base_model_name_or_path revision inference_mode".split(),
     *"r lora_alpha lora_dropout target_modules exclude_modules layers_to_transform layers_pattern".split(),
@@ -35,7 +35,10 @@ HARMLESS_VALUES = {"bias": ("none",), "init_lora_weights": (True, "gaussian", "o
 
 
 def save_lora(model: nn.Module, folder: str | os.PathLike) -> None:
-    """Write the adapter in PEFT's format, and each file whole or not at all.
+    """Write the adapter in PEFT's format. Each file is put in place by a rename: it is never there in part.
+
+    Args:
+        folder: where the two files go; created if it does not exist.
 
     Raises:
         UserError: a model without LoRA layers, or whose layers differ in rank, alpha or dropout.
@@ -73,18 +76,20 @@ def save_lora(model: nn.Module, folder: str | os.PathLike) -> None:
 
 
 def load_lora(model: nn.Module, folder: str | os.PathLike, any_base: bool = False) -> nn.Module:
-    """Read an adapter that `save_lora` or PEFT wrote. A model without LoRA layers gets them; others are overwritten.
+    """Read an adapter that `save_lora` or PEFT wrote.
+
+    A model without LoRA layers gets them; existing ones are overwritten.
 
     Args:
-        any_base: accept an adapter that was trained on other weights of the same shapes. (Only `save_lora` writes down
-            which: adapters of PEFT are taken at their word.)
+        any_base: accept an adapter that was trained on other weights of the same shapes. (Only `save_lora` records
+            the weights: with PEFT's own files, nothing but names and shapes can be compared.)
 
     Returns:
         the same model
 
     Raises:
-        UserError: missing or damaged files, a kind of adapter that is not plain LoRA, another base, another rank than
-            that of the model's layers, or a merged model.
+        UserError: missing or damaged files, an adapter that is not plain LoRA, another base, a rank other than that of
+            the model's layers, or a merged model.
     """
     config, tensors, fingerprint = _read(pathlib.Path(folder))
     names = list(dict.fromkeys(name.rpartition(".lora_")[0] for name in tensors))
@@ -112,9 +117,9 @@ def load_lora(model: nn.Module, folder: str | os.PathLike, any_base: bool = Fals
 
 
 def base_fingerprint(model: nn.Module) -> str:
-    """Tells one model's weights from another's: sha256 of its norms and biases, rounded to bf16.
+    """A hash that identifies a model's weights: hex sha256 of its norms and biases, rounded to bf16.
 
-    These stay as they are when a model is quantized, so a 4-bit model and its 16-bit original have the same one.
+    Quantization leaves these as they are, so a 4-bit model and its 16-bit original have the same fingerprint.
     """
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
@@ -177,11 +182,11 @@ def _require_same_base(model: nn.Module, names: list[str], tensors: dict, finger
 
 
 def _shortest_targets(model: nn.Module, names: list[str]) -> list[str]:
-    """Last parts of the names, as PEFT's users write them, if these mean the same layers; else whole names."""
+    """The last parts of the names, as is usual with PEFT, if they match the same layers; else the full names."""
     ends = sorted({name.rpartition(".")[2] for name in names})
-    meant = {
+    matched = {
         name
         for name, module in model.named_modules()
         if (isinstance(module, LoraLinear) or is_linear(module)) and any(is_named(name, end) for end in ends)
     }
-    return ends if meant == set(names) else names
+    return ends if matched == set(names) else names

@@ -10,8 +10,8 @@ trained: rank * (in + out) numbers instead of in * out. (Hu et al. 2021, arXiv 2
     unload                        put the base layers back in the LoraLinears' place
     save_lora, load_lora          PEFT's files: `PeftModel.from_pretrained` reads ours, `load_lora` reads PEFT's
 
-The base may be any module with `in_features`, `out_features` and `weight`: nothing here asks what the weight is. QLoRA
-is LoRA on a base that happens to be 4-bit. Only `merge` needs a weight that something can be added to.
+The base may be any module with `in_features`, `out_features` and `weight`: nothing here depends on what the weight is.
+QLoRA is LoRA on a base that happens to be 4-bit. Only `merge` needs a floating-point weight.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import math
 import torch
 from torch import nn
 
-from qlora_lab.adapters.targets import find_targets, is_linear, set_module
+from qlora_lab.adapters.targets import LinearLike, find_targets, get_linear, is_linear, set_module
 from qlora_lab.errors import UserError
 
 
@@ -34,11 +34,13 @@ class LoraLinear(nn.Module):
         alpha: the correction is scaled by alpha / rank.
         dropout: share of the correction's input that is set to zero while training.
         dtype: of A and B, and so of their gradients and the optimizer's states.
-        generator: of A's random numbers, on the base's device; None: torch's own.
+        generator: for A's random numbers, on the base's device; None: torch's own.
 
     Raises:
         UserError: a rank below 1, or a base that is not linear-like.
     """
+
+    base: LinearLike
 
     def __init__(
         self,
@@ -62,7 +64,7 @@ class LoraLinear(nn.Module):
         self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank, dtype=dtype, device=device))
         # as nn.Linear does: within ±1/sqrt(in_features)
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5), generator=generator)
-        self.unmerged_weight: torch.Tensor | None = None  # while merged: what the base's weight was
+        self.unmerged_weight: torch.Tensor | None = None  # the base's weight before it was merged
 
     @property
     def rank(self) -> int:
@@ -78,7 +80,7 @@ class LoraLinear(nn.Module):
 
     @property
     def weight(self):
-        """The base's: frozen, and without the correction unless it is merged."""
+        """The base's weight: frozen, and without the correction unless that is merged."""
         return self.base.weight
 
     @property
@@ -116,7 +118,7 @@ def add_lora(
         rank, alpha, dropout, dtype: as in `LoraLinear`.
         targets: "all-linear" (all but the output head), or names of modules, or the ends of dotted ones:
             ["q_proj", "layers.0.mlp.down_proj"].
-        seed: for A. torch's own generators are not touched.
+        seed: for A's random numbers. torch's own generators are not touched.
 
     Returns:
         the same model
@@ -129,10 +131,10 @@ def add_lora(
         raise UserError("this model has LoRA layers already: unload(model) takes them out first")
     names = find_targets(model, targets)
     model.requires_grad_(False)
-    devices = {model.get_submodule(name).weight.device for name in names}
+    devices = {get_linear(model, name).weight.device for name in names}
     draw = {device: torch.Generator(device).manual_seed(seed) for device in devices if device.type != "meta"}
     for name in names:
-        base = model.get_submodule(name)
+        base = get_linear(model, name)
         layer = LoraLinear(base, rank, alpha, dropout, dtype, draw.get(base.weight.device))
         set_module(model, name, layer.train(model.training))
     return model
@@ -144,11 +146,12 @@ def lora_layers(model: nn.Module) -> dict[str, LoraLinear]:
 
 
 def lora_parameters(model: nn.Module) -> int:
-    """How many numbers A and B have: rank * (in_features + out_features), summed over the layers."""
+    """The number of LoRA parameters: rank * (in_features + out_features), summed over the layers."""
     return sum(layer.lora_A.numel() + layer.lora_B.numel() for layer in lora_layers(model).values())
 
 
 def required_lora(model: nn.Module) -> dict[str, LoraLinear]:
+    """The model's LoRA layers by dotted name. Raises UserError if there are none."""
     layers = lora_layers(model)
     if not layers:
         raise UserError("the model has no LoRA layers: add_lora(model) or load_lora(model, folder) adds them")

@@ -14,11 +14,11 @@ from qlora_lab.errors import UserError
 def merge(model: nn.Module) -> nn.Module:
     """Add every correction to its base's weight: inference then costs what it cost before LoRA.
 
-    The sum is rounded to the weight's dtype. Each layer keeps the old weight, so that `unmerge` restores it bit by bit
-    (a subtraction would not); `unload` lets it go.
+    The sum is rounded to the weight's dtype. Each layer keeps the old weight, so that `unmerge` restores it bit for bit
+    (a subtraction would not); `unload` drops it.
 
     Raises:
-        UserError: a model without LoRA layers, merged already, or with a base that has no weight of floating point.
+        UserError: a model without LoRA layers, one that is merged already, or a base without a floating-point weight.
     """
     layers = required_lora(model)
     if any(layer.merged for layer in layers.values()):
@@ -31,14 +31,15 @@ def merge(model: nn.Module) -> nn.Module:
                 "dequantize_linears(model) makes the base dense first"
             )
     for layer in layers.values():
-        layer.unmerged_weight = layer.base.weight.data
-        layer.base.weight.data = (layer.unmerged_weight.float() + layer.delta()).to(layer.unmerged_weight.dtype)
+        weight = layer.base.weight.data
+        layer.base.weight.data = (weight.float() + layer.delta()).to(weight.dtype)
+        layer.unmerged_weight = weight
     return model
 
 
 @torch.no_grad()
 def unmerge(model: nn.Module) -> nn.Module:
-    """Give the bases their old weights back, bit by bit. Raises UserError if nothing is merged."""
+    """Restore the bases' old weights, bit for bit. Raises UserError if nothing is merged."""
     layers = required_lora(model)
     if not all(layer.merged for layer in layers.values()):
         raise UserError("the adapter is not merged: there is nothing to take back")
@@ -48,7 +49,7 @@ def unmerge(model: nn.Module) -> nn.Module:
 
 
 def unload(model: nn.Module) -> nn.Module:
-    """Take the LoRA layers out: what stays is the base, merged if it was. Raises UserError if there are none."""
+    """Replace each LoRA layer by its base, merged if it was. Raises UserError if there are no LoRA layers."""
     for name, layer in required_lora(model).items():
         set_module(model, name, layer.base)
     return model

@@ -22,7 +22,7 @@ def add_adapter(
     """Freeze the model and put PEFT's LoRA adapters beside its linear layers.
 
     There is no `prepare_model_for_kbit_training` here on purpose: it casts every remaining 16-bit weight to fp32
-    (+0.5 GB at LLaMA-7B) and readies the inputs for reentrant checkpointing, and our loop needs neither.
+    (+0.5 GB at LLaMA-7B) and prepares the inputs for reentrant checkpointing, and our loop needs neither.
 
     Args:
         rank: r, the inner dimension of the adapters.
@@ -31,7 +31,7 @@ def add_adapter(
         dropout: share of an adapter's input that is set to zero while training. It draws from torch's own generators,
             which the seed leaves alone: `torch.manual_seed` makes a run with dropout repeatable.
         seed: for the random A; B starts at zero, so the outputs do not change.
-        dtype: of the adapters, and with them of their gradients: fp32, or bf16 for half the memory.
+        dtype: of the adapters, and so of their gradients: fp32, or bf16 for half the memory.
 
     Returns:
         peft.PeftModel
@@ -45,7 +45,12 @@ def add_adapter(
         targets = [targets] if isinstance(targets, str) else list(targets)
         find_targets(model, targets)  # raises
     config = LoraConfig(
-        r=rank, lora_alpha=alpha, target_modules=targets, lora_dropout=dropout, bias="none", task_type="CAUSAL_LM"
+        r=rank,
+        lora_alpha=alpha,  # pyright: ignore[reportArgumentType]  # PEFT says int, and takes any number
+        target_modules=targets,
+        lora_dropout=dropout,
+        bias="none",
+        task_type="CAUSAL_LM",
     )
     with _seeded(seed, model), warnings.catch_warnings():
         # PEFT 0.21 asks transformers 5.23 for `is_gradient_checkpointing`, which is renamed
@@ -53,20 +58,20 @@ def add_adapter(
         if dtype == torch.float32:
             return get_peft_model(model, config)
         default = torch.get_default_dtype()
-        torch.set_default_dtype(dtype)  # made in it, rather than made in fp32 and converted: that needs the memory
+        torch.set_default_dtype(dtype)  # creating them in fp32 and converting would need fp32's memory
         try:
             adapted = get_peft_model(model, config, autocast_adapter_dtype=False)
         finally:
             torch.set_default_dtype(default)
     for parameter in adapted.parameters():
         if parameter.requires_grad:
-            parameter.data = parameter.data.to(dtype)  # beside dense weights PEFT has given it theirs
+            parameter.data = parameter.data.to(dtype)  # beside dense weights, PEFT has chosen theirs
     return adapted
 
 
 @contextlib.contextmanager
 def _seeded(seed: int, model):
-    """Random numbers from this seed on the CPU and the model's GPUs; torch's generators then go on where they were."""
+    """Seed the generators of the CPU and the model's GPUs; on leaving, they go on where they were."""
     gpus = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
     with torch.random.fork_rng(gpus):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed all GPUs, for good
@@ -76,5 +81,5 @@ def _seeded(seed: int, model):
 
 
 def trainable_parameters(model) -> int:
-    """Numbers that training changes. Packed 4-bit weights are frozen, so their halved `numel()` cannot mislead here."""
+    """The number of trainable parameters. (Packed 4-bit weights, whose `numel()` is halved, are frozen.)"""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)

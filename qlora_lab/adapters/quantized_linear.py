@@ -1,14 +1,14 @@
-"""A linear layer that holds its weight in 4 bits and makes it dense for a moment, whenever it is needed.
+"""A linear layer that holds its weight in 4 bits and dequantizes it whenever it is needed.
 
-    forward     y = x Wᵀ           W = dequantize(q), made, used and let go
+    forward     y = x Wᵀ           W = dequantize(q), made, used and freed
     backward    dL/dx = dL/dy W    W made again: nothing dense, and not even x, is kept in between
 
-The weight is frozen, so there is no dL/dW. That is all that QLoRA asks of its base: let gradients *through*, to the
+The weight is frozen, so there is no dL/dW. All that QLoRA needs of its base is to let gradients *through*, to the
 adapters of earlier layers (Dettmers et al. 2023, arXiv 2305.14314, section 3). bitsandbytes' `Linear4bit` does the same
 in its `MatMul4Bit`.
 
     quantize_linears(model)      replace the linear layers of a model, in place
-    from_bitsandbytes(model)     take over the 4-bit layers of a bitsandbytes model, byte by byte
+    from_bitsandbytes(model)     take over the 4-bit layers of a bitsandbytes model, byte for byte
     dequantize_linears(model)    dense layers with the rounded weights, in place of ours or bitsandbytes'
 """
 
@@ -16,11 +16,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any, TypeGuard
 
 import torch
 from torch import nn
 
-from qlora_lab.adapters.targets import find_targets, set_module
+from qlora_lab.adapters.targets import LinearLike, find_targets, get_linear, set_module
 from qlora_lab.errors import UserError
 from qlora_lab.quantization import (
     FP4,
@@ -54,8 +55,8 @@ class QuantizedLinear(nn.Module):
 
     Computes in x's dtype, or in autocast's where that is on.
 
-    `load_state_dict` treats it as an nn.Linear: what does not fit is reported and leaves the weight as it was, what
-    fits is copied to where the weight lies.
+    `load_state_dict` treats it like an nn.Linear: a weight that does not fit is reported and changes nothing, one that
+    fits is copied to the layer's device.
 
     Args:
         weight: what stands for W, of shape (out_features, in_features): a QuantizedTensor, with double quantization or
@@ -87,7 +88,7 @@ class QuantizedLinear(nn.Module):
         return _FrozenMatmul.apply(x, self.weight, None if self.bias is None else self.bias.to(x.dtype))
 
     def _apply(self, fn, recurse: bool = True):
-        """`model.to(...)` comes by here. The weight follows to another device; codes and scales keep their dtypes."""
+        """`model.to(...)` calls this. The weight moves to the new device; codes and scales keep their dtypes."""
         self.weight = self.weight.to(fn(self.weight.codes).device)
         return super()._apply(fn, recurse)
 
@@ -100,7 +101,7 @@ class QuantizedLinear(nn.Module):
     def _load_from_state_dict(
         self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
     ):
-        """As nn.Linear: reports what is missing, unexpected or of another shape, and loads nothing of a weight then."""
+        """Like nn.Linear's: reports what is missing, unexpected or of another shape. No weight is loaded in part."""
         start = f"{prefix}weight."
         given = {name.removeprefix(start): part for name, part in state_dict.items() if name.startswith(start)}
         rest = {name: part for name, part in state_dict.items() if not name.startswith(start)}
@@ -135,7 +136,7 @@ class QuantizedLinear(nn.Module):
 
 
 def nf4_double(weight: torch.Tensor) -> QuantizedTensor:
-    """QLoRA's choice: NF4 in blocks of 64, their scales in 8 bits. 4.127 bits a parameter."""
+    """QLoRA's choice: NF4 in blocks of 64, their scales in 8 bits. 4.127 bits per parameter."""
     return double_quantize(quantize(weight))
 
 
@@ -148,18 +149,19 @@ def quantize_linears(
 
     Args:
         targets: "all-linear" (all but the output head), or names of modules, as in `add_lora`.
-        quantizer: weight -> quantized weight. `quantize` alone leaves double quantization out;
+        quantizer: weight -> quantized weight. `quantize` does without double quantization;
             `lambda weight: quantize(weight, FP4)` or `lambda weight: quantize_affine(weight, 3, 64)` use other numbers.
 
     Returns:
-        the same model, frozen: what is quantized cannot be trained, adapters can
+        the same model, frozen: quantized weights cannot be trained, adapters can
 
     Raises:
-        UserError: targets that the model does not have, layers that are no dense nn.Linear, or an output head that is
-            the embedding matrix too (tied): quantizing it would tear them apart.
+        UserError: targets that the model does not have, layers that are not a dense nn.Linear, or an output head that
+            is tied to the input embeddings: quantizing it would untie them.
     """
     names = find_targets(model, targets)
-    embeddings = model.get_input_embeddings().weight if hasattr(model, "get_input_embeddings") else None
+    input_embeddings = getattr(model, "get_input_embeddings", None)
+    embeddings = input_embeddings().weight if input_embeddings else None
     for name in names:
         layer = model.get_submodule(name)
         if not isinstance(layer, nn.Linear) or not layer.weight.is_floating_point():
@@ -168,7 +170,7 @@ def quantize_linears(
             raise UserError(f"{name} is tied to the input embeddings: leave it out of targets")
     model.requires_grad_(False)
     for name in names:
-        layer = model.get_submodule(name)
+        layer = get_linear(model, name)
         set_module(model, name, QuantizedLinear(quantizer(layer.weight.detach()), layer.bias).train(layer.training))
     return model
 
@@ -176,9 +178,12 @@ def quantize_linears(
 def from_bitsandbytes(model: nn.Module) -> nn.Module:
     """Replace bitsandbytes' 4-bit layers by ours, in place, with the same codes and scales.
 
-    Quantizing the same weights anew gives the same bytes but for double quantization, where one scale in several
-    hundred differs: bitsandbytes' 8-bit search misses the nearest code there. Whoever compares training step by step
-    starts from equal bytes. transformers does not take it for a bitsandbytes model any longer.
+    Quantizing the same weights again gives the same bytes except in double quantization, where one scale in several
+    hundred differs: bitsandbytes' 8-bit search misses its nearest code. A comparison of training runs, step by step,
+    must start from equal bytes. transformers no longer treats the result as a bitsandbytes model.
+
+    Returns:
+        the same model
 
     Raises:
         UserError: the model has no such layer.
@@ -187,7 +192,7 @@ def from_bitsandbytes(model: nn.Module) -> nn.Module:
     if not names:
         raise UserError("the model has no 4-bit layer of bitsandbytes: load_model(quantization='nf4') makes one")
     for name in names:
-        layer = model.get_submodule(name)
+        layer = get_linear(model, name)
         set_module(model, name, QuantizedLinear(_quantized_tensor(layer.weight), layer.bias).train(layer.training))
     _unmark(model)
     return model
@@ -195,15 +200,15 @@ def from_bitsandbytes(model: nn.Module) -> nn.Module:
 
 def _quantized_tensor(weight) -> QuantizedTensor:
     """Our QuantizedTensor with the bytes of bitsandbytes' Params4bit."""
-    q = _as_it_lies(weight)
+    q = _quantized_view(weight)
     if weight.quant_state.quant_type == "nf4":
         return q
-    index = FP4_BIT_PATTERNS.argsort().to(torch.uint8).to(q.device)  # of the bit pattern's level, ascending
+    index = FP4_BIT_PATTERNS.argsort().to(torch.uint8).to(q.device)  # bit pattern -> index of its level
     return dataclasses.replace(q, codes=pack(index[unpack(q.codes).int()]), codebook=FP4.to(q.device))
 
 
-def _as_it_lies(weight) -> QuantizedTensor:
-    """A QuantizedTensor that shares the memory of a Params4bit. FP4's levels stand in its order, not ours."""
+def _quantized_view(weight) -> QuantizedTensor:
+    """A QuantizedTensor that shares the memory of a Params4bit. FP4's levels are in the order of its bit patterns."""
     state, codes = weight.quant_state, weight.data.view(torch.uint8).flatten()
     absmax = state.absmax
     if state.nested:
@@ -213,18 +218,19 @@ def _as_it_lies(weight) -> QuantizedTensor:
     return QuantizedTensor(codes, absmax, codebook, state.shape, state.dtype, state.blocksize)
 
 
-def frozen_weight(module: nn.Module) -> torch.Tensor | QuantizedTensor:
-    """A linear layer's weight as it lies in memory, to be read only: dense, ours or bitsandbytes'."""
-    if isinstance(module, QuantizedLinear) or not _is_linear4bit(module):
-        return module.weight
-    return _as_it_lies(module.weight)
+def frozen_weight(module: nn.Module) -> torch.Tensor | QuantizedTensor | UniformTensor:
+    """A linear layer's weight, not copied and not to be changed. bitsandbytes' 4-bit one comes as a QuantizedTensor."""
+    if _is_linear4bit(module):
+        return _quantized_view(module.weight)
+    weight: Any = module.weight
+    return weight
 
 
 def dequantize_linears(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
     """Replace quantized layers, ours and bitsandbytes' 4-bit ones, by dense ones with the rounded weights, in place.
 
-    It is this model that adapters were trained on: merge them here, not into the 16-bit original. It is an ordinary
-    dense model from then on: `save_pretrained` writes one that loads as it is. LoRA layers of ours or PEFT's stay.
+    Adapters were trained on these rounded weights: merge them into this model, not into the 16-bit original. The result
+    is an ordinary dense model, and `save_pretrained` writes an ordinary checkpoint. LoRA layers, ours or PEFT's, stay.
 
     Args:
         dtype: of the dense weights; None: that of the weights before they were quantized.
@@ -233,7 +239,7 @@ def dequantize_linears(model: nn.Module, dtype: torch.dtype | None = None) -> nn
         the same model, frozen
 
     Raises:
-        UserError: nothing is quantized.
+        UserError: no layer is quantized.
     """
     quantized = {name: module for name, module in model.named_modules() if is_quantized(module)}
     if not quantized:
@@ -252,9 +258,9 @@ def dequantize_linears(model: nn.Module, dtype: torch.dtype | None = None) -> nn
 
 
 def _unmark(model: nn.Module) -> None:
-    """Take away what says that a model has 4-bit layers of bitsandbytes, once it has none.
+    """Remove the attributes that mark a model as having bitsandbytes' 4-bit layers, once it has none.
 
-    transformers would write it to config.json, and refuse `.half()`; PEFT's layers would merge in 4 bits.
+    transformers would write them to config.json and refuse `.half()`; PEFT's layers would merge in 4 bits.
     """
     of_model = ("hf_quantizer", "quantization_method", "is_quantized", "is_loaded_in_4bit")
     of_config = ("quantization_config", "_is_quantized")
@@ -265,23 +271,25 @@ def _unmark(model: nn.Module) -> None:
         if type(module).__module__ == "peft.tuners.lora.bnb":
             from peft.tuners.lora import Linear
 
-            module.__class__, module.is_target_conv_1d_layer = Linear, False  # the one attribute that only it has
+            layer: Any = module
+            layer.__class__, layer.is_target_conv_1d_layer = Linear, False  # the one attribute that only it has
 
 
-def is_quantized(module: nn.Module) -> bool:
-    """A QuantizedLinear, or bitsandbytes' Linear4bit."""
+def is_quantized(module: nn.Module) -> TypeGuard[LinearLike]:
+    """Whether a module is a QuantizedLinear or bitsandbytes' Linear4bit."""
     return isinstance(module, QuantizedLinear) or _is_linear4bit(module)
 
 
-def _is_linear4bit(module: nn.Module) -> bool:
-    """Whether its own weight (an adapter around it shows it too) carries bitsandbytes' `quant_state`."""
+def _is_linear4bit(module: nn.Module) -> TypeGuard[LinearLike]:
+    """Whether the module's own weight, not that of a layer which it wraps, carries bitsandbytes' `quant_state`."""
     return hasattr(module._parameters.get("weight"), "quant_state")
 
 
 def dense_weight(module: nn.Module) -> torch.Tensor:
-    """The weight that a quantized layer stands for: Tensor[out_features, in_features]."""
+    """A quantized layer's weight, dequantized: Tensor[out_features, in_features], in its dtype before quantization."""
     if isinstance(module, QuantizedLinear):
         return module.weight.dequantize()
-    import bitsandbytes
+    from bitsandbytes.functional import dequantize_4bit
 
-    return bitsandbytes.functional.dequantize_4bit(module.weight.data, module.weight.quant_state)
+    weight: Any = module.weight
+    return dequantize_4bit(weight.data, weight.quant_state)

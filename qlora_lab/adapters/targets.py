@@ -1,28 +1,45 @@
-"""Which layers of a model an adapter or a quantizer means, by name."""
+"""Find the layers of a model that an adapter or a quantizer is meant for, by name."""
 
 from __future__ import annotations
 
 import difflib
+from typing import Any, TypeGuard
 
+import torch
 from torch import nn
 
 from qlora_lab.errors import UserError
 
 
-def is_linear(module: nn.Module) -> bool:
-    """Linear-like: says how wide its input and output are. nn.Linear does, so do bitsandbytes' and our 4-bit layers."""
+class LinearLike(nn.Module):
+    """What `is_linear` promises, for type checkers. Nothing inherits from it: attributes decide.
+
+    Attributes:
+        weight: Tensor[out_features, in_features], or what stands for it in few bits.
+        bias: Tensor[out_features] or None.
+    """
+
+    in_features: int
+    out_features: int
+    weight: Any
+    bias: torch.Tensor | None
+
+
+def is_linear(module: nn.Module) -> TypeGuard[LinearLike]:
+    """Whether a module has in_features, out_features and a weight, as nn.Linear, LoraLinear and 4-bit layers have."""
     widths = getattr(module, "in_features", None), getattr(module, "out_features", None)
     return all(isinstance(width, int) for width in widths) and hasattr(module, "weight")
 
 
 def find_targets(model: nn.Module, targets: str | list[str] = "all-linear") -> list[str]:
-    """Dotted names of the layers that `targets` means, in the model's order. See `add_lora` for targets and errors."""
+    """Dotted names of the layers that `targets` selects, in the model's order. Arguments and errors: `add_lora`."""
     linears = [name for name, module in model.named_modules() if name and is_linear(module)]
     if not linears:
         others = sorted({type(module).__name__ for module in model.modules() if not list(module.children())})
         raise UserError(f"the model has no linear layer that LoRA could adapt: it is made of {', '.join(others)}")
     if targets == "all-linear":
-        head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+        output_embeddings = getattr(model, "get_output_embeddings", None)
+        head = output_embeddings() if output_embeddings else None
         return [name for name in linears if model.get_submodule(name) is not head]
     targets = [targets] if isinstance(targets, str) else list(targets)
     if not targets:
@@ -39,6 +56,14 @@ def find_targets(model: nn.Module, targets: str | list[str] = "all-linear") -> l
 def is_named(name: str, target: str) -> bool:
     """Whether a dotted name is the target or ends in it, as in PEFT: `model.layers.0.mlp.up_proj` is an `up_proj`."""
     return name == target or name.endswith("." + target)
+
+
+def get_linear(model: nn.Module, name: str) -> LinearLike:
+    """The linear-like layer with this dotted name. Raises UserError if another kind of module has it."""
+    module = model.get_submodule(name)
+    if not is_linear(module):
+        raise UserError(f"{name} is a {type(module).__name__}: a linear layer is needed")
+    return module
 
 
 def set_module(model: nn.Module, name: str, module: nn.Module) -> None:

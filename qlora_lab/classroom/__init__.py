@@ -1,15 +1,15 @@
 """What the notebooks show, and the workshop that builds and grades them.
 
-lessons/      one folder a lesson: its checks, figures, suspects
-checks.py     all lessons' checks on one page, and progress
+lessons/      one folder per lesson: its checks, figures, suspects
+checks.py     all lessons' checks in one module, and progress
 judging.py    how a check shows, records and raises
 plots.py      figures that several lessons draw
 widgets.py    sliders, live loss, tables
 samples.py    random numbers of several distributions, real weights
 build.py      one source -> learner's and solved notebook: the command line, and the whole syntax
-source.py     the source script, read; what claims must not do
+source.py     reads the source script; what claims must not do
 drafts.py     from its cells to both notebooks
-values.py     the numbers in the text, filled in from a run and held against the next
+values.py     the numbers in the text, filled in from a run and compared with the next
 outputs.py    running, and what may be stored of it
 grade.py      a learner's notebook, run under limits -> points
 """

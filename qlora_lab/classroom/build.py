@@ -13,7 +13,7 @@ for the learner, and `notebooks/solutions/07_qlora_run.ipynb`, where the exercis
     # %% alt="Two bars: ..."      a code cell that shows a figure, described for those who cannot see it
     # %% machinery "Imports"      a code cell that is folded away under its title, in JupyterLab and in Colab
     # %% claims                   assertions that keep the text true, see below
-    # %pip install qlora_lab      a magic stands in a comment, so that the source remains Python
+    # %pip install qlora_lab      a magic is written as a comment, so that the source remains Python
 
 An exercise is a code cell with a solution in it, followed by the cell that checks it:
 
@@ -27,11 +27,11 @@ An exercise is a code cell with a solution in it, followed by the cell that chec
     # %%
     check_labels(mask_prompt)
 
-Behind the title comes the set-up cell for Colab, see `qlora_lab/colab.py`.
+After the title comes the set-up cell for Colab, see `qlora_lab/colab.py`.
 
 In the learner's notebook the region becomes `...  # your code (about 2 lines)`; without the hint in brackets,
 `...  # your code here`. Where another stub serves better, write it in `### STUB:` lines at the top of the region. They
-stand in for the region, at its indentation:
+replace the region, at its indentation:
 
     ### BEGIN SOLUTION
     ### STUB: answer = ...  # bits per parameter
@@ -50,12 +50,12 @@ source, in `07_qlora_run.json`; see `values.py`. What else the text says is asse
     # %% claims
     assert error < previous_error
 
-It shows nothing, and gives no value to a name that a later cell in sight reads. (See yourself to it that it changes no
-object that they use, random generators among them.) The notebooks that are stored do not have claims. CI runs copies
-that have them (`--with-claims`), and a generated claim for the values of each text.
+It shows nothing, and assigns no name that a later visible cell reads. (That it changes no object which they use, random
+generators among them, is left to you.) The stored notebooks have no claims. CI runs copies that have them
+(`--with-claims`), and a generated claim for the values of each text.
 
-Hints are yours: markdown cells that begin with `<details>`, behind the check cell. The solution, folded away, follows
-them by itself.
+Hints are markdown cells that begin with `<details>`, after the check cell. The build adds the solution, folded away,
+after them.
 
 A cell whose output differs from run to run is marked for nbval, with the reason. nbval wants the marker alone on its
 line (it silently ignores `# NBVAL_IGNORE_OUTPUT: reason`), so the reason is the next line and starts with "because":
@@ -87,7 +87,7 @@ from qlora_lab.classroom.outputs import (
 from qlora_lab.classroom.source import REPOSITORY, BuildError
 
 # Notebooks are plain dicts here, as JSON gives them. nbformat and jupytext take two seconds to import and to read the
-# course, which --check cannot spare; the tests hold `read_cells` against jupytext.
+# course, which --check cannot spare; the tests compare `read_cells` with jupytext.
 
 # --- Files ------------------------------------------------------------------------------------------------------------
 
@@ -111,8 +111,8 @@ def find_sources(notebooks: Path, names: list[str]) -> list[Path]:
     return sorted(chosen) if names else sources
 
 
-def read_notebook(path: Path) -> dict | None:
-    """The notebook at `path`; None if there is none."""
+def read_notebook(path: Path) -> dict:
+    """The notebook at `path`. Raises FileNotFoundError, or BuildError if it is damaged."""
     try:
         notebook = json.loads(path.read_text(encoding="utf-8"))
         for cell in notebook["cells"]:
@@ -123,14 +123,12 @@ def read_notebook(path: Path) -> dict | None:
                 if "text" in output:
                     output["text"] = joined(output["text"])
         return notebook
-    except FileNotFoundError:
-        return None
     except (ValueError, AttributeError, KeyError, TypeError):
         raise BuildError(f"{show_path(path)} is not a readable notebook: delete it and build again") from None
 
 
 def joined(text):
-    """A text that nbformat stored as a list of lines, whole again; anything else as it is."""
+    """A text, joined if nbformat stored it as a list of lines; anything else as it is."""
     return "".join(text) if isinstance(text, list) and all(isinstance(line, str) for line in text) else text
 
 
@@ -141,7 +139,7 @@ def write_notebook(notebook: dict, path: Path) -> None:
 
 
 def write(text: str, path: Path) -> None:
-    """Write `path` in one step: whatever happens, the old file or the new one is there, whole."""
+    """Write `path` in one step: whatever happens, either the old file or the new one is there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -152,10 +150,10 @@ def write(text: str, path: Path) -> None:
 
 
 def find_difference(path: Path, expected: dict) -> str:
-    """Say how the notebook at `path` differs from what its source gives, or is unfit to be stored. Empty if fine."""
-    actual = read_notebook(path)
-    if actual is None:
+    """Say how the notebook at `path` differs from what its source gives, or why it is unfit to be stored; else ""."""
+    if not path.exists():
         return "is missing"
+    actual = read_notebook(path)
     if actual["metadata"] != expected["metadata"]:
         return f"has other notebook metadata: {', '.join(actual['metadata']) or 'none'}"
     for number, (cell, wanted) in enumerate(zip(actual["cells"], expected["cells"], strict=False), start=1):
@@ -177,7 +175,7 @@ def find_difference(path: Path, expected: dict) -> str:
 
 
 def first_difference(text: str, other: str) -> str:
-    """The first line of `text` that `other` has not; its first line if they are equal."""
+    """The first line of `text` that differs from that of `other`; its first line if they are equal."""
     lines, others = text.split("\n"), other.split("\n")
     different = (line for line, theirs in zip(lines, [*others, *[None] * len(lines)], strict=False) if line != theirs)
     return next(different, lines[0])
@@ -189,17 +187,18 @@ def first_difference(text: str, other: str) -> str:
 def build(source: Path, *, run: bool) -> None:
     """Write both notebooks of `source`, executed if `run`, else with the outputs and values that are still valid."""
     drafts = targets(source)
-    with told_at(f"{show_path(source)}, "):
+    with errors_at(f"{show_path(source)}, "):
         wanted = values_in(drafts[0][1])
-        kept = None if run else values.recall(wanted, values.read_values(source))
+        kept = [] if run else values.recall(wanted, values.read_values(source))
     for path, draft in drafts:
+        is_learners = path == drafts[0][0]
         if run:
             start = time.perf_counter()
-            with told_at(f"{show_path(path)}: "):
+            with errors_at(f"{show_path(path)}: "):
                 answers = execute(draft, source.parents[1], strict=path.parent.name == "solutions")
-            with told_at(f"{show_path(source)}, "):
+            with errors_at(f"{show_path(source)}, "):
                 now = [what for asked, printed in answers for what in values.answered(asked, printed)]
-                kept = now if kept is None else kept
+                kept = now if is_learners else kept
                 for value, in_learners, in_solved in zip(wanted, kept, now, strict=True):
                     if not values.agree(value, in_learners, in_solved):
                         raise BuildError(
@@ -208,9 +207,9 @@ def build(source: Path, *, run: bool) -> None:
                             "on an answer"
                         )
             print(f"{show_path(path)} ran in {time.perf_counter() - start:.0f} s", flush=True)
-        elif old := read_notebook(path):
-            keep_outputs(draft, old)
-        if path == drafts[0][0]:
+        elif path.exists():
+            keep_outputs(draft, read_notebook(path))
+        if is_learners:
             write_values(source, wanted, kept)
         write_notebook(finish(draft, kept), path)
 
@@ -226,7 +225,7 @@ def write_values(source: Path, wanted: list[values.Value], kept: list[values.Kep
 def check(source: Path) -> None:
     """Raise BuildError if a notebook of `source` is out of step with it."""
     drafts = targets(source)
-    with told_at(f"{show_path(source)}, "):
+    with errors_at(f"{show_path(source)}, "):
         wanted = values_in(drafts[0][1])
         pairs = values.read_values(source)
         kept = values.recall(wanted, pairs)
@@ -244,20 +243,20 @@ def check(source: Path) -> None:
 def copy_with_claims(source: Path, folder: Path) -> None:
     """Write copies of both notebooks of `source`, as CI runs them, into a folder and its folder "solutions".
 
-    They hold the claims, and generated ones behind each text with values; all other cells have their stored outputs.
+    They hold the claims, and generated ones after each text with values; all other cells have their stored outputs.
     Raises BuildError if a notebook is out of step with its source.
     """
     check(source)
     for path, draft in targets(source):
-        in_sight = [cell for cell in code_cells(draft) if not cell.get("claims")]
-        for cell, stored in zip(in_sight, code_cells(read_notebook(path)), strict=True):
+        visible = [cell for cell in code_cells(draft) if not cell.get("claims")]
+        for cell, stored in zip(visible, code_cells(read_notebook(path)), strict=True):
             cell |= {"outputs": stored["outputs"], "execution_count": stored["execution_count"]}
         kept = values.recall(values_in(draft), values.read_values(source))
         write_notebook(finish(draft, kept, with_claims=True), folder / path.relative_to(source.parents[1]))
 
 
 @contextmanager
-def told_at(place: str) -> Iterator[None]:
+def errors_at(place: str) -> Iterator[None]:
     """Put a place before the message of a BuildError."""
     try:
         yield
@@ -267,7 +266,7 @@ def told_at(place: str) -> Iterator[None]:
 
 def targets(source: Path) -> list[tuple[Path, dict]]:
     """Where the two notebooks of `source` belong, and their drafts: first the learner's, then the solved one."""
-    with told_at(f"{show_path(source)}, "):
+    with errors_at(f"{show_path(source)}, "):
         learner, solved = draft_notebooks(source)
     notebooks = source.parents[1]
     return [(notebooks / f"{source.stem}.ipynb", learner), (notebooks / "solutions" / f"{source.stem}.ipynb", solved)]
@@ -280,7 +279,7 @@ def find_orphans(notebooks: Path) -> list[Path]:
 
 
 def main(arguments: list[str] | None = None, notebooks: Path = REPOSITORY / "notebooks") -> int:
-    """Run the command line and return its exit code: 1 if anything is wrong, said on standard error."""
+    """Run the command line and return its exit code: 1 if anything is wrong, which standard error then says."""
     parser = argparse.ArgumentParser(
         prog="python -m qlora_lab.classroom.build", description="Make the course's notebooks from notebooks/source."
     )

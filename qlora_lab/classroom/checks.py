@@ -1,4 +1,4 @@
-"""Exercise checks and progress: the page from which notebooks take them.
+"""Exercise checks and progress, as notebooks import them.
 
 A check takes the learner's answer and shows one line: not attempted yet (·), what is wrong (✗), or right (✓).
 
@@ -20,20 +20,19 @@ it, and give tests/classroom/lessons/n03/answers.py a right answer and the wrong
             return wrong("Your shares sum to 0.5. Which of the two codes in each byte is missing?")
         return right("...")
 
-It is on this page then: nothing lists it a second time. `check_level_usage(answer)` shows, records and, in strict mode,
+This module then has it: it is listed nowhere else. `check_level_usage(answer)` shows, records and, in strict mode,
 raises; `check_level_usage.verdict(answer)` is the pure function for the tests: it returns the Verdict and does nothing
 else.
 """
 
 import importlib
 import pkgutil
-from collections.abc import Callable
 
 from qlora_lab.classroom import lessons
-from qlora_lab.classroom.judging import Exercise, Progress, progress_path, read_progress
+from qlora_lab.classroom.judging import Check, Exercise, Progress, progress_path, read_progress
 
 
-def checks_of_lessons() -> dict[str, Callable]:
+def checks_of_lessons() -> dict[str, Check]:
     """The checks in lessons/*/checks.py by name, in the course's order: what `exercise` decorates."""
     found = {}
     for lesson in sorted(module.name for module in pkgutil.iter_modules(lessons.__path__)):

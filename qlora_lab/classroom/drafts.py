@@ -1,7 +1,7 @@
 """From a lesson's source to its two notebooks, the learner's and the solved one.
 
-Between them stands the draft: a notebook, as a plain dict, with the claims still in it and the values not yet filled
-in. Its cells have keys that no notebook knows: "line", where the source has them; "claims", true for claims.
+The step between is a draft: a notebook, as a plain dict, with the claims still in it and the values not yet filled in.
+Its cells may have two keys that are removed later: "line", their line in the source, and "claims", true for claims.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ NOTEBOOK_METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
 }
-FOLDED = {"cellView": "form", "jupyter": {"source_hidden": True}}  # what Colab and JupyterLab call it
+FOLDED = {"cellView": "form", "jupyter": {"source_hidden": True}}  # Colab's and JupyterLab's names for it
 
 
 def folded(solutions: list[str]) -> str:
@@ -30,16 +30,16 @@ def folded(solutions: list[str]) -> str:
 
 def make_notebooks(source: Path) -> tuple[dict, dict]:
     """Return the learner's and the solved notebook of the script `source`, as they are stored, but without outputs."""
-    drafts = draft_notebooks(source)
-    kept = values.recall(values_in(drafts[0]), values.read_values(source))
-    return tuple(finish(draft, kept) for draft in drafts)
+    learner, solved = draft_notebooks(source)
+    kept = values.recall(values_in(learner), values.read_values(source))
+    return finish(learner, kept), finish(solved, kept)
 
 
 def draft_notebooks(source: Path) -> tuple[dict, dict]:
     """Return the drafts of the learner's and the solved notebook."""
     learner, solved = [], []
-    exercise, waiting = None, []  # a cell with a solution, and the solutions whose check is still to come
-    checked = []  # solutions that are to be shown behind the hints that follow their check
+    waiting, line_of_exercise = [], 0  # solutions whose check is still to come, and where the last one begins
+    checked = []  # solutions to be shown after the hints that follow their check
     cells = read_cells(source.read_text(encoding="utf-8"))
     for cell in cells:
         if cell.is_claims:
@@ -59,14 +59,14 @@ def draft_notebooks(source: Path) -> tuple[dict, dict]:
         title, metadata = "", cell.metadata
         if cell.machinery:
             if stub != solution:
-                raise BuildError(f"line {cell.line}: an exercise does not belong into a folded cell")
+                raise BuildError(f"line {cell.line}: an exercise does not belong in a folded cell")
             title = f"# @title {cell.machinery}\n"
             metadata = {name: option for name, option in metadata.items() if name != "title"} | FOLDED
         learner.append(new_cell("code", title + stub, metadata, line=cell.line))
         solved.append(new_cell("code", title + solution, metadata, line=cell.line))
         if stub != solution:
-            exercise = cell
             waiting.append(solution)
+            line_of_exercise = cell.line
         elif waiting and "check_" in solution:
             checked, waiting = waiting, []
         elif waiting:
@@ -74,11 +74,11 @@ def draft_notebooks(source: Path) -> tuple[dict, dict]:
     if checked:
         learner.append(new_cell("markdown", folded(checked), {}))
     if waiting:
-        raise BuildError(f"line {exercise.line}: the next code cell must check this exercise: check_...(answer)")
+        raise BuildError(f"line {line_of_exercise}: the next code cell must check this exercise: check_...(answer)")
     check_claims(cells)
     for cells in (learner, solved):
-        behind_the_title = int(cells[0]["cell_type"] == "markdown")
-        cells.insert(behind_the_title, new_cell("code", colab.CELL, FOLDED))
+        after_title = int(cells[0]["cell_type"] == "markdown")
+        cells.insert(after_title, new_cell("code", colab.CELL, FOLDED))
     return new_notebook(learner, source.stem), new_notebook(solved, source.stem)
 
 
@@ -99,6 +99,7 @@ def new_notebook(cells: list[dict], name: str) -> dict:
 
 
 def values_in(draft: dict) -> list[values.Value]:
+    """The values in all cells of a draft, in order."""
     return [value for cell in draft["cells"] for value in values.values_of(cell)]
 
 

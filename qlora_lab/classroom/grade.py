@@ -3,13 +3,13 @@
     python -m qlora_lab.classroom.grade 04_double_quantization.ipynb [more.ipynb] [--json]
         [--minutes 30] [--cell-minutes 10] [--memory-gb 8]
 
-How it is judged. The cells are run in their order, in an empty folder. Where the course's notebook checks an exercise,
-the grader asks the package's own check, as it was before the learner's first line ran: what a cell says of itself does
-not count. An exercise whose check the learner deleted is judged at the end. A cell that fails, or is interrupted at its
-limit, does not end the run; a kernel that dies or outlives its limit does, and what was judged by then counts. The
-learner's file is only read.
+How it grades. The cells are run in their order, in an empty folder. Where the course's notebook checks an exercise, the
+grader calls the package's own check, taken before the learner's first line ran: what a cell prints does not count. An
+exercise whose check the learner deleted is judged at the end. A cell that fails, or is interrupted at its limit, does
+not end the run; a kernel that dies or exceeds its limit does, and what was judged by then counts. The learner's file is
+not changed.
 
-This guards against accidents and idle tricks. Code of strangers wants a container around it.
+This guards against accidents and idle tricks. Untrusted code must be run in a container.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from qlora_lab.classroom import checks
 from qlora_lab.classroom.judging import MARKS
@@ -33,7 +34,7 @@ from qlora_lab.classroom.source import REPOSITORY
 from qlora_lab.errors import UserError
 
 CHECK = re.compile(r"^(check_\w+)\((.*)\)\s*$", re.MULTILINE)
-# taken when this module is imported, in the kernel before the learner's first cell: later ones are not asked
+# taken when this module is imported, in the kernel before the learner's first cell: later changes have no effect
 CHECKS = {name: (check.exercise, check.verdict) for name, check in checks.CHECKS.items()}
 GRACE = 10  # seconds that an interrupted cell has to stop
 
@@ -61,7 +62,7 @@ class Grade:
 
 @dataclass
 class Report:
-    """What one notebook brought. notes: what went wrong on the way, one sentence each."""
+    """The result of one notebook. notes: what went wrong on the way, one sentence each."""
 
     notebook: str
     course: str
@@ -100,14 +101,14 @@ def read_notebook(path: Path) -> dict:
             if cell["cell_type"] not in ("code", "markdown", "raw"):
                 raise ValueError(f"a cell of type {cell['cell_type']!r}")
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {os.strerror(error.errno)}") from error
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is no notebook of Jupyter (version 4): {type(error).__name__}: {error}") from error
     return notebook
 
 
 def course_checks(notebook: dict) -> tuple[str, dict[str, str]]:
-    """The course's notebook that this one comes from: its name, and its checks with what each is given, as written.
+    """The name of the course's notebook that this one comes from, and its checks, each with its arguments as written.
 
     It is the one with the most cells in common (cells keep their ids when a notebook is edited and renamed), or else
     the most checks.
@@ -138,7 +139,7 @@ def checks_in(notebook: dict) -> dict[str, str]:
 
 
 def judge(name: str, answer: Callable[[], tuple], file: str) -> None:
-    """Called in the learner's kernel: write what the check `name` says of what `answer` returns to a file."""
+    """Called in the learner's kernel: write to a file what the check `name` says of the answer."""
     try:
         verdict = CHECKS[name][1](*answer())
         state, message = verdict.state, verdict.message
@@ -148,7 +149,7 @@ def judge(name: str, answer: Callable[[], tuple], file: str) -> None:
 
 
 def judging(name: str, given: str, file: Path) -> str:
-    """Code that calls `judge` with names of the learner's, wherever they may have been redefined."""
+    """Code that calls `judge` with the learner's answer, whatever names the learner has redefined."""
     module = "__import__('qlora_lab.classroom.grade', fromlist=['judge'])"
     return f"{module}.judge({name!r}, lambda: ({given},), {str(file)!r})"
 
@@ -157,14 +158,15 @@ def judging(name: str, given: str, file: Path) -> str:
 
 
 class Stopped(Exception):
-    """The kernel is gone, and why."""
+    """The run cannot go on; the message says why."""
 
 
 class Kernel:
     """A Jupyter kernel under limits.
 
     Raises:
-        Stopped: from `run`, when there is no going on. TimeoutError: when a cell was interrupted at its limit.
+        Stopped: from `run`, if the run cannot go on.
+        TimeoutError: from `run`, if a cell was interrupted at its limit.
     """
 
     def __init__(self, folder: Path, limits: Limits):
@@ -178,7 +180,8 @@ class Kernel:
         self.manager, self.client = start_new_kernel(
             cwd=str(folder), env=environment, extra_arguments=["--log-level=ERROR"], startup_timeout=120
         )
-        self.process = psutil.Process(self.manager.provisioner.pid)
+        provisioner: Any = self.manager.provisioner  # a LocalProvisioner: the kernel is a process of this machine
+        self.process = psutil.Process(provisioner.pid)
 
     def __enter__(self) -> Kernel:
         return self
@@ -188,7 +191,7 @@ class Kernel:
         self.manager.shutdown_kernel(now=True)
 
     def run(self, code: str, seconds: float | None = None) -> str:
-        """Run code to its end; the error that it raised, "NameError: ...", or "". seconds: default a cell's limit."""
+        """Run code and return the error that it raised, "NameError: ...", or "". seconds: default a cell's limit."""
         end = min(self.deadline, time.monotonic() + (seconds or self.limits.cell_seconds))
         request = self.client.execute(code, allow_stdin=False)
         if (error := self._wait(request, end)) is not None:
@@ -201,7 +204,7 @@ class Kernel:
         raise TimeoutError(f"it took longer than {self.limits.cell_seconds:g} s and was interrupted")
 
     def _wait(self, request: str, end: float) -> str | None:
-        """What `run` returns, or None at the end of the time."""
+        """What `run` returns, or None if that is not known at the time `end`."""
         error = ""
         while True:
             try:
@@ -219,21 +222,22 @@ class Kernel:
                 return None
 
     def _watch(self) -> None:
+        """Raise Stopped if the kernel is dead or uses too much memory."""
         import psutil
 
         if not self.manager.is_alive():
             raise Stopped("the kernel died")
         try:
-            everyone = [self.process, *self.process.children(recursive=True)]
-            used = sum(process.memory_info().rss for process in everyone)
-        except psutil.Error:  # gone between two looks
+            processes = [self.process, *self.process.children(recursive=True)]
+            used = sum(process.memory_info().rss for process in processes)
+        except psutil.Error:  # one has just ended
             return
         if used > self.limits.memory:
             raise Stopped(f"it used {used / 1e9:.1f} GB, more than {self.limits.memory / 1e9:g} GB")
 
 
 def _python_path() -> str:
-    """The kernel shall find this package, even where it is not installed."""
+    """A PYTHONPATH with which the kernel finds this package, even where it is not installed."""
     return os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
@@ -253,15 +257,17 @@ def grade(path: Path, limits: Limits = Limits()) -> Report:
         file = Path(folder) / "verdict.json"
 
         def ask(name: str) -> None:
-            file.unlink(missing_ok=True)  # the verdict before this one
+            file.unlink(missing_ok=True)  # the previous verdict
             error = kernel.run(judging(name, wanted[name], file))
             if file.exists():
                 verdicts[name] = json.loads(file.read_text(encoding="utf-8"))
-            else:  # the answer ended its own judging: by `raise SystemExit`, for one
+            else:  # the answer ended the judging, by `raise SystemExit` for one
                 verdicts[name] = ["wrong", f"it could not be judged: {error}"]
 
         try:
-            kernel.run("import qlora_lab.classroom.grade as _", limits.seconds)  # the checks as they are now
+            kernel.run(
+                "import qlora_lab.classroom.grade as _", limits.seconds
+            )  # which takes the checks as they are now
             for number, cell in enumerate(code_cells(notebook), start=1):
                 place = f"code cell {number}"
                 if error := _run_cell(kernel, cell["source"]):
@@ -299,7 +305,8 @@ def _run_cell(kernel: Kernel, source: str) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit code 0 when all notebooks were graded, whatever their points; 2 when one could not be."""
-    parser = argparse.ArgumentParser(prog="python -m qlora_lab.classroom.grade", description=__doc__.split("\n")[0])
+    description = (__doc__ or "").partition("\n")[0]
+    parser = argparse.ArgumentParser(prog="python -m qlora_lab.classroom.grade", description=description)
     parser.add_argument("notebooks", nargs="+", type=Path)
     parser.add_argument("--json", action="store_true", help="a list of reports on standard output, instead of tables")
     parser.add_argument("--minutes", type=float, default=30, help="for a notebook (default: %(default)s)")

@@ -9,9 +9,10 @@ import math
 import os
 import reprlib
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Protocol, cast
 
 import platformdirs
 from filelock import FileLock
@@ -64,6 +65,15 @@ class Verdict:
     message: str
 
 
+class Check(Protocol):
+    """What `exercise` returns: shows the verdict on an answer, records it and, in strict mode, raises it."""
+
+    exercise: Exercise
+    verdict: Callable[..., Verdict]
+
+    def __call__(self, answer, /, *others) -> None: ...
+
+
 class Mistake(Exception):
     """Ends a check from within a helper: the answer is wrong, and the message says why."""
 
@@ -83,14 +93,18 @@ def wrong(message: str) -> Verdict:
     return Verdict("wrong", message)
 
 
-def exercise(id: str, title: str, *, item: str, points: int, todo: str, optional: bool = False) -> Callable:
+def exercise(
+    id: str, title: str, *, item: str, points: int, todo: str, optional: bool = False
+) -> Callable[[Callable[..., Verdict]], Check]:
     """Turn a function from an answer (and what else it needs) to a Verdict into a check that shows it.
 
     todo: completes the sentence "not attempted yet: ...".
     The check has the attributes `exercise` and `verdict`, see checks.py.
     """
 
-    def decorate(judge: Callable[..., Verdict]) -> Callable[..., None]:
+    task = Exercise(id, title, item, points, optional)
+
+    def decorate(judge: Callable[..., Verdict]) -> Check:
         @functools.wraps(judge)
         def verdict(answer, *others):
             try:
@@ -102,15 +116,14 @@ def exercise(id: str, title: str, *, item: str, points: int, todo: str, optional
             except Mistake as mistake:
                 return wrong(str(mistake))
             except Exception as error:  # an answer that the check did not foresee
-                return wrong(f"{described(answer)} could not be checked. {told(error)}")
+                return wrong(f"{described(answer)} could not be checked. {error_text(error)}")
 
         @functools.wraps(judge)
         def check(answer, *others):
-            show(check.exercise, verdict(answer, *others))
+            show(task, verdict(answer, *others))
 
-        check.exercise = Exercise(id, title, item, points, optional)
-        check.verdict = verdict
-        return check
+        vars(check).update(exercise=task, verdict=verdict)
+        return cast(Check, check)
 
     return decorate
 
@@ -143,13 +156,13 @@ def call(function: Callable, *arguments):
     try:
         came = function(*arguments)
     except NotImplementedError as error:
-        if not error.args:  # a stub's; torch's own say what is not implemented
+        if not error.args:  # a stub's; torch's say what is not implemented
             raise
-        raise Mistake(f"{written(function, arguments)} raised {told(error)}") from error
+        raise Mistake(f"{written(function, arguments)} raised {error_text(error)}") from error
     except Exception as error:
         line = line_of(function, error)
         place = f", in the line `{line}`" if line else ""
-        raise Mistake(f"{written(function, arguments)} raised {told(error)}{place}") from error
+        raise Mistake(f"{written(function, arguments)} raised {error_text(error)}{place}") from error
     if is_stub(came):
         raise NotImplementedError
     return came
@@ -162,11 +175,11 @@ def line_of(function: Callable, error: Exception) -> str:
     return lines[-1] or "" if lines else ""
 
 
-def expect_number(source: str, came, expected: float, mistakes: list[tuple[float, str]], tolerance=1e-9) -> None:
+def expect_number(source: str, came, expected: float, mistakes: Sequence[tuple[float, str]], tolerance=1e-9) -> None:
     """Raise Mistake unless `came` is the number `expected`, and say which mistake it looks like.
 
     source: what gave the number, to name it. came: a number, or a tensor with one element. tolerance: relative.
-    mistakes: pairs of the value that a mistake leads to, and its explanation; the first that fits is told.
+    mistakes: pairs of the value that a mistake leads to, and its explanation; the first that fits is shown.
     """
     try:
         if isinstance(came, (str, bytes)):  # float("3") would be 3.0
@@ -180,7 +193,7 @@ def expect_number(source: str, came, expected: float, mistakes: list[tuple[float
 
 
 def expect_diagnosis(came, patients: dict[str, str], diseases: dict[str, str], clues: dict) -> None:
-    """Raise Mistake unless `came` names the disease of each patient; the first wrong one is told.
+    """Raise Mistake unless `came` names the disease of each patient; it is about the first wrong one.
 
     patients: by name, a key of diseases. diseases: by key, what it is. clues: by (patient, wrong disease), what to look
     at.
@@ -201,7 +214,8 @@ def described(value) -> str:
     return f"the {type(value).__name__} {reprlib.repr(value)}"
 
 
-def told(error: Exception) -> str:
+def error_text(error: BaseException) -> str:
+    """An error in one line: its type and message."""
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
@@ -219,7 +233,7 @@ def progress_path() -> Path:
 
 
 def record(exercise_id: str) -> None:
-    """Note that an exercise is solved. If that fails, say so: the verdict counts all the same."""
+    """Note that an exercise is solved. If that fails, say so; the verdict stands."""
     path = progress_path()
     temporary = path.with_name(f"{path.name}.{os.getpid()}")
     try:

@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 from qlora_lab.classroom import values
 from qlora_lab.classroom.source import REPOSITORY, BuildError
@@ -106,10 +107,10 @@ def execute(draft: dict, folder: Path, *, strict: bool) -> list[tuple[list[value
     """Run a draft in the working folder `folder`, claims and all, and store its cleaned outputs in it.
 
     strict: an unsolved exercise is an error (QLORA_LAB_STRICT=1). Progress goes to a temporary file.
-    Returns the values that the text asks for, and what the kernel printed of them, for `values.answered`.
+    Returns the values that the text asks for, and what the kernel printed for them, for `values.answered`.
     Raises BuildError with the cell's source for an error, and for an output that `find_fault` refuses.
     """
-    places = []  # of each cell that runs: the draft's cell, or the values that are asked for there; and the code
+    places = []  # for each cell to run: the draft's cell, or the values that are asked for; and the code
     for cell in draft["cells"]:
         if cell["cell_type"] == "code":
             places.append((cell, cell["source"]))
@@ -143,12 +144,12 @@ def run(codes: list[str], folder: Path, *, strict: bool) -> list[list[dict]]:
 
     empty = {"cell_type": "code", "metadata": {}, "execution_count": None, "outputs": []}
     cells = [empty | {"id": f"cell-{number}", "source": code} for number, code in enumerate(codes)]
-    running = nbformat.from_dict({"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": cells})
+    running: Any = nbformat.from_dict({"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": cells})
     client = NotebookClient(
         running,
         resources={"metadata": {"path": str(folder)}},
         kernel_name="python3",
-        extra_arguments=["--log-level=ERROR"],  # or each kernel warns that it talks over TCP
+        extra_arguments=["--log-level=ERROR"],  # else each kernel warns that it talks over TCP
         timeout=None,
         record_timing=False,
         store_widget_state=False,

@@ -1,6 +1,6 @@
 """Figures of the course: data in, matplotlib Axes out. Nothing is computed here that a lesson speaks about.
 
-Colours are Okabe and Ito's, which the colour-blind can tell apart, and no figure tells anything by colour alone: lines
+Colours are Okabe and Ito's, which the colour-blind can tell apart, and no figure relies on colour alone: lines
 differ in dashes, bars in hatching or labels.
 
 Here is what several notebooks draw; what only one of them draws is in its folder (lessons/n03/figures.py).
@@ -24,8 +24,8 @@ def new_axes(width: float = 8.0, height: float = 3.6) -> Axes:
     return ax
 
 
-def fix_ticks(axis: Axis, at: Iterable[float], labels: Iterable[str] | None = None) -> None:
-    """As `axis.set_ticks`, but ticks are made when they are drawn: never in a slider's figure, whose frame is kept."""
+def fix_ticks(axis: Axis, at: Iterable[float], labels: Iterable[object] | None = None) -> None:
+    """Like `axis.set_ticks`, but ticks are made when drawn: never in a slider's figure, whose frame is kept."""
     axis.set_major_locator(FixedLocator(list(at)))
     if labels is not None:
         axis.set_major_formatter(FixedFormatter([str(label) for label in labels]))
@@ -88,7 +88,7 @@ def plot_weights(ax: Axes, gigabytes: dict[str, float], memory: dict[str, float]
     for (name, size), style in zip(memory.items(), ["--", ":"], strict=False):
         ax.axvline(size, color=VERMILION, linestyle=style, label=f"{name}: {size:.1f} GB")
     widest = 1.25 * max([*gigabytes.values(), *memory.values()])
-    limit = 2 ** math.ceil(math.log2(widest))  # by steps: bars that grow on a scale that stays
+    limit = 2 ** math.ceil(math.log2(widest))  # in powers of two: bars grow on a scale that stays
     ax.set(xlabel="weights (GB, 10$^9$ bytes)", xlim=(0, limit))
     ax.invert_yaxis()
     ax.legend(frameon=False, loc="lower right")

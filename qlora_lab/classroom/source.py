@@ -1,6 +1,6 @@
 """Read a lesson's source: a script in jupytext's percent format, with claims, machinery and the marks of exercises.
 
-`build.py` shows the whole syntax. What is not understood is refused here, with the line.
+`build.py` shows the whole syntax. Mistakes in it are reported here, with the line.
 """
 
 import ast
@@ -55,7 +55,7 @@ class Cell:
 
 
 def read_cells(text: str) -> list[Cell]:
-    """Return the cells of a script in percent format. Raises BuildError, with the line, for what is not understood."""
+    """Return the cells of a script in percent format. Raises BuildError, with the line, for a mistake."""
     lines = text.splitlines()
     starts = [number for number, line in enumerate(lines) if MAYBE_CELL.match(line)]
     if not starts or HEADER.sub("", "\n".join(lines[: starts[0]]) + "\n").strip():
@@ -160,13 +160,13 @@ def check_nbval_markers(cell: Cell) -> None:
 def check_claims(cells: list[Cell]) -> None:
     """Raise BuildError, with the line, for a claims cell that learners would miss: they open a notebook without it.
 
-    It shows nothing, holds no exercise, always runs, and gives no name a value that a cell in sight reads later: not
-    directly, and not in a function that a cell above it defines. (That it changes no object is left to its author.)
+    It must show nothing, hold no exercise, always run, and assign no name that a visible cell reads later, be it in a
+    function that a cell above defines. (That it changes no object is left to its author.)
     """
     if not any(cell.is_claims for cell in cells):
         return
-    given = {}  # names that have a value from a claims cell, and that cell's line
-    in_functions = set()  # names that functions in sight read when they are called
+    given = {}  # names whose value is from a claims cell, and that cell's line
+    in_functions = set()  # names that functions of visible cells read when they are called
     for cell in cells:
         if cell.type != "code":
             continue
@@ -188,6 +188,7 @@ def check_claims(cells: list[Cell]) -> None:
 
 
 def refuse_in_claims(cell: Cell) -> None:
+    """Raise BuildError, with the line, for what a claims cell must not hold."""
     for number, line in enumerate(cell.source.split("\n"), start=cell.line):
         if NBVAL_MARKER.match(line) or BEGIN.fullmatch(line):
             raise BuildError(f"line {number}: a claims cell always runs and holds no exercise, so no `{line.strip()}`")
@@ -204,7 +205,7 @@ def refuse_in_claims(cell: Cell) -> None:
 
 
 def names_in(cell: Cell) -> tuple[set[str], set[str], set[str]]:
-    """Of a cell, the names that it reads from before, those that it gives a value, and those its functions read."""
+    """The names that a cell reads from earlier cells, those that it assigns, and those that its functions read."""
     read, bound, in_functions = set(), set(), set()
     for code, is_called_later in codes_of(compile(parsed(cell), "cell", "exec")):
         for instruction in dis.get_instructions(code):
@@ -219,7 +220,7 @@ def names_in(cell: Cell) -> tuple[set[str], set[str], set[str]]:
 
 
 def codes_of(code: types.CodeType, is_called_later: bool = False) -> Iterator[tuple[types.CodeType, bool]]:
-    """A cell's code and what is in it: comprehensions, which run with the cell, and functions, which may run later."""
+    """Yield a cell's code and the codes in it, and whether each runs later: functions do, comprehensions do not."""
     yield code, is_called_later
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
@@ -232,4 +233,4 @@ def parsed(cell: Cell) -> ast.Module:
     try:
         return ast.parse(re.sub(r"^(\s*)([%!])", r"\1# \2", cell.source, flags=re.MULTILINE))
     except SyntaxError as error:
-        raise BuildError(f"line {cell.line + error.lineno - 1}: this is no Python: {error.msg}") from None
+        raise BuildError(f"line {cell.line + (error.lineno or 1) - 1}: this is no Python: {error.msg}") from None

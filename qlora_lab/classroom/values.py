@@ -1,10 +1,10 @@
-"""Values in prose: the `{{error:.3f}}` of a source's text, filled in from a run and held against every later one.
+"""Values in prose: the `{{error:.3f}}` of a source's text, filled in from a run and compared with every later one.
 
 A value is an expression and a format, as in an f-string, and, where machines differ, a tolerance: `{{error:.3f ±2%}}`
 or `{{error:.3f ±0.02}}`. It may stand in markdown and in the description of a figure. A run of the notebook evaluates
-it in the kernel, below the code that stands above it (a figure's description: below the figure's own cell). What it
-gave is kept beside the lesson's source, in a JSON file: a text, or with a tolerance the number. From then on the build
-writes that into the notebook, and CI's copy of the notebook holds each new run against it. `\\{{` stands for two
+it in the kernel, below the code that stands above it (a figure's description: below the figure's own cell). The
+result is kept beside the lesson's source, in a JSON file: as a text, or with a tolerance as a number. From then on the
+build writes it into the notebook, and CI's copy of the notebook compares each new run with it. `\\{{` stands for two
 braces.
 """
 
@@ -21,7 +21,7 @@ from qlora_lab.classroom.source import BuildError
 
 BRACES = re.compile(r"\\\{\{|\{\{(?P<inside>.*?)\}\}|(?P<open>\{\{)")
 TOLERANCE = re.compile(r"(?P<number>\d+(?:\.\d+)?)(?P<percent>%?)")
-Kept = str | int | float  # of a value without a tolerance its text, of one with a tolerance its number
+Kept = str | int | float  # what is kept of a value: its text, or with a tolerance its number
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def read_value(found: re.Match, line: int) -> Value:
     tolerance = tolerance.strip()
     if sign and not (TOLERANCE.fullmatch(tolerance) and float(tolerance.rstrip("%"))):
         raise BuildError(f"line {line}: `±{tolerance}` is no tolerance: write ±2% or ±0.02")
-    # as in an f-string, the format begins at the first colon behind a whole expression
+    # as in an f-string, the format begins at the first colon after a complete expression
     colons = [place for place, sign in enumerate(content) if sign == ":"]
     for place in [*colons, len(content)]:
         try:
@@ -70,7 +70,7 @@ def read_value(found: re.Match, line: int) -> Value:
 
 
 def values_of(cell: dict) -> list[Value]:
-    """The values in a cell of a draft, see `build.draft_notebooks`."""
+    """The values in a cell of a draft, see `drafts.draft_notebooks`."""
     return [piece for piece in split_text(*text_with_values(cell)) if isinstance(piece, Value)]
 
 
@@ -84,7 +84,7 @@ def text_with_values(cell: dict) -> tuple[str, int]:
 
 
 def filled(cell: dict, kept: list[Kept]) -> dict:
-    """The part of a draft's cell that may hold values, with what was kept of them, in their order, in their places."""
+    """The part of a draft's cell that may hold values, with the kept ones, in order, in their places."""
     following = iter(kept)
     pieces = split_text(*text_with_values(cell))
     text = "".join(shown(piece, next(following)) if isinstance(piece, Value) else piece for piece in pieces)
@@ -94,13 +94,13 @@ def filled(cell: dict, kept: list[Kept]) -> dict:
 
 
 def shown(value: Value, kept: Kept) -> str:
-    """What the notebook says."""
-    return format(kept, value.format) if value.tolerance else kept
+    """The value as the notebook shows it."""
+    return format(kept, value.format) if value.tolerance else str(kept)
 
 
 def agree(value: Value, kept: Kept, now: Kept) -> bool:
-    """Whether what a value is now is what was kept of it, or near enough."""
-    if not value.tolerance:
+    """Whether a value is still what was kept of it, within its tolerance."""
+    if not value.tolerance or isinstance(kept, str) or isinstance(now, str):
         return now == kept
     number = float(value.tolerance.rstrip("%"))
     return abs(now - kept) <= (abs(kept) * number / 100 if value.tolerance.endswith("%") else number)
@@ -110,13 +110,13 @@ def agree(value: Value, kept: Kept, now: Kept) -> bool:
 
 
 def asking(values: list[Value]) -> str:
-    """Code that evaluates values in the kernel and prints, as JSON, what to keep of each, or why there is nothing."""
+    """Code that evaluates values in the kernel and prints, as JSON, what to keep of each, or its error."""
     asked = ", ".join(f"(lambda: {value.expression}, {value.format!r}, {value.tolerance!r})" for value in values)
     return f"__import__({__name__!r}, fromlist=['answer']).answer({asked})"
 
 
 def answer(*asked: tuple[Callable, str, str]) -> None:
-    """Print, for `asking`, pairs of what is kept and what went wrong."""
+    """Print, for `asking`, a pair for each value: what to keep of it, and what went wrong."""
     answers = []
     for evaluate, specification, tolerance in asked:
         try:
@@ -127,7 +127,7 @@ def answer(*asked: tuple[Callable, str, str]) -> None:
 
 
 def measure(evaluate: Callable, specification: str, tolerance: str) -> Kept:
-    """What is kept of a value: its text, or with a tolerance its number."""
+    """What to keep of a value: its text, or with a tolerance its number. Raises ValueError if that is not finite."""
     value = evaluate()
     if not tolerance:
         return format(value, specification)
@@ -171,11 +171,12 @@ def guard(*claims: tuple[Callable, Kept, tuple]) -> None:
 
 
 def path_of_values(source: Path) -> Path:
+    """The file beside a source that keeps its values."""
     return source.with_suffix(".json")
 
 
 def read_values(source: Path) -> list[list]:
-    """Pairs of a value's text and what was kept of it, as they lie beside a source; none if there is no such file."""
+    """Pairs of a value's text and what was kept of it, from the file beside a source; none if there is no file."""
     path = path_of_values(source)
     try:
         pairs = json.loads(path.read_text(encoding="utf-8"))
@@ -189,7 +190,7 @@ def read_values(source: Path) -> list[list]:
 
 
 def recall(values: list[Value], pairs: list[list]) -> list[Kept]:
-    """What was kept of each value; of equal ones in their order. Raises BuildError for one that nothing was kept of."""
+    """What was kept of each value; equal texts match in order. Raises BuildError for a value that was not kept."""
     by_text = defaultdict(list)
     for text, kept in pairs:
         by_text[text].append(kept)
@@ -204,6 +205,6 @@ def recall(values: list[Value], pairs: list[list]) -> list[Kept]:
 
 
 def file_of_values(values: list[Value], kept: list[Kept]) -> str:
-    """The JSON file to lie beside the source: a line for each value."""
+    """The content of the JSON file beside the source: a line for each value."""
     pairs = (json.dumps([value.text, what], ensure_ascii=False) for value, what in zip(values, kept, strict=True))
     return "[\n " + ",\n ".join(pairs) + "\n]\n"

@@ -1,4 +1,4 @@
-"""What moves or is laid out in a notebook: thin ipywidgets over pure functions, and a few lines of HTML.
+"""Interactive parts and tables of the notebooks: thin ipywidgets over pure functions, and a few lines of HTML.
 
 A widget is always shown together with a first static figure, so that a page without a kernel shows something too.
 """
@@ -8,6 +8,7 @@ import gc
 import html
 import io
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Protocol
 
 import ipywidgets
 import matplotlib.pyplot as plt
@@ -22,14 +23,24 @@ from PIL import Image
 from qlora_lab.classroom.plots import new_axes, plot_loss
 
 
-def explore(draw: Callable[..., Axes], **sliders: ipywidgets.Widget) -> ipywidgets.Widget:
+class Slider(Protocol):
+    """What `explore` needs of a widget: ipywidgets' sliders, drop-down lists and check boxes have it."""
+
+    value: Any
+    style: Any
+    layout: Any
+
+    def observe(self, handler: Callable, names: Any = ...) -> None: ...
+
+
+def explore(draw: Callable[..., Axes], **sliders: Slider) -> ipywidgets.Widget:
     """Sliders above a figure that follows them. `draw` takes their values by name and returns Axes.
 
-    The first figure is a plain output of the cell; with the first move it gives way to the live one. A redraw costs
+    The first figure is a plain output of the cell; the first move replaces it by the live one. A redraw costs
     `draw` and some 40 ms as long as limits, ticks and labels of the axes stay the same, twice as much when they change.
     """
     first = DisplayHandle()
-    figure = draw(**{name: slider.value for name, slider in sliders.items()}).figure
+    figure = draw(**{name: slider.value for name, slider in sliders.items()}).figure.figure
     first.display(figure)
     render = Renderer(figure)
     plt.close("all")
@@ -37,7 +48,7 @@ def explore(draw: Callable[..., Axes], **sliders: ipywidgets.Widget) -> ipywidge
 
     @without_collections()
     def redraw(_change) -> None:
-        figure = draw(**{name: slider.value for name, slider in sliders.items()}).figure
+        figure = draw(**{name: slider.value for name, slider in sliders.items()}).figure.figure
         live.value = render(figure)
         plt.close(figure)
         if live.layout.display == "none":
@@ -52,9 +63,9 @@ def explore(draw: Callable[..., Axes], **sliders: ipywidgets.Widget) -> ipywidge
 
 @contextlib.contextmanager
 def without_collections() -> Iterator[None]:
-    """Keep the garbage collector from running: going through all that a notebook has loaded takes longer than a redraw.
+    """Switch the garbage collector off: going through all that a notebook has loaded takes longer than a redraw.
 
-    It runs right afterwards, when the figure is garbage and still young, and then need not go through everything.
+    It runs right afterwards, when the figure is young garbage, and then need not go through everything.
     """
     was_enabled = gc.isenabled()
     gc.disable()
@@ -66,7 +77,7 @@ def without_collections() -> Iterator[None]:
 
 
 class Panel(ipywidgets.VBox):
-    """Widgets below one another, and in words where no kernel has made them: on GitHub, or before the cell is run."""
+    """Widgets in a column, or a text where no kernel has made them: on GitHub, or before the cell is run."""
 
     def __repr__(self) -> str:
         return "(Run this cell: here is something to move.)"
@@ -77,7 +88,7 @@ RUNS = 3  # zlib's Z_RLE: looks for runs of equal bytes only, quick on a figure'
 
 
 class Renderer:
-    """Figure -> PNG bytes, for figures that differ from the first in their data.
+    """Figure -> PNG bytes, for figures that differ from the first only in their data.
 
     Two thirds of the time that matplotlib needs go into tick labels. So the frame (axes, ticks, labels, and a legend
     whose gid is "frame") is drawn once and kept, and later figures with the same frame are drawn on top of it. The last
@@ -120,7 +131,7 @@ class Renderer:
 
 
 def frame_of(ax: Axes) -> tuple:
-    """What the look of the axes' frame depends on."""
+    """What the look of the axes' frame depends on: a key for kept frames."""
     labels = ax.get_xlabel(), ax.get_ylabel(), ax.get_xscale(), ax.get_yscale(), ax.get_xlim(), ax.get_ylim()
     ticks = [
         (tuple(axis.get_majorticklocs()), tuple(getattr(axis.get_major_formatter(), "seq", ())))
@@ -155,12 +166,12 @@ def live_loss(steps: Iterable, total: int, guess: int | None = None) -> list:
     except KeyboardInterrupt:
         print(f"stopped after {len(records)} of {total} steps; the adapter holds what was learned so far")
     finally:
-        plt.close(ax.figure)
+        plt.close(ax.figure.figure)
     return records
 
 
 def show_tokens(pieces: list[str], learned: list[bool]) -> HTML:
-    """A sample token by token: framed and bold what is learned, plain and grey what is only read."""
+    """A sample token by token: learned tokens are framed and bold, those that are only read plain and grey."""
     spans = []
     for piece, is_learned in zip(pieces, learned, strict=True):
         text = html.escape(piece).replace("\n", "⏎<br>").replace(" ", "·")
@@ -170,7 +181,7 @@ def show_tokens(pieces: list[str], learned: list[bool]) -> HTML:
     return HTML(f'<div style="font-family:monospace;line-height:1.9">{"<wbr>".join(spans)}</div>')
 
 
-def show_answers(rows: Iterator[tuple[str, ...]], columns: tuple[str, ...]) -> HTML:
+def show_answers(rows: Iterable[tuple[str, ...]], columns: tuple[str, ...]) -> HTML:
     """A table of texts with left-aligned, wrapped cells. Columns of short texts are narrow."""
     rows = list(rows)
     style = "text-align:left;vertical-align:top;white-space:pre-wrap;overflow-wrap:anywhere"
@@ -190,7 +201,7 @@ def show_answers(rows: Iterator[tuple[str, ...]], columns: tuple[str, ...]) -> H
 
 
 def ask_box(answer: Callable[[str], dict[str, str]], first: str) -> ipywidgets.Widget:
-    """A line to type a question into; below it what each of several models answers."""
+    """A text field for a question; below it, the answers of several models. answer: question -> answers by model."""
     line = ipywidgets.Text(value=first, layout=ipywidgets.Layout(width="95%"))
     button = ipywidgets.Button(description="Ask", button_style="primary")
     output = ipywidgets.Output()
@@ -201,7 +212,7 @@ def ask_box(answer: Callable[[str], dict[str, str]], first: str) -> ipywidgets.W
             answers = answer(line.value)
             with output:
                 output.clear_output(wait=True)
-                display(show_answers([(who, text) for who, text in answers.items()], ("model", "answer")))
+                display(show_answers(list(answers.items()), ("model", "answer")))
         finally:
             button.description, button.disabled = "Ask", False
 

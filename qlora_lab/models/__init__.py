@@ -1,4 +1,4 @@
-"""Models: fetch, load or build one, and know before what will go wrong.
+"""Models: fetch, load or build one, and know beforehand what will go wrong.
 
     bundled.py         models that pip can fetch, made into checkpoints in the user's cache
     loading.py         any model of a folder or the hub, in 4 bits if wanted; none of its code runs
@@ -7,7 +7,7 @@
     hardware.py        which device, which dtype to compute in, whether there are 4-bit kernels
     compatibility.py   what 4 bits would quantize in a model, and what not, from its config alone
     faults.py          faults of other libraries, and how we avoid them
-    quiet.py           transformers without its bars and advice
+    quiet.py           transformers without its progress bars and advice
 
 `python -m qlora_lab.models fetch` and `... preflight NAME` are its commands.
 """

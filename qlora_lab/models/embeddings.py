@@ -8,8 +8,8 @@ from qlora_lab.errors import UserError
 def embeddings_to_cpu(model) -> None:
     """Keep the input embeddings in the computer's memory: looking up a few rows of them needs no GPU.
 
-    Their place on the device, `vocab_size x hidden_size` numbers, becomes free (0.26 GB at LLaMA-7B). Two hooks carry
-    the ids there and the rows back. Called again, it changes nothing; `embeddings_to_device(model)` undoes it.
+    This frees `vocab_size x hidden_size` numbers on the device (0.26 GB for LLaMA-7B). Two hooks move the ids to the
+    CPU and the rows back. Calling it again changes nothing; `embeddings_to_device(model)` undoes it.
 
     Raises:
         UserError: the embeddings are tied to the output head, which the GPU does need.
@@ -26,7 +26,7 @@ def embeddings_to_cpu(model) -> None:
 
 
 def embeddings_to_device(model) -> None:
-    """Undo `embeddings_to_cpu`: the input embeddings go back to where they were, and the hooks away."""
+    """Undo `embeddings_to_cpu`: move the input embeddings back and remove the hooks. Without it, do nothing."""
     embeddings = model.get_input_embeddings()
     if hasattr(embeddings, "way_back"):
         device, there, back = embeddings.way_back

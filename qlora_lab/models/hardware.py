@@ -13,7 +13,7 @@ def pick_device() -> torch.device:
 
 
 def has_bf16(device: torch.device) -> bool:
-    """True when the hardware multiplies bf16 matrices itself. Emulated bf16 exists too, and is slow (T4, AVX2)."""
+    """Whether the hardware itself multiplies bf16 matrices. Emulated bf16 exists too, and is slow (T4, AVX2)."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu":
@@ -23,7 +23,7 @@ def has_bf16(device: torch.device) -> bool:
 
 
 def pick_compute_dtype(device: torch.device) -> torch.dtype:
-    """The dtype to multiply in: bf16 where it is real, else fp16 on a GPU (T4) and fp32 on a CPU."""
+    """The dtype to multiply in: bf16 where the hardware has it, else fp16 on a GPU (T4) and fp32 on a CPU."""
     if has_bf16(device):
         return torch.bfloat16
     return torch.float16 if device.type == "cuda" else torch.float32
@@ -32,9 +32,10 @@ def pick_compute_dtype(device: torch.device) -> torch.dtype:
 def require_4bit_kernels(device: torch.device) -> None:
     """Raise UserError unless bitsandbytes can quantize to 4 bits on this device."""
     import bitsandbytes
+    from bitsandbytes.functional import quantize_4bit
 
     try:
-        bitsandbytes.functional.quantize_4bit(torch.zeros(64, device=device), quant_type="nf4")
+        quantize_4bit(torch.zeros(64, device=device), quant_type="nf4")
     except Exception as error:
         raise UserError(
             f"bitsandbytes {bitsandbytes.__version__} has no 4-bit kernel for device {str(device)!r} "

@@ -1,6 +1,6 @@
 """Load a causal language model: 16/32-bit, or quantized by bitsandbytes while it is loaded.
 
-Nothing that a model brings is run: no remote code, no pickled weights.
+No code that comes with a model is run: no remote code, no pickled weights.
 
 `transformers` and `bitsandbytes` take seconds to import, so the functions that need them import them.
 """
@@ -14,6 +14,7 @@ import os
 import pathlib
 import pickle
 import re
+from typing import Any
 
 import torch
 
@@ -33,13 +34,11 @@ def load_model(
 ):
     """Load a causal language model and its tokenizer.
 
-    Nothing that comes with a model is run: no Python code of its own, and no pickled weights.
-
     Args:
         name: a bundled model (fetched on first use), a folder with a checkpoint, or the id of a model on the hub.
         quantization: None for 16/32-bit weights in `compute_dtype`; "nf4" or "fp4" for bitsandbytes' 4-bit linears
             with blocks of 64. Embeddings, norms and the output head stay in `compute_dtype`.
-        double_quant: quantize the blocks' scales too (4.127 instead of 4.5 bits a parameter).
+        double_quant: quantize the blocks' scales too (4.127 instead of 4.5 bits per parameter).
         device: default `pick_device()`. The whole model goes there: nothing is split or offloaded behind your back.
         compute_dtype: default `pick_compute_dtype(device)`.
 
@@ -63,7 +62,7 @@ def load_model(
         options["quantization_config"] = bnb_config(quantization, double_quant, compute_dtype)
     try:
         with quiet_transformers():
-            model, loaded = AutoModelForCausalLM.from_pretrained(
+            pair: Any = AutoModelForCausalLM.from_pretrained(
                 source,
                 dtype=compute_dtype,
                 device_map={"": device},
@@ -72,6 +71,7 @@ def load_model(
                 output_loading_info=True,
                 **options,
             )
+            model, loaded = pair
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except torch.OutOfMemoryError:
         raise
@@ -80,11 +80,11 @@ def load_model(
     if missing := sorted(loaded["missing_keys"]):
         raise UserError(
             f"cannot load {str(name)!r}: its checkpoint lacks {len(missing)} weights of a {type(model).__name__} "
-            f"({missing[0]} is the first), which would be random numbers: is it a checkpoint of that model, and whole?"
+            f"({missing[0]} is the first), which would be random numbers: is it a complete checkpoint of that model?"
         )
     if getattr(model.config, "auto_map", None):
         ours = type(model).__name__
-        say(f"note: {name} brings Python code of its own, which is not run: this is transformers' {ours}")
+        say(f"note: {name} comes with Python code of its own, which is not run: this is transformers' {ours}")
     if quantization:
         use_differentiable_kernels(model)
         require_right_scales(model)
@@ -94,7 +94,7 @@ def load_model(
 
 
 def bnb_config(quantization: str, double_quant: bool, compute_dtype: torch.dtype):
-    """The `BitsAndBytesConfig` of QLoRA. Its own defaults are others: fp4, fp32 compute, no double quantization."""
+    """The `BitsAndBytesConfig` of QLoRA. The class has other defaults: fp4, fp32 compute, no double quantization."""
     from transformers import BitsAndBytesConfig
 
     return BitsAndBytesConfig(
@@ -106,7 +106,11 @@ def bnb_config(quantization: str, double_quant: bool, compute_dtype: torch.dtype
 
 
 def locate(name: str) -> str:
-    """A folder or hub id that transformers can load from."""
+    """The folder or hub id from which transformers loads a model; a bundled one is fetched first.
+
+    Raises:
+        UserError: no such model or folder, or a folder that wants to run code of its own.
+    """
     if name in CATALOGUE:
         return str(fetch(name))
     if os.path.isdir(name):
@@ -124,14 +128,14 @@ def locate(name: str) -> str:
 
 
 def _require_no_code(folder: pathlib.Path) -> None:
-    """Raise UserError if the folder's config or tokenizer names Python code that lies beside it.
+    """Raise UserError if the folder's config or tokenizer names Python code in the folder.
 
-    transformers would not run it, since we never trust it, and would take its own class where it has one. But whoever
-    made the folder meant the code: what loads without it may be another model.
+    transformers would not run it, since we never allow that, and would use its own class if it has one. But the folder
+    was made for the code: without it, another model may be loaded.
     """
     for file in ("config.json", "tokenizer_config.json"):
         named = "null"
-        with contextlib.suppress(OSError, ValueError):  # whoever loads the folder says what is wrong with the file
+        with contextlib.suppress(OSError, ValueError):  # loading the folder will report what is wrong with the file
             named = json.dumps(json.loads((folder / file).read_text(encoding="utf-8")).get("auto_map"))
         modules = sorted({f"{name}.py" for name in re.findall(r"(\w+)\.\w+", named)})
         if there := [module for module in modules if (folder / module).is_file()]:
@@ -143,7 +147,7 @@ def _require_no_code(folder: pathlib.Path) -> None:
 
 
 def why(error: Exception) -> str:
-    """What a library's error means to the user, in one sentence. What transformers advises is to trust the stranger."""
+    """What a library's error means to the user, in one sentence. (transformers would advise to trust remote code.)"""
     if "trust_remote_code" in str(error):
         return (
             "it wants to run Python code of its own (auto_map in its config or tokenizer), and this package runs no "
@@ -159,5 +163,6 @@ def why(error: Exception) -> str:
 
 
 def first_sentence(error: Exception) -> str:
+    """The first line of an error's message, with its type."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{lines[0]} ({type(error).__name__})" if lines else type(error).__name__

@@ -1,4 +1,4 @@
-"""transformers without its progress bars and advice, while one of our own lines tells what is going on."""
+"""transformers without its progress bars and advice."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import contextlib
 
 @contextlib.contextmanager
 def quiet_transformers():
-    """No progress bars and no advice from transformers while one of our own lines tells what is going on."""
+    """Switch off transformers' progress bars and advice for a while: a line of our own says what is going on."""
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -20,18 +22,21 @@ def build_random(
 ):
     """Build a LLaMA with random weights, straight on the device and quantized as it goes.
 
-    One linear layer at a time is made in 16 bits, quantized and let go, so the peak is the finished model plus one
-    layer: a 65B model (130 GB in 16 bits) is built within 40 GB. What such a model says is noise; what it needs
-    (memory, time a step) is exactly what trained weights of that shape need.
+    One linear layer at a time is made in 16 bits, quantized and freed, so the peak is the finished model plus one
+    layer: a 65B model (130 GB in 16 bits) is built within 40 GB. Its output is noise, but it needs exactly the memory
+    and the time per step that trained weights of that shape need.
 
     Args:
-        shape: anything with the attributes hidden_size, intermediate_size, num_hidden_layers, num_attention_heads,
+        shape: any object with the attributes hidden_size, intermediate_size, num_hidden_layers, num_attention_heads,
             num_key_value_heads, vocab_size and tie_word_embeddings: `memory.SHAPES["llama-7b"]`, a transformers config.
         quantization, double_quant, device, compute_dtype: as in `load_model`.
         seed: the same seed on the same device gives the same weights.
 
     Returns:
-        model (in eval mode)
+        transformers.LlamaForCausalLM, in eval mode
+
+    Raises:
+        UserError: an unknown quantization, or no 4-bit kernel for the device.
     """
     from transformers import LlamaConfig, LlamaForCausalLM
     from transformers.models.llama.modeling_llama import LlamaRMSNorm, LlamaRotaryEmbedding
@@ -59,7 +64,7 @@ def build_random(
         return weight.normal_(std=config.initializer_range, generator=generator)
 
     with torch.device("meta"):  # the structure, without memory
-        model = LlamaForCausalLM(config)
+        model: Any = LlamaForCausalLM(config)
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Linear) and quantization and child is not model.lm_head:
@@ -72,18 +77,18 @@ def build_random(
                 child.weight = nn.Parameter(ones, requires_grad=False)
     model.model.rotary_emb = LlamaRotaryEmbedding(config).to(device)  # its buffers are computed, not random
     model.tie_weights()
-    model.is_loaded_in_4bit = quantization is not None  # what PEFT asks before it wraps Linear4bit
+    model.is_loaded_in_4bit = quantization is not None  # PEFT looks at it before it wraps Linear4bit
     if quantization:
-        use_differentiable_kernels(model)  # scales may be wrong (`require_right_scales`): noise is noise
+        use_differentiable_kernels(model)  # wrong scales (`require_right_scales`) do no harm to noise
     return model.eval()
 
 
 def linear_4bit(weight: torch.Tensor, quantization: str, double_quant: bool, compute_dtype: torch.dtype) -> nn.Module:
-    """bitsandbytes' `Linear4bit` without a bias, on the weight's device."""
-    import bitsandbytes as bnb
+    """bitsandbytes' `Linear4bit` for a dense weight, Tensor[out, in], without a bias, on the weight's device."""
+    from bitsandbytes.nn.modules import Linear4bit, Params4bit
 
     with torch.device("meta"):  # its own dense weight would take memory
-        linear = bnb.nn.Linear4bit(
+        linear = Linear4bit(
             weight.shape[1],
             weight.shape[0],
             bias=False,
@@ -91,7 +96,8 @@ def linear_4bit(weight: torch.Tensor, quantization: str, double_quant: bool, com
             compress_statistics=double_quant,
             quant_type=quantization,
         )
-    dense = bnb.nn.Params4bit(
+    params: Any = Params4bit
+    dense = params(
         weight, requires_grad=False, compress_statistics=double_quant, quant_type=quantization, module=linear
     )
     linear.weight = dense.to(weight.device)  # this is where bitsandbytes quantizes

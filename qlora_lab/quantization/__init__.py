@@ -5,11 +5,11 @@
     quantize_absmax, ..._affine     integers of 2 to 8 bits (uniform.py)
     NF4, FP4, INT4, ...             the levels, and how they are derived (codebooks.py)
     error_report, level_usage, ...  what was lost, and where (metrics.py)
-
     pack, unpack                    two 4-bit codes in a byte (packing.py)
     QuantizedAbsmax                 scales in 8 bits, and the limits of blocks (scales.py)
 
-`reference.py` has the same in slow loops, `kernels.py` for a GPU, in Triton. The room needs torch, and Triton on a GPU.
+`reference.py` repeats it in slow, readable loops; `kernels.py` has Triton kernels for tensors on a GPU. Nothing but
+torch is needed, and Triton on a GPU.
 """
 
 from qlora_lab.facts import bits_per_parameter

@@ -5,27 +5,28 @@
     dequantize    look the levels up; multiply by absmax
 
 Why blocks: an outlier stretches the scale of everything that shares it. A block confines the damage to 64 elements, at
-the price of one scale for each 64. Blocks run over the flattened tensor; one may begin in one row and end in the next.
+the price of one scale for each block. Blocks run over the flattened tensor; one may begin in one row and end in the
+next.
 
 `quantize_plain` and `dequantize_plain` are the whole algorithm in a few lines of PyTorch. `quantize` and `dequantize`
-give the same bits faster and without large temporaries: on CUDA by the Triton kernels of `kernels.py`, elsewhere by
-three means that change no result:
+return the same bits faster and without large temporaries: on CUDA with the Triton kernels of `kernels.py`, elsewhere
+with three techniques that change no result:
 
-    pieces         of a million elements, so that what lies between two steps stays in the cache
-    cells          to find a number's level, look up in which of 1,025 equal cells it lies; a cell holds at most one
-                   threshold, so one comparison settles the rest. `torch.bucketize` takes four dependent ones
+    pieces         work on a million elements at a time, so that intermediate results stay in the cache
+    cells          to find a number's level, look up which of 1,025 equal cells it lies in; a cell holds at most one
+                   threshold, so one comparison settles the rest. `torch.bucketize` needs four, one after the other
     pairs          a byte holds two codes; a table of 256 pairs of levels decodes both in one lookup
 
-The truth is what bitsandbytes 0.50 does on the CPU (`backends/default/ops.py`), two oddities included:
+The reference is bitsandbytes 0.50 on the CPU (`backends/default/ops.py`), including two oddities:
 
-    - an absmax below 1e-38 is taken for 1e-38 when it scales. In the partial last block it is also stored so
-    - the partial last block is *divided* by its absmax. All others are multiplied by its reciprocal, which may round
-      the last bit differently (for NF4 and bf16 or fp16 input it never matters)
+    - an absmax below 1e-38 is replaced by 1e-38 for scaling; if the last block is partial, its stored absmax is, too
+    - a partial last block is *divided* by its absmax. All others are multiplied by the reciprocal of theirs, which may
+      round the last bit differently (it never matters for NF4 with bf16 or fp16 input)
 
-bitsandbytes on CUDA multiplies everywhere, by approximate reciprocals, and decodes a block of zeros as -0.0. On a CPU
-with AVX512 its `dequantize_4bit` multiplies with wrong scales where a row does not hold whole blocks, see
-`models.faults.require_right_scales`, and with AVX512-BF16 it makes zeros of bf16 numbers below 1.2e-38; ours does
-not follow it there.
+On CUDA, bitsandbytes multiplies all blocks by approximate reciprocals, and decodes a block of zeros as -0.0. On a CPU
+with AVX512, its `dequantize_4bit` uses wrong scales where rows do not consist of whole blocks (see
+`models.faults.require_right_scales`), and with AVX512-BF16 it turns bf16 numbers below 1.2e-38 into zeros. None of
+this is reproduced here.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ from .packing import pack, unpack
 from .scales import SMALLEST_ABSMAX, QuantizedAbsmax, check_block_size
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # what can be quantized
-PIECE = 1 << 20  # elements: a multiple of every block size. Some 20 MB of temporaries on the way
-GPU_PIECE = 1 << 24  # a GPU wants few large kernels
+PIECE = 1 << 20  # elements at a time, a multiple of every block size: some 20 MB of temporaries
+GPU_PIECE = 1 << 24  # a GPU prefers a few large kernels
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,14 +52,14 @@ class QuantizedTensor:
     """A tensor in 4 bits.
 
     Attributes:
-        codes: uint8, Tensor[(elements + 1) // 2]: two indices into the codebook a byte, high nibble first.
-        absmax: float32, Tensor[blocks], or a `QuantizedAbsmax`, which holds the same in 8 bits.
+        codes: uint8, Tensor[(elements + 1) // 2]: two codebook indices per byte, high nibble first.
+        absmax: float32, Tensor[blocks], or a `QuantizedAbsmax`, which holds the scales in 8 bits.
         codebook: float32, Tensor[16], ascending in [-1, 1].
         shape, dtype: of the original.
         block_size: elements that share a scale.
 
     Raises:
-        ValueError: parts that disagree in count, type or device.
+        ValueError: an unsupported dtype or block size, or parts that disagree in shape, dtype or device.
     """
 
     codes: torch.Tensor
@@ -93,7 +94,7 @@ class QuantizedTensor:
                 )
 
     def dequantize(self) -> torch.Tensor:
-        """`dequantize(self)`, so that everything quantized in this package answers to the same name."""
+        """The same as `dequantize(self)`: every quantized type of this package has this method."""
         return dequantize(self)
 
     def indices(self) -> torch.Tensor:
@@ -102,7 +103,7 @@ class QuantizedTensor:
 
     @property
     def levels(self) -> int:
-        """How many levels an element can choose from: 16."""
+        """The number of levels: 16."""
         return len(self.codebook)
 
     @property
@@ -111,14 +112,14 @@ class QuantizedTensor:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of everything held, the tables of levels included (64 bytes; 1,092 with 8-bit scales)."""
+        """Bytes of everything held, including the codebook (64 bytes; with 8-bit scales, 1,092 for both tables)."""
         return self.codes.nbytes + self.absmax.nbytes + self.codebook.nbytes
 
     @property
     def bits_per_parameter(self) -> float:
-        """Bits of codes and scales over the number of elements, partial blocks and padding as they are.
+        """Bits of codes and scales per element; partial blocks and padding count as they are.
 
-        Without the tables, whose size does not depend on the tensor's. NaN for an empty tensor.
+        Codebooks do not count: their size does not depend on the tensor's. NaN for an empty tensor.
         """
         scales = [self.absmax]
         if isinstance(self.absmax, QuantizedAbsmax):
@@ -127,18 +128,18 @@ class QuantizedTensor:
         return 8 * sum(part.nbytes for part in [self.codes, *scales]) / n if n else float("nan")
 
     def to(self, device) -> QuantizedTensor:
-        """The same on another device."""
+        """The same tensor on another device."""
         parts = {name: getattr(self, name).to(device) for name in ("codes", "absmax", "codebook")}
         return dataclasses.replace(self, **parts)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """Everything as tensors by name, for `safetensors.torch.save_file`; the inverse is `from_state_dict`."""
+        """All parts as tensors by name, for `safetensors.torch.save_file`; the inverse is `from_state_dict`."""
         state = {
             "codes": self.codes,
             "codebook": self.codebook.clone(),  # many tensors share one, and safetensors refuses shared memory
             "shape": torch.tensor(self.shape, dtype=torch.int64),
             "block_size": torch.tensor(self.block_size),
-            "dtype": torch.empty(0, dtype=self.dtype),  # its type is the message
+            "dtype": torch.empty(0, dtype=self.dtype),  # only its dtype matters
         }
         if isinstance(self.absmax, QuantizedAbsmax):
             second = {field.name: getattr(self.absmax, field.name) for field in dataclasses.fields(self.absmax)}
@@ -148,10 +149,10 @@ class QuantizedTensor:
 
     @classmethod
     def from_state_dict(cls, state: dict[str, torch.Tensor]) -> QuantizedTensor:
-        """Rebuild from what `state_dict` gave.
+        """Rebuild a QuantizedTensor from what `state_dict` returned.
 
         Raises:
-            ValueError: missing or unknown names, parts that disagree, or levels that are no codebook.
+            ValueError: missing or unknown names, parts that disagree, or levels that do not form a codebook.
         """
         first = {"codes", "codebook", "shape", "block_size", "dtype"}
         second = {f"absmax.{field.name}" for field in dataclasses.fields(QuantizedAbsmax)}
@@ -160,9 +161,14 @@ class QuantizedTensor:
         if "absmax" in state:
             absmax = state["absmax"]
         else:
-            parts = {name.removeprefix("absmax."): state[name] for name in second}
-            check_codebook(parts["codebook"], size=256)
-            absmax = QuantizedAbsmax(**parts | {"block_size": parts["block_size"].item()})
+            check_codebook(state["absmax.codebook"], size=256)
+            absmax = QuantizedAbsmax(
+                codes=state["absmax.codes"],
+                absmax=state["absmax.absmax"],
+                offset=state["absmax.offset"],
+                codebook=state["absmax.codebook"],
+                block_size=int(state["absmax.block_size"]),
+            )
         check_codebook(state["codebook"])
         return cls(
             codes=state["codes"],
@@ -170,7 +176,7 @@ class QuantizedTensor:
             codebook=state["codebook"],
             shape=torch.Size(state["shape"].tolist()),
             dtype=state["dtype"].dtype,
-            block_size=state["block_size"].item(),
+            block_size=int(state["block_size"]),
         )
 
 
@@ -179,7 +185,7 @@ class QuantizedTensor:
 
 @torch.no_grad()
 def quantize_plain(x: torch.Tensor, codebook: torch.Tensor = NF4, block_size: int = 64) -> QuantizedTensor:
-    """What `quantize` computes, written to be read. It holds several times the tensor's memory on the way."""
+    """The readable version of `quantize`, equal to it bit for bit. It needs several times the tensor's memory."""
     check_input(x, codebook, block_size)
     codebook = codebook.to(x.device)
     scaled, absmax = scale_blocks(x.reshape(-1).float(), block_size)
@@ -190,7 +196,7 @@ def quantize_plain(x: torch.Tensor, codebook: torch.Tensor = NF4, block_size: in
 
 @torch.no_grad()
 def dequantize_plain(q: QuantizedTensor) -> torch.Tensor:
-    """What `dequantize` computes, written to be read."""
+    """The readable version of `dequantize`, equal to it bit for bit."""
     absmax = q.absmax.dequantize() if isinstance(q.absmax, QuantizedAbsmax) else q.absmax
     values = q.codebook[unpack(q.codes, q.shape.numel()).int()]
     values = values * absmax.repeat_interleave(q.block_size)[: len(values)]
@@ -198,7 +204,7 @@ def dequantize_plain(q: QuantizedTensor) -> torch.Tensor:
 
 
 def scale_blocks(flat: torch.Tensor, block_size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Bring each block into [-1, 1].
+    """Divide each block by its absmax, which brings it into [-1, 1].
 
     Args:
         flat: float32, Tensor[n].
@@ -206,12 +212,12 @@ def scale_blocks(flat: torch.Tensor, block_size: int) -> tuple[torch.Tensor, tor
     Returns:
         scaled, Tensor[n], and absmax, Tensor[blocks]: both float32.
     """
-    whole = len(flat) // block_size * block_size
-    blocks = flat[:whole].view(-1, block_size)
+    full = len(flat) // block_size * block_size  # elements in full blocks
+    blocks = flat[:full].view(-1, block_size)
     absmax = blocks.abs().amax(dim=1)
     scaled = (blocks * (1 / absmax.clamp(min=SMALLEST_ABSMAX))[:, None]).view(-1)
-    if whole < len(flat):  # the last block is not full. bitsandbytes divides here, see above
-        rest = flat[whole:]
+    if full < len(flat):  # the last block is partial: bitsandbytes divides here, see above
+        rest = flat[full:]
         last = rest.abs().max().clamp(min=SMALLEST_ABSMAX)
         absmax = torch.cat([absmax, last[None]])
         scaled = torch.cat([scaled, rest / last])
@@ -219,12 +225,12 @@ def scale_blocks(flat: torch.Tensor, block_size: int) -> tuple[torch.Tensor, tor
 
 
 def code_of_zero(codebook: torch.Tensor) -> int:
-    """The code that pads an odd count: as in bitsandbytes, that of the number 0."""
+    """The code that fills the last nibble of an odd count: as in bitsandbytes, the code of the number 0."""
     return int(nearest_level(torch.zeros((), device=codebook.device), codebook))
 
 
 def check_input(x: torch.Tensor, codebook: torch.Tensor, block_size: int) -> None:
-    """Refuse what cannot be quantized, by its type alone."""
+    """Raise TypeError or ValueError for arguments that `quantize` does not take. x's values are not examined."""
     if not isinstance(x, torch.Tensor):
         raise TypeError(f"x is {type(x).__name__}: give a torch.Tensor")
     if x.dtype not in DTYPES:
@@ -234,7 +240,7 @@ def check_input(x: torch.Tensor, codebook: torch.Tensor, block_size: int) -> Non
 
 
 def refuse_non_finite(x: torch.Tensor, absmax: torch.Tensor) -> None:
-    """Refuse NaN and infinity. Either makes the absmax of its block what it is itself: it is enough to look there."""
+    """Raise ValueError if x holds NaN or infinity. Both carry over to their block's absmax: only that is searched."""
     if torch.isfinite(absmax).all():
         return
     wrong = (~torch.isfinite(x)).nonzero()
@@ -259,11 +265,11 @@ def quantize(x: torch.Tensor, codebook: torch.Tensor = NF4, block_size: int = 64
 
     Returns:
         A QuantizedTensor on x's device, with codes and absmax equal to those of bitsandbytes' CPU code
-        (`bitsandbytes.functional.quantize_4bit`); for FP4 up to the names of the codes, see `FP4_BIT_PATTERNS`.
+        (`bitsandbytes.functional.quantize_4bit`); for FP4 up to the numbering of the levels, see `FP4_BIT_PATTERNS`.
 
     Raises:
-        TypeError: integers, complex numbers, float64, or no tensor.
-        ValueError: NaN or infinity in x, an impossible block size or codebook.
+        TypeError: x is not a float32, bfloat16 or float16 tensor, or codebook is not a float32 one.
+        ValueError: NaN or infinity in x, an unsupported block size, or levels that do not form a codebook.
 
     >>> q = quantize(torch.tensor([-1.0, 0.0, 0.5, 2.0]))
     >>> [hex(byte) for byte in q.codes.tolist()], q.absmax
@@ -298,8 +304,8 @@ def quantize(x: torch.Tensor, codebook: torch.Tensor = NF4, block_size: int = 64
 def dequantize(q: QuantizedTensor) -> torch.Tensor:
     """The tensor that q stands for, in its original shape and dtype.
 
-    The product of level and scale is float32; rounding to bfloat16 or float16 comes last. Equal, for equal codes and
-    scales, to `bitsandbytes.functional.dequantize_4bit` on every device, but for its error described above.
+    The product of level and scale is float32; rounding to bfloat16 or float16 comes last. For equal codes and
+    scales, the result equals that of `bitsandbytes.functional.dequantize_4bit`, except for its errors described above.
     """
     if q.device.type == "cuda" and (gpu := gpu_kernels()):
         return gpu.dequantize(q)
@@ -308,7 +314,9 @@ def dequantize(q: QuantizedTensor) -> torch.Tensor:
     out = torch.empty(n, dtype=q.dtype, device=q.device)
     pairs = level_pairs(q.codebook)
     piece = PIECE if q.device.type == "cpu" else GPU_PIECE
-    decoded = torch.empty(min(piece // 2, len(q.codes)), dtype=pairs.dtype, device=q.device)  # fresh memory is slow
+    decoded = torch.empty(
+        min(piece // 2, len(q.codes)), dtype=pairs.dtype, device=q.device
+    )  # reused: fresh memory is slow
     for start in range(0, n, piece):
         target = out[start : start + piece]
         packed = q.codes[start // 2 :][: piece // 2]
@@ -318,13 +326,13 @@ def dequantize(q: QuantizedTensor) -> torch.Tensor:
 
 
 def level_search(codebook: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-    """A function with the results of `nearest_level(., codebook)` as uint8, for float32 numbers in [-1, 1].
+    """Return a function that gives the indices of `nearest_level` as uint8, for float32 numbers in [-1, 1].
 
-    Cell number i = floor(cells * (1 + x)) is exact enough to trust: scaling by a power of two does not round, and
-    adding rounds monotonically. So numbers in a lower cell than a threshold's are below it, in a higher cell above it,
-    and only numbers in the same cell need to be compared with it.
+    The cell number i = floor(cells * (1 + x)) can be trusted: scaling by a power of two does not round, and addition
+    rounds monotonically. So numbers in a lower cell than a threshold are below it, numbers in a higher cell are above
+    it, and only those in the same cell must be compared with it.
     """
-    if codebook.device.type != "cpu":  # a GPU has the bandwidth for bucketize
+    if codebook.device.type != "cpu":  # a GPU is fast enough with bucketize
         return lambda scaled: nearest_level(scaled, codebook).to(torch.uint8)
     edges = thresholds(codebook)
     for cells in (512, 4096, 32768):
@@ -346,7 +354,7 @@ def level_search(codebook: torch.Tensor) -> Callable[[torch.Tensor], torch.Tenso
 
 
 def level_pairs(codebook: torch.Tensor) -> torch.Tensor:
-    """Both levels of each of the 256 bytes: Tensor[256]. Two float32 side by side pass for one int64 in a lookup."""
+    """The two levels that each byte stands for: Tensor[256] of int64, each the bits of two adjacent float32 numbers."""
     byte = torch.arange(256, device=codebook.device)
     return torch.stack([codebook[byte >> 4], codebook[byte & 0x0F]], dim=1).view(torch.int64).squeeze(1)
 
@@ -354,7 +362,7 @@ def level_pairs(codebook: torch.Tensor) -> torch.Tensor:
 def multiply_blocks(values: torch.Tensor, absmax: torch.Tensor, block_size: int, out: torch.Tensor) -> None:
     """Write values * absmax, block by block, to `out`: in float32, then rounded to the dtype of `out`."""
     blocks = len(values) // block_size
-    whole = blocks * block_size
-    torch.mul(values[:whole].view(-1, block_size), absmax[:blocks, None], out=out[:whole].view(-1, block_size))
-    if whole < len(values):
-        torch.mul(values[whole:], absmax[blocks], out=out[whole:])
+    full = blocks * block_size  # elements in full blocks
+    torch.mul(values[:full].view(-1, block_size), absmax[:blocks, None], out=out[:full].view(-1, block_size))
+    if full < len(values):
+        torch.mul(values[full:], absmax[blocks], out=out[full:])

@@ -17,9 +17,9 @@ the 0-quantile, which is minus infinity):
     3. negative half: minus the quantiles of 8 such probabilities, without the last
     4. add 0 and divide by the largest: 7 negative levels, 0, 8 positive ones
 
-To land on bitsandbytes' float32 values to the last bit, the probabilities must be float32 (they come from
+To match bitsandbytes' float32 values to the last bit, the probabilities must be float32 (they come from
 `torch.linspace`), the quantiles float64 (they come from SciPy there, from Python's `statistics` here) and the division
-float32 again. All in float64 reproduces 6 of the 16.
+float32 again. Computing everything in float64 reproduces only 6 of the 16.
 
 The 8-bit code for the scales of double quantization, `dynamic_map`, is derived here too.
 """
@@ -40,7 +40,7 @@ def normal_float(bits: int = 4, offset: float | None = None) -> torch.Tensor:
     Args:
         bits: 2 to 8.
         offset: the outermost probability, in (0.5, 1). The default is the mean of 1 - 1/(2k - 2) and 1 - 1/(2k) for
-            k = 2**bits, to seven decimals: 0.9677083 for 4 bits. (bitsandbytes writes seven; more of them change bits.)
+            k = 2**bits, to seven decimals: 0.9677083 for 4 bits. (bitsandbytes has seven; more would change last bits.)
 
     Returns:
         Tensor[2**bits], float32, ascending, from -1 to 1 with an exact 0.
@@ -65,17 +65,23 @@ def normal_float(bits: int = 4, offset: float | None = None) -> torch.Tensor:
 
 
 def normal_quantiles(probabilities: torch.Tensor) -> list[float]:
-    """Where the standard normal distribution has these shares of its mass to the left: float64, one a probability."""
+    """Quantiles of the standard normal distribution: a float64 for each probability between 0 and 1."""
     return [NormalDist().inv_cdf(p) for p in probabilities.tolist()]
 
 
 def integer_levels(bits: int = 4) -> torch.Tensor:
     """Levels of symmetric integer quantization: -q/q, ..., 0, ..., q/q for q = 2**(bits - 1) - 1.
 
-    Those are 2**bits - 1 levels. The last code has no use of its own and repeats 1: it is never chosen.
+    These are 2**bits - 1 levels. The last code repeats the level 1 and is never chosen.
+
+    Args:
+        bits: 2 to 8.
 
     Returns:
         Tensor[2**bits], float32.
+
+    Raises:
+        ValueError: bits out of range.
     """
     if not 2 <= bits <= 8:
         raise ValueError(f"bits={bits}: integer levels need 2 to 8")
@@ -84,7 +90,7 @@ def integer_levels(bits: int = 4) -> torch.Tensor:
 
 
 def _signed(magnitudes: list[float]) -> torch.Tensor:
-    """Levels of a sign-and-magnitude format: every magnitude twice, zero too, divided by the largest."""
+    """Levels of a sign-and-magnitude format: each magnitude with both signs, zero twice, over the largest."""
     levels = [-m for m in reversed(magnitudes[1:])] + [0.0, 0.0] + magnitudes[1:]
     return torch.tensor(levels, dtype=torch.float32) / magnitudes[-1]
 
@@ -92,13 +98,19 @@ def _signed(magnitudes: list[float]) -> torch.Tensor:
 def dynamic_map(bits: int = 8) -> torch.Tensor:
     """The signed dynamic code, in which a number chooses how many of its bits are exponent (arXiv 1511.04561).
 
-    After the sign, e zero bits stand for the decade 10**-e and a one bit ends them. What is left, f = bits - 2 - e
-    bits, divides [0.1, 1) into 2**f equal parts and names the middle of one. So there are 64 levels of either sign
-    between 0.1 and 1, 32 between 0.01 and 0.1, and so on down to a single one near 5.5e-7; then 0, and 1 itself.
+    After the sign, e zero bits stand for the decade 10**-e and a one bit ends them. The remaining f = bits - 2 - e bits
+    divide [0.1, 1) into 2**f equal parts and select the middle of one. So there are 64 levels of either sign between
+    0.1 and 1, 32 between 0.01 and 0.1, and so on down to a single one near 5.5e-7; then 0, and 1 itself.
+
+    Args:
+        bits: 2 to 8.
 
     Returns:
-        Tensor[2**bits], float32, ascending; for 8 bits from -0.9930 to 1 and equal to what bitsandbytes'
-        `create_dynamic_map()` gives.
+        Tensor[2**bits], float32, ascending; for 8 bits from -0.9930 to 1, and equal to the result of bitsandbytes'
+        `create_dynamic_map()`.
+
+    Raises:
+        ValueError: bits out of range.
     """
     if not 2 <= bits <= 8:
         raise ValueError(f"bits={bits}: the dynamic code needs 2 to 8")
@@ -121,7 +133,8 @@ INT8 = integer_levels(8)
 
 # ---------------------------------------------------------------------------------- what bitsandbytes ships, to compare
 
-# `bitsandbytes.functional.get_4bit_type("nf4")`: pasted there, and here only so that a lesson can compare without it.
+# `bitsandbytes.functional.get_4bit_type("nf4")`: a literal there, repeated here so that a lesson can do without
+# bitsandbytes.
 BITSANDBYTES_NF4 = torch.tensor(
     [
         -1.0,
@@ -144,20 +157,20 @@ BITSANDBYTES_NF4 = torch.tensor(
 )
 
 # bitsandbytes stores FP4 as its bit pattern, we store the index of a sorted level: FP4_BIT_PATTERNS[ours] is theirs.
-# Of the two zeros, its CPU code gives pattern 0 to zero and what is just below, 8 (minus zero) to what is just above.
+# Of the two zeros, its CPU code assigns pattern 0 to zero and numbers just below, 8 (minus zero) to numbers just above.
 FP4_BIT_PATTERNS = torch.tensor([11, 10, 13, 12, 15, 14, 9, 0, 8, 1, 6, 7, 4, 5, 2, 3], dtype=torch.uint8)
 
 # ---------------------------------------------------------------------------------------------------- nearest neighbour
 
 
 def check_codebook(codebook: torch.Tensor, size: int = 16) -> None:
-    """Refuse what is no codebook: `size` float32 levels in [-1, 1], in ascending order. Equal ones may follow."""
+    """Raise TypeError or ValueError unless these are `size` float32 levels in [-1, 1], none below the one before."""
     if not isinstance(codebook, torch.Tensor) or codebook.dtype != torch.float32:
         came = codebook.dtype if isinstance(codebook, torch.Tensor) else type(codebook).__name__
         raise TypeError(f"codebook is {came}: give a float32 tensor, as torch.tensor([...]) makes it")
     if codebook.shape != (size,):
         raise ValueError(f"codebook has shape {tuple(codebook.shape)}: {size} levels are needed, so shape ({size},)")
-    levels = codebook.tolist()  # a dozen small operators would take longer than a kernel for a whole matrix
+    levels = codebook.tolist()  # a dozen tensor operators would take longer than quantizing a large matrix
     for level in levels:
         if not -1 <= level <= 1:
             raise ValueError(f"codebook has the level {level:g}: levels lie in [-1, 1]; divide by the largest")
@@ -195,25 +208,26 @@ def best_codebook(
 ) -> torch.Tensor:
     """Levels with the least squared error on x, found by Lloyd's algorithm from NF4's.
 
-    Two steps, repeated: give each element its nearest level; move each level to the mean of its elements. An error in a
-    scaled block counts absmax squared times in the tensor, so that is each element's weight in the mean. No step makes
-    the error larger. Where it ends is a local optimum; for bell-shaped data there is only one.
+    Two steps, repeated: give each element its nearest level; move each level to the mean of its elements. A squared
+    error in a scaled block counts absmax**2 times in the tensor, so that is each element's weight in the mean. No step
+    increases the error. The result is a local optimum; for bell-shaped data there is only one.
 
     Args:
-        x: any shape; a last partial block is left out. A million elements give three good digits.
-        levels: 4, 8, 16, ... 256.
-        keep: levels that shall not move, such as (-1, 0, 1), NF4's fixed points.
+        x: floating point, any shape; a partial last block is left out. A million elements give three good digits.
+        block_size: elements that share a scale.
+        levels: how many: 4, 8, 16, ... 256.
+        keep: levels that must not move, such as (-1, 0, 1), NF4's fixed points.
         iterations: at most; it stops when no level moves by more than 1e-6.
 
     Returns:
         Tensor[levels], float32, ascending, in [-1, 1].
 
     Raises:
-        ValueError: fewer elements than a block, all of them zero, or `keep` holds a level that NF4 has not.
+        ValueError: no block that is not zero, another number of levels, or a level in `keep` that NormalFloat lacks.
     """
-    whole = x.numel() // block_size * block_size
-    blocks = x.reshape(-1)[:whole].view(-1, block_size).double()
-    blocks = blocks[blocks.abs().amax(1) > 0] if whole else blocks
+    full = x.numel() // block_size * block_size  # elements in full blocks
+    blocks = x.reshape(-1)[:full].view(-1, block_size).double()
+    blocks = blocks[blocks.abs().amax(1) > 0] if full else blocks
     if not blocks.numel():
         raise ValueError(f"x has {x.numel()} elements and no block of {block_size} that is not zero: give it more data")
     absmax = blocks.abs().amax(1, keepdim=True)

@@ -1,21 +1,21 @@
 """Double quantization: the scales are numbers too.
 
-A block of 64 elements has one float32 scale, its absmax. 32 bits over 64 elements are half a bit a parameter: a ninth
-of the memory of a 4-bit model holds no weights at all. QLoRA (arXiv 2305.14314, section 3) quantizes the scales again:
+A block of 64 elements has one float32 scale, its absmax. 32 bits over 64 elements are half a bit per parameter: a
+ninth of a 4-bit model's memory holds no weights at all. QLoRA (arXiv 2305.14314, section 3) quantizes the scales again:
 
-    1. subtract their mean. Scales are positive and lie close together; without the mean they use both signs
+    1. subtract their mean. Scales are positive and lie close together; centred, they use both signs
     2. cut them into blocks of 256, divide each block by *its* absmax (float32: 32 bits over 64 * 256 elements)
     3. replace each by the nearest of 256 levels: 8 bits over 64 elements
 
-which leaves 8/64 + 32/(64 * 256) = 0.126953 bits a parameter instead of 0.5.
+which leaves 8/64 + 32/(64 * 256) = 0.126953 bits per parameter instead of 0.5.
 
 The 256 levels are bitsandbytes' dynamic code (`codebooks.dynamic_map`): neither INT8 nor an IEEE FP8. Pass
 `codebook=INT8` to see what equal steps would do. NF4 has no zero points; there is nothing else to quantize.
 
-Where this differs from bitsandbytes 0.50: its CUDA kernel searches the nearest level, and so do we. Its CPU kernel
-rounds the scaled number to one of 65,536 grid points, 2/65535 apart, and looks that one's nearest level up. So its
-choice may be farther from the number than ours, by at most 2/65535 of the block's absmax. And a block of zeros gets
-level 0 there (-0.993, times an absmax of zero) and the level of 0 here: the same value.
+Differences from bitsandbytes 0.50: its CUDA kernel searches for the nearest level, as this module does. Its CPU kernel
+rounds the scaled number to one of 65,536 grid points, 2/65535 apart, and looks up the level nearest to that point. So
+its choice may be farther from the number than ours, by at most 2/65535 of the block's absmax. For a block of zeros it
+stores code 0 (level -0.993, times an absmax of zero), and we store the code of level 0: the value is the same.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from .scales import SMALLEST_ABSMAX, QuantizedAbsmax, check_block_size
 
 @functools.cache
 def gpu_kernels():
-    """The module of Triton kernels, which serves tensors on CUDA; None, and one warning, where Triton is missing."""
+    """The module of Triton kernels, for tensors on CUDA; None, with one warning, if Triton is missing."""
     try:
         from . import kernels
     except ImportError as error:
@@ -54,8 +54,12 @@ def quantize_scales(absmax: torch.Tensor, block_size: int = 256, codebook: torch
         block_size: scales that share a second-level scale: a power of two from 32 to 4096.
         codebook: float32, Tensor[256], ascending in [-1, 1]: DYNAMIC8 or INT8.
 
+    Returns:
+        A QuantizedAbsmax on the device of `absmax`, with the mean of the scales as its offset.
+
     Raises:
-        ValueError, TypeError: impossible block size or codebook.
+        TypeError: codebook is not a float32 tensor.
+        ValueError: an unsupported block size, or levels that do not form a codebook.
     """
     if not absmax.is_cuda or not (gpu := gpu_kernels()):
         return quantize_scales_plain(absmax, block_size, codebook)
@@ -71,7 +75,7 @@ def quantize_scales(absmax: torch.Tensor, block_size: int = 256, codebook: torch
 def quantize_scales_plain(
     absmax: torch.Tensor, block_size: int = 256, codebook: torch.Tensor = DYNAMIC8
 ) -> QuantizedAbsmax:
-    """What `quantize_scales` computes, with PyTorch's operators on every device."""
+    """The readable version of `quantize_scales`: PyTorch's operators on every device."""
     check_block_size(block_size)
     check_codebook(codebook, size=256)
     offset = absmax.mean() if len(absmax) else absmax.new_zeros(())
@@ -85,14 +89,17 @@ def quantize_scales_plain(
 
 
 def double_quantize(q, block_size: int = 256, codebook: torch.Tensor = DYNAMIC8):
-    """Hold the scales of a `QuantizedTensor` in 8 bits; `dequantize` reads the result as it is.
+    """Quantize the scales of a `QuantizedTensor` to 8 bits; `dequantize` takes the result as well.
 
     Args:
         q: a QuantizedTensor whose absmax is float32.
         block_size, codebook: as for `quantize_scales`.
 
+    Returns:
+        A QuantizedTensor that shares q's codes.
+
     Raises:
-        ValueError: the scales are in 8 bits already.
+        ValueError: the scales are in 8 bits already. Further errors as for `quantize_scales`.
 
     >>> from qlora_lab.quantization import quantize
     >>> q = quantize(torch.randn(512, 512))

@@ -1,7 +1,7 @@
-"""The same on a GPU, as fast as its memory: three Triton kernels.
+"""Quantizing on a GPU, as fast as its memory allows: three Triton kernels.
 
 Quantizing is little arithmetic on many bytes. A bf16 weight is 2 bytes and its code half a byte: an H100, which moves
-3 TB/s, could quantize a million million weights a second. PyTorch's operators do not come near: each reads its input
+3 TB/s, could quantize 10^12 weights per second. PyTorch's operators do not come near: each reads its input
 from memory and writes its result back, and `quantize_plain` is a dozen of them. A kernel that takes all steps while
 the numbers are in registers moves each byte once:
 
@@ -9,22 +9,24 @@ the numbers are in registers moves each byte once:
     quantize_kernel           numbers -> absmax of each block -> scaled -> nearest level -> two codes to a byte
     quantize_scales_kernel    the second level of double quantization
 
-A kernel is written for one *program*. It takes one tile of `TILE` elements: some whole blocks. Thousands of programs
-run at a time. `tl.arange` and arithmetic act on a whole tile, in registers; only `tl.load` and `tl.store` touch memory,
-and their mask keeps the last program within the tensor. The function below a kernel launches it.
+A kernel is the code of one *program*, which handles one tile of `TILE` elements: one or more whole blocks. Thousands of
+programs run at a time. `tl.arange` and arithmetic act on a whole tile, in registers; only `tl.load` and `tl.store`
+touch memory, and their mask keeps the last program within the tensor. The function below a kernel launches it.
 
-What it takes to equal the plain version bit by bit:
+What it takes to equal the plain version bit for bit:
 
-    - `tl.div_rn` divides as IEEE 754 has it. Triton's `/` may be off in the last bit
+    - `tl.div_rn` rounds as IEEE 754 requires. Triton's `/` may be off in the last bit
     - `enable_fp_fusion=False`: level * absmax + offset in one instruction rounds once, PyTorch's two operators twice
-    - the partial last block is divided by its absmax, not multiplied by the reciprocal (see `blockwise`)
+    - a partial last block is divided by its absmax, not multiplied by the reciprocal (see `blockwise`)
 
 Measured on H100s (`make bench-gpu`), 88064 x 4096 in bf16, NF4: `dequantize` reaches 96 % of the copy bandwidth, with
-8-bit scales too, and `quantize_kernel` 93 %. The function around that waits for the word whether all numbers were
-finite: 84 % in the same run, 55 to 87 % on other hosts.
+8-bit scales too, and `quantize_kernel` 93 %. The function around it must wait for the flag that says whether all
+numbers are finite: 84 % in the same run, 55 to 87 % on other hosts.
 
 Triton comes with PyTorch for CUDA on Linux. With `TRITON_INTERPRET=1` it runs kernels on the CPU, operator by operator.
 """
+# pyright: reportCallIssue=false, reportArgumentType=false
+# Triton's stubs describe neither `kernel[grid](...)`, with its num_warps, nor that `triton.cdiv` of integers is one.
 
 import functools
 
@@ -35,16 +37,16 @@ import triton.language as tl
 from .codebooks import thresholds
 from .scales import SMALLEST_ABSMAX, QuantizedAbsmax
 
-EACH = 16  # elements a thread
-WARPS = 2  # of 32 threads, a program; more where a block needs them
+EACH = 16  # elements per thread
+WARPS = 2  # per program, 32 threads each; more where a block needs them
 SMALLEST = tl.constexpr(SMALLEST_ABSMAX)
-POINT = tl.constexpr(2)  # bits behind the point in a float32 of the size of MAGIC, see `search_tables`
+POINT = tl.constexpr(2)  # fraction bits of a float32 as large as MAGIC, see `search_tables`
 MAGIC = tl.constexpr(2.0 ** (23 - POINT.value) + 16)
 CELLS = 64  # a power of two above the 33 that occur
 
 
 def program_size(block_size: int) -> tuple[int, int]:
-    """Elements a program takes, and its warps."""
+    """The elements that a program handles, and the number of its warps."""
     tile = max(WARPS * 32 * EACH, block_size)
     return tile, tile // EACH // 32
 
@@ -60,7 +62,7 @@ def dequantize_kernel(
     scale_absmax,  # of the second level, or None: float32, [blocks / SCALE_BLOCK_SIZE]
     scale_codebook,  # float32, [256]
     scale_offset,  # float32, [1]
-    out,  # [n]; or rows of COLUMNS numbers, with a gap behind each row
+    out,  # [n]; or rows of COLUMNS numbers, with a gap after each row
     n,
     n_bytes,
     gap,  # numbers between two rows; 0 unless COLUMNS
@@ -68,7 +70,7 @@ def dequantize_kernel(
     SCALE_BLOCK_SIZE: tl.constexpr,  # 0: no second level
     TILE: tl.constexpr,
     COLUMNS: tl.constexpr,  # 0: no gaps; a multiple of BLOCK_SIZE
-    GAP_UNIT: tl.constexpr,  # that the gap is a multiple of
+    GAP_UNIT: tl.constexpr,  # a divisor of the gap
 ):
     program = tl.program_id(0).to(tl.int64)  # element numbers may not fit 32 bits
     if COLUMNS:  # a tile ends with its row, so that each thread still stores its numbers in one go
@@ -86,10 +88,10 @@ def dequantize_kernel(
     level = tl.load(codebook + code)
 
     block = start // BLOCK_SIZE + tl.arange(0, TILE // BLOCK_SIZE)
-    there = block * BLOCK_SIZE < end
-    scale = tl.load(absmax + block, mask=there, other=0)
+    inside = block * BLOCK_SIZE < end
+    scale = tl.load(absmax + block, mask=inside, other=0)
     if SCALE_BLOCK_SIZE:
-        second = tl.load(scale_absmax + block // SCALE_BLOCK_SIZE, mask=there, other=0)
+        second = tl.load(scale_absmax + block // SCALE_BLOCK_SIZE, mask=inside, other=0)
         scale = tl.load(scale_codebook + scale) * second + tl.load(scale_offset)
 
     value = tl.reshape(level, [TILE // BLOCK_SIZE, BLOCK_SIZE]) * scale[:, None]
@@ -100,7 +102,12 @@ def dequantize_kernel(
 def dequantize(q, out: torch.Tensor | None = None) -> torch.Tensor:
     """`blockwise.dequantize` for a QuantizedTensor on a GPU.
 
-    out: where to write, of q's shape and any of its dtypes; a matrix may be part of a wider one.
+    Args:
+        out: the tensor to write to: q's shape, float32, bfloat16 or float16; a matrix may be part of a wider one. None:
+            a new tensor in q's dtype.
+
+    Returns:
+        out
     """
     if out is None:
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
@@ -130,7 +137,7 @@ def dequantize(q, out: torch.Tensor | None = None) -> torch.Tensor:
 
 @triton.jit
 def largest_magnitude(value, axis: tl.constexpr):
-    """max |value|. The bits of positive floats are in the floats' order; those of NaN come last, so that it shows."""
+    """max |value|, or NaN if there is one. Read as integers, positive floats keep their order, and NaN comes last."""
     return tl.max(value.to(tl.int32, bitcast=True) & 0x7FFFFFFF, axis).to(tl.float32, bitcast=True)
 
 
@@ -168,8 +175,8 @@ def quantize_kernel(
         scaled = value * tl.div_rn(1.0, scale)[:, None]
     scaled = tl.reshape(scaled, [TILE])
 
-    # The nearest level is the count of thresholds below. A table counts those in lower cells, comparisons those in the
-    # cell that the number lies in: one for NF4. See `search_tables`.
+    # The code of the nearest level is the count of thresholds below the number. A table counts those in lower cells;
+    # comparisons, one for NF4, count those in the number's own cell. See `search_tables`.
     cell = (scaled * 16 + MAGIC).to(tl.int32, bitcast=True) >> POINT & (CELLS - 1)
     entry = tl.arange(0, CELLS)
     code = tl.gather(tl.load(below + entry), cell, 0)
@@ -188,12 +195,12 @@ def quantize_kernel(
 def search_tables(
     levels: tuple[float, ...], device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor, int, torch.Tensor]:
-    """What `quantize_kernel` looks up: `below`, `edges`, and how many comparisons a number needs; and the levels there.
+    """The tables of `quantize_kernel`, `below` and `edges`; the comparisons per number; and the levels on the device.
 
-    Cells are 1/16 wide: x in [-1, 1] lies in cell number 16 * x + 16, without its fraction: 0 to 32. Converting to an
-    integer is slow on a GPU. But a float32 near 2**21 has two bits behind the point: the bits of 2**21 + 16 * x + 16,
-    without the last two, end in the number. All of that is monotonic. So the thresholds in lower cells are below x,
-    those in higher cells above it, and only those in x's own cell must be compared. NF4's are 0.08 apart and more.
+    Cells are 1/16 wide: x in [-1, 1] lies in cell floor(16 * x + 16), 0 to 32. Converting to an integer is slow on a
+    GPU. But a float32 near 2**21 has two fraction bits: the bits of 2**21 + 16 * x + 16, without the last two, end in
+    the cell's number. All of this is monotonic. So thresholds in lower cells are below x, those in higher cells are
+    above it, and only those in x's own cell must be compared. NF4's are at least 0.08 apart.
     """
     edges = thresholds(torch.tensor(levels, device="cpu"))
     cell = (edges * 16 + MAGIC.value).view(torch.int32) >> POINT.value & (CELLS - 1)
@@ -207,10 +214,10 @@ def search_tables(
 def quantize(
     flat: torch.Tensor, codebook: torch.Tensor, block_size: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Codes, absmax and codebook of a QuantizedTensor; and a flag, to be read when the GPU has come so far.
+    """Codes, absmax and codebook of a QuantizedTensor, and a flag, to be read once the GPU is done.
 
-    The flag is a uint8 in the host's memory, where the kernel writes it: 1 if `flat` holds NaN or infinity, which are
-    in the absmax then. So there is nothing to copy after the kernel before the word is there.
+    The flag is a uint8 in pinned memory of the host: the kernel itself sets it to 1 if `flat` holds NaN or infinity,
+    which are then in absmax too. So no copy has to follow the kernel.
     """
     flat, n, (tile, warps) = flat.contiguous(), len(flat), program_size(block_size)
     codes = torch.empty((n + 1) // 2, dtype=torch.uint8, device=flat.device)
@@ -225,10 +232,10 @@ def quantize(
                 last - first, (last - first + 1) // 2, block_size, comparisons, partial, CELLS, tile, num_warps=warps,
             )  # fmt: skip
 
-    whole = n // block_size * block_size
+    full = n // block_size * block_size  # elements in full blocks
     with torch.cuda.device_of(flat):
-        launch(0, whole, False, tile)
-        launch(whole, n, True, block_size)
+        launch(0, full, False, tile)
+        launch(full, n, True, block_size)
     return codes, absmax, codebook, wrong
 
 
@@ -260,7 +267,7 @@ def quantize_scales_kernel(
 def quantize_scales(
     scales: torch.Tensor, offset: torch.Tensor, codebook: torch.Tensor, block_size: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Codes and absmax of a QuantizedAbsmax."""
+    """Codes, uint8, and absmax, float32, of a QuantizedAbsmax."""
     blocks = triton.cdiv(len(scales), block_size)
     codes = torch.empty(len(scales), dtype=torch.uint8, device=scales.device)
     absmax = torch.empty(blocks, dtype=torch.float32, device=scales.device)

@@ -1,8 +1,8 @@
 """How much was lost, and what the rest costs.
 
-An error alone says little: 8 bits beat 4. So `error_report` puts bits a parameter beside it. And a mean hides the
-shape: `level_usage` shows how often each level is chosen, `entropy` how many bits that choice carries. A 4-bit code
-whose levels were all used equally often would carry 4 bits; NF4 on Gaussian blocks of 64 carries 3.88.
+An error alone says little: 8 bits beat 4. So `error_report` adds bits per parameter. And a mean hides the distribution:
+`level_usage` shows how often each level is chosen, `entropy` how many bits that choice carries. A 4-bit code whose
+levels were all used equally often would carry 4 bits; NF4 on Gaussian blocks of 64 carries 3.88.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class ErrorReport:
 
 
 def error_report(x: torch.Tensor, quantized) -> ErrorReport:
-    """Compare a tensor with what a QuantizedTensor or UniformTensor made of it.
+    """Compare a tensor with its quantized version, a QuantizedTensor or UniformTensor.
 
     >>> from qlora_lab.quantization import quantize, quantize_affine
     >>> x = torch.randn(4096, generator=torch.Generator().manual_seed(0))
@@ -45,7 +45,7 @@ def error_report(x: torch.Tensor, quantized) -> ErrorReport:
 
 
 def relative_rms(x: torch.Tensor, restored: torch.Tensor) -> float:
-    """Root mean square of (restored - x) over that of x. 0 is perfect; 1 is as bad as answering 0 everywhere."""
+    """Root mean square of (restored - x) over that of x. 0 is perfect; 1 is as bad as restoring 0 everywhere."""
     x, error = _double(x, restored)
     return (error.norm() / x.norm()).item()
 
@@ -57,7 +57,7 @@ def max_error(x: torch.Tensor, restored: torch.Tensor) -> float:
 
 
 def snr_db(x: torch.Tensor, restored: torch.Tensor) -> float:
-    """Signal-to-noise ratio in decibels: 20 log10(1 / relative_rms). Each bit more gives about 6. Infinite if equal."""
+    """Signal-to-noise ratio in decibels: 20 log10(1 / relative_rms). A further bit gains about 6. Infinite if equal."""
     ratio = relative_rms(x, restored)
     return -20 * math.log10(ratio) if ratio else math.inf
 
@@ -79,7 +79,7 @@ def entropy(shares: torch.Tensor) -> float:
 
 
 def _double(x: torch.Tensor, restored: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """x and the error in float64: in float32, sums over millions of squares would lose digits."""
+    """x and the error, both in float64: in float32, sums over millions of squares would lose digits."""
     if x.shape != restored.shape:
         raise ValueError(f"x has shape {tuple(x.shape)}, restored {tuple(restored.shape)}: they must be the same")
     x = x.detach().double()

@@ -14,11 +14,11 @@ import torch
 
 
 def pack(codes: torch.Tensor, padding: int = 0) -> torch.Tensor:
-    """Pack 4-bit codes, two a byte, high nibble first.
+    """Pack 4-bit codes, two per byte, high nibble first.
 
     Args:
-        codes: integers from 0 to 15, any shape; read in row-major order. Larger ones are not looked for: they would
-            spoil their neighbours.
+        codes: integers from 0 to 15, any shape; read in row-major order. Larger ones are not detected, and would
+            corrupt their neighbours.
         padding: the code that fills the last low nibble when the count is odd.
 
     Returns:
@@ -38,13 +38,14 @@ def unpack(packed: torch.Tensor, count: int | None = None) -> torch.Tensor:
 
     Args:
         packed: uint8, any shape.
-        count: how many codes there are; the default is two a byte.
+        count: how many codes there are; the default is two per byte.
 
     Returns:
         Tensor[count], uint8.
 
     Raises:
-        TypeError: packed is not uint8. ValueError: another count than the bytes can hold.
+        TypeError: packed is not uint8.
+        ValueError: so many codes do not take so many bytes.
     """
     if packed.dtype != torch.uint8:
         raise TypeError(f"packed is {packed.dtype}: packed codes are torch.uint8")

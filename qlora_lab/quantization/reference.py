@@ -1,8 +1,8 @@
-"""The same in slow, readable loops: the oracle that the fast code is tested against.
+"""Quantization in slow, readable loops: the oracle that the fast code is tested against.
 
 One element at a time, in plain Python. Python's floats are float64, so each step that the fast code does in float32 is
-followed here by `f32`, which rounds to float32. (For one product or quotient of float32 numbers that is exactly what
-float32 hardware gives: 53 bits are enough that the second rounding does no harm.)
+followed here by `f32`, which rounds to float32. (For one product or quotient of float32 numbers, the result is
+exactly that of float32 hardware: float64 has enough bits for the second rounding to do no harm.)
 """
 
 from __future__ import annotations

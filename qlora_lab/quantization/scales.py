@@ -1,4 +1,4 @@
-"""The scales of blocks: what sizes blocks may have, how small a scale may be, and scales that are held in 8 bits."""
+"""The scales of blocks: the allowed block sizes, the smallest scale, and scales that are held in 8 bits."""
 
 from __future__ import annotations
 
@@ -7,22 +7,29 @@ from dataclasses import dataclass
 
 import torch
 
-SMALLEST_ABSMAX = 1e-38  # smaller blocks are divided by this: float32 could not hold the reciprocal of much less
-BLOCK_SIZES = tuple(2**exponent for exponent in range(5, 13))  # 32 to 4096, as bitsandbytes has them
+SMALLEST_ABSMAX = 1e-38  # blocks with a smaller one are divided by this: float32 holds no reciprocal of much less
+BLOCK_SIZES = tuple(2**exponent for exponent in range(5, 13))  # 32 to 4096, as in bitsandbytes
 
 
 def check_block_size(block_size: int) -> None:
-    """Refuse a block size that bitsandbytes does not have."""
+    """Raise ValueError for a block size that bitsandbytes does not have."""
     if not isinstance(block_size, int) or block_size not in BLOCK_SIZES:
         raise ValueError(f"block_size={block_size!r}: choose a power of two from 32 to 4096")
 
 
 @dataclass(frozen=True, eq=False)
 class QuantizedAbsmax:
-    """Scales held in 8 bits. It stands in `QuantizedTensor.absmax` after `double_quantize`.
+    """Scales held in 8 bits: the `absmax` of a `QuantizedTensor` after `double_quantize`.
 
-    codes: uint8, Tensor[scales]. absmax: float32, one for each `block_size` codes. offset: float32 scalar, the mean of
-    the scales. codebook: float32, Tensor[256].
+    Attributes:
+        codes: uint8, Tensor[scales]: indices into the codebook.
+        absmax: float32, Tensor[blocks]: a second-level scale for each `block_size` codes.
+        offset: float32 scalar, the mean of the scales.
+        codebook: float32, Tensor[256], ascending in [-1, 1].
+        block_size: scales that share a second-level scale.
+
+    Raises:
+        ValueError: an unsupported block size, or parts that disagree in shape, dtype or device.
     """
 
     codes: torch.Tensor
@@ -49,7 +56,7 @@ class QuantizedAbsmax:
                 )
 
     def dequantize(self) -> torch.Tensor:
-        """The scales, nearly as they were: float32, Tensor[scales]."""
+        """The scales that the codes stand for: float32, Tensor[scales]."""
         scales = self.codebook[self.codes.int()]
         return scales * self.absmax.repeat_interleave(self.block_size)[: len(scales)] + self.offset
 
@@ -59,6 +66,6 @@ class QuantizedAbsmax:
         return self.codes.nbytes + self.absmax.nbytes + self.codebook.nbytes + self.offset.nbytes
 
     def to(self, device) -> QuantizedAbsmax:
-        """The same on another device."""
+        """The same scales on another device."""
         parts = {name: getattr(self, name).to(device) for name in ("codes", "absmax", "offset", "codebook")}
         return dataclasses.replace(self, **parts)

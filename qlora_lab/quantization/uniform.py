@@ -5,15 +5,15 @@ Two ways to lay b-bit integers over an interval:
     absmax (symmetric)   x is near scale * code          code from -q to q, q = 2**(b-1) - 1; scale = absmax / q
     affine               x is near minimum + scale*code  code from 0 to 2**b - 1; scale = (max - min) / (2**b - 1)
 
-Absmax keeps zero exact and needs one number for each group of elements, but one of its 2**b codes stays unused, and so
-do all those on the far side of a lopsided group. Affine uses every code and reaches both ends exactly, but holds two
+Absmax keeps zero exact and needs one number for each group of elements, but one of its 2**b codes stays unused, as
+do those on the empty side of a lopsided group. Affine uses every code and reaches both ends exactly, but holds two
 numbers for each group. (Integer kernels hold a zero point, -minimum / scale, in place of the minimum: the same thing.)
 
 A group may be the whole tensor, a row, or a block of consecutive elements. Smaller groups follow the data more closely
-and cost more: a float32 scale for 64 elements is half a bit a parameter, scale and minimum are one.
+and cost more: a float32 scale for 64 elements is half a bit per parameter, scale and minimum are one bit.
 
-INT8, INT4 and the like are these with b = 8, 4. Sources: LLM.int8() (arXiv 2208.07339, section 2) for the names; GGUF's
-Q8_0 is absmax with blocks of 32, its Q4_1 affine with blocks of 32 and float16 constants.
+INT8 and INT4 are these schemes with b = 8 and 4. Sources: LLM.int8() (arXiv 2208.07339, section 2) for the names;
+GGUF's Q8_0 is absmax with blocks of 32, its Q4_1 affine with blocks of 32 and float16 constants.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class UniformTensor:
     """A tensor as integers with a scale for each block.
 
     Attributes:
-        codes: int8 (absmax) or uint8 (affine), in the original's shape. One a byte, whatever `bits` is: a lesson wants
-            to see them. `bits_per_parameter` counts them as if they were packed.
+        codes: int8 (absmax) or uint8 (affine), in the original's shape. One per byte whatever `bits` is, so that a
+            lesson can show them; `bits_per_parameter` counts them as if they were packed.
         scale: float32, Tensor[blocks].
         minimum: float32, Tensor[blocks], the value of code 0 in an affine scheme; None in an absmax scheme.
         bits: width of a code, 2 to 8.
@@ -62,12 +62,12 @@ class UniformTensor:
 
     @property
     def levels(self) -> int:
-        """How many levels an element can choose from: 2**bits, and one less in an absmax scheme."""
+        """The number of levels: 2**bits, or one fewer in an absmax scheme."""
         return 2**self.bits - (self.minimum is None)
 
     @property
     def zero_point(self) -> torch.Tensor | None:
-        """The code, not rounded, that would stand for 0: float32, Tensor[blocks]. None in an absmax scheme."""
+        """The code that would stand for 0, not rounded: float32, Tensor[blocks]. None in an absmax scheme."""
         return None if self.minimum is None else -self.minimum / self.scale
 
     @property
@@ -79,7 +79,7 @@ class UniformTensor:
         return self.codes.device
 
     def to(self, device) -> UniformTensor:
-        """The same on another device."""
+        """The same tensor on another device."""
         minimum = None if self.minimum is None else self.minimum.to(device)
         return dataclasses.replace(self, codes=self.codes.to(device), scale=self.scale.to(device), minimum=minimum)
 
@@ -91,7 +91,7 @@ class UniformTensor:
 
     @property
     def bits_per_parameter(self) -> float:
-        """Bits of a packed code, and a block's share of float32 scale and minimum."""
+        """Bits of a packed code, plus its share of the block's float32 scale and minimum."""
         zero_point_bits = 0 if self.minimum is None else 32
         return bits_per_parameter(self.block_size, double=False, bits=self.bits, zero_point_bits=zero_point_bits)
 
@@ -106,7 +106,8 @@ def quantize_absmax(x: torch.Tensor, bits: int = 8, block_size: int | str | None
         block_size: elements that share a scale: any count, "row" for the last dimension, None for the whole tensor.
 
     Raises:
-        TypeError: x is no such tensor. ValueError: NaN or infinity, bits or block size out of range.
+        TypeError: x is not such a tensor.
+        ValueError: NaN or infinity in x, or bits or block size out of range.
 
     >>> quantize_absmax(torch.tensor([0.5234, -1.2341, 0.8923]), bits=4).codes
     tensor([ 3, -7,  5], dtype=torch.int8)
@@ -141,7 +142,7 @@ def quantize_affine(x: torch.Tensor, bits: int = 8, block_size: int | str | None
 
 
 def _check(x: torch.Tensor, bits: int, block_size: int | str | None) -> int:
-    """Refuse impossible arguments; return the block size as a number."""
+    """Raise TypeError or ValueError for impossible arguments; return the block size as a number."""
     if not isinstance(x, torch.Tensor) or x.dtype not in DTYPES:
         came = x.dtype if isinstance(x, torch.Tensor) else type(x).__name__
         raise TypeError(f"x is {came}: a float32, bfloat16 or float16 tensor is needed; convert it with x.float()")
@@ -172,5 +173,5 @@ def _unblock(blocks: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 def _divide(blocks: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """blocks / scale, and 0 where the scale is 0: there all elements are equal, or too small for float32 to tell."""
+    """blocks / scale, but 0 where the scale is 0: all elements are equal there, or too close for float32 to tell."""
     return torch.where(scale[:, None] > 0, blocks / scale[:, None], 0.0)

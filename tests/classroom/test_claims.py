@@ -198,7 +198,7 @@ def test_copies_are_made_of_notebooks_in_step_only(changeable, tmp_path, capsys)
         ('# %% machinery "x = 1"\nx = 1\n', 'line 1: `# %% machinery "x = 1"` is no cell'),  # jupytext: an option
         (
             '# %% machinery "M"\n### BEGIN SOLUTION\nx = 1\n### END SOLUTION\n# %%\ncheck_x(x)\n',
-            "line 2: an exercise does not belong into a folded cell",
+            "line 2: an exercise does not belong in a folded cell",
         ),
         ("# %% claims\nassert True\nprint(1)\n", "line 3: a claims cell shows nothing"),
         ("# %% claims\nfor i in 1, 2:\n    display(i)\n", "line 3: a claims cell shows nothing"),

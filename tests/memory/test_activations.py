@@ -106,7 +106,8 @@ def test_the_first_layer_keeps_nothing_below_its_first_adapter():
     ("name", "setting", "moment"),
     [
         ("llama-7b", {}, "backward"),
-        ("llama-7b", {"sequence_length": 2048}, "forward"),
+        ("llama-7b", {"sequence_length": 64, "gradient_checkpointing": False}, "forward"),  # in the last layer
+        ("llama-7b", {"sequence_length": 2048}, "forward"),  # when the logits are a loss
         ("smollm2-135m", {"sequence_length": 2048}, "loss"),
         ("llama-7b", {"method": "full"}, "update"),
     ],

@@ -7,6 +7,7 @@ import torch
 
 from qlora_lab.errors import UserError
 from qlora_lab.finetuning import Batches, TokenizedSample, collate, load_prose, load_samples, tokenize
+from qlora_lab.training import data
 from qlora_lab.training.chat import IGNORED, tokenize_chat, tokenize_text
 from qlora_lab.training.data import has_split, read_chats
 
@@ -423,3 +424,12 @@ def test_labels_of_a_packed_row():
     batch = collate([[sample(4, 2, first=10), sample(3, 1, first=20)]], pad_token_id=0)
     assert batch["labels"].tolist() == [[IGNORED, IGNORED, 12, 13, IGNORED, 21, 22]]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 0, 1, 2]]
+
+
+def test_an_unknown_data_set_names_all_that_the_course_has(tmp_path, monkeypatch):
+    for name in ("orders", "recipes"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "train.jsonl").write_text("")
+    monkeypatch.setattr(data, "DATA_FOLDER", tmp_path)
+    with pytest.raises(UserError, match=r"one of: orders, recipes$"):
+        load_samples("order")

@@ -1,6 +1,6 @@
 """What one lesson alone uses, a folder each: n03 belongs to notebooks/source/03_nf4.py.
 
-    n03/checks.py      the checks of its exercises, which the page qlora_lab/classroom/checks.py finds there
+    n03/checks.py      the checks of its exercises, which qlora_lab/classroom/checks.py finds there
     n03/figures.py     what it alone draws; what several lessons draw is in qlora_lab/classroom/plots.py
     n03/suspects.py    code with bugs, for its exercises to find
 

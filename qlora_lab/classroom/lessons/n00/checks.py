@@ -14,7 +14,7 @@ def check_bytes_of_weights(weight_bytes: Callable[[float, int], float]) -> Verdi
         mistakes = [
             (parameters * bits, "These are bits: eight make a byte."),
             (parameters * bits * 8, "You multiplied by 8. A byte holds eight bits, so divide."),
-            (parameters * (bits // 8), "`bits // 8` makes nothing of half a byte: divide with `/`."),
+            (parameters * (bits // 8), "`bits // 8` turns half a byte into 0: divide with `/`."),
             (parameters * 8 / bits, "You divided by `bits`: fewer bits must give fewer bytes."),
             (parameters * 4, "That is the result for 32 bits: is `bits` used?"),
         ]

@@ -2,7 +2,17 @@
 
 from collections.abc import Callable
 
-from qlora_lab.classroom.judging import Verdict, call, described, exercise, expect_number, right, told, written, wrong
+from qlora_lab.classroom.judging import (
+    Verdict,
+    call,
+    described,
+    error_text,
+    exercise,
+    expect_number,
+    right,
+    written,
+    wrong,
+)
 from qlora_lab.memory.prediction import estimate
 from qlora_lab.memory.shapes import SHAPES
 from qlora_lab.memory.tensors import model_parts
@@ -100,9 +110,9 @@ def check_logits(tokens_that_fit: Callable[[int, float], int]) -> Verdict:
             (room // (6 * vocabulary), "The three numbers are fp32: 4 bytes each, not 2."),
             (room // (8 * vocabulary), "Three fp32 numbers for each word, not two."),
             (room // (16 * vocabulary), "Three fp32 numbers for each word, not four."),
-            (room // (96 * vocabulary), "12 are bytes already."),
+            (room // (96 * vocabulary), "The 12 are bytes already: no factor of 8."),
             (gigabytes * 2**30 // (12 * vocabulary), "These are GiB: 1 GB is 10^9 bytes."),
-            (gigabytes // (12 * vocabulary), "GB and bytes: 1 GB is 10^9 bytes."),
+            (gigabytes // (12 * vocabulary), "GB and bytes are mixed: 1 GB is 10^9 bytes."),
         ]
         source = written(tokens_that_fit, (vocabulary, gigabytes))
         expect_number(source, call(tokens_that_fit, vocabulary, gigabytes), expected, mistakes)
@@ -128,13 +138,13 @@ def check_12_gb(settings: dict) -> Verdict:
         needed = estimate(SHAPES["llama-13b"], "qlora", rank=64, targets="all-linear", **settings)
         total = needed.total
     except Exception as error:
-        return wrong(f"estimate does not take these settings: {told(error)}.")
+        return wrong(f"estimate does not take these settings: {error_text(error)}.")
     if batch * length < 3072:
         return wrong(f"{batch} × {length} are {batch * length} tokens a step, expected 3,072 at least. Pay elsewhere.")
     if total > 12e9:
         parts = needed.parts | needed.outside
         fixed = ("base weights", "quantization constants", "embeddings and head", "norms", "CUDA context")
-        largest = max((name for name in parts if name not in fixed), key=parts.get)
+        largest = max((name for name in parts if name not in fixed), key=parts.__getitem__)
         return wrong(
             f"{total / 1e9:.2f} GB, {(total - 12e9) / 1e9:.2f} GB too many. The largest part that you can change: "
             f"{largest}, {parts[largest] / 1e9:.2f} GB."

@@ -1,5 +1,7 @@
 """Figures of 01_memory_wall."""
 
+from collections.abc import Sequence
+
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from matplotlib.transforms import ScaledTranslation
@@ -23,7 +25,7 @@ MEMORY_STYLES = {  # colour, hatch: the same part of a training step's memory lo
 def plot_memory(
     ax: Axes,
     rows: dict[str, dict[str, float]],
-    cards: list[float] = (),
+    cards: Sequence[float] = (),
     guess: dict[str, float] | None = None,
     ends: dict[str, str] | None = None,
     limit: float | None = None,
@@ -31,9 +33,9 @@ def plot_memory(
 ) -> Axes:
     """Horizontal bars of a training step's memory (GB, 10^9 bytes), parts laid end to end.
 
-    rows: by bar, the size of each part; parts are keys of MEMORY_STYLES, and those of the same name stand in the
-    legend once. cards: sizes (GB) to mark by a line. guess: the learner's value for some bars, a diamond each.
-    ends: a text behind a bar, instead of its sum. limit: where the axis ends.
+    rows: by bar, the size of each part; parts are keys of MEMORY_STYLES, and each has one entry in the legend.
+    cards: sizes (GB) to mark by a line. guess: the learner's value for some bars, a diamond each.
+    ends: a text after a bar, instead of its sum. limit: where the axis ends.
     """
     at = {name: number for number, name in enumerate(rows)}
     left = dict.fromkeys(rows, 0.0)
@@ -83,7 +85,7 @@ def plot_growth(
     ax: Axes,
     curves: dict[str, list[float]],
     tokens: list[int],
-    cards: list[float] = (),
+    cards: Sequence[float] = (),
     guess: tuple[int, float] | None = None,
 ) -> Axes:
     """Memory (GB, 10^9 bytes) over the tokens of a step, a line for each setting, and cards as dashed lines.

@@ -1,5 +1,7 @@
 """Figures of 02_number_formats."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import StepPatch
@@ -74,7 +76,7 @@ def plot_snr(ax: Axes, decibels: dict[str, dict[int, float]], guess: tuple[int, 
 def plot_error_over_bits(
     ax: Axes,
     curves: dict[str, list[tuple[float, float, str]]],
-    points: list[tuple[float, float, str]] = (),
+    points: Sequence[tuple[float, float, str]] = (),
     below=False,
 ) -> Axes:
     """Relative RMS error (log scale) over bits per parameter; every point of the first curve has a direct label.

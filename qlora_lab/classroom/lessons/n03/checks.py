@@ -45,7 +45,7 @@ def check_normal_levels(normal_levels: Callable) -> Verdict:
                 return wrong("This is NF4 mirrored: eight levels are positive, seven negative.")
             if offset != 0.9677083:
                 return wrong(f"With another offset, {offset}, the levels differ from what they should be: is it used?")
-            i = (levels - expected.double()).abs().argmax().item()
+            i = int((levels - expected.double()).abs().argmax())
             return wrong(f"Level {i} is {levels[i].item():.4f}, expected {expected[i].item():.4f}.")
         equal = (levels.float() == expected).sum().item()
         if equal < 16:
@@ -108,7 +108,9 @@ def check_fingerprints(verdict) -> Verdict:
         if scheme not in ("affine", "absmax"):
             return wrong(f'{name}: the scheme is {described(scheme)}, expected "affine" or "absmax".')
         if bits == 8 and expected[1] == 4:
-            return wrong(f"{name}: with 8 bits any tensor has a small error. Which *four* bits give almost none?")
+            return wrong(
+                f"{name}: with 8 bits any tensor has a small error. Which scheme of *four* bits has almost none?"
+            )
         if bits == 4 and expected[1] == 8:
             return wrong(f"{name}: no 4-bit scheme stands out. Look at 8 bits: one error is far below the others.")
         if block_size != expected[2]:

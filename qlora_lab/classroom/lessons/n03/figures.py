@@ -1,5 +1,8 @@
 """Figures of 03_nf4."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
@@ -24,7 +27,7 @@ def plot_codebooks(ax: Axes, codebooks: dict[str, list[float]]) -> Axes:
     return ax
 
 
-def plot_histogram(ax: Axes, shares: dict[str, np.ndarray], edges: np.ndarray, levels: list[float] = ()) -> Axes:
+def plot_histogram(ax: Axes, shares: dict[str, np.ndarray], edges: np.ndarray, levels: Sequence[float] = ()) -> Axes:
     """Outlined histograms (share of the values in each bin), and a codebook's levels as marks along the axis."""
     for (name, heights), (colour, style) in zip(
         shares.items(), [(BLUE, "-"), (ORANGE, "--"), (GREEN, ":")], strict=False
@@ -94,7 +97,7 @@ FORMAT_STYLES = {  # colour, dash, marker: the same format looks the same in eve
 
 
 def plot_errors_by_block(errors: dict[str, dict[str, list[float]]], sizes: list[int], bits: dict[str, str]) -> Axes:
-    """Small panels, one a distribution: relative RMS error over block size, a line a format.
+    """Small panels, one per distribution: relative RMS error over block size, a line for each format.
 
     errors: by distribution, then format, one number for each block size. bits: what to write beside a format's name.
     """
@@ -120,13 +123,13 @@ def plot_errors_by_block(errors: dict[str, dict[str, list[float]]], sizes: list[
 
 
 def plot_error_over_bits(ax: Axes, points: dict[str, tuple[list[float], list[float], list[int]]]) -> Axes:
-    """Error over what it costs. points: by format, bits a parameter, relative RMS errors and block sizes."""
+    """Error over what it costs. points: by format, bits per parameter, relative RMS errors and block sizes."""
     for name, (bits, errors, sizes) in points.items():
         colour, dash, marker = FORMAT_STYLES[name]
         ax.plot(bits, errors, color=colour, linestyle=dash, marker=marker, markersize=6, label=name)
         for x, y, size in zip(bits, errors, sizes, strict=True):
             below = name in ("NF4", "INT4") or (name == "INT4 affine" and size == max(sizes))
-            place = {"xytext": (-5, -5), "ha": "right", "va": "top"} if below else {"xytext": (5, 4)}
+            place: dict[str, Any] = {"xytext": (-5, -5), "ha": "right", "va": "top"} if below else {"xytext": (5, 4)}
             place["bbox"] = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.3}
             ax.annotate(f"{size}", (x, y), textcoords="offset points", fontsize=9, color=colour, **place)
     ax.set(xlabel="bits per parameter, float32 constants included", ylabel="relative RMS error")

@@ -15,7 +15,7 @@ def plot_stacked(
 ) -> Axes:
     """Horizontal bars of parts laid end to end; the outer keys are the bars, the inner ones the parts.
 
-    ends: a text behind a bar. guess: the learner's value for some of the bars, a diamond each.
+    ends: a text after a bar. guess: the learner's value for some of the bars, a diamond each.
     """
     parts = list(dict.fromkeys(part for row in rows.values() for part in row))
     styles = [(BLUE, ""), (ORANGE, "//"), (GREEN, ".."), (GREY, "xx")]
@@ -47,7 +47,7 @@ def plot_scale_histograms(ax: Axes, histograms: dict[str, tuple], xlabel: str) -
 
 
 def plot_code_levels(ax: Axes, codes: dict[str, list[float]], xlabel: str) -> Axes:
-    """Every level of some codes as a stroke; one row a code."""
+    """Every level of some codes as a stroke; one row per code."""
     ax.eventplot(
         list(codes.values()),
         lineoffsets=range(len(codes)),

@@ -84,8 +84,10 @@ def check_correction(correction: Callable) -> Verdict:
             }
             if inputs == outputs:
                 mistakes["This is x B A: x meets A first, transposed."] = alpha / rank * x @ B @ A
-            told = [why for why, value in mistakes.items() if torch.allclose(came.float(), value, rtol=1e-4, atol=1e-5)]
-            return wrong(f"The shape is right, the values are not. {told[0] if told else ''}")
+            likely = [
+                why for why, value in mistakes.items() if torch.allclose(came.float(), value, rtol=1e-4, atol=1e-5)
+            ]
+            return wrong(f"The shape is right, the values are not. {likely[0] if likely else ''}")
     return right("Through the narrow middle: x goes down to `rank` numbers and up again; no matrix in × out is built.")
 
 

@@ -73,9 +73,9 @@ def check_short_version(short_version_gb: Callable[[int], float]) -> Verdict:
         mistakes = [
             (packed * gb, "These are the 4-bit weights alone: the dense copies wait beside them."),
             (16 * gb, "These are the dense copies alone: the 4-bit weights are still there."),
-            ((packed + 32) * gb, "float32 copies. In bfloat16 a weight takes 16 bits."),
-            ((4 + 16) * gb, "Codes and copies; the scales are missing, 0.127 bits a parameter."),
-            ((4.5 + 16) * gb, "These are float32 scales. Double-quantized ones take 0.127 bits a parameter."),
+            ((packed + 32) * gb, "These are float32 copies: in bfloat16 a weight takes 16 bits."),
+            ((4 + 16) * gb, "Codes and copies; the scales are missing, 0.127 bits per parameter."),
+            ((4.5 + 16) * gb, "These are float32 scales. Double-quantized ones take 0.127 bits per parameter."),
             ((4 + 8 / 64 + 16) * gb, "The scales have scales: a float32 for every 64 × 256 weights is missing."),
             ((16 - packed) * gb, "You subtracted: nothing is saved here, both are in memory at once."),
             (8 * (packed + 16) * gb, "These are gigabits: eight bits make a byte."),
@@ -154,14 +154,14 @@ def check_ill_layers(diagnosis: dict[str, str]) -> Verdict:
     """diagnosis: for each of the patients A to D, a key of DISEASES."""
     clues = {
         ("A", "keeps W"): "What it keeps grows with the number of tokens. W does not.",
-        ("A", "healthy"): "Numbers are not all: what does it keep?",
+        ("A", "healthy"): "Right numbers are not enough: what does it keep?",
         ("B", "healthy"): "Compare its gradient with the dense layer's.",
         ("B", "no scales"): "Then the output would be wrong too.",
         ("B", "coarse"): "Its gradient is not off by a thousandth but by more than its own size.",
         ("C", "coarse"): "In bfloat16 the dense layer rounds just as much. What is its error in float32?",
         ("C", "keeps x"): "It keeps 0 bytes.",
         ("D", "keeps x"): "What it keeps is the same for 2 tokens and for 200. x is not.",
-        ("D", "healthy"): "Numbers are not all: what does it keep?",
+        ("D", "healthy"): "Right numbers are not enough: what does it keep?",
     }
     expect_diagnosis(diagnosis, PATIENTS, DISEASES, clues)
     return right("Two compute the right numbers at the wrong price: a loss curve would never have told you.")
@@ -208,14 +208,14 @@ def check_quantizable(quantizable: Callable) -> Verdict:
             return wrong(f"{head} is in the list, but its weight is the embedding matrix too.")
         if not tied and head not in names and sorted(names) == inner:
             return wrong(
-                "This model's head has a weight of its own, so it may go. Its values equal the embedding's (a copy): "
-                "compare with `is`, neither by name nor by value."
+                "This model's head has a weight of its own, so it belongs in the list. Its values equal the "
+                "embedding's (a copy): compare with `is`, neither by name nor by value."
             )
         if "embed" in names:
             return wrong("embed is in the list: an nn.Embedding is looked up, not multiplied by.")
         if any("norm" in name for name in names):
             return wrong("A norm is in the list: only nn.Linear modules are quantized.")
         if "q_proj" in names:
-            return wrong("Names must be whole: blocks.0.q_proj, since every block has a q_proj.")
+            return wrong("Names must be complete: blocks.0.q_proj, since every block has a q_proj.")
         return wrong(f"quantizable gives {names}, expected {expected}.")
     return right("Tied weights serve two masters: the one quantized, the other must stay, and nothing is saved.")

@@ -79,7 +79,7 @@ def plot_bases(axes: list[Axes], bases: dict[str, tuple[float, float, float]], d
 
 
 def plot_repairs(ax: Axes, losses: dict[str, list[float]], guess: dict[str, float] | None = None) -> Axes:
-    """Training losses (log scale) over optimizer steps, one line a base, named at its end.
+    """Training losses (log scale) over optimizer steps, one line per base, named at its end.
 
     guess: for some of them, the loss that the learner expects in the last step, a diamond around the line's marker.
     """
@@ -94,7 +94,9 @@ def plot_repairs(ax: Axes, losses: dict[str, list[float]], guess: dict[str, floa
         if guess and name in guess:
             ring = {"markersize": 11, "markerfacecolor": "none", "markeredgewidth": 2, "clip_on": False}
             ax.plot(last, guess[name], "D", color=colour, **ring)
-            ax.plot(last, guess[name], marker, color=colour, markersize=4, clip_on=False)  # whose: its line's marker
+            ax.plot(
+                last, guess[name], marker, color=colour, markersize=4, clip_on=False
+            )  # the line's own marker shows whose it is
     ax.plot([], [], "D", color=GREY, markersize=9, markerfacecolor="none", markeredgewidth=2, label="your guesses")
     ax.set(xlabel="optimizer step", ylabel="loss (nats per token, log scale)", yscale="log", xlim=(0.7, 1.22 * last))
     ax.set_xticks(range(1, last + 1))
@@ -119,7 +121,7 @@ def plot_layer(
     setting. chosen: the pair to be ringed.
     """
     left, right = axes
-    # added as artists, for `stairs` also searches the limits, which takes longer than all the rest
+    # added as artists: `stairs` also computes the limits, which takes longer than all the rest
     left.add_artist(StepPatch(*original, color=GREY, alpha=0.4, fill=True, linewidth=0, baseline=0))
     left.add_artist(StepPatch(*restored, edgecolor=BLUE, fill=False, linewidth=1, baseline=0))
     left.set(xlabel="weight", ylabel="share of the weights (log scale)", yscale="log")

@@ -21,7 +21,7 @@ def plot_groups(
 ) -> Axes:
     """Grouped horizontal bars; the outer keys are the groups, the inner ones the bars.
 
-    texts: what to write behind the bars instead of their values with one decimal.
+    texts: what to write after the bars instead of their values with one decimal.
     """
     bars = list(next(iter(values.values())))
     height = 0.8 / len(bars)
@@ -120,7 +120,7 @@ def plot_parts(
 ) -> Axes:
     """Horizontal bars of up to seven parts, laid end to end; what lies beyond `limit` is cut off.
 
-    ends: a text behind a bar. guess: what the learner expects, a dashed line.
+    ends: a text after a bar. guess: what the learner expects, a dashed line.
     """
     parts = list(dict.fromkeys(part for row in rows.values() for part in row))
     left = [0.0] * len(rows)

@@ -66,7 +66,7 @@ def check_paired_difference(paired_difference: Callable[[list[dict], str, Callab
             (mean / 100, "The scores are points already: do not divide by 100."),
             (
                 100 * (mean / statistics.fmean(base.values())),
-                "That is per cent of lora-bf16's score: points are asked.",
+                "That is per cent of lora-bf16's score: points are asked for.",
             ),
             (statistics.median(pairs), "That is the median of the differences."),
         ]
@@ -121,7 +121,7 @@ def check_seeds_needed(seeds_needed: Callable[[float, float], int]) -> Verdict:
             ),
             (
                 smallest(lambda n, s=spread: 2 * t_quantile(n - 1) * s / math.sqrt(n), margin),
-                "You held the whole width against the margin: half of it counts.",
+                "You compared the whole width with the margin: half of it counts.",
             ),
             (
                 smallest(lambda n, s=spread: t_quantile(n - 1) * s / n, margin),

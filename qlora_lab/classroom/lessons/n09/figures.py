@@ -43,7 +43,7 @@ def plot_runs(
 
 
 def plot_seeds(axes: list[Axes], pairs: dict[str, tuple[list[float], list[float]]], ylabel: str) -> Axes:
-    """A panel for each pair of methods: a line for each seed, from its score with the one to that with the other.
+    """A panel for each pair of methods: a line for each seed, from its score with the first to that with the second.
 
     pairs: by "first | second", the scores of both. Lines that rise are dashed.
     """
@@ -69,8 +69,8 @@ def plot_intervals(
 ) -> Axes:
     """A row for each method: its differences as rings, their mean and interval as a bar; 0 is a line.
 
-    band: from where to where nobody would mind, grey. notes: for each row, a few words at the right end. What lies
-    outside the limits is drawn as an arrow at the edge. Figures without notes, which do not move, have a legend.
+    band: the range of differences that do not matter, grey. notes: for each row, a few words at the right end. What
+    lies outside the limits is drawn as an arrow at the edge. A figure without notes, a static one, has a legend.
     """
     if band:
         ax.axvspan(*band, color="0.93", zorder=0, label=f"{band[0]:g} to {band[1]:+g}".replace("-", "−"))
@@ -133,9 +133,10 @@ def plot_repairs(axes: list[Axes], gaps: dict[str, dict[str, tuple[float, float]
             ax.plot([after], [row], "o", color=BLUE, label="after" if row == 0 else None, linestyle="none")
             for value, other in ((before, after), (after, before)):  # away from one another, and from the line at 0
                 right = 0.05 < value < other
-                style = {"ha": "right" if right else "left", "va": "bottom", "textcoords": "offset points"}
+                shift = (8 if right else 3 if value < 0.05 else -8, 7)
+                side = "right" if right else "left"
                 number = f"{value:.{3 if value < 0.1 else 2}f}"
-                ax.annotate(number, (value, row), (8 if right else 3 if value < 0.05 else -8, 7), fontsize=9, **style)
+                ax.annotate(number, (value, row), shift, textcoords="offset points", ha=side, va="bottom", fontsize=9)
         ax.set(ylim=(len(by_base) - 0.6, -0.6), xlim=(-0.06, 0.55), xlabel=f"nats above the bf16 base, {text}")
         ax.set_yticks(range(len(by_base)), list(by_base), fontsize=9)
         ax.tick_params(axis="y", length=0)

@@ -116,7 +116,8 @@ def check_accumulate(accumulate: Callable) -> Verdict:
     micro_batches = [batch_of([9, 2], 12), batch_of([1], 8), batch_of([3, 3, 1], 6)]
 
     def gradient(weights):
-        total = sum(w * mean_loss(batch) for w, batch in zip(weights, micro_batches, strict=True))
+        losses = [w * mean_loss(batch) for w, batch in zip(weights, micro_batches, strict=True)]
+        total = sum(losses, start=torch.zeros(()))
         return torch.autograd.grad(total, weight)[0]
 
     def shares(counts):

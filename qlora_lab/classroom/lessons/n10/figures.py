@@ -16,7 +16,7 @@ def plot_knobs(
 
     groups: the rows, by kind. panels: by axis label, the values of each knob; values that should be equal, for the grey
     band; the axis's limits (logarithmic if one is ten times the other), and its ticks. What lies beyond the upper limit
-    is told in words. guesses: what the learner expects, by knob, in the last panel.
+    is written as a text. guesses: what the learner expects, by knob, in the last panel.
     """
     rows, y = {}, 0.0
     for group in groups:
@@ -55,7 +55,7 @@ def plot_pairs(
     limits: list[float],
     guesses: list[float] | None = None,
 ) -> Axes:
-    """Grouped horizontal bars, two a group; the second bar's label says by how many per cent it differs from the first.
+    """Grouped horizontal bars, two per group; the second is labelled with its difference from the first (%).
 
     panels: by axis label, for both bars a value for each group. guesses: by panel, the learner's per cent: a diamond.
     """
@@ -159,8 +159,8 @@ def plot_tradeoff(
         marker = "." if knob not in labels else markers[i % len(markers)]
         ax.plot(*zip(*seeds, strict=True), marker, color=colour, markersize=6, markerfacecolor="none", linestyle="")
         if knob in labels:
-            mean = [sum(values) / len(seeds) for values in zip(*seeds, strict=True)]
-            ax.annotate(knob, mean, labels[knob], textcoords="offset points", color=colour, fontsize=9, ha="center")
+            x, y = (sum(values) / len(seeds) for values in zip(*seeds, strict=True))
+            ax.annotate(knob, (x, y), labels[knob], textcoords="offset points", color=colour, fontsize=9, ha="center")
     if guess:
         ax.plot(*guess, "D", color=VERMILION, markersize=8)
         ax.annotate("your guess", guess, (0, -17), textcoords="offset points", color=VERMILION, fontsize=9, ha="center")
@@ -171,13 +171,13 @@ def plot_tradeoff(
     return ax
 
 
-def plot_undone(ax: Axes, more: dict[str, float], whole: float) -> Axes:
-    """Horizontal bars: GB (10^9 bytes) more on the card if a line of a recipe that takes `whole` GB is undone."""
+def plot_undone(ax: Axes, more: dict[str, float], recipe: float) -> Axes:
+    """Horizontal bars: GB (10^9 bytes) more on the card if a line of a recipe that takes `recipe` GB is undone."""
     ax.barh(list(more), list(more.values()), 0.6, color=[BLUE if size >= 0 else ORANGE for size in more.values()])
     for y, size in enumerate(more.values()):
         ax.text(max(size, 0) + 0.1, y, f"{size:+.2f}".replace("-", "−"), va="center", fontsize=9)
     ax.axvline(0, color=GREY, linewidth=1)
-    ax.set(xlim=(-1, 12.5), xlabel=f"GB (10$^9$ bytes) more than the recipe's {whole:.1f}, if this line is undone")
+    ax.set(xlim=(-1, 12.5), xlabel=f"GB (10$^9$ bytes) more than the recipe's {recipe:.1f}, if this line is undone")
     ax.invert_yaxis()
     ax.tick_params(axis="y", length=0)
     return ax

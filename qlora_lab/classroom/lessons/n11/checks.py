@@ -63,7 +63,7 @@ def check_which_base(which_base: Callable) -> Verdict:
     """which_base(merged, delta, original, rounded): "dequantized", "requantized" or "pristine".
 
     merged: a weight of a checkpoint, in bf16. delta: what the adapter adds. original: the base's weight before it was
-    quantized; rounded: after, dequantized. All (out, in), float32 but for `merged`.
+    quantized; rounded: after, dequantized. All (out, in), float32 except `merged`.
     """
     import torch
 
@@ -159,7 +159,7 @@ def unseen_configs() -> dict:
             moe_intermediate_size=768,
             num_attention_heads=32,
             num_key_value_heads=4,
-            head_dim=128,
+            head_dim=128,  # pyright: ignore[reportCallIssue]  # its class does not list it, and takes it
             num_experts=128,
             architectures=["Qwen3MoeForCausalLM"],
         ),

@@ -87,7 +87,7 @@ def plot_preflight(ax: Axes, shares: dict[str, tuple[float, float, str]], guess:
 
 
 def plot_plans(ax: Axes, adapters: list[int], gigabytes: dict[str, list[float]], cards: dict[str, float]) -> Axes:
-    """Lines: memory (GB, 10^9 bytes) over the number of adapters served, one line a plan; cards as grey lines."""
+    """Lines: memory (GB, 10^9 bytes) over the number of adapters served, one line per plan; cards as grey lines."""
     for (name, sizes), (colour, style) in zip(gigabytes.items(), [(ORANGE, "--"), (BLUE, "-")], strict=True):
         ax.plot(adapters, sizes, color=colour, linestyle=style, linewidth=2, label=name)
     for name, size in cards.items():

@@ -50,7 +50,7 @@ def check_real_parameters(real_parameters: Callable) -> Verdict:
 def _models() -> dict:
     """Small models by description: dense, 4-bit, 4-bit with an odd number of weights, 4-bit beside a tied head."""
     import torch
-    from bitsandbytes.nn import Linear4bit
+    from bitsandbytes.nn.modules import Linear4bit
     from torch import nn
 
     def four_bits(inputs: int, outputs: int) -> nn.Module:
@@ -157,13 +157,15 @@ def check_project(project) -> Verdict:
         return wrong(f"expected the run's folder, such as 'runs/mine', got {described(project)}.")
     folder = _found(Path(project), Path.is_dir)
     if folder is None:
-        return wrong(f"there is no folder {str(project)!r}, neither here nor in the folder above: give the whole path.")
+        return wrong(f"there is no folder {str(project)!r}, neither here nor in the folder above: give the full path.")
     settings, report = (_read(folder / name) for name in ("run.json", "report.json"))
     if report.get("interrupted"):
-        return wrong("The run was interrupted: go on with it, by the same command and --resume.")
+        return wrong("The run was interrupted: continue it with the same command and --resume.")
     lines = _lines(str(settings.get("data", "")), folder)
     if lines < LINES:
-        return wrong(f"The data has {lines} lines, expected at least {LINES}: with fewer it learns them by heart.")
+        return wrong(
+            f"The data has {lines} lines, expected at least {LINES}: with fewer, the model learns them by heart."
+        )
     losses = report["losses"]
     if len(losses) < STEPS:
         return wrong(f"The run has {len(losses)} steps, expected at least {STEPS}: raise --steps.")
@@ -182,7 +184,7 @@ def check_project(project) -> Verdict:
 
 
 def _found(path: Path, test: Callable[[Path], bool], *more: Path) -> Path | None:
-    """The path, from here, from the folder above (a notebook runs in notebooks/), or from `more`; None if nowhere."""
+    """The path, seen from here, the folder above (a notebook runs in notebooks/) or `more`; None if it is nowhere."""
     path = path.expanduser()
     candidates = [path, *(base / path for base in (Path.cwd().parent, *more))]
     return next((candidate for candidate in candidates if test(candidate)), None)
@@ -208,5 +210,5 @@ def _lines(data: str, folder: Path) -> int:
     if file is not None and file.is_dir():
         file = file / "train.jsonl"
     if file is None or not file.is_file():
-        raise Mistake(f"The data of the run, {data}, cannot be found any more: put it back, or run with a whole path.")
+        raise Mistake(f"The data of the run, {data}, cannot be found any more: put it back, or run with a full path.")
     return sum(1 for line in file.read_text(encoding="utf-8").splitlines() if line.strip())

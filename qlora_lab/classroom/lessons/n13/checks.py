@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from qlora_lab.classroom.judging import Mistake, Verdict, described, exercise, expect_number, right, told, wrong
+from qlora_lab.classroom.judging import Mistake, Verdict, described, error_text, exercise, expect_number, right, wrong
 from qlora_lab.classroom.judging import call as call_function
 
 TIMELINES = [  # start and end of kernels, in the order of their starts
@@ -26,18 +26,18 @@ def check_idle_share(idle_share: Callable[[list[tuple[float, float]]], float]) -
     """idle_share(spans): of the time from the first start to the last end, the share in which no kernel runs."""
     for spans in TIMELINES:
         first, last = spans[0][0], max(end for _, end in spans)
-        busy, summed, whole = busy_of(spans), sum(end - start for start, end in spans), last - first
+        busy, summed, total = busy_of(spans), sum(end - start for start, end in spans), last - first
         gaps = [start - end for (_, end), (start, _) in zip(spans, spans[1:], strict=False)]
-        expected = 1 - busy / whole
+        expected = 1 - busy / total
         mistakes = [
-            (busy / whole, "That is the share in which it works: the other one is asked for."),
+            (busy / total, "That is the share in which it works: the other one is asked for."),
             (100 * expected, "That is in per cent: return a share between 0 and 1."),
-            (whole - busy, "That is a time: divide by the time from the first start to the last end."),
-            (1 - summed / whole, "Kernels may overlap: time in which two of them run counts once."),
+            (total - busy, "That is a time: divide by the time from the first start to the last end."),
+            (1 - summed / total, "Kernels may overlap: time in which two of them run counts once."),
             (1 - busy / last, "You counted from 0: the clock starts with the first kernel."),
             (1 - summed / last, "You counted from 0, and overlapping kernels twice."),
             (
-                sum(max(0.0, gap) for gap in gaps) / whole,
+                sum(max(0.0, gap) for gap in gaps) / total,
                 "A kernel may begin within another, and end before it: keep the latest end so far.",
             ),
             (
@@ -111,16 +111,16 @@ def check_norm_bytes(norm_bytes: dict) -> Verdict:
 
 # ------------------------------------------------------------------------------------------------------ 13.4, a kernel
 
-GUARD = 4096  # numbers behind each tensor: what a kernel without masks reads and writes there does no harm, and shows
+GUARD = 4096  # numbers after each tensor, where a kernel without masks reads and writes: harmless, and noticed
 
 
 def guarded(tensor, fill):
-    """A copy, and behind it room that belongs to nobody."""
+    """A copy of a 1-D tensor, followed by GUARD numbers more, all of them `fill`."""
     import torch
 
-    whole = torch.full((tensor.numel() + GUARD,), fill, dtype=tensor.dtype)
-    whole[: tensor.numel()] = tensor
-    return whole
+    longer = torch.full((tensor.numel() + GUARD,), fill, dtype=tensor.dtype)
+    longer[: tensor.numel()] = tensor
+    return longer
 
 
 def launch(kernel, q, n: int, tile: int, device: str):
@@ -135,7 +135,7 @@ def launch(kernel, q, n: int, tile: int, device: str):
     except Exception as error:
         while error.__cause__ is not None:  # the interpreter wraps what went wrong
             error = error.__cause__
-        raise Mistake(f"Launched on {n} numbers, your kernel raised {told(error)}") from error
+        raise Mistake(f"Launched on {n} numbers, your kernel raised {error_text(error)}") from error
     return out.cpu()
 
 
@@ -172,7 +172,7 @@ def likely_outputs(q, n: int, tile: int) -> list[tuple]:
 
 @exercise(
     "13.4", "a dequantize kernel", item="train", points=3, todo="complete `dequantize_kernel`", optional=True
-)  # where there is no Triton, nobody can do it
+)  # Triton exists for Linux only
 def check_dequantize_kernel(kernel) -> Verdict:
     """kernel: a Triton kernel of (codes, codebook, absmax, out, n, BLOCK_SIZE, TILE) that writes the n numbers."""
     try:
@@ -197,10 +197,10 @@ def check_dequantize_kernel(kernel) -> Verdict:
     for n, tile in [(1024, 256), (1000, 256), (64 * 9 + 17, 128)]:
         x = torch.randn(n, generator=draw) * torch.linspace(1, 3, n)
         q = quantize(x)
-        whole = launch(kernel, q, n, tile, device)
-        came, expected = whole[:n], dequantize_plain(q)
+        written = launch(kernel, q, n, tile, device)
+        came, expected = written[:n], dequantize_plain(q)
         name = f"{n} numbers in tiles of {tile}"
-        if whole.isnan().all():
+        if written.isnan().all():
             raise NotImplementedError  # nothing was written: a stub
         for likely, why in likely_outputs(q, n, tile):
             if torch.equal(came, likely) and not torch.equal(came, expected):
@@ -208,12 +208,12 @@ def check_dequantize_kernel(kernel) -> Verdict:
         if came[tile:].isnan().all() and not came[:tile].isnan().any():
             return wrong(f"{name}: only the first tile is written. Begin at `tl.program_id(0) * TILE`.")
         if came.isnan().any():
-            where = came.isnan().nonzero()[0].item()
+            where = int(came.isnan().nonzero()[0])
             return wrong(f"{name}: nothing is written at number {where}, or NaN is.")
-        if not whole[n:].isnan().all():
-            return wrong(f"{name}: you write behind the end, into somebody else's memory: `mask=i < n` in `tl.store`.")
+        if not written[n:].isnan().all():
+            return wrong(f"{name}: you write past the end, into somebody else's memory: `mask=i < n` in `tl.store`.")
         if not torch.equal(came, expected):
-            where = (came != expected).nonzero()[0].item()
+            where = int((came != expected).nonzero()[0])
             return wrong(
                 f"{name}: at number {where} it writes {came[where]:.6g}, expected {expected[where]:.6g}; "
                 f"{(came != expected).float().mean():.0%} of the numbers differ."

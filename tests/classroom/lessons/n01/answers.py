@@ -105,7 +105,7 @@ WRONG = [  # and what the learner must be told
     (check_logits, tokens(16), "not four"),
     (check_logits, tokens(96), "bytes already"),
     (check_logits, lambda v, g: g * 2**30 // (12 * v), "GiB"),
-    (check_logits, lambda v, g: g // (12 * v), "GB and bytes"),
+    (check_logits, lambda v, g: g // (12 * v), "GB and bytes are mixed"),
     (check_12_gb, {"batch_size": 6}, "GB too many. The largest part that you can change: "),
     (check_12_gb, {"batch_size": 6, "gradient_checkpointing": False}, "activations"),
     (check_12_gb, SMALL, "512 tokens a step, expected 3,072"),

@@ -109,7 +109,7 @@ WRONG = [  # and what the learner must be told
     (check_fingerprints, {"linear": ("affine", 4, 32)}, 'keys "linear" and "embedding"'),
     (check_fingerprints, PAST | {"linear": "Q4_1"}, "expected three things"),
     (check_fingerprints, PAST | {"linear": ("nf4", 4, 32)}, "the scheme is"),
-    (check_fingerprints, PAST | {"linear": ("affine", 8, 32)}, "Which *four* bits"),
+    (check_fingerprints, PAST | {"linear": ("affine", 8, 32)}, "Which scheme of *four* bits"),
     (check_fingerprints, PAST | {"linear": ("absmax", 4, 32)}, "compare absmax with the other scheme"),
     (check_fingerprints, PAST | {"linear": ("affine", 4, 64)}, "nothing special"),
     (check_fingerprints, PAST | {"embedding": ("affine", 4, 32)}, "Look at 8 bits"),

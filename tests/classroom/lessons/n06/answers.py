@@ -113,7 +113,7 @@ WRONG = [  # and what the learner must be told
         lambda model: [n for n, m in model.named_modules() if n.endswith(("q_proj", "norm"))],
         "A norm is in the list",
     ),
-    (check_quantizable, lambda model: ["q_proj"], "Names must be whole"),
+    (check_quantizable, lambda model: ["q_proj"], "Names must be complete"),
     (check_quantizable, lambda model: list(linears(model).values()), "expected names"),
     (check_quantizable, lambda model: quantizable(model)[:1], "expected ['blocks.0.q_proj'"),
     (check_quantizable, lambda model: 210, "expected a list of names"),

@@ -207,7 +207,7 @@ WRONG = [  # and what the learner must be told
     (check_dequantize_kernel, no_scale, "the scale is missing"),
     (check_dequantize_kernel, codes_for_levels, "look the codes up in the codebook"),
     (check_dequantize_kernel, high_nibble_twice, "got the high nibble"),
-    (check_dequantize_kernel, no_mask, "you write behind the end"),
+    (check_dequantize_kernel, no_mask, "you write past the end"),
     (check_dequantize_kernel, first_tile_alone, "only the first tile is written"),
     (check_dequantize_kernel, even_numbers_alone, "nothing is written at number 1"),
     (check_dequantize_kernel, something_else, "of the numbers differ"),
