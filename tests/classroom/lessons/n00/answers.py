@@ -23,7 +23,7 @@ RIGHT = [
 WRONG = [  # and what the learner must be told
     (check_bytes_of_weights, lambda p, bits: p * bits, "eight make a byte"),
     (check_bytes_of_weights, lambda p, bits: p * bits * 8, "divide"),
-    (check_bytes_of_weights, lambda p, bits: p * (bits // 8), "nothing of half a byte"),
+    (check_bytes_of_weights, lambda p, bits: p * (bits // 8), "turns half a byte into 0"),
     (check_bytes_of_weights, lambda p, bits: p * bits / 8 / 2**30, "These are GiB"),
     (check_bytes_of_weights, lambda p, bits: p * bits / 8 / 2**20, "These are MiB"),
     (check_bytes_of_weights, lambda p, bits: round(p * bits / 8 / 1e9), "These are GB"),
