@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run an experiment; return the exit code: 0, or 2 for a user's error."""
     name, *flags = (sys.argv[1:] if arguments is None else arguments) or [""]
     if name in ("-h", "--help"):
-        print(f"{__doc__.strip()}\n\nNAME: {', '.join(EXPERIMENTS)}")
+        print(f"{(__doc__ or '').strip()}\n\nNAME: {', '.join(EXPERIMENTS)}")
         return 0
     try:
         experiment = named(name)

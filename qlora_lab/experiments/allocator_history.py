@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import collections
 import pathlib
+from collections.abc import Mapping, Sequence
 
 
-def live_at_peak(trace: list[dict]) -> tuple[int, collections.Counter]:
+def live_at_peak(trace: Sequence[Mapping]) -> tuple[int, collections.Counter]:
     """Replay an allocator's history up to its peak: what was alive then, by the line of Python that asked for it.
 
     Args:
@@ -17,7 +18,7 @@ def live_at_peak(trace: list[dict]) -> tuple[int, collections.Counter]:
         the peak in bytes; for each (place, block size) the number of blocks. Places are "file:line function", three
         of them at most, or "C++" where autograd's own code asked.
     """
-    alive: dict[int, dict] = {}
+    alive: dict[int, Mapping] = {}
     total = peak = 0
     at_peak = 0  # length of the history that leads to the peak
     for index, entry in enumerate(trace):
@@ -30,7 +31,7 @@ def live_at_peak(trace: list[dict]) -> tuple[int, collections.Counter]:
     return peak, collections.Counter((_place(entry.get("frames", [])), entry["size"]) for entry in alive.values())
 
 
-def _apply(entry: dict, alive: dict[int, dict]) -> int:
+def _apply(entry: Mapping, alive: dict[int, Mapping]) -> int:
     """Take one entry of the history; return by how much the allocated memory grew."""
     if entry["action"] == "alloc":
         alive[entry["addr"]] = entry
@@ -41,7 +42,7 @@ def _apply(entry: dict, alive: dict[int, dict]) -> int:
     return 0
 
 
-def _place(frames: list[dict]) -> str:
+def _place(frames: Sequence[Mapping]) -> str:
     python = [frame for frame in frames if frame["filename"].endswith(".py")]
     telling = [frame for frame in python if not any(part in frame["filename"] for part in _PLUMBING)] or python
     names = ["/".join(pathlib.PurePath(frame["filename"]).parts[-2:]) for frame in telling[:3]]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
+from typing import cast
 
 import torch
 
@@ -29,3 +31,10 @@ def leave_idle(device: torch.device) -> None:
         torch.cuda.synchronize(device)
         getattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: None)()
         torch.cuda.empty_cache()
+
+
+def milliseconds(function: Callable[[], object], warmup: int, rep: int) -> float:
+    """The median time of a call with a cold cache, by Triton's `do_bench`, which takes its two numbers in ms."""
+    from triton.testing import do_bench
+
+    return cast(float, do_bench(function, warmup=warmup, rep=rep, return_mode="median"))

@@ -16,11 +16,13 @@ import bitsandbytes.functional as bnb
 import torch
 
 from qlora_lab.arguments import Parser, count
-from qlora_lab.experiments.gpu import require_gpu
+from qlora_lab.experiments.gpu import milliseconds, require_gpu
 from qlora_lab.experiments.record import Record
 from qlora_lab.quantization import (
     FP4,
     NF4,
+    QuantizedAbsmax,
+    QuantizedTensor,
     dequantize,
     dequantize_plain,
     double_quantize,
@@ -39,9 +41,10 @@ def tasks(x: torch.Tensor, name: str) -> dict[str, tuple[int, dict[str, Callable
     codebook = CODEBOOKS[name]
     q = quantize(x, codebook)
     double = double_quantize(q)
+    absmax, scales = float_scales(q), held_in_8_bits(double)
     packed, state = bnb.quantize_4bit(x, quant_type=name)
     packed_double, state_double = bnb.quantize_4bit(x, quant_type=name, compress_statistics=True)
-    scales = double.absmax.codes.nbytes + double.absmax.absmax.nbytes
+    scale_bytes = scales.codes.nbytes + scales.absmax.nbytes
     return {
         "quantize": (
             x.nbytes + q.codes.nbytes + q.absmax.nbytes,
@@ -64,7 +67,7 @@ def tasks(x: torch.Tensor, name: str) -> dict[str, tuple[int, dict[str, Callable
             },
         ),
         "dequantize, double": (
-            x.nbytes + q.codes.nbytes + scales,
+            x.nbytes + q.codes.nbytes + scale_bytes,
             {
                 "ours": lambda: dequantize(double),
                 "bitsandbytes": lambda: bnb.dequantize_4bit(packed_double, state_double),
@@ -72,16 +75,26 @@ def tasks(x: torch.Tensor, name: str) -> dict[str, tuple[int, dict[str, Callable
             },
         ),
         "double_quantize": (
-            q.absmax.nbytes + scales,
-            {"ours": lambda: double_quantize(q), "plain": lambda: quantize_scales_plain(q.absmax)},
+            absmax.nbytes + scale_bytes,
+            {"ours": lambda: double_quantize(q), "plain": lambda: quantize_scales_plain(absmax)},
         ),
     }
 
 
-def microseconds(function: Callable) -> float:
-    from triton.testing import do_bench
+def float_scales(q: QuantizedTensor) -> torch.Tensor:
+    """The scales as `quantize` makes them."""
+    assert isinstance(q.absmax, torch.Tensor)
+    return q.absmax
 
-    return 1e3 * do_bench(function, warmup=10, rep=60, return_mode="median")
+
+def held_in_8_bits(q: QuantizedTensor) -> QuantizedAbsmax:
+    """The scales as `double_quantize` makes them."""
+    assert isinstance(q.absmax, QuantizedAbsmax)
+    return q.absmax
+
+
+def microseconds(function: Callable) -> float:
+    return 1e3 * milliseconds(function, warmup=10, rep=60)
 
 
 def equal(x: torch.Tensor, codebook: torch.Tensor) -> bool:
@@ -90,8 +103,8 @@ def equal(x: torch.Tensor, codebook: torch.Tensor) -> bool:
     double = double_quantize(q)
     return (
         torch.equal(q.codes, plain.codes)
-        and torch.equal(q.absmax, plain.absmax)
-        and torch.equal(double.absmax.codes, quantize_scales_plain(q.absmax).codes)
+        and torch.equal(float_scales(q), float_scales(plain))
+        and torch.equal(held_in_8_bits(double).codes, quantize_scales_plain(float_scales(q)).codes)
         and torch.equal(dequantize(q), dequantize_plain(q))
         and torch.equal(dequantize(double), dequantize_plain(double))
     )

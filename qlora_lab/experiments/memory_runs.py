@@ -108,7 +108,7 @@ def run_explain(record: Record, device: torch.device, wanted: Wanted = ALL) -> N
     Not of "lean": with torch 2.11, computing a chunk of the loss again fails while history is recorded ("SystemError:
     cross_entropy_loss returned NULL without setting an exception"), and only then.
     """
-    recipes = [(setting, None) for setting in EXPLAINED]
+    recipes: list[tuple[Setting, str | None]] = [(setting, None) for setting in EXPLAINED]
     recipes.append((Setting("llama-7b"), "in-backward"))
     for setting, name in recipes:
         key = {**setting.as_row(), "preset": name}
@@ -117,7 +117,7 @@ def run_explain(record: Record, device: torch.device, wanted: Wanted = ALL) -> N
         torch.cuda.memory._record_memory_history(stacks="python", max_entries=3_000_000)
         try:
             run = measure(setting, device, PRESETS[name] if name else None, steps=2)
-            trace = torch.cuda.memory._snapshot()["device_traces"][device.index]
+            trace = torch.cuda.memory._snapshot().get("device_traces", [])[device.index or 0]
         finally:
             torch.cuda.memory._record_memory_history(enabled=None)
         peak, blocks = live_at_peak(trace)

@@ -7,6 +7,7 @@ weights say.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 
 import torch
 
@@ -85,10 +86,9 @@ def train(setting: Setting, device, preset: Preset | None, shape: Shape, steps: 
 
     forget_accelerate()
     settings = preset.settings(bf16)
-    moments = MomentsOfAStep(make_accelerator(settings["compute_dtype"], device), meter)
+    accelerator = make_accelerator(settings["compute_dtype"], device)
+    moments = MomentsOfAStep(accelerator, meter, MasterWeights if mixed else accelerator.prepare)
     moments.step = "first step"
-    if mixed:
-        moments.prepare = MasterWeights
     batches = random_batches(shape.vocab_size, setting.batch_size, setting.sequence_length)
     records = []
     for record in train_steps(model, batches, steps=steps, learning_rate=1e-4, accelerator=moments, **settings):
@@ -108,11 +108,12 @@ def train(setting: Setting, device, preset: Preset | None, shape: Shape, steps: 
 class MomentsOfAStep:
     """Stands in for 🤗 Accelerate in `train_steps`, and marks where the forward and the backward pass end.
 
-    What follows them (clipping, the optimizer) is the update: mark it when the step's record comes.
+    What follows them (clipping, the optimizer) is the update: mark it when the step's record comes. prepare: wraps the
+    optimizer.
     """
 
-    def __init__(self, accelerator, meter: Meter):
-        self._accelerator, self._meter = accelerator, meter
+    def __init__(self, accelerator, meter: Meter, prepare: Callable):
+        self._accelerator, self._meter, self.prepare = accelerator, meter, prepare
         self.step = "step"
 
     def __getattr__(self, name: str):

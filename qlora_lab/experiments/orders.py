@@ -15,6 +15,7 @@ import multiprocessing
 import pathlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -35,10 +36,10 @@ NEEDS_A_GPU = "bf16, 4-bit kernels and paged optimizers are compared on one"
 
 @dataclass(frozen=True)
 class Ready:
-    """A model with its adapter, what `train_steps` is told, and what `Batches` is."""
+    """A model with its adapter, and the arguments of `train_steps` and of `Batches`."""
 
-    model: torch.nn.Module
-    tokenizer: object
+    model: Any
+    tokenizer: Any
     settings: dict
     batches: dict
 
@@ -122,7 +123,10 @@ def time_alone(record: Record, ways: Iterable[str], prepare: Callable[[str, int,
             continue
         records, peak = trained(prepare(name, 0, torch.device("cuda")), TIMED_STEPS)
         record.put("alone", name, {**speed(records), "peak_allocated": peak})
-        print(f"{name:<18} {speed(records)['tokens_per_second'] or 0:6.0f} tokens/s, {peak / 1e9:.2f} GB", flush=True)
+        print(
+            f"{name:<18} {speed(records)['tokens_per_second'] or 0:6.0f} tokens/s, {(peak or 0) / 1e9:.2f} GB",
+            flush=True,
+        )
 
 
 def run_all(

@@ -78,7 +78,7 @@ def differences(x: torch.Tensor) -> tuple[int, bool]:
     """How many NF4 codes of x differ from bitsandbytes', and whether equal codes decode to equal bits."""
     q = quantize(x)
     packed, state = bnb.quantize_4bit(x, quant_type="nf4")
-    differ = (unpack(q.codes, x.numel()) != unpack(packed, x.numel())).sum().item()
+    differ = int((unpack(q.codes, x.numel()) != unpack(packed, x.numel())).sum())
     state.absmax = q.absmax
     theirs = bnb.dequantize_4bit(q.codes[:, None], state)
     return differ, torch.equal(dequantize(q), theirs)

@@ -16,6 +16,7 @@ import importlib.metadata
 import json
 import pathlib
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from qlora_lab.errors import UserError
 
@@ -128,7 +129,7 @@ class Record:
         """The values of a section by name."""
         return self.content.get(section, {})
 
-    def add(self, section: str, row: dict, order: Callable[[dict], object] | None = None) -> None:
+    def add(self, section: str, row: dict, order: Callable[[dict], Any] | None = None) -> None:
         """One more row. order: what to sort the section's rows by; without it the new one is the last."""
         rows = [*self.content.get(section, []), row]
         self._write({**self.content, section: sorted(rows, key=order) if order else rows})

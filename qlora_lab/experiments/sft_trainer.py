@@ -24,7 +24,8 @@ def sft_steps(model, tokenizer, batch: int, checkpointing: bool, steps: int, **s
     """SFTTrainer on a model with adapters. A step's seconds go from the end of the one before to its own end."""
     import datasets
     import transformers
-    import trl
+    from trl.trainer.sft_config import SFTConfig
+    from trl.trainer.sft_trainer import SFTTrainer
 
     ends, logged = [], []
 
@@ -37,12 +38,12 @@ def sft_steps(model, tokenizer, batch: int, checkpointing: bool, steps: int, **s
             ends.append(time.perf_counter())
 
         def on_log(self, arguments, state, control, logs=None, **others):
-            if "loss" in logs:
+            if logs and "loss" in logs:
                 logged.append(logs)
 
     ids = [list(sample.ids) for sample in samples_of_steps(batch)]
     with tempfile.TemporaryDirectory() as folder:
-        configured = trl.SFTConfig(
+        configured = SFTConfig(
             output_dir=folder,
             per_device_train_batch_size=batch,
             max_steps=steps,
@@ -60,7 +61,7 @@ def sft_steps(model, tokenizer, batch: int, checkpointing: bool, steps: int, **s
             **settings,
         )
         dataset = datasets.Dataset.from_dict({"input_ids": ids, "labels": ids})
-        trainer = trl.SFTTrainer(
+        trainer = SFTTrainer(
             model, args=configured, train_dataset=dataset, processing_class=tokenizer, callbacks=[Clock()]
         )
         trainer.remove_callback(transformers.PrinterCallback)

@@ -24,10 +24,11 @@ from qlora_lab.experiments.record import Record
 
 
 def start(folder: pathlib.Path, environment: dict[str, str], steps: int, flags: list[str]) -> subprocess.Popen:
-    command = [sys.executable, "-m", "qlora_lab.train_qlora", "--output", folder, "--steps", str(steps), *flags]
+    command = [sys.executable, "-m", "qlora_lab.train_qlora", "--output", str(folder), "--steps", str(steps), *flags]
     command += ["--eval-samples", "0", "--quiet", "--json"]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(list(map(str, command)), env=os.environ | environment, text=True, **pipes)
+    return subprocess.Popen(
+        command, env=os.environ | environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
 
 
 def reported_speeds(running: list[subprocess.Popen]) -> list[float]:

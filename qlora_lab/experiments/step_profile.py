@@ -18,6 +18,7 @@ KINDS = (  # of kernels, by what their names contain; the first that fits
 
 def profile(who: str, batch: int, checkpointing: bool) -> dict:
     """One step's kernels: how many, how long by kind; and when each of the first ran."""
+    from torch._C._autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
     steps = running(who, batch, checkpointing, 6)
@@ -27,7 +28,7 @@ def profile(who: str, batch: int, checkpointing: bool) -> dict:
     with profile(activities=[ProfilerActivity.CUDA]) as profiled:
         next(steps)
         torch.cuda.synchronize()
-    events = [e for e in profiled.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+    events = [e for e in profiled.events() or [] if e.device_type == DeviceType.CUDA]
     spans = sorted((e.time_range.start, e.time_range.end, kind_of(e.name)) for e in events)
     steps.close()
     kinds: dict[str, list] = {}

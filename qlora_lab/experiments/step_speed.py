@@ -27,7 +27,7 @@ import torch
 
 from qlora_lab.adapters.peft_adapter import add_adapter
 from qlora_lab.arguments import Parser, count
-from qlora_lab.experiments.gpu import empty_cache, require_gpu
+from qlora_lab.experiments.gpu import empty_cache, milliseconds, require_gpu
 from qlora_lab.experiments.record import Record
 from qlora_lab.experiments.sft_trainer import trl_steps
 from qlora_lab.experiments.step_profile import profile
@@ -68,10 +68,8 @@ def bundled(who: str, steps: int) -> dict:
 
 def matrix_product_rate(n: int = 8192) -> float:
     """Operations a second of a large product of random bf16 matrices."""
-    from triton.testing import do_bench
-
     a = torch.randn(n, n, device="cuda").bfloat16()
-    return 2 * n**3 / do_bench(lambda: a @ a, warmup=100, rep=1000, return_mode="median") * 1e3
+    return 2 * n**3 / milliseconds(lambda: a @ a, warmup=100, rep=1000) * 1e3
 
 
 def floor(tokens: int, checkpointing: bool, rate: float) -> float:

@@ -14,6 +14,7 @@ The model is a LLaMA-7B with random weights in NF4 with double quantization, ada
 from __future__ import annotations
 
 import functools
+import math
 import time
 from collections.abc import Callable, Iterator
 
@@ -147,7 +148,7 @@ def plain_loop(
 def result(records: list[StepRecord]) -> dict:
     """What a record tells of a training that has just ended."""
     return {
-        "milliseconds": 1e3 * seconds_per_step(records),
+        "milliseconds": 1e3 * (seconds_per_step(records) or math.nan),
         "tokens_per_second": tokens_per_second(records),
         "peak_allocated": torch.cuda.max_memory_allocated(),
         "peak_reserved": torch.cuda.max_memory_reserved(),

@@ -39,7 +39,7 @@ def unsloth_runs(rows: list[tuple[str, int, bool]], steps: int) -> Iterator[dict
         with subprocess.Popen(
             command, stdout=subprocess.PIPE, text=True, cwd=folder, env=os.environ | environment
         ) as child:
-            for line in child.stdout:
+            for line in child.stdout or ():
                 if line.startswith("{"):
                     yield json.loads(line)
     if child.returncode:

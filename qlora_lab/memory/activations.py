@@ -6,13 +6,18 @@ measured on a GPU with each method and each target: `data/records/kept-*.json`, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from qlora_lab.memory.shapes import Shape
 from qlora_lab.memory.tensors import chosen_linears
 
 # linears that read the same tensor, in the order in which a layer computes them
 READERS = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))
 
 
-def layer_activation_bytes(shape, method: str, rank: int = 64, targets="all-linear", autocast: bool = True) -> int:
+def layer_activation_bytes(
+    shape: Shape, method: str, rank: int = 64, targets: str | Sequence[str] = "all-linear", autocast: bool = True
+) -> int:
     """Bytes a token that one layer keeps for its backward pass.
 
     Args:
@@ -22,7 +27,12 @@ def layer_activation_bytes(shape, method: str, rank: int = 64, targets="all-line
 
 
 def layer_activations(
-    shape, method: str, rank: int = 64, targets="all-linear", autocast: bool = True, first: bool = False
+    shape: Shape,
+    method: str,
+    rank: int = 64,
+    targets: str | Sequence[str] = "all-linear",
+    autocast: bool = True,
+    first: bool = False,
 ) -> dict[str, int]:
     """Bytes a token that one layer keeps, by what they are.
 
@@ -53,7 +63,7 @@ def layer_activations(
     return kept
 
 
-def _inputs(shape, method: str, chosen: dict[str, tuple[int, int]], autocast: bool) -> int:
+def _inputs(shape: Shape, method: str, chosen: dict[str, tuple[int, int]], autocast: bool) -> int:
     """The inputs x of the trained linears, in bf16."""
     hidden, mlp = shape.hidden_size, shape.intermediate_size
     if autocast and method == "lora":  # PEFT's dense layer casts x to fp32 and autocast casts it back: a copy for each
@@ -87,7 +97,7 @@ def first_readers(targets: dict[str, tuple[int, int]]) -> list[str]:
     return next([name for name in group if name in targets] for group in READERS if set(group) & set(targets))
 
 
-def end_activation_bytes(shape, full: bool, autocast: bool) -> int:
+def end_activation_bytes(shape: Shape, full: bool, autocast: bool) -> int:
     """Bytes a token that are kept outside the layers: the last norm's, the head's input, rotary cosines and sines."""
     stream = 4 if full and autocast else 2
     head_dim = shape.linears()["q_proj"][1] // shape.num_attention_heads

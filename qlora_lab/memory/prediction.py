@@ -13,6 +13,7 @@ by as much as 1 MiB each.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qlora_lab.memory.moments import held_throughout, moments
@@ -71,7 +72,7 @@ def estimate(
     method: str = "qlora",
     *,
     rank: int = 64,
-    targets="all-linear",
+    targets: str | Sequence[str] = "all-linear",
     batch_size: int = 1,
     sequence_length: int = 512,
     gradient_checkpointing: bool = True,

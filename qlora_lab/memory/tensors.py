@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from qlora_lab.facts import LINEARS, OPTIMIZERS, four_bit_bytes
-from qlora_lab.memory.shapes import require_counts, require_known
+from qlora_lab.memory.shapes import Shape, require_counts, require_known
 
 METHODS = ("full", "lora", "qlora")
 _MIN_8BIT = 4_096  # bitsandbytes' `min_8bit_size`: states of smaller tensors are fp32
 _MIN_PAGED = 100_000  # elements: bitsandbytes' `get_state_buffer` does not page smaller ones
 
 
-def chosen_linears(shape, targets) -> dict[str, tuple[int, int]]:
+def chosen_linears(shape: Shape, targets: str | Sequence[str]) -> dict[str, tuple[int, int]]:
     linears = shape.linears()
     names = LINEARS if targets == "all-linear" else (targets,) if isinstance(targets, str) else tuple(targets)
     if not names:
@@ -20,7 +22,7 @@ def chosen_linears(shape, targets) -> dict[str, tuple[int, int]]:
     return {name: linears[name] for name in names}
 
 
-def trainable_parameters(shape, rank: int, targets="all-linear") -> int:
+def trainable_parameters(shape: Shape, rank: int, targets: str | Sequence[str] = "all-linear") -> int:
     """PEFT's count: A is (rank, in_features) and B (out_features, rank) for every target in every layer.
 
     Raises:
@@ -31,7 +33,9 @@ def trainable_parameters(shape, rank: int, targets="all-linear") -> int:
     return shape.num_hidden_layers * sum(rank * (i + o) for i, o in chosen.values())
 
 
-def trained_tensors(shape, method: str, rank: int = 64, targets="all-linear") -> list[int]:
+def trained_tensors(
+    shape: Shape, method: str, rank: int = 64, targets: str | Sequence[str] = "all-linear"
+) -> list[int]:
     """Elements of every tensor that training changes: A and B of each target, or all the model's parameters."""
     linears, layers = shape.linears(), shape.num_hidden_layers
     if method != "full":
@@ -43,7 +47,7 @@ def trained_tensors(shape, method: str, rank: int = 64, targets="all-linear") ->
 
 
 def model_parts(
-    shape, method: str = "qlora", double_quant: bool = True, full_precision: str = "float32"
+    shape: Shape, method: str = "qlora", double_quant: bool = True, full_precision: str = "float32"
 ) -> dict[str, int]:
     """Bytes of the loaded model by part, before anything is added to train it: 4-bit linears, or 16 or 32 bits."""
     require_known("method", method, METHODS)
@@ -59,7 +63,7 @@ def model_parts(
     }
 
 
-def kbit_preparation_bytes(shape) -> int:
+def kbit_preparation_bytes(shape: Shape) -> int:
     """What `peft.prepare_model_for_kbit_training` adds to a 4-bit model in bf16: every 16-bit parameter becomes fp32.
 
     Those are the embeddings, the output head, the norms and the biases. `finetuning.add_adapter` does without it.
@@ -67,7 +71,7 @@ def kbit_preparation_bytes(shape) -> int:
     return 2 * (shape.embedding_parameters() + shape.norm_parameters() + shape.bias_parameters())
 
 
-def dequantization_bytes(shape, double_quant: bool = True) -> int:
+def dequantization_bytes(shape: Shape, double_quant: bool = True) -> int:
     """bitsandbytes dequantizes one whole weight to bf16 for each product, forward and backward; here of the largest."""
     elements = max(i * o for i, o in shape.linears().values())
     scales = 2 * 4 * elements // 64 if double_quant else 0  # in fp32 again, before and after their mean is added

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qlora_lab.facts import OPTIMIZERS
@@ -18,7 +19,7 @@ class TrainingStep:
     shape: Shape
     method: str
     rank: int
-    targets: str | tuple[str, ...]
+    targets: str | Sequence[str]
     batch_size: int
     sequence_length: int
     gradient_checkpointing: bool
