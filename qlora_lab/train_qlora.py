@@ -24,6 +24,7 @@ import pathlib
 import sys
 import time
 from collections.abc import Iterator
+from typing import Any, cast
 
 import numpy
 import torch
@@ -100,9 +101,11 @@ def parser() -> Parser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit code: 0, 2 for a user's error, 130 after Ctrl-C."""
-    args = None
     try:
         args = parser().parse_args(arguments)
+    except UserError as error:
+        return _fail(str(error))
+    try:
         beside = read_report(args.beside) if args.beside else None
         report = run(args)
     except UserError as error:
@@ -116,7 +119,7 @@ def main(arguments: list[str] | None = None) -> int:
     except SafetensorError as error:  # damaged files are told where they are read, so this is a failed write
         return _fail(f"cannot write to {args.output}: {error}; what was saved before is untouched")
     except OSError as error:
-        if error.errno not in CANNOT_WRITE:
+        if error.errno is None or error.errno not in CANNOT_WRITE:
             raise
         return _fail(f"cannot write to {args.output}: {os.strerror(error.errno)}; what was saved before is untouched")
     if report is None:  # another process than the first
@@ -137,7 +140,7 @@ def run(args: argparse.Namespace) -> dict | None:
     from accelerate import PartialState
 
     machine = PartialState(cpu=not torch.cuda.is_available())
-    device = machine.device
+    device = cast(torch.device, machine.device)  # optional in Accelerate's types, never in a state that has been made
     dtype = DTYPES.get(args.compute_dtype) or pick_compute_dtype(device)
     preset, settings = recipe(args, device, dtype, machine.num_processes)
     accelerator = make_accelerator(settings.compute_dtype, device)
@@ -277,7 +280,8 @@ def require_targets(args: argparse.Namespace) -> None:
     """
     with _collector_off(), quiet_transformers():
         skeleton = build_on_meta(read_config(args.model), torch.float32)
-    layers = [skeleton.get_submodule(name) for name in find_targets(skeleton, target_names(args))]
+    modules: dict[str, Any] = dict(skeleton.named_modules())
+    layers = [modules[name] for name in find_targets(skeleton, target_names(args))]
     useful = max((min(layer.in_features, layer.out_features) for layer in layers), default=args.rank)
     if args.rank > useful:
         raise UserError(f"--rank {args.rank} is more than any change of these layers has: choose at most {useful}")

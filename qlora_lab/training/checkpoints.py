@@ -45,8 +45,12 @@ class Checkpoint:
 
 def checkpoints_in(folder: pathlib.Path) -> list[pathlib.Path]:
     """The folder's checkpoints, oldest first. What an interrupted write leaves ends in `.part` and does not count."""
-    names = {path: re.fullmatch(r"checkpoint-(\d+)", path.name) for path in folder.glob("checkpoint-*")}
-    return sorted((path for path, name in names.items() if name), key=lambda path: int(names[path][1]))
+    by_step = {
+        path: int(match[1])
+        for path in folder.glob("checkpoint-*")
+        if (match := re.fullmatch(r"checkpoint-(\d+)", path.name))
+    }
+    return sorted(by_step, key=by_step.__getitem__)
 
 
 def newest_checkpoint(folder: pathlib.Path) -> Checkpoint | None:

@@ -24,8 +24,9 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from itertools import islice
+from typing import Any, TypeVar
 
 import torch
 
@@ -48,6 +49,8 @@ from qlora_lab.training.settings import TrainSettings
 from qlora_lab.training.step_records import StepRecord
 from qlora_lab.training.steps.choice import make_step
 from qlora_lab.training.steps.contract import Step, StepResult
+
+T = TypeVar("T")
 
 
 class TrainingDiverged(UserError):
@@ -93,7 +96,7 @@ def train_steps(
     accelerator=None,
     make_step: Callable[..., Step] = make_step,
     **named,
-) -> Iterator[StepRecord]:
+) -> Generator[StepRecord, None, None]:
     """Train the parameters that require gradients; yield a record after each optimizer step.
 
     Args:
@@ -139,7 +142,8 @@ def train_steps(
         raise UserError(
             f"{folder} holds {there[-1].name} of another run: resume=True goes on with it, another folder starts anew"
         )
-    return _steps(model, batches, settings, trained, accelerator, make_this_step, folder, run, begun)
+    save = functools.partial(save_checkpoint, folder, trained, run=run, accelerator=accelerator)
+    return _steps(model, batches, settings, trained, accelerator, make_this_step, save, begun)
 
 
 def _steps(
@@ -149,10 +153,9 @@ def _steps(
     trained: dict[str, torch.nn.Parameter],
     accelerator,
     make_step: Callable[..., Step],
-    checkpoints: pathlib.Path | None = None,
-    run: dict | None = None,
+    save: Callable[[Any, list[StepRecord]], None] | None = None,
     begun: Checkpoint | None = None,
-) -> Iterator[StepRecord]:
+) -> Generator[StepRecord, None, None]:
     """What `train_steps` does, once all is known to be possible.
 
     trained: the parameters by name. run: what `checkpoints` shall say about it. begun: where to go on.
@@ -191,18 +194,18 @@ def _steps(
             )
             records.append(record)
             yield record  # first, so that Ctrl-C while a checkpoint is written does not lose count of a step
-            if checkpoints is not None and (step % settings.checkpoint_every == 0 or step == settings.steps):
+            if save and (step % settings.checkpoint_every == 0 or step == settings.steps):
                 one_step.write_state()
-                save_checkpoint(checkpoints, trained, optimizer, records, run, accelerator)
+                save(optimizer, records)
                 accelerator.wait_for_everyone()
     finally:
         one_step.close()
         model.eval()
 
 
-def with_next(values):
-    """Each value with the one that follows it, the last with None."""
-    values = iter(values)
+def with_next(iterable: Iterable[T]) -> Iterator[tuple[T, T | None]]:
+    """Pair each value, none of them None, with the one after it, and the last with None."""
+    values = iter(iterable)
     value = next(values, None)
     while value is not None:
         following = next(values, None)

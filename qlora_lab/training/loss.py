@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import torch.utils.checkpoint
 
@@ -46,7 +48,8 @@ def _chunked_loss_sum(model, batch, targets: torch.Tensor, columns: torch.Tensor
         return torch.nn.functional.cross_entropy(head(hidden).float(), targets, ignore_index=IGNORED, reduction="sum")
 
     pieces = zip(hidden.flatten(0, 1).split(chunk), targets.split(chunk), strict=True)
-    return sum(torch.utils.checkpoint.checkpoint(loss_sum, *piece, use_reentrant=False) for piece in pieces)
+    sums = (torch.utils.checkpoint.checkpoint(loss_sum, *piece, use_reentrant=False) for piece in pieces)
+    return functools.reduce(torch.add, sums)
 
 
 _AFTER_THE_HEAD = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")  # in configs

@@ -15,13 +15,9 @@ def make_optimizer(name: str, parameters, learning_rate: float, weight_decay: fl
     """
     if name == "adamw_torch":
         return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay)
-    import bitsandbytes as bnb
+    from bitsandbytes.optim.adamw import AdamW8bit, AdamW32bit
 
-    kinds = {
-        "adamw_8bit": bnb.optim.AdamW8bit,
-        "paged_adamw_8bit": bnb.optim.AdamW8bit,
-        "paged_adamw_32bit": bnb.optim.AdamW32bit,
-    }
+    kinds = {"adamw_8bit": AdamW8bit, "paged_adamw_8bit": AdamW8bit, "paged_adamw_32bit": AdamW32bit}
     return kinds[name](parameters, lr=learning_rate, weight_decay=weight_decay, is_paged=name.startswith("paged"))
 
 

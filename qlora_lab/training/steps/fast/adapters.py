@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -45,18 +46,17 @@ class Adapters:
         self.optimizer = inner = without_accelerate(optimizer)
         parameters = []
         for group in groups:
-            parameters += [part.lora_A for part in group.adapted] + [part.lora_B for part in group.adapted]
+            parameters += [adapter.A for adapter in group.adapters] + [adapter.B for adapter in group.adapters]
         trained = {id(p) for group in inner.param_groups for p in group["params"]}
         if trained != {id(p) for p in parameters}:
             raise NoFastStep("something besides the linear layers' adapters is trained")
         self.parameters = parameters
         device, count = parameters[0].device, sum(p.numel() for p in parameters)
         self.flat = torch.empty(count, device=device)
-        names = ("exp_avg", "exp_avg_sq") if isinstance(inner, torch.optim.AdamW) else ("state1", "state2")
-        if hasattr(inner, "get_state_buffer"):
-            self.moments = [inner.get_state_buffer(self.flat, dtype=torch.float32) for _ in names]
-        else:
-            self.moments = [torch.zeros_like(self.flat) for _ in names]
+        paged = getattr(inner, "get_state_buffer", None)  # bitsandbytes'
+        new_moment = functools.partial(paged, dtype=torch.float32) if paged else torch.zeros_like
+        self.moments = new_moment(self.flat), new_moment(self.flat)
+        names = _moment_names(inner)
         self.steps = 0
         slices, start = {}, 0
         for p in parameters:
@@ -79,9 +79,9 @@ class Adapters:
 
     def _border(self, group: SharedInput, gradients: dict) -> Border | None:
         """None: none of these layers has an adapter."""
-        if not group.adapted:
+        if not group.adapters:
             return None
-        A, B = [part.lora_A for part in group.adapted], [part.lora_B for part in group.adapted]
+        A, B = [adapter.A for adapter in group.adapters], [adapter.B for adapter in group.adapters]
         return Border(
             _joined([p.data for p in A]),
             _joined([p.data for p in B]),
@@ -107,6 +107,11 @@ class Adapters:
         step = torch.tensor(float(self.steps)) if tensor else self.steps
         for p in self.parameters:
             self.optimizer.state[p]["step"] = step
+
+
+def _moment_names(optimizer) -> tuple[str, str]:
+    """The optimizer's names for the running means of a gradient and of its square: torch's or bitsandbytes'."""
+    return ("exp_avg", "exp_avg_sq") if isinstance(optimizer, torch.optim.AdamW) else ("state1", "state2")
 
 
 def _joined(pieces: list[torch.Tensor]) -> torch.Tensor:

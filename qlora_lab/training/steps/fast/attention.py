@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -34,9 +36,9 @@ def attend(q, k, v, samples: Samples) -> tuple[torch.Tensor, tuple]:
 def attend_backward(gradient, q, k, v, out, kept: tuple, samples: Samples) -> tuple[torch.Tensor, ...]:
     """Gradients of q, k and v, in the same order of additions each time."""
     if not q.is_cuda:
-        inputs = [tensor.detach().requires_grad_() for tensor in (q, k, v)]
+        q, k, v = (tensor.detach().requires_grad_() for tensor in (q, k, v))
         with torch.enable_grad():
-            return torch.autograd.grad(_attend_sample_by_sample(*inputs, samples), inputs, gradient)
+            return torch.autograd.grad(_attend_sample_by_sample(q, k, v, samples), (q, k, v), gradient)
     starts, longest = samples.starts, samples.longest
     logsumexp, *random = kept
     with repeatable():
@@ -57,13 +59,14 @@ def _attend_sample_by_sample(q, k, v, samples: Samples) -> torch.Tensor:
 
 
 @contextlib.contextmanager
-def repeatable():
+def repeatable() -> Iterator[None]:
     """Ask PyTorch for algorithms that give the same bits each time: flash attention's backward pass adds atomically."""
-    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    settings = cast(Any, torch.utils.deterministic)  # torch's stub lacks what this module holds
+    before = torch.are_deterministic_algorithms_enabled(), settings.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    settings.fill_uninitialized_memory = False
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before[0])
-        torch.utils.deterministic.fill_uninitialized_memory = before[1]
+        settings.fill_uninitialized_memory = before[1]

@@ -39,7 +39,8 @@ class HostMemory:
         self.shape, self.dtype, self.device = (layers, hidden), dtype, device
         self.stream = copy_stream(device) if device.type == "cuda" else None
         self.buffers: dict[int, torch.Tensor] = {}  # by tokens: a captured graph writes where it wrote when captured
-        self.leaving = self.arriving = None
+        self.leaving: torch.Tensor | None = None
+        self.arriving: list[torch.Tensor] = []  # one at most
 
     def begin(self, tokens: int) -> None:
         """Have room for so many tokens, in pages that cannot be moved: LLaMA-7B, 8192 tokens: 2.1 GB.
@@ -65,14 +66,15 @@ class HostMemory:
         """Have layer i's input copied back; `arrived` returns it."""
         if self.leaving is not None:
             self._wait()
-        self.leaving, self.arriving = None, torch.empty(self.buffer[i].shape, dtype=self.dtype, device=self.device)
+        x = torch.empty(self.buffer[i].shape, dtype=self.dtype, device=self.device)
+        self.leaving = None
         with self._beside():
-            self.arriving.copy_(self.buffer[i], non_blocking=True)
+            x.copy_(self.buffer[i], non_blocking=True)
+        self.arriving.append(x)
 
     def arrived(self) -> torch.Tensor:
         self._wait()
-        x, self.arriving = self.arriving, None
-        return x
+        return self.arriving.pop()
 
     def _wait(self) -> None:
         """What is launched from here on begins when the copies are done."""

@@ -1,3 +1,5 @@
+# pyright: reportCallIssue=false, reportArgumentType=false
+# Triton's stubs do not describe launches, `kernel[grid](...)`: num_warps and constexpr arguments look wrong to them.
 """Triton kernels of the fast step: what stands between the matrix products.
 
 A GPU spends a training step on matrix products, if it is not kept from them. Everything else (norms, rotary positions,

@@ -31,10 +31,10 @@ class BorderedLinear:
     """
 
     def __init__(self, group: SharedInput, border: Border | None, dtype: torch.dtype):
-        self.parts, self.adapted, self.sizes = group.parts, group.adapted, group.sizes
+        self.parts, self.adapters, self.sizes = group.parts, group.adapters, group.sizes
         self.border, self.dtype, self.device = border, dtype, group.parts[0].weight.device
         self.inputs, self.outputs = group.parts[0].weight.shape[1], sum(self.sizes)
-        self.rank = sum(part.rank for part in self.adapted)
+        self.rank = sum(adapter.rank for adapter in self.adapters)
 
     def room_for_input(self, tokens: int) -> torch.Tensor:
         return aligned_rows(tokens, self.inputs + self.rank, self.dtype, self.device)
@@ -45,8 +45,8 @@ class BorderedLinear:
         for part, rows in zip(self.parts, m[: self.outputs].split(self.sizes), strict=True):
             write_dense(part.weight, rows[:, : self.inputs])
         if self.border:
-            has_adapter = [part.rank > 0 for part in self.parts]
-            kernels().border(self.border.A, self.border.B, m, self.adapted[0].scaling, self.sizes, has_adapter)
+            adapted = [part.adapter is not None for part in self.parts]
+            kernels().border(self.border.A, self.border.B, m, self.adapters[0].scaling, self.sizes, adapted)
         return m
 
     def project(self, m: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -79,11 +79,11 @@ class BorderedLinear:
             return dy[:, :n]
         dz = torch.mm(dy[:, :n], m[:n, self.inputs :], out=dy[:, n : n + self.rank])
         border.add_gradient(border.A_gradient, dz.t(), x[:, : self.inputs])
-        columns = iter(z.split(self.adapted[0].rank, dim=1))
-        rows = iter(border.B_gradient.split([part.weight.shape[0] for part in self.adapted]))
+        columns = iter(z.split(self.adapters[0].rank, dim=1))
+        rows = iter(border.B_gradient.split([len(adapter.B) for adapter in self.adapters]))
         for part, dy_of_part in zip(self.parts, dy[:, :n].split(self.sizes, dim=1), strict=True):
-            if part.rank:
-                border.add_gradient(next(rows), dy_of_part.t(), next(columns), part.scaling)
+            if part.adapter:
+                border.add_gradient(next(rows), dy_of_part.t(), next(columns), part.adapter.scaling)
         return dy[:, : n + self.rank]
 
     def input_gradient(self, m: torch.Tensor, dy_dz: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:

@@ -50,6 +50,8 @@ from qlora_lab.training.steps.fast.reading import read_layer
 LOGITS_AT_A_TIME = 1 << 25  # elements: 64 MiB in bf16
 MOST_GRAPHS = 64
 
+Angles = tuple[torch.Tensor, torch.Tensor]  # cosine and sine of each token's rotary angles, (T, head_dim) each
+
 
 @dataclass(frozen=True, eq=False)
 class Layer:
@@ -69,18 +71,17 @@ class Layer:
 
 @dataclass(eq=False)
 class Activations:
-    """What a layer's backward pass needs. All but x can be computed again from x; None: not here."""
+    """What a layer's backward pass needs, which deletes each as soon as it has been used. x yields all the others."""
 
-    x: torch.Tensor | None  # (T, H)
-    normed: torch.Tensor | None = None  # (T, H + rank)
-    qkv: torch.Tensor | None = None  # (T, q + k + v + rank), turned
-    attended: torch.Tensor | None = None  # (T, q)
-    attention: tuple = ()
-    attended_z: torch.Tensor | None = None  # (T, rank)
-    x2: torch.Tensor | None = None  # (T, H)
-    normed2: torch.Tensor | None = None  # (T, H + rank)
-    gate_up: torch.Tensor | None = None  # (T, 2 I + rank)
-    product: torch.Tensor | None = None  # (T, I + rank)
+    x: torch.Tensor  # (T, H), the layer's input
+    normed: torch.Tensor  # (T, H + rank)
+    qkv: torch.Tensor  # (T, q + k + v + rank), with rotary positions
+    attended: torch.Tensor  # (T, q)
+    attention: tuple  # what `attend_backward` needs besides
+    attended_z: torch.Tensor  # (T, rank)
+    x2: torch.Tensor  # (T, H)
+    normed2: torch.Tensor  # (T, H + rank)
+    gate_up: torch.Tensor  # (T, 2 I + rank)
 
 
 class FastStep:
@@ -223,60 +224,61 @@ class FastStep:
 
     def forward_backward(self, batch: FlatBatch) -> None:
         """Add this batch to `self.loss`, and to the adapters' gradients (or put it there, see `Adapters`)."""
-        kept: list[Activations] = []
+        kept: list[Activations | torch.Tensor] = []  # with checkpointing the layer's input; none if it is on the host
         ids, positions, starts, rows, targets = batch.parts()
         samples = Samples(starts.to(torch.int32), batch.longest)
         x, delta = None, self.embeddings.index_select(0, ids).to(self.dtype)
-        angles = [t[0].contiguous() for t in self.rotary(delta[None], positions[None])]  # cos, sin: (T, head_dim)
+        cosine, sine = (t[0].contiguous() for t in self.rotary(delta[None], positions[None]))  # (T, head_dim)
+        angles = cosine, sine
         if self.host:
             self.host.begin(len(ids))
         for i, layer in enumerate(self.layers):
             a = self.forward(layer, x, delta, angles, samples)
-            matrix = layer.down.matrix()
-            x, delta = a.x2, layer.down.output(matrix, a.product, layer.down.project(matrix, a.product))
-            a.product = None  # large, and soon computed again
-            if self.checkpointing and layer is not self.layers[-1]:
-                if self.host:
-                    self.host.send(i, a.x)
-                a = Activations(None if self.host else a.x)
-            kept.append(a)
+            product, matrix = self._product(layer, a), layer.down.matrix()
+            x, delta = a.x2, layer.down.output(matrix, product, layer.down.project(matrix, product))
+            del product  # large, and soon computed again
+            if not self.checkpointing or layer is self.layers[-1]:
+                kept.append(a)
+            elif self.host:
+                self.host.send(i, a.x)
+            else:
+                kept.append(a.x)
             del matrix, a
         x, delta = x + delta, None
         gradient = self.loss_backward(x, rows, targets)
         del x
         for i, layer in reversed(list(enumerate(self.layers))):
-            a = kept.pop()
-            if a.x is None:
-                a.x = self.host.arrived()
+            a = self.host.arrived() if self.host and layer is not self.layers[-1] else kept.pop()
             if self.host and i:
                 self.host.fetch(i - 1)
+            if isinstance(a, torch.Tensor):
+                a = self.forward(layer, a, None, angles, samples)
             self.backward(layer, a, gradient, angles, samples)
 
-    def forward(self, layer: Layer, residual, delta, angles, samples: Samples) -> Activations:
-        """From a layer's input, residual + delta, to the product that `down` reads."""
+    def forward(self, layer: Layer, residual, delta, angles: Angles, samples: Samples) -> Activations:
+        """From a layer's input, residual + delta, to the gate and up projections."""
         x, normed = self._norm(residual, delta, layer.norm1, layer.qkv)
-        a = Activations(x, normed)
         matrix = layer.qkv.matrix()
-        a.qkv = layer.qkv.output(matrix, normed, layer.qkv.project(matrix, normed), room=True)
-        del matrix, normed, residual, delta
-        kernels().rotate(a.qkv, a.qkv, *angles, self.heads + self.kv_heads)
-        out, a.attention = attend(*self._q_k_v(a.qkv), samples)
-        a.attended = out.flatten(1)
+        qkv = layer.qkv.output(matrix, normed, layer.qkv.project(matrix, normed), room=True)
+        del matrix, residual, delta
+        kernels().rotate(qkv, qkv, *angles, self.heads + self.kv_heads)
+        out, attention = attend(*self._q_k_v(qkv), samples)
+        attended = out.flatten(1)
         matrix = layer.o.matrix()
-        a.attended_z = layer.o.project(matrix, a.attended)
-        delta = layer.o.output(matrix, a.attended, a.attended_z)
+        attended_z = layer.o.project(matrix, attended)
+        delta = layer.o.output(matrix, attended, attended_z)
         del matrix
-        a.x2, a.normed2 = self._norm(x, delta, layer.norm2, layer.gate_up)
+        x2, normed2 = self._norm(x, delta, layer.norm2, layer.gate_up)
         del delta
         matrix = layer.gate_up.matrix()
-        a.gate_up = layer.gate_up.output(matrix, a.normed2, layer.gate_up.project(matrix, a.normed2), room=True)
-        del matrix
-        self._multiply(layer, a)
-        return a
+        gate_up = layer.gate_up.output(matrix, normed2, layer.gate_up.project(matrix, normed2), room=True)
+        return Activations(x, normed, qkv, attended, attention, attended_z, x2, normed2, gate_up)
 
-    def _multiply(self, layer: Layer, a: Activations) -> None:
-        a.product = layer.down.room_for_input(len(a.x))
-        kernels().swiglu(a.gate_up, a.product, self.intermediate)
+    def _product(self, layer: Layer, a: Activations) -> torch.Tensor:
+        """What `down` reads: silu(gate) * up, (T, I + rank)."""
+        product = layer.down.room_for_input(len(a.x))
+        kernels().swiglu(a.gate_up, product, self.intermediate)
+        return product
 
     def loss_backward(self, x, rows, targets) -> torch.Tensor:
         """The loss, and its gradient at the last layer's output, x: (T, H + rank), with room for the layers' dz."""
@@ -294,29 +296,22 @@ class FastStep:
             gradient[:, : x.shape[1]].index_add_(0, some_rows, d_some)  # each row once; those without target add zeros
         return gradient
 
-    def backward(self, layer: Layer, a: Activations, gradient, angles, samples: Samples) -> None:
+    def backward(self, layer: Layer, a: Activations, gradient, angles: Angles, samples: Samples) -> None:
         """From the gradient at a layer's output to that at its input, in place. gradient: (T, H + rank)."""
-        down, room = layer.down, layer.down.inputs
-        if a.qkv is None:
-            a = self.forward(layer, a.x, None, angles, samples)
-        else:
-            self._multiply(layer, a)
-
-        matrix = down.matrix()
-        z = down.project(matrix, a.product)
-        dy_dz = down.backward(matrix, a.product, z, gradient)
-        d_product = down.input_gradient(matrix, dy_dz, out=a.product[:, :room])  # in its place: it has served
+        down = layer.down
+        product, matrix = self._product(layer, a), down.matrix()
+        z = down.project(matrix, product)
+        dy_dz = down.backward(matrix, product, z, gradient)
+        d_product = down.input_gradient(matrix, dy_dz, out=product[:, : down.inputs])  # overwrites what has served
         kernels().swiglu_backward(a.gate_up, d_product, self.intermediate)  # in place of gate and up
-        a.product = d_product = z = None
-        del matrix
+        del product, d_product, z, matrix
 
         gate_up = layer.gate_up
         matrix = gate_up.matrix()
         dy_dz = gate_up.backward(matrix, a.normed2, a.normed2[:, gate_up.inputs :], a.gate_up)
         d_normed = gate_up.input_gradient(matrix, dy_dz)
         kernels().rms_norm_backward(a.x2, layer.norm2, self.epsilon, d_normed, gradient)
-        a.normed2 = a.gate_up = a.x2 = None
-        del matrix, d_normed, dy_dz
+        del a.normed2, a.gate_up, a.x2, matrix, d_normed, dy_dz
 
         matrix = layer.o.matrix()
         d_attended = layer.o.input_gradient(matrix, layer.o.backward(matrix, a.attended, a.attended_z, gradient))
@@ -327,8 +322,7 @@ class FastStep:
         kernels().rotate(dq, q, *angles, self.heads, sign=-1)  # in place of q, k and v
         kernels().rotate(dk, k, *angles, self.kv_heads, sign=-1)
         kernels().rotate(dv, v, *angles, self.kv_heads, sign=0)
-        a.attended = None
-        del d_attended, out, dq, dk, dv
+        del a.attended, d_attended, out, dq, dk, dv
 
         matrix = layer.qkv.matrix()
         dy_dz = layer.qkv.backward(matrix, a.normed, a.normed[:, layer.qkv.inputs :], a.qkv)
@@ -343,9 +337,9 @@ class FastStep:
         out = linear.room_for_input(len(residual))
         return kernels().rms_norm(residual, delta, weight, self.epsilon, out), out
 
-    def _q_k_v(self, qkv: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def _q_k_v(self, qkv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Views of (T, heads, head_dim) and twice (T, kv_heads, head_dim)."""
         head_dim = self.q // self.heads
         sizes = (self.q, self.kv_heads * head_dim, self.kv_heads * head_dim)
         q, k, v = qkv[:, : sum(sizes)].split(sizes, dim=1)
-        return tuple(part.unflatten(1, (-1, head_dim)) for part in (q, k, v))
+        return q.unflatten(1, (-1, head_dim)), k.unflatten(1, (-1, head_dim)), v.unflatten(1, (-1, head_dim))
