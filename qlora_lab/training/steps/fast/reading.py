@@ -1,4 +1,4 @@
-"""The frozen linear layers of a model and their adapters, whoever made them: this package, PEFT or bitsandbytes."""
+"""Reads a model's frozen linear layers and their adapters, whether of this package, of PEFT or of bitsandbytes."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class AdaptedLinear:
 
 @dataclass(frozen=True)
 class SharedInput:
-    """Linear layers that read the same input. Those that have an adapter share one rank and one scaling.
+    """Linear layers that share their input. Those that have an adapter have the same rank and scaling.
 
     Raises:
         NoFastStep: the adapters' ranks or scalings differ.
