@@ -1,4 +1,4 @@
-"""Arguments of command lines: a parser whose complaints are a user's errors, and types that say what they want."""
+"""Command-line arguments: a parser that raises `UserError`, and argument types that say what they accept."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def count(text: str, least: int = 1, most: int = 1_000_000) -> int:
-    """A whole number within these limits."""
+    """Parse a whole number from `least` to `most`."""
     with contextlib.suppress(ValueError):
         if least <= int(text) <= most:
             return int(text)
@@ -37,5 +37,5 @@ def positive(text: str) -> float:
 
 
 def names(text: str) -> str:
-    """Names with commas between them, without spaces around."""
+    """Strip the spaces around comma-separated names."""
     return ",".join(name.strip() for name in text.split(","))

@@ -1,5 +1,5 @@
-"""The one exception that means "the user can put this right": `train_qlora` prints it and exits with 2."""
+"""The exception for what the user can put right: `train_qlora` prints it and exits with 2."""
 
 
 class UserError(ValueError):
-    """A mistake in what the user gave (a path, a name, a number), told in one sentence that says what to do."""
+    """A mistake in the user's input (a path, a name, a number). Its message is one sentence that says what to do."""

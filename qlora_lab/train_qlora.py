@@ -1,7 +1,7 @@
 """Fine-tune a language model with QLoRA: `python -m qlora_lab.train_qlora --help`.
 
-Without arguments it trains the bundled 135M model on the orders data, on whatever hardware there is, judges it before
-and after, and leaves in the output folder
+Without arguments it trains the bundled 135M model on the orders data, on whatever hardware there is, evaluates it
+before and after, and leaves in the output folder
 
     run.json       the settings          before.json   the judgement before training
     checkpoints/   to --resume from      adapter/      for peft.PeftModel.from_pretrained
@@ -24,6 +24,7 @@ import pathlib
 import sys
 import time
 from collections.abc import Iterator
+from typing import Any, cast
 
 import numpy
 import torch
@@ -62,37 +63,35 @@ CANNOT_WRITE = {
 
 
 def parser() -> Parser:
-    p = Parser(prog="train_qlora", description="Fine-tune a language model with QLoRA and say what it brought.")
+    p = Parser(prog="train_qlora", description="Fine-tune a language model with QLoRA and measure what it learned.")
     p.add_argument("--model", default=DEFAULT_MODEL, help="bundled name, folder or hub id (default: %(default)s)")
     p.add_argument("--data", default="orders", help="a data set of the course, a folder of .jsonl, or a .jsonl file")
     p.add_argument("--method", choices=["qlora", "lora"], default="qlora", help="4-bit NF4 base, or 16/32-bit base")
     p.add_argument("--rank", type=count, default=16)
     p.add_argument("--alpha", type=positive, help="default: 2 x rank")
-    p.add_argument(
-        "--targets", type=names, default="all-linear", help="all-linear, or names with commas: q_proj,v_proj"
-    )
+    p.add_argument("--targets", type=names, default="all-linear", help="all-linear, or comma-separated: q_proj,v_proj")
     length = p.add_mutually_exclusive_group()
     length.add_argument("--steps", type=count, help="optimizer steps (default: 30)")
     length.add_argument("--epochs", type=positive)
-    p.add_argument("--batch-size", type=count, default=8, help="samples a forward pass, over all processes")
-    p.add_argument("--accumulation", type=count, default=1, help="forward passes an optimizer step")
+    p.add_argument("--batch-size", type=count, default=8, help="samples per forward pass, over all processes")
+    p.add_argument("--accumulation", type=count, default=1, help="forward passes per optimizer step")
     p.add_argument("--packing", action="store_true", help="fill rows of --max-length with several samples")
     p.add_argument("--max-length", type=count, default=256, help="longer samples are left out, and counted")
     p.add_argument("--lr", type=positive, default=1.5e-3, help="peak learning rate (default: %(default)s)")
     p.add_argument("--schedule", choices=SCHEDULES, default="cosine")
     p.add_argument(
-        "--preset", choices=PRESETS, help="a recipe that trades something for GPU memory: see finetuning/presets.py"
+        "--preset", choices=PRESETS, help="a recipe that saves GPU memory at some other cost: see training/presets.py"
     )
     p.add_argument("--optimizer", choices=OPTIMIZERS, help="default: paged_adamw_32bit on a GPU, adamw_torch on a CPU")
     p.add_argument("--gradient-checkpointing", action="store_true", help="less memory for one more forward pass")
     p.add_argument("--fast", action="store_true", help="on a GPU with bf16: fused kernels in one CUDA graph")
     p.add_argument("--compute-dtype", choices=DTYPES, help="default: bfloat16 where the hardware has it")
     p.add_argument("--seed", type=seed, default=0)
-    p.add_argument("--eval-samples", type=count_or_none, default=50, help="judged of each split, and of prose; 0: none")
+    p.add_argument("--eval-samples", type=count_or_none, default=50, help="evaluated per split and of prose; 0: none")
     p.add_argument("--checkpoint-every", type=count, default=10, metavar="STEPS")
     p.add_argument("--output", type=pathlib.Path, default=pathlib.Path("runs/latest"))
-    p.add_argument("--resume", action="store_true", help="go on with the run in --output")
-    p.add_argument("--beside", type=pathlib.Path, metavar="RUN", help="an earlier run's folder to show beside this one")
+    p.add_argument("--resume", action="store_true", help="continue the run in --output")
+    p.add_argument("--beside", type=pathlib.Path, metavar="RUN", help="an earlier run to compare with this one")
     p.add_argument("--quiet", action="store_true", help="no progress on standard error")
     p.add_argument("--json", action="store_true", help="the report as JSON on standard output, and nothing else there")
     return p
@@ -100,9 +99,11 @@ def parser() -> Parser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit code: 0, 2 for a user's error, 130 after Ctrl-C."""
-    args = None
     try:
         args = parser().parse_args(arguments)
+    except UserError as error:
+        return _fail(str(error))
+    try:
         beside = read_report(args.beside) if args.beside else None
         report = run(args)
     except UserError as error:
@@ -113,13 +114,13 @@ def main(arguments: list[str] | None = None) -> int:
         if "alloc" not in str(error).lower():  # torch's CPU allocator says "can't allocate memory" in a RuntimeError
             raise
         return _fail(out_of_memory(args, error))
-    except SafetensorError as error:  # damaged files are told where they are read, so this is a failed write
+    except SafetensorError as error:  # damaged files are reported where they are read, so this is a failed write
         return _fail(f"cannot write to {args.output}: {error}; what was saved before is untouched")
     except OSError as error:
-        if error.errno not in CANNOT_WRITE:
+        if error.errno is None or error.errno not in CANNOT_WRITE:
             raise
         return _fail(f"cannot write to {args.output}: {os.strerror(error.errno)}; what was saved before is untouched")
-    if report is None:  # another process than the first
+    if report is None:  # in all processes but the main one
         return 0
     print(json.dumps(report) if args.json else describe(report))
     if beside and not args.json:
@@ -128,16 +129,19 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> dict | None:
-    """Load, judge, train, judge, save. Returns the report, in the main process.
+    """Load, evaluate, train, evaluate and save. Returns the report in the main process, None in the others.
 
-    Long because the order is the point. What can be refused is refused by what it costs to find out: the settings, the
-    folder and the data at once, the targets after a few seconds, the rest when the model is there. Only then is the
-    folder claimed, and only then do the minutes begin.
+    Long because the order is the point: mistakes are reported in the order of what it costs to find them. Settings,
+    folder and data are checked at once, the targets after a few seconds, the rest when the model is loaded. Only then
+    is the folder claimed, and only then does the work that takes minutes begin.
+
+    Raises:
+        UserError: any of these mistakes.
     """
     from accelerate import PartialState
 
     machine = PartialState(cpu=not torch.cuda.is_available())
-    device = machine.device
+    device = cast(torch.device, machine.device)  # optional in Accelerate's types, never in a state that has been made
     dtype = DTYPES.get(args.compute_dtype) or pick_compute_dtype(device)
     preset, settings = recipe(args, device, dtype, machine.num_processes)
     accelerator = make_accelerator(settings.compute_dtype, device)
@@ -169,7 +173,7 @@ def run(args: argparse.Namespace) -> dict | None:
     )
     trainable, steps = trainable_parameters(model), settings.steps
     say(f"training {trainable:,} parameters for {steps} steps of {args.batch_size * args.accumulation} samples ...")
-    torch.manual_seed(args.seed)  # for the dropout that a model may have of its own
+    torch.manual_seed(args.seed)  # for the model's own dropout, if it has any
     reset_peak(device)
     start = time.perf_counter()
     records = train(
@@ -223,12 +227,12 @@ def run(args: argparse.Namespace) -> dict | None:
 def recipe(
     args: argparse.Namespace, device: torch.device, dtype: torch.dtype, processes: int
 ) -> tuple[Preset, TrainSettings]:
-    """How to adapt the model and how to train it: as --preset says where memory is concerned, or as the flags say.
+    """How to adapt the model and how to train it: whatever affects memory is up to --preset, if given, or to the flags.
 
-    An --optimizer of the user's comes before the preset's. With --epochs the number of steps waits for the samples.
+    --optimizer takes precedence over the preset's. With --epochs the steps are set later, by the number of samples.
 
     Raises:
-        UserError: settings that are impossible, or impossible on this device and with so many processes.
+        UserError: settings that are impossible, or impossible on this device or with this many processes.
     """
     if args.preset is None:
         optimizer = "paged_adamw_32bit" if device.type == "cuda" else "adamw_torch"
@@ -255,37 +259,38 @@ def recipe(
 
 
 def for_steps(settings: TrainSettings, steps: int) -> TrainSettings:
-    """The same settings for so many steps, the first tenth of them to warm up."""
+    """The same settings for this many steps, the first tenth of which (at least one) warm up."""
     return dataclasses.replace(settings, steps=steps, warmup_steps=max(1, steps // 10))
 
 
 def settings_of(args: argparse.Namespace) -> dict[str, str]:
-    """What a resumed run must have in common with the one that was interrupted."""
+    """The settings, as text, that a resumed run must share with the interrupted one."""
     per_call = ("output", "resume", "beside", "quiet", "json")
     return {key: str(value) for key, value in vars(args).items() if key not in per_call}
 
 
 def target_names(args: argparse.Namespace) -> str | list[str]:
-    """--targets, as `add_adapter` takes it."""
+    """--targets in the form that `add_adapter` takes."""
     return args.targets if args.targets == "all-linear" else args.targets.split(",")
 
 
 def require_targets(args: argparse.Namespace) -> None:
     """Raise UserError unless the model has the layers that --targets names, and --rank makes sense for them.
 
-    They are looked for in the model's skeleton, made from its config alone: modules and shapes, no numbers.
+    The layers are looked up in a skeleton made from the model's config alone: modules and shapes, no weights.
     """
     with _collector_off(), quiet_transformers():
         skeleton = build_on_meta(read_config(args.model), torch.float32)
-    layers = [skeleton.get_submodule(name) for name in find_targets(skeleton, target_names(args))]
+    modules: dict[str, Any] = dict(skeleton.named_modules())
+    layers = [modules[name] for name in find_targets(skeleton, target_names(args))]
     useful = max((min(layer.in_features, layer.out_features) for layer in layers), default=args.rank)
     if args.rank > useful:
-        raise UserError(f"--rank {args.rank} is more than any change of these layers has: choose at most {useful}")
+        raise UserError(f"--rank {args.rank} is more than these layers can use: choose at most {useful}")
 
 
 @contextlib.contextmanager
 def _collector_off() -> Iterator[None]:
-    """For imports, which make many objects and drop few: the answer to a typo comes 0.6 of 4.4 seconds sooner."""
+    """No garbage collection: imports create many objects and free few. A typo is reported in 3.8 s instead of 4.4 s."""
     was_on = gc.isenabled()
     gc.disable()
     try:
@@ -299,7 +304,7 @@ def _collector_off() -> Iterator[None]:
 
 
 def load_data(args: argparse.Namespace, say) -> tuple[list, dict[str, list]]:
-    """The chats to train on, and those to judge by split. A single file gives a tenth of its lines to be judged on."""
+    """The chats to train on, and by split those to evaluate on: for a single file, a tenth of its lines at most."""
     chats = read_chats(args.data, "train")
     if os.path.isfile(args.data):
         held_out = min(args.eval_samples, len(chats) // 10)
@@ -314,7 +319,7 @@ def load_data(args: argparse.Namespace, say) -> tuple[list, dict[str, list]]:
 
 
 def judge_of(judged: dict[str, list], samples: int, tokenizer, dtype: torch.dtype, accelerator) -> Judge:
-    """Of the splits that are there: answers to test and shifted; perplexity of validation, and of prose."""
+    """For the splits that exist: exact match on test and shifted; perplexity on validation and on prose."""
     texts = {}
     if judged:
         texts["prose"] = [tokenize_text(text, tokenizer) for text in load_prose()[:samples]]
@@ -327,7 +332,7 @@ def judge_of(judged: dict[str, list], samples: int, tokenizer, dtype: torch.dtyp
 
 
 def out_of_memory(args: argparse.Namespace, error: BaseException) -> str:
-    """What the step was predicted to need, and the knob to turn first."""
+    """The message for a failed allocation: which flags to change first, and the memory that a step should need."""
     knobs = [
         ("--gradient-checkpointing", not args.gradient_checkpointing and args.preset is None),
         ("--method qlora", args.method == "lora"),
@@ -337,7 +342,7 @@ def out_of_memory(args: argparse.Namespace, error: BaseException) -> str:
     ]
     advice = " or ".join([knob for knob, useful in knobs if useful][:2])
     text = f"out of memory: try {advice}"
-    with contextlib.suppress(Exception):  # the advice must come out even where the config cannot be read
+    with contextlib.suppress(Exception):  # the advice is worth giving even if the config cannot be read
         from transformers import AutoConfig
 
         config = AutoConfig.from_pretrained(locate(args.model), trust_remote_code=False)

@@ -488,7 +488,7 @@ BEFORE_LOADING = [
     ("--data {place}/number.jsonl", "number.jsonl, line 3 has no text in 'system', but 5"),
     ("--method dora", "invalid choice: 'dora'"),
     ("--rank many", "'many' is not a whole number from 1"),
-    ("--rank 65", "--rank 65 is more than any change of these layers has: choose at most 64"),
+    ("--rank 65", "--rank 65 is more than these layers can use: choose at most 64"),
     ("--rank 33 --targets k_proj,v_proj", "choose at most 32"),
     ("--alpha nan", "'nan' is not a positive number"),
     ("--alpha 0", "'0' is not a positive number"),
@@ -521,7 +521,7 @@ BEFORE_LOADING = [
     (f"--seed {2**64}", "is not a whole number from 0"),
     ("--eval-samples=-1", "'-1' is not a whole number from 0"),
     ("--checkpoint-every 0", "'0' is not a whole number"),
-    ("--output {place}/file", "file is no folder"),
+    ("--output {place}/file", "file is not a folder"),
     ("--output {place}/file/run", "cannot write to"),
     ("--output {place}/" + 300 * "x", "cannot write to"),
     ("--output {place}/finished", "holds another run: give another --output, or --resume"),
@@ -603,7 +603,7 @@ def test_a_folder_that_is_not_ours_to_write_is_refused(capsys, monkeypatch, tmp_
     """Said by hand: whoever runs tests as root may write everywhere."""
     monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
     monkeypatch.setattr(train_qlora, "load_model", lambda *_, **__: pytest.fail("too late: a model is loaded"))
-    assert f"{tmp_path} is no folder, or not yours to write in" in fails(capsys, "--output", tmp_path / "a" / "b")
+    assert f"{tmp_path} is not a folder, or not one you may write to" in fails(capsys, "--output", tmp_path / "a" / "b")
 
 
 def test_a_folder_that_was_taken_meanwhile_is_refused(capsys, monkeypatch, tiny_folder, tmp_path, told):

@@ -1,6 +1,6 @@
-"""What a model answers, and whether that is exactly right.
+"""A model's greedy answers, and whether they match the references exactly.
 
-The model is taken as it is (adapter on or off) and left in eval mode.
+Adapters stay as they are, on or off; the model is left in eval mode.
 """
 
 from __future__ import annotations
@@ -23,13 +23,21 @@ def generate(
     batch_size: int = 128,
     dtype: torch.dtype | None = None,
 ) -> list[str]:
-    """Greedy answers, one to each conversation (messages up to and including the user's last).
+    """Generate one greedy answer per conversation.
 
-    Prompts are padded on the left, so that every answer starts at the same place. An answer that reaches
-    `max_new_tokens` is cut there.
+    Prompts are padded on the left, so all answers of a batch start at the same position.
+
+    Args:
+        conversations: each the messages up to and including the user's last.
+        max_new_tokens: an answer that reaches this length is cut there.
+        batch_size: conversations answered at a time.
+        dtype: bf16 or fp16 run under autocast; None and fp32 do not.
+
+    Returns:
+        the answers in the order of the conversations, without special tokens and surrounding whitespace
     """
     model.eval()
-    device = model.get_output_embeddings().weight.device  # the input's may lie on the CPU
+    device = model.get_output_embeddings().weight.device  # the input embeddings may be on the CPU
     texts = [prompt_text(messages, tokenizer) for messages in conversations]
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # similar lengths together: less padding
     answers = [""] * len(texts)
@@ -53,9 +61,9 @@ def generate(
 
 
 def is_exact(answer: str, reference: str) -> bool:
-    """True when the answer is the reference: as JSON values where the reference is a JSON object, else as text.
+    """Whether the answer equals the reference: as JSON if the reference is a JSON object, otherwise as stripped text.
 
-    JSON may be spaced and ordered as it likes, but the answer must be the object and nothing else.
+    Spacing and the order of keys do not matter in JSON, but the answer must be the object and nothing else.
     """
     expected = _json_object(reference)
     if expected is None:
@@ -64,7 +72,12 @@ def is_exact(answer: str, reference: str) -> bool:
 
 
 def exact_match(answers: list[str], references: list[str]) -> float:
-    """Share of answers that are exact, 0 to 1."""
+    """The share of answers that are exact, from 0 to 1.
+
+    Raises:
+        UserError: there are no references.
+        ValueError: the numbers of answers and references differ.
+    """
     if not references:
         raise UserError("no references to compare with: give at least one answer and its reference")
     return sum(is_exact(a, r) for a, r in zip(answers, references, strict=True)) / len(references)

@@ -1,4 +1,4 @@
-"""How sure a difference between two ways of training is, from several seeds: confidence intervals of Student's t."""
+"""Confidence intervals (Student's t) for the difference between two ways of training, from several seeds."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def paired_interval(differences: Sequence[float], level: float = 0.95) -> tuple[
     """Mean of paired differences, and half the width of its confidence interval (Student's t).
 
     Args:
-        differences: one for each seed: a score of one method less that of the other, at the same seed.
-        level: the share of such intervals that hold the true mean, if the differences are independent and roughly
+        differences: one per seed: one method's score minus the other's at the same seed.
+        level: the share of such intervals that contain the true mean, if the differences are independent and roughly
             normal.
 
     Raises:
@@ -29,10 +29,16 @@ def paired_interval(differences: Sequence[float], level: float = 0.95) -> tuple[
 
 @functools.cache
 def t_quantile(freedom: int, level: float = 0.95) -> float:
-    """How many standard errors to each side hold a share `level` of Student's t distribution.
+    """How many standard errors on each side of the mean enclose a share `level` of Student's t distribution.
 
-    freedom: degrees of freedom, for n differences n - 1. Substitute t = sqrt(freedom) tan(a): the density of the angle
-    a is cos(a) to the power freedom - 1, up to a constant. Its integral is taken in 100,000 steps.
+    With t = sqrt(freedom) tan(a), the density of the angle a is proportional to cos(a) ** (freedom - 1), which is
+    integrated in 100,000 steps.
+
+    Args:
+        freedom: degrees of freedom, n - 1 for n differences.
+
+    Raises:
+        ValueError: fewer than one degree of freedom, or a level that is not between 0 and 1.
     """
     if freedom < 1 or not 0 < level < 1:
         raise ValueError(f"freedom={freedom}, level={level}: expected at least 1, and a share between 0 and 1")

@@ -1,4 +1,4 @@
-"""The one judge of models, before training and after: for the command line, the experiments and the lessons."""
+"""The evaluation of a model before and after training, shared by the command line, the experiments and the lessons."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from qlora_lab.evaluation.answers import generate, is_exact
 from qlora_lab.evaluation.losses import Loss, text_loss
 from qlora_lab.training.chat import TokenizedSample
 
-SPARE_TOKENS = 8  # how much longer than the longest reference an answer may become: JSON may be spaced differently
+SPARE_TOKENS = 8  # that an answer may have beyond the longest reference: JSON may be spaced differently
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """exact: by split, a character for each conversation: "1" if its answer is exactly right, else "0".
+    """A model's results.
 
-    losses: by text, the sum over its tokens and their number.
+    exact: by split, one character per conversation: "1" if its answer is exactly right, else "0".
+    losses: by text, the sum over its tokens (nats) and their number.
     """
 
     exact: dict[str, str]
@@ -32,14 +33,14 @@ class Judgement:
 
 
 class Judge:
-    """Held-out conversations and texts, to be put to one model after another in the same way.
+    """Evaluates one model after another on the same held-out conversations and texts.
 
     Args:
-        conversations: by split; each ends in the reference answer. None of a split may be empty.
+        conversations: by split; each ends in the reference answer. No split may be empty.
         texts: by name, tokenized samples whose targets the model is to predict.
-        tokenizer: the models'.
-        dtype: bf16 or fp16 multiply under autocast; None and fp32 do not.
-        accelerator: 🤗 Accelerate's, where several processes share the samples; all of them call, all get the same.
+        tokenizer: the one that all the models use.
+        dtype: bf16 or fp16 run under autocast; None and fp32 do not.
+        accelerator: 🤗 Accelerate's, if several processes share the samples: all must call, and all get every result.
     """
 
     def __init__(
@@ -57,11 +58,11 @@ class Judge:
         return Judgement(self.exactness(model), self.losses(model))
 
     def losses(self, model) -> dict[str, Loss]:
-        """Without the answers, which take longest."""
+        """The losses by text, without the answers, which take longest."""
         return {name: self._loss(model, samples) for name, samples in self.texts.items()}
 
     def exactness(self, model) -> dict[str, str]:
-        """All splits are answered together, in few large batches."""
+        """`Judgement.exact`. All splits are answered together, in a few large batches."""
         asked = [(split, chat) for split, chats in self.conversations.items() for chat in chats]
         mine = self._share(range(len(asked)))
         references = [chat[-1]["content"] for _, chat in asked]
@@ -83,13 +84,13 @@ class Judge:
         return Loss(total, int(tokens))
 
     def _share(self, items):
-        """This process's."""
+        """This process's share of the items."""
         if self.accelerator is None:
             return items
         return items[self.accelerator.process_index :: self.accelerator.num_processes]
 
     def _sum(self, *numbers: float) -> list[float]:
-        """Over all processes."""
+        """The numbers, each summed over all processes."""
         if self.accelerator is None or self.accelerator.num_processes == 1:
             return list(numbers)
         tensor = torch.tensor(numbers, dtype=torch.float64, device=self.accelerator.device)

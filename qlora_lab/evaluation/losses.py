@@ -1,6 +1,6 @@
-"""How surprised a model is by text: the sum of its token losses, and the perplexity that follows from it.
+"""A model's loss on text, as the sum over tokens, and the perplexity that follows from it.
 
-The model is taken as it is (adapter on or off) and left in eval mode.
+Adapters stay as they are, on or off; the model is left in eval mode.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from qlora_lab.training.loss import token_loss_sum
 
 @dataclass(frozen=True)
 class Loss:
-    """Sum of the token losses (nats) and the number of target tokens. Adding two pools them, token by token.
+    """The sum of the token losses (nats) and the number of target tokens. Adding two pools their tokens.
 
-    Of no samples it is 0 of 0: a process's share may be empty. Only `perplexity` needs a token.
+    Without samples both are 0, since a process's share may be empty. Only `per_token` and `perplexity` need a token.
     """
 
     total: float
@@ -28,13 +28,14 @@ class Loss:
 
     @property
     def per_token(self) -> float:
-        """The mean loss of a token, in nats."""
+        """The mean loss per token, in nats. Raises UserError if there is none."""
         if not self.tokens:
             raise UserError("no token to judge the model on: give at least one sample that has a token to predict")
         return self.total / self.tokens
 
     @property
     def perplexity(self) -> float:
+        """exp of the mean loss per token."""
         return math.exp(self.per_token)
 
     def __add__(self, other: Loss) -> Loss:
@@ -47,11 +48,11 @@ def text_loss(
 ) -> Loss:
     """The loss over the target tokens of all samples; `.perplexity` is exp of its mean per *token*.
 
-    Long samples weigh more than short ones. The mean of the samples' own means would be another number, and one that
-    depends on how the samples are batched if it is taken per batch.
+    Long samples weigh more than short ones. A mean of the samples' means would be a different number, and a mean of
+    the batches' means would depend on how the samples are batched.
     """
     model.eval()
-    device = model.get_output_embeddings().weight.device  # the input's may lie on the CPU
+    device = model.get_output_embeddings().weight.device  # the input embeddings may be on the CPU
     ordered = sorted((s for s in samples if s.target_count), key=lambda sample: len(sample.ids))
     total = 0.0
     for start in range(0, len(ordered), batch_size):
@@ -62,5 +63,5 @@ def text_loss(
 
 
 def autocast(device: torch.device, dtype: torch.dtype | None):
-    """A context that multiplies in bf16 or fp16 if `dtype` is one of these, else one that changes nothing."""
+    """A context with autocast to `dtype` if that is bf16 or fp16, otherwise one that changes nothing."""
     return torch.autocast(device.type, dtype=dtype, enabled=dtype in (torch.bfloat16, torch.float16))

@@ -1,4 +1,4 @@
-"""A training run's report, as `train_qlora` writes it, in a few lines for people; and two of them side by side."""
+"""The report that `train_qlora` writes of a run, in a few lines for people; and several reports side by side."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import pathlib
 
 from qlora_lab.errors import UserError
 
-ANSWERED, READ = ("test", "shifted"), ("validation", "prose")  # the splits that are answered, the texts that are read
+ANSWERED, READ = ("test", "shifted"), ("validation", "prose")  # scored by exact match, by perplexity
 
 
 def read_report(run: pathlib.Path) -> dict:
-    """The report of an earlier run, one that `side_by_side` can show.
+    """Read the report of an earlier run, for `side_by_side` to show.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no report, or none that can be shown.
     """
     try:
         report = json.loads((run / "report.json").read_text())
@@ -51,7 +51,7 @@ def describe(report: dict) -> str:
 
 
 def side_by_side(*reports: dict) -> str:
-    """One line a run, after training."""
+    """One line per run: its scores after training, its speed and its peak memory in GB of 10^9 bytes."""
     columns = ("test", "shifted", "validation", "prose", "tokens/s", "peak GB")
     lines = [f"{'':<8}" + "".join(f"{column:>12}" for column in columns)]
     for report in reports:

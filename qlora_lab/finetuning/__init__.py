@@ -1,8 +1,8 @@
-"""Models that learn, on one page: the names that lessons and users import, from the rooms that hold them.
+"""Fine-tuning on one page: the names that lessons and users import, gathered from the packages that define them.
 
-    models/ load or build one · adapters/ give it something to learn · training/ teach it · evaluation/ judge it
+    models/ load or build a model · adapters/ add trainable weights · training/ train them · evaluation/ measure
 
-Importing this page imports torch; transformers, peft, bitsandbytes, datasets and accelerate come when they are needed.
+Importing this page imports torch; transformers, peft, bitsandbytes, datasets and accelerate follow when first needed.
 """
 
 from qlora_lab.adapters.files import load_lora, save_lora

@@ -1,4 +1,4 @@
-"""`python -m qlora_lab.finetuning fetch`, as it has been called so far: `python -m qlora_lab.models fetch`."""
+"""`python -m qlora_lab.finetuning fetch`, the earlier name of `python -m qlora_lab.models fetch`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""What autograd keeps of the forward pass: less of it, or elsewhere."""
+"""Keeping fewer activations for the backward pass, or keeping them in the host's memory."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch.utils.checkpoint
 
 
 def checkpoint_activations(model, on: bool = True) -> None:
-    """Switch gradient checkpointing, without reentrant autograd, which would need inputs that require gradients."""
+    """Switch gradient checkpointing on or off; not the reentrant kind, which needs inputs that require gradients."""
     # transformers 5.23 calls it activation checkpointing; 5.17 knows only the old name
     new = hasattr(model, "activation_checkpointing_enable")
     name = f"{'activation' if new else 'gradient'}_checkpointing_{'enable' if on else 'disable'}"
@@ -15,9 +15,9 @@ def checkpoint_activations(model, on: bool = True) -> None:
 
 
 def offloaded_hidden_states(hidden_size: int):
-    """A context in which hidden states that autograd keeps for the backward pass lie in the host's memory.
+    """A context in which autograd saves hidden states, (batch, sequence, hidden_size), in the host's memory.
 
-    The CPU waits for each copy. `steps.fast.host_memory` does not.
+    The CPU waits for each copy; `steps.fast.host_memory` avoids that.
     """
 
     def pack(kept: torch.Tensor):

@@ -14,19 +14,23 @@ from qlora_lab.training.chat import IGNORED, TokenizedSample
 
 @dataclass(frozen=True)
 class Batches:
-    """An endless, seeded stream of optimizer steps, each a list of micro-batches of rows of samples.
+    """An endless, seeded stream of optimizer steps; each step is a list of micro-batches, each of them a list of rows.
 
-    A row is what stands in one row of the input tensor: one sample, or with `packing` as many as fit `max_length`.
-    Without packing, samples of similar length come together, so that little is padded. The same seed gives the same
-    stream, so a resumed run continues it by skipping the steps that were done. 4 rows x 2 micro-batches are the same
+    A row is one row of the input tensor: one sample or, with `packing`, as many as fit in `max_length`. Without
+    packing, samples of similar length are batched together, which needs little padding. The same seed gives the same
+    stream, so a resumed run continues it by skipping the steps already taken. 2 micro-batches of 4 rows are the same
     step as 8 rows at once.
 
     Args:
         samples: at least one.
-        batch_size: rows of one forward pass over all processes together.
-        accumulation: forward and backward passes to one optimizer step.
-        packing: several samples in one row; they do not see one another (see `collate`).
+        batch_size: rows per micro-batch, that is per forward pass, over all processes together.
+        accumulation: micro-batches per optimizer step.
+        packing: put several samples in one row; they cannot attend to one another (see `collate`).
         max_length: tokens in a packed row.
+        seed: of the order of the samples.
+
+    Raises:
+        UserError: no samples, or a batch size or accumulation below 1.
     """
 
     samples: list[TokenizedSample]
@@ -66,7 +70,7 @@ class Batches:
                 yield [step[i : i + self.batch_size] for i in range(0, rows_a_step, self.batch_size)]
 
     def _pack(self, samples: list[TokenizedSample]) -> list[list[TokenizedSample]]:
-        """Greedy: a sample goes into the row that is open, or opens the next one."""
+        """Greedy: a sample goes into the current row if it fits, otherwise it begins the next one."""
         rows, room = [], 0
         for sample in samples:
             if len(sample.ids) > room:
@@ -84,10 +88,13 @@ def _shuffled(values: list, draw: torch.Generator) -> list:
 def collate(rows: list[list[TokenizedSample]], pad_token_id: int) -> dict[str, torch.Tensor]:
     """Rows of samples -> `input_ids`, `position_ids`, `labels`, each int64 of shape (len(rows), longest row).
 
-    There is no attention mask. Positions start again at 0 with each sample; transformers (masking_utils,
-    `find_packed_sequence_indices`) reads from that where a sample begins and lets none see another. Padding comes
-    last and goes on counting: under causal attention nothing that counts can see it, and its labels are ignored.
-    So is the label of each sample's first token: the token before it belongs to another sample.
+    There is no attention mask. Positions restart at 0 with each sample, which is how transformers (masking_utils,
+    `find_packed_sequence_indices`) finds where samples begin and keeps them from attending to one another. Padding
+    comes last and continues the last sample's positions: under causal attention no real token sees it, and its labels
+    are ignored. So is the label of each sample's first token, since the token before it belongs to another sample.
+
+    Raises:
+        UserError: no rows.
     """
     if not rows:
         raise UserError("there are no rows to make a batch of: give at least one")

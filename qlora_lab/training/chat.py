@@ -1,8 +1,8 @@
-"""Messages -> chat template -> token ids, and which of them are learned.
+"""Messages -> chat template -> token ids and labels.
 
 Only the response is learned: every label of the prompt is -100, which torch's cross entropy ignores. The end token
-belongs to the response (a model that never learns it never stops), and padding never stands in its way, even where
-the pad token is the end token, since labels come from lengths and not from comparing ids.
+belongs to the response (a model that never learns it never stops). It keeps its label even if it doubles as the pad
+token, since labels are masked by position, not by comparing ids.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ IGNORED = -100  # torch.nn.functional.cross_entropy's ignore_index
 
 @dataclass(frozen=True)
 class TokenizedSample:
-    """Token ids of prompt and response together; the first `prompt_length` of them are not learned.
+    """Token ids of the prompt and the response; the first `prompt_length` of them are not learned.
 
-    Nor is the first of all: nothing stands before it to tell it from.
+    Nor is the very first token, which has no token before it to be predicted from.
     """
 
     ids: tuple[int, ...]
@@ -26,20 +26,20 @@ class TokenizedSample:
 
     @property
     def labels(self) -> list[int]:
-        """Ids with the prompt masked. Not shifted: position i is the target of position i - 1."""
+        """The ids, with -100 in place of the prompt's. Not shifted: label i is the target of position i - 1."""
         masked = len(self.ids) - self.target_count
         return [IGNORED] * masked + list(self.ids[masked:])
 
     @property
     def target_count(self) -> int:
-        """Tokens that are learned."""
+        """The number of tokens that are learned."""
         return max(0, len(self.ids) - max(1, self.prompt_length))
 
 
 def prompt_text(messages: list[dict[str, str]], tokenizer) -> str:
-    """All messages but the answer, in the model's chat template, up to where the assistant begins to speak.
+    """Format the messages before the answer with the chat template, up to where the assistant's turn begins.
 
-    A model without a chat template (a base model) gets the contents as lines.
+    Without a chat template (a base model) each message's content is a line.
     """
     if tokenizer.chat_template:
         return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
@@ -47,36 +47,40 @@ def prompt_text(messages: list[dict[str, str]], tokenizer) -> str:
 
 
 def tokenize_chat(messages: list[dict[str, str]], tokenizer) -> TokenizedSample:
-    """Tokenize a conversation; the last message is the response, and it ends with the end token.
+    """Tokenize a conversation, whose last message is the response; an end token follows it.
 
-    Prompt and response are tokenized apart, so that training cuts the text where generation will start.
+    The prompt and the response are tokenized separately, so that in training, too, the prompt ends in the tokens from
+    which generation will start.
     """
     prompt = prompt_text(messages[:-1], tokenizer)
     response = messages[-1]["content"]
     if tokenizer.chat_template:
-        whole = tokenizer.apply_chat_template(messages, tokenize=False)
-        if whole.startswith(prompt):  # the template's own ending, and what it does to a response (strips, say)
-            response = whole[len(prompt) :]
+        text = tokenizer.apply_chat_template(messages, tokenize=False)
+        if text.startswith(prompt):  # with the template's ending, and its changes (it may strip)
+            response = text[len(prompt) :]
     prompt_ids = tokenizer(prompt, add_special_tokens=not tokenizer.chat_template)["input_ids"]
     response_ids = tokenizer(response, add_special_tokens=False)["input_ids"]
     end = tokenizer.eos_token_id
     if end in response_ids:
-        response_ids = response_ids[: len(response_ids) - response_ids[::-1].index(end)]  # nothing after the end
+        response_ids = response_ids[: len(response_ids) - response_ids[::-1].index(end)]  # nothing after it
     else:
         response_ids.append(end)
     return TokenizedSample((*prompt_ids, *response_ids), len(prompt_ids))
 
 
 def tokenize_text(text: str, tokenizer) -> TokenizedSample:
-    """Tokenize plain text for perplexity: every token but the first is predicted."""
+    """Tokenize plain text for perplexity: every token but the first is a target."""
     return TokenizedSample(tuple(tokenizer(text, add_special_tokens=False)["input_ids"]), 1)
 
 
 def tokenize(samples, tokenizer, max_length: int) -> tuple[list[TokenizedSample], str]:
-    """Tokenize a data set of messages and leave out what is too long: an answer is never cut.
+    """Tokenize a data set and leave out samples of more than `max_length` tokens: an answer is never cut.
+
+    Args:
+        samples: a mapping whose "messages" are conversations, such as the data set of `load_samples`.
 
     Returns:
-        the samples that fit, and a sentence about those left out ("" if none)
+        the samples that fit, and a sentence about those left out ("" if there are none)
 
     Raises:
         UserError: no sample fits.

@@ -1,4 +1,4 @@
-"""Checkpoints that a run resumes from, bit for bit. No pickle anywhere."""
+"""Checkpoints from which a run resumes bit for bit. Nothing is pickled."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ FORMAT = 2
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint's folder holds.
+    """The contents of a checkpoint's folder.
 
-    trained: parameters by name. optimizer: pieces of its state, tensors and numbers, by "name|key". generators: states
-    by device type ("cpu", "cuda"), uint8 of shape (processes, bytes of one). scaler: of fp16, else None. run: see
-    `run_of`; None in format 1. passed_over: what is wrong with newer checkpoints.
+    trained: parameters by name. optimizer: its state, tensors and numbers, by "parameter name|key". generators: random
+    states by device type ("cpu", "cuda"), uint8 of shape (processes, bytes per state). scaler: the state of fp16's,
+    else None. run: see `run_of`; None in format 1. passed_over: what is wrong with newer checkpoints.
     """
 
     path: pathlib.Path
@@ -44,16 +44,20 @@ class Checkpoint:
 
 
 def checkpoints_in(folder: pathlib.Path) -> list[pathlib.Path]:
-    """The folder's checkpoints, oldest first. What an interrupted write leaves ends in `.part` and does not count."""
-    names = {path: re.fullmatch(r"checkpoint-(\d+)", path.name) for path in folder.glob("checkpoint-*")}
-    return sorted((path for path, name in names.items() if name), key=lambda path: int(names[path][1]))
+    """The folder's checkpoints, oldest first, without those of an interrupted write, which end in `.part`."""
+    by_step = {
+        path: int(match[1])
+        for path in folder.glob("checkpoint-*")
+        if (match := re.fullmatch(r"checkpoint-(\d+)", path.name))
+    }
+    return sorted(by_step, key=by_step.__getitem__)
 
 
 def newest_checkpoint(folder: pathlib.Path) -> Checkpoint | None:
-    """Read the newest checkpoint that is whole; None where there is no checkpoint at all.
+    """Read the newest checkpoint that is not damaged; None if there is no checkpoint at all.
 
     Raises:
-        UserError: all are damaged, or the newest was written by a later version.
+        UserError: all are damaged, or one was written by a later version.
     """
     damaged = []
     for path in reversed(checkpoints_in(folder)):
@@ -87,7 +91,7 @@ def _read(path: pathlib.Path) -> Checkpoint:
 
 
 def run_of(settings: TrainSettings, batches: Batches) -> dict:
-    """What decides a run's numbers, beside model and adapters; what changes only memory or speed is left out."""
+    """What a run's numbers depend on besides the model and its adapters, without what affects only memory or speed."""
     digest = hashlib.sha256()
     for sample in batches.samples:
         digest.update(repr((sample.prompt_length, *sample.ids)).encode())
@@ -110,10 +114,17 @@ def run_of(settings: TrainSettings, batches: Batches) -> dict:
 def what_resuming_means(
     begun: Checkpoint, run: dict, trained: dict[str, torch.nn.Parameter], processes: int
 ) -> list[str]:
-    """What a user should know before going on from a checkpoint, a line each.
+    """What a user should know before resuming from a checkpoint, one line per fact.
+
+    Args:
+        begun: the checkpoint.
+        run: `run_of` the run that resumes.
+        trained: the model's trained parameters by name.
+        processes: how many this run has.
 
     Raises:
-        UserError: it is of a run with other adapters, settings or samples, or of more steps than this run has.
+        UserError: the checkpoint belongs to a run with other adapters, settings or samples, or has more steps behind
+            it than this run has in all.
     """
     if set(begun.trained) != set(trained):
         raise UserError(f"{begun.path} holds other adapters than this model has: resume with the same rank and targets")
@@ -130,11 +141,13 @@ def what_resuming_means(
         notes.append(f"{' and '.join(begun.passed_over)}: going on from {begun.path.name}")
     then = begun.run or run
     other_length = then["steps"] != steps
-    free = ("steps", "warmup_steps") if other_length else ()
-    others = [key for key in run if then.get(key) != run[key] and key not in free]
-    if others:
-        changes = ", ".join(f"{key} was {then.get(key)} and is now {run[key]}" for key in others)
-        raise UserError(f"{begun.path} is of another run: {changes}; resume as it was, or train into another folder")
+    may_change = ("steps", "warmup_steps") if other_length else ()
+    changed = [key for key in run if then.get(key) != run[key] and key not in may_change]
+    if changed:
+        changes = ", ".join(f"{key} was {then.get(key)} and is now {run[key]}" for key in changed)
+        raise UserError(
+            f"{begun.path} belongs to another run: {changes}; resume with the old values, or train into another folder"
+        )
     if other_length and steps > done:
         peak, last = run["learning_rate"], begun.records[-1].learning_rate
         following = peak * rate(done + 1, steps, run["warmup_steps"], run["schedule"])
@@ -152,7 +165,7 @@ def what_resuming_means(
 
 
 def restore(begun: Checkpoint, trained: dict[str, torch.nn.Parameter], optimizer, accelerator) -> None:
-    """Put a checkpoint into parameters, optimizer, scaler and this process's generators."""
+    """Load a checkpoint into the parameters, the optimizer, the scaler and this process's random generators."""
     with torch.no_grad():
         for name, parameter in trained.items():
             parameter.copy_(begun.trained[name])
@@ -162,8 +175,8 @@ def restore(begun: Checkpoint, trained: dict[str, torch.nn.Parameter], optimizer
     if begun.scaler and accelerator.scaler:
         accelerator.scaler.load_state_dict(begun.scaler)
     own = accelerator.process_index
-    if own < len(begun.generators["cpu"]):  # else more processes go on than there were
-        # clone: torch 2.13 sets a generator from where the storage begins, not from where this row does
+    if own < len(begun.generators["cpu"]):  # otherwise this run has more processes than the checkpoint's
+        # clone: torch 2.13 reads the state from the beginning of the storage, not of this row
         torch.set_rng_state(begun.generators["cpu"][own].clone())
         if "cuda" in begun.generators and torch.cuda.is_available():
             torch.cuda.set_rng_state(begun.generators["cuda"][own].clone())
@@ -177,29 +190,29 @@ def save_checkpoint(
     run: dict,
     accelerator,
 ) -> None:
-    """Write a checkpoint; when it is safely there, remove all others but the one before.
+    """Write a checkpoint; once it is safely on disk, remove all others but the one before it.
 
-    All processes call it, for their generators; the main one writes.
+    All processes must call this, since each contributes its random states; the main one writes.
     """
     states = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         states["cuda"] = torch.cuda.get_rng_state()
     tensors, numbers = {}, {}
     for kind, state in states.items():
-        every = accelerator.gather(state.to(accelerator.device))  # one after the other
-        tensors[f"rng|{kind}"] = every.cpu().view(accelerator.num_processes, -1)
+        gathered = accelerator.gather(state.to(accelerator.device))  # the processes' states end to end
+        tensors[f"rng|{kind}"] = gathered.cpu().view(accelerator.num_processes, -1)
     if not accelerator.is_main_process:
         return
     path = folder / f"checkpoint-{records[-1].step:06d}"
-    for left in folder.glob("checkpoint-*.part"):  # by an interrupted write
-        shutil.rmtree(left)
+    for leftover in folder.glob("checkpoint-*.part"):  # of an interrupted write
+        shutil.rmtree(leftover)
     part = path.with_suffix(".part")
     part.mkdir(parents=True)
     save_file({name: p.detach().contiguous() for name, p in trained.items()}, part / "adapter.safetensors")
     for name, parameter in trained.items():
         for key, value in optimizer.state[parameter].items():
             if isinstance(value, torch.Tensor):
-                tensors[f"{name}|{key}"] = value.detach().clone().contiguous()  # some share one table
+                tensors[f"{name}|{key}"] = value.detach().clone().contiguous()  # clone: some share one table
             else:
                 numbers[f"{name}|{key}"] = value
     save_file(tensors, part / "optimizer.safetensors")
@@ -212,18 +225,18 @@ def save_checkpoint(
     }
     (part / "progress.json").write_text(json.dumps(progress))
     for file in part.iterdir():
-        with open(file, "r+b") as handle:  # Windows flushes only what may be written
+        with open(file, "r+b") as handle:  # Windows flushes only files opened for writing
             os.fsync(handle.fileno())
     if path.exists():
         shutil.rmtree(path)
     part.rename(path)
-    there = checkpoints_in(folder)
-    for other in {*there} - {*there[: there.index(path) + 1][-2:]}:  # later ones were passed over, as damaged
+    existing = checkpoints_in(folder)
+    for other in {*existing} - {*existing[: existing.index(path) + 1][-2:]}:  # later ones are damaged: passed over
         shutil.rmtree(other)
 
 
 def _place(value, field: str, parameter: torch.Tensor, optimizer):
-    """A loaded piece of optimizer state, where the optimizer expects it: paged, on the device, or as it is."""
+    """Put a loaded entry of the optimizer's state where the optimizer expects it: paged, on the device, or as it is."""
     if not isinstance(value, torch.Tensor) or field == "step":  # torch keeps its step on the CPU
         return value
     inner = getattr(optimizer, "optimizer", optimizer)

@@ -1,4 +1,4 @@
-"""Read training samples from JSON lines, each line checked."""
+"""Read training samples from JSON lines, and check each line."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ DATA_FOLDER = pathlib.Path(__file__).parents[2] / "data"
 
 
 def load_samples(source: str | pathlib.Path, split: str = "train"):
-    """Read samples through 🤗 datasets, each line checked.
+    """Read samples into a data set of 🤗 datasets, and check each line.
+
+    A line is `{"prompt": ..., "response": ...}`, with an optional `"system"`, or `{"messages": [...]}`.
 
     Args:
-        source: the name of a data set of the course ("orders"), a folder with `{split}.jsonl`, or a .jsonl file.
+        source: the name of one of the course's data sets ("orders"), a folder with `{split}.jsonl`, or a .jsonl file.
         split: "train", "validation", "test", ... ; ignored for a file.
 
     Returns:
         datasets.Dataset with one column, `messages`: a list of {"role", "content"} that ends with the assistant's.
 
-    A line is `{"prompt": ..., "response": ...}`, with an optional `"system"`, or `{"messages": [...]}`.
-
     Raises:
-        UserError: no such file, an empty file, a line that is no JSON, or with a field missing, empty or of the wrong
-            type (with the line's number).
+        UserError: there is no such file, or it is empty; or a line, named by its number, is not JSON, or has a field
+            that is missing, empty or of the wrong type.
     """
     import datasets
 
@@ -34,10 +34,10 @@ def load_samples(source: str | pathlib.Path, split: str = "train"):
 
 
 def read_chats(source: str | pathlib.Path, split: str = "train") -> list[list[dict[str, str]]]:
-    """The messages of `load_samples`, a list for each line. Quick: nothing is imported for it."""
+    """The messages of `load_samples`, one list per line, without the time to import 🤗 datasets."""
     path = _find(source, split)
     try:
-        text = path.read_bytes().decode("utf-8-sig")  # with a byte order mark or without
+        text = path.read_bytes().decode("utf-8-sig")  # with or without a byte order mark
     except UnicodeDecodeError as error:
         number = error.object.count(b"\n", 0, error.start) + 1
         raise UserError(
@@ -45,7 +45,7 @@ def read_chats(source: str | pathlib.Path, split: str = "train") -> list[list[di
         ) from error
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
-    lines = io.StringIO(text, newline=None)  # unlike splitlines(), leaves the line separators of Unicode alone
+    lines = io.StringIO(text, newline=None)  # unlike splitlines(), does not split at Unicode's line separators
     chats = [_messages(line, f"{path.name}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
     if not chats:
         raise UserError(f"{path} is empty: it needs at least one line of JSON")
@@ -69,20 +69,20 @@ def _folder(source: str | pathlib.Path) -> pathlib.Path:
 
 
 def has_split(source: str | pathlib.Path, split: str) -> bool:
-    """True when the data is a folder that holds this split."""
+    """Whether the data is a folder that holds this split."""
     return os.path.isfile(_folder(source) / f"{split}.jsonl")
 
 
 def _messages(line: str, where: str) -> list[dict[str, str]]:
-    """One line's messages, from whichever of the two forms it has."""
+    """The messages of one line, in either of its two forms."""
     row = _json_object(line, where)
     if "messages" in row:
         messages = row["messages"]
         if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
             raise UserError(f"{where}: messages must be a list of {{role, content}}")
         for number, message in enumerate(messages, 1):
-            silent = message.get("role") == "system" and message.get("content") == ""  # keeps a template's own away
-            _require_text(message, ("role",) if silent else ("role", "content"), f"{where}, message {number}")
+            empty = message.get("role") == "system" and message.get("content") == ""  # replaces a template's own
+            _require_text(message, ("role",) if empty else ("role", "content"), f"{where}, message {number}")
         if len(messages) < 2 or messages[-1]["role"] != "assistant":
             raise UserError(f"{where}: messages must hold a question and end with the assistant's answer")
         return [{"role": message["role"], "content": message["content"]} for message in messages]
@@ -116,7 +116,7 @@ def _require_text(row: dict, fields: tuple[str, ...], where: str) -> None:
         except UnicodeEncodeError as error:
             raise UserError(
                 f"{where} has half a character in {field!r}, {ascii(value[error.start])} at position "
-                f"{error.start + 1}: text that was cut within an emoji, say; mend the line or take it out"
+                f"{error.start + 1}: the text may have been cut inside an emoji; repair the line or remove it"
             ) from error
 
 

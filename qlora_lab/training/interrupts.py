@@ -1,4 +1,4 @@
-"""Ctrl-C while training: the first one is noted and ends the run after its step, a second one ends it at once."""
+"""Ctrl-C while training: the first ends the run after the current step, a second ends it at once."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def first_interrupt_noted() -> Iterator[list]:
-    """Ctrl-C adds to the list that this gives; a second one raises KeyboardInterrupt, as it does elsewhere.
+def first_interrupt_noted() -> Iterator[list[int]]:
+    """Yield a list to which the first Ctrl-C adds its signal's number; a second one raises KeyboardInterrupt as usual.
 
-    Raised at once it could come up in a destructor or a callback, where Python ignores exceptions, and be lost.
+    Raised at once, the exception could surface in a destructor or a callback, where Python ignores it, and be lost.
     """
     interrupts: list[int] = []
     usual = signal.getsignal(signal.SIGINT)

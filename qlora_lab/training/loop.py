@@ -7,13 +7,13 @@ One optimizer step, as `train_steps` does it:
     3. add up the gradients over the processes, clip their norm
     4. optimizer step under a learning rate that warms up and then falls (or stays)
 
-Dividing by the tokens of the whole step (all micro-batches, all processes) makes 4 x 4 samples, 16 samples at once
-and 2 processes x 8 samples the same step. The mean of the micro-batches' means is another number, since samples
-differ in length: a mistake that many training scripts made for years.
+Dividing by the target tokens of the whole step (all micro-batches, all processes) makes 4 micro-batches of 4 samples,
+16 samples at once and 2 processes with 8 samples each the same step. The mean of the micro-batches' means is a
+different number, since samples differ in length: a mistake that many training scripts made for years.
 
-Only the adapter's gradients are exchanged, so nothing needs to wrap the model: that is all that "distributed data
-parallel" means here. 🤗 Accelerate tells who we are, scales fp16 losses and adds up tensors; `accelerate launch`
-starts the same code on several GPUs.
+Only the adapters' gradients are exchanged between processes, and that is all that "distributed data parallel" means
+here: no wrapper around the model is needed. 🤗 Accelerate numbers the processes, scales fp16 losses and sums tensors;
+`accelerate launch` starts the same code on several GPUs.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from itertools import islice
+from typing import Any, TypeVar
 
 import torch
 
@@ -49,18 +50,26 @@ from qlora_lab.training.step_records import StepRecord
 from qlora_lab.training.steps.choice import make_step
 from qlora_lab.training.steps.contract import Step, StepResult
 
+T = TypeVar("T")
+
 
 class TrainingDiverged(UserError):
-    """The loss or the gradient is no longer a finite number."""
+    """The loss or the gradient norm is not finite."""
 
 
 def train(
     model, batches: Batches, settings: TrainSettings | None = None, *, progress: bool = True, **named
 ) -> list[StepRecord]:
-    """Run `train_steps` to its end behind a progress bar; `named` are its other arguments.
+    """Run `train_steps` to its end with a progress bar; `named` are its other arguments.
 
-    Ctrl-C ends the training after its step (a second one at once) and returns what was reached: the model holds a
-    usable adapter.
+    Ctrl-C ends the training after the current step (a second one at once). The adapters then hold what was learned so
+    far.
+
+    Returns:
+        a record of each step, those before a resume included
+
+    Raises:
+        UserError, TrainingDiverged: see `train_steps`.
     """
     from tqdm.auto import tqdm
 
@@ -93,25 +102,29 @@ def train_steps(
     accelerator=None,
     make_step: Callable[..., Step] = make_step,
     **named,
-) -> Iterator[StepRecord]:
+) -> Generator[StepRecord, None, None]:
     """Train the parameters that require gradients; yield a record after each optimizer step.
 
     Args:
         model: a causal LM of transformers, with adapters.
+        batches: the samples of each step.
         settings: how to train. Or name its fields here: `train_steps(model, batches, steps=30, learning_rate=1e-3)`.
-        checkpoints: a folder for resumable checkpoints, written every `checkpoint_every` steps and atomically; the
-            last two are kept. One that holds checkpoints already is refused without `resume`.
-        resume: continue from the newest checkpoint, or the one before where that is damaged; the steps that were done
-            are yielded first. Those that follow are, bit for bit on a CPU, those of a run that was never interrupted.
-            Without a checkpoint the training begins. `steps` may differ from the checkpoint's; what else decides the
-            numbers (see `run_of`) may not.
-        make_step: makes the `Step` that is taken, from the arguments of `choice.make_step`, which is the default.
-        named: the fields of `TrainSettings`, in the place of `settings`.
+        pad_token_id: fills up short rows; any token will do.
+        checkpoints: a folder for resumable checkpoints, written atomically every `checkpoint_every` steps; the last
+            two are kept. A folder that already holds checkpoints is refused without `resume`.
+        resume: continue from the newest checkpoint, or from the one before if that is damaged; the records of the
+            steps already taken are yielded first. The steps that follow are those of an uninterrupted run, bit for bit
+            on a CPU. Without a checkpoint, training starts at step 1. `steps` may differ from the checkpoint's;
+            nothing else that the numbers depend on (see `run_of`) may.
+        accelerator: 🤗 Accelerate's; None: made for the settings.
+        make_step: makes the `Step` to take, from the arguments of the default, `choice.make_step`.
+        named: fields of `TrainSettings`, instead of `settings`.
 
     Raises:
-        UserError: impossible settings, or checkpoints of another run, here and now; a step without a token to learn,
-            while training. TrainingDiverged, while training: loss or gradient is not finite; the parameters are left
-            as they were before the step (with `update_in_backward`, only when it is the loss).
+        UserError: at once, for impossible settings or another run's checkpoints; while training, for a step without a
+            token to learn.
+        TrainingDiverged: while training, if the loss or the gradient norm is not finite. The parameters stay as they
+            were before the step (with `update_in_backward`, only if it is the loss).
     """
     if settings is not None and named:
         raise TypeError(f"train_steps got settings and also {', '.join(named)}: replace(settings, ...) changes some")
@@ -126,7 +139,7 @@ def train_steps(
     make_this_step = functools.partial(make_step, pad_token_id=pad_token_id)
     if checkpoints is None:
         if resume:
-            raise UserError("resume=True goes on from a checkpoint: say in which folder, with checkpoints=...")
+            raise UserError("resume=True continues from a checkpoint: give its folder as checkpoints=...")
         return _steps(model, batches, settings, trained, accelerator, make_this_step)
     folder = pathlib.Path(checkpoints)
     run = run_of(settings, batches)
@@ -137,9 +150,10 @@ def train_steps(
             print(f"note: {note}", file=sys.stderr)
     elif not resume and (there := checkpoints_in(folder)):
         raise UserError(
-            f"{folder} holds {there[-1].name} of another run: resume=True goes on with it, another folder starts anew"
+            f"{folder} holds {there[-1].name} of another run: resume=True continues it, another folder starts a new one"
         )
-    return _steps(model, batches, settings, trained, accelerator, make_this_step, folder, run, begun)
+    save = functools.partial(save_checkpoint, folder, trained, run=run, accelerator=accelerator)
+    return _steps(model, batches, settings, trained, accelerator, make_this_step, save, begun)
 
 
 def _steps(
@@ -149,13 +163,13 @@ def _steps(
     trained: dict[str, torch.nn.Parameter],
     accelerator,
     make_step: Callable[..., Step],
-    checkpoints: pathlib.Path | None = None,
-    run: dict | None = None,
+    save: Callable[[Any, list[StepRecord]], None] | None = None,
     begun: Checkpoint | None = None,
-) -> Iterator[StepRecord]:
-    """What `train_steps` does, once all is known to be possible.
+) -> Generator[StepRecord, None, None]:
+    """The part of `train_steps` that trains, after all checks.
 
-    trained: the parameters by name. run: what `checkpoints` shall say about it. begun: where to go on.
+    trained: the trained parameters by name. save: writes a checkpoint, from the optimizer and the records so far.
+    begun: the checkpoint to resume from.
     """
     optimizer = make_optimizer(
         settings.optimizer, list(trained.values()), settings.learning_rate, settings.weight_decay
@@ -190,19 +204,19 @@ def _steps(
                 seconds=time.perf_counter() - start,
             )
             records.append(record)
-            yield record  # first, so that Ctrl-C while a checkpoint is written does not lose count of a step
-            if checkpoints is not None and (step % settings.checkpoint_every == 0 or step == settings.steps):
+            yield record  # before saving, so that Ctrl-C during a save does not lose the record
+            if save and (step % settings.checkpoint_every == 0 or step == settings.steps):
                 one_step.write_state()
-                save_checkpoint(checkpoints, trained, optimizer, records, run, accelerator)
+                save(optimizer, records)
                 accelerator.wait_for_everyone()
     finally:
         one_step.close()
         model.eval()
 
 
-def with_next(values):
-    """Each value with the one that follows it, the last with None."""
-    values = iter(values)
+def with_next(iterable: Iterable[T]) -> Iterator[tuple[T, T | None]]:
+    """Pair each value, none of them None, with the one after it, and the last with None."""
+    values = iter(iterable)
     value = next(values, None)
     while value is not None:
         following = next(values, None)
@@ -211,6 +225,7 @@ def with_next(values):
 
 
 def diverged(result: StepResult, step: int, learning_rate: float) -> str:
+    """The message of a `TrainingDiverged`."""
     return (
         f"the loss is {float(result.loss)} and the gradient norm {float(result.norm)} at step {step}: training stopped "
         f"{'after' if result.updated else 'before'} this update. Lower the learning rate (now {learning_rate:g}) "

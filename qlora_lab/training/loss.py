@@ -1,6 +1,8 @@
-"""The loss of a batch: the sum over its target tokens, with all logits at once or some of them at a time."""
+"""The loss of a batch: the sum over its target tokens, with the logits of all positions at once or in chunks."""
 
 from __future__ import annotations
+
+import functools
 
 import torch
 import torch.utils.checkpoint
@@ -10,12 +12,20 @@ from qlora_lab.training.chat import IGNORED
 
 
 def token_loss_sum(model, batch: dict[str, torch.Tensor], chunk: int | None = None) -> torch.Tensor:
-    """Sum of the cross entropies of a batch's target tokens, in fp32: a scalar.
+    """Sum of the cross entropies of a batch's target tokens, in nats: an fp32 scalar.
 
-    The output head turns hidden states into `vocab_size` logits a token, a fifth of SmolLM2's arithmetic and most of
-    its activations. It runs only at positions where some row has a target; with `chunk`, at so many of them at a time.
+    The output head turns each hidden state into `vocab_size` logits: a fifth of SmolLM2's arithmetic and most of its
+    activations. It runs only at positions where some row has a target.
+
+    Args:
+        model: a causal LM of transformers, with or without adapters.
+        batch: `input_ids`, `position_ids` and `labels`, int64 of shape (rows, tokens), as `collate` makes them.
+        chunk: at most this many hidden states have logits at a time; None: all at once.
+
+    Raises:
+        UserError: `chunk` is set and the model changes its logits after the head.
     """
-    device = model.get_output_embeddings().weight.device  # the embeddings may lie on the CPU
+    device = model.get_output_embeddings().weight.device  # the input embeddings may be on the CPU
     batch = {name: values.to(device) for name, values in batch.items()}
     targets = batch["labels"][:, 1:]  # position i predicts token i + 1
     columns = (targets != IGNORED).any(dim=0).nonzero().squeeze(1)
@@ -33,8 +43,8 @@ def token_loss_sum(model, batch: dict[str, torch.Tensor], chunk: int | None = No
 
 
 def _chunked_loss_sum(model, batch, targets: torch.Tensor, columns: torch.Tensor, chunk: int) -> torch.Tensor:
-    """The same sum with the logits of `chunk` positions at a time; the backward pass computes them again."""
-    causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model  # what PEFT has wrapped
+    """The same sum with the logits of `chunk` hidden states at a time; the backward pass computes them again."""
+    causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model  # without PEFT's wrapper
     if tuning := [name for name in _AFTER_THE_HEAD if getattr(causal_lm.config, name, None) not in (None, 1, 1.0)]:
         raise UserError(f"this model changes its logits after the head ({tuning[0]}): use loss_chunk=None")
     head = causal_lm.get_output_embeddings()
@@ -46,7 +56,8 @@ def _chunked_loss_sum(model, batch, targets: torch.Tensor, columns: torch.Tensor
         return torch.nn.functional.cross_entropy(head(hidden).float(), targets, ignore_index=IGNORED, reduction="sum")
 
     pieces = zip(hidden.flatten(0, 1).split(chunk), targets.split(chunk), strict=True)
-    return sum(torch.utils.checkpoint.checkpoint(loss_sum, *piece, use_reentrant=False) for piece in pieces)
+    sums = (torch.utils.checkpoint.checkpoint(loss_sum, *piece, use_reentrant=False) for piece in pieces)
+    return functools.reduce(torch.add, sums)
 
 
 _AFTER_THE_HEAD = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")  # in configs

@@ -3,8 +3,8 @@
     preset = PRESETS["lean"]
     model, steps = preset.adapt(base, rank=64), train_steps(model, batches, steps=100, **preset.settings(device))
 
-Each gives up something else for memory; `what` says what. tests/memory and data/records hold what each one needs, and
-that all of them learn alike.
+Each saves memory at a different cost, which `what` names. tests/memory and data/records hold measurements of the memory
+that each one needs, and of how well models learn with it: equally well.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from qlora_lab.models.embeddings import embeddings_to_cpu
 
 @dataclass(frozen=True)
 class Preset:
-    """How to train, but for the model, the data and the learning rate.
+    """How to train, apart from the model, the data and the learning rate.
 
-    what: one line for the learner. adapter_dtype: "float32" computes in bf16 under autocast; "bfloat16" without.
+    what: one line for the learner. adapter_dtype: with "float32" bf16 computation needs autocast, with "bfloat16" not.
+    The other fields: see `TrainSettings` and `embeddings_to_cpu`.
     """
 
     what: str
@@ -33,9 +34,9 @@ class Preset:
     embeddings_on_cpu: bool = False
 
     def adapt(self, model, **adapter):
-        """Put adapters on a model that was loaded in bf16 or 4 bits; `adapter` are `add_adapter`'s arguments."""
+        """Add adapters to a model loaded in bf16 or 4 bits; `adapter` and the result are those of `add_adapter`."""
         tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
-        if self.embeddings_on_cpu and not tied:  # tied ones are the output head too: they stay
+        if self.embeddings_on_cpu and not tied:  # tied embeddings are the output head too: they stay
             embeddings_to_cpu(model)
         return add_adapter(model, dtype=getattr(torch, self.adapter_dtype), **adapter)
 
@@ -43,7 +44,7 @@ class Preset:
         """Arguments for `train_steps` and `train`.
 
         Args:
-            compute_dtype: of a model whose adapters are fp32. bf16 adapters meet a bf16 base: nothing to cast.
+            compute_dtype: used if the adapters are fp32. bf16 adapters on a bf16 base need no cast, so no autocast.
         """
         settings = {
             "optimizer": self.optimizer,

@@ -1,4 +1,4 @@
-"""🤗 Accelerate: who we are among several processes, and sums over all of them."""
+"""Several processes, by way of 🤗 Accelerate: making its accelerator, and sums over all processes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from qlora_lab.training.settings import PRECISIONS
 
 
 def sum_over_processes(accelerator, tensors: list[torch.Tensor]) -> None:
-    """Replace each tensor, in place, by its sum over all processes: one exchange of one flat vector."""
+    """Replace each tensor, in place, by its sum over all processes. They are exchanged as one flat vector."""
     if accelerator.num_processes == 1:
         return
     flat = accelerator.reduce(torch.cat([tensor.flatten() for tensor in tensors]), reduction="sum")
@@ -18,11 +18,11 @@ def sum_over_processes(accelerator, tensors: list[torch.Tensor]) -> None:
 
 
 def make_accelerator(compute_dtype: torch.dtype, device: torch.device):
-    """🤗 Accelerate for this compute dtype, on the device where the model lies."""
+    """Make 🤗 Accelerate's accelerator for this compute dtype and the model's device."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
-    # Accelerate keeps one precision for the whole process; a notebook may train twice, in two
+    # Accelerate keeps one precision per process, but a notebook may train in one and then in another
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != PRECISIONS[compute_dtype]:
         AcceleratorState._reset_state()
     return Accelerator(mixed_precision=PRECISIONS[compute_dtype], cpu=device.type == "cpu")

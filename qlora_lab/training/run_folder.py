@@ -1,6 +1,6 @@
-"""The folder of a training run: what it holds, whether it is free, and who may go on in it.
+"""The folder of a training run: what it holds, and which run may use it.
 
-run.json        the settings, as text: what a resumed run must have in common with the one that was interrupted
+run.json        the settings, as text, that a resumed run must share with the interrupted one
 before.json     the judgement before training
 checkpoints/    see `checkpoints.py`
 adapter/        in PEFT's format
@@ -19,12 +19,12 @@ from qlora_lab.training.checkpoints import newest_checkpoint
 
 
 class RunFolder:
-    """Nothing is changed before `claim`.
+    """The output folder of one run. Nothing in it is changed before `claim`.
 
     Args:
         path: the folder, which need not exist.
-        settings: of this run, as text.
-        resume: go on with the run that the folder holds, instead of beginning one in a free folder.
+        settings: this run's, as text.
+        resume: continue the run that the folder holds, instead of starting one in a free folder.
     """
 
     def __init__(self, path: pathlib.Path, settings: dict[str, str], resume: bool):
@@ -32,18 +32,18 @@ class RunFolder:
         self.adapter, self.checkpoints = path / "adapter", path / "checkpoints"
 
     def look(self) -> tuple[dict | None, int]:
-        """Is the folder free or, to resume, does it hold this run?
+        """Check that the folder is free or, to resume, that it holds this run.
 
         Returns:
-            the judgement before training (None: still to be made), and the steps done: what the run to resume came to
+            the judgement before training (None: yet to be made) and the number of steps taken, of the run to resume
 
         Raises:
-            UserError: the folder cannot be written, or holds another run, none to resume, one with other settings, or
-                damaged checkpoints only.
+            UserError: the folder cannot be written; or it holds a run, and this is a new one; or it holds no run to
+                resume, one with other settings, or only damaged checkpoints.
         """
         nearest = next(folder for folder in (self.path, *self.path.absolute().parents) if folder.exists())
         if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-            raise UserError(f"cannot write to {self.path}: {nearest} is no folder, or not yours to write in")
+            raise UserError(f"cannot write to {self.path}: {nearest} is not a folder, or not one you may write to")
         if not self.resume:
             self._require_free()
             return None, 0
@@ -59,16 +59,16 @@ class RunFolder:
         return before, len(newest.records) if newest else 0
 
     def claim(self, accelerator) -> None:
-        """Make the folder this run's. All processes call it."""
+        """Make the folder this run's. All processes must call this. Raises UserError if it is no longer free."""
         if not self.resume:
-            self._require_free()  # still: loading took a while
+            self._require_free()  # again: loading took a while
         accelerator.wait_for_everyone()  # all have looked before the first one writes
         if accelerator.is_main_process:
             self.path.mkdir(parents=True, exist_ok=True)
             self.write("run.json", self.settings)
 
     def write(self, name: str, value: dict) -> None:
-        """Write one of the JSON files, in one step: the old one or the new one is there, never half of it."""
+        """Write one of the JSON files atomically: there is the old one or the new one, never half of one."""
         part = self.path / f"{name}.part"
         part.write_text(json.dumps(value, indent=1))
         part.replace(self.path / name)
@@ -85,11 +85,11 @@ class RunFolder:
 
     def _require_free(self) -> None:
         if self.path.is_dir() and any(self.path.iterdir()):
-            raise UserError(f"{self.path} holds another run: give another --output, or --resume to go on with it")
+            raise UserError(f"{self.path} holds another run: give another --output, or --resume to continue it")
 
 
 def save_adapter(model, folder: pathlib.Path) -> None:
-    """Save the adapter in PEFT's format; the folder is replaced in one step, when all is written."""
+    """Save the adapter in PEFT's format. The folder is replaced only when all files are written."""
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     model.save_pretrained(part)

@@ -6,7 +6,10 @@ import math
 
 
 def rate(step: int, steps: int, warmup_steps: int, schedule: str) -> float:
-    """Share of the peak learning rate at a step counted from 1. The last cosine step is small but not zero."""
+    """The share of the peak learning rate, from 0 to 1, at a step counted from 1: linear warm-up, then the schedule.
+
+    schedule: "cosine" falls, and is small but not zero at the last step; "constant" stays at 1.
+    """
     warmup_steps = min(warmup_steps, steps - 1)
     if step <= warmup_steps:
         return step / (warmup_steps + 1)

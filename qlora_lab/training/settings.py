@@ -1,7 +1,7 @@
-"""What a training run is told: everything about it that can be wrong is found when the settings are made.
+"""The settings of a training run. They are checked when they are made.
 
-That is before a model is loaded, judged or trained, and before an output folder is claimed. What only the machine
-knows (its device, the number of processes) is asked by `require_possible`, which is as cheap.
+That is before a model is loaded, evaluated or trained, and before an output folder is claimed. What depends on the
+machine (its device, the number of processes) is checked by `require_possible`, just as early.
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ PRECISIONS = {torch.float32: "no", torch.bfloat16: "bf16", torch.float16: "fp16"
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """How `train_steps` trains: its arguments but for the model, the data and the files.
+    """How `train_steps` trains, apart from the model, the data and the files.
 
     Args:
-        steps: optimizer steps to have done in the end, those before a resume included.
+        steps: optimizer steps in all, those before a resume included.
         learning_rate, schedule, warmup_steps: linear warm-up to the peak, then "cosine" down to 0 or "constant".
         max_grad_norm: gradients are scaled down to this norm; None leaves them as they are.
-        weight_decay: AdamW's, decoupled: each step also takes learning_rate * weight_decay of every trained number.
-        optimizer: one of OPTIMIZERS; `make_optimizer` says what each of them keeps where.
+        weight_decay: AdamW's, decoupled: each step also multiplies the parameters by 1 - learning_rate * weight_decay.
+        optimizer: one of OPTIMIZERS; `make_optimizer` says which states each one keeps, and where.
         compute_dtype: bf16 or fp16 run the forward pass under autocast (fp16 with a scaled loss); fp32 does not.
         gradient_checkpointing: keep only each layer's input and compute the rest again in the backward pass.
         activation_offloading: keep the layers' inputs in the host's memory, not the GPU's; needs checkpointing.
         loss_chunk: at most this many positions have logits at a time; None: all at once. The same loss, less memory.
-        update_in_backward: update each parameter as soon as its gradient is there, and drop the gradient. The same
-            numbers as without, but for one micro-batch a step, one process and `max_grad_norm=None`: the norm of all
-            gradients is not known before the last of them.
-        fast: take the steps of `steps/fast/`, where that knows the model and the GPU; else say why not and go on as
-            usual. The same numbers up to bf16's rounding. `loss_chunk` means nothing there: logits never exist all at
-            once.
-        checkpoint_every: steps from one checkpoint to the next, where checkpoints are written.
+        update_in_backward: update each parameter as soon as its gradient is computed, and drop the gradient. The
+            numbers do not change. It needs one micro-batch per step, one process and `max_grad_norm=None`, since the
+            norm of all gradients is known only after the last of them.
+        fast: take the steps of `steps/fast/` if they support the model and the GPU; otherwise print the reason and
+            take the usual ones. The numbers are the same up to bf16's rounding. `loss_chunk` has no effect there:
+            the logits are always computed in chunks.
+        checkpoint_every: steps from one checkpoint to the next, if checkpoints are written.
 
     Raises:
-        UserError: a setting that is impossible, alone or beside another.
+        UserError: a setting that is impossible by itself or together with another.
     """
 
     steps: int
@@ -90,7 +90,7 @@ class TrainSettings:
             raise UserError("update_in_backward needs max_grad_norm=None: the norm is known only after the last update")
 
     def require_possible(self, device: torch.device, batch_size: int, accumulation: int, processes: int = 1) -> None:
-        """Raise UserError unless this machine can train so, with so many rows a forward pass over all processes."""
+        """Raise UserError unless this machine can train so. batch_size: rows per forward pass, over all processes."""
         if batch_size % processes:
             raise UserError(f"batch_size={batch_size} cannot be shared evenly by {processes} processes")
         if self.compute_dtype == torch.float16 and device.type == "cpu":

@@ -1,4 +1,4 @@
-"""What a training writes down after each step, and how fast it was: the project's one definition of tokens a second."""
+"""The record of each training step, and the project's one definition of tokens per second."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-WARM_UP = 2  # steps: libraries and kernels load in the first, caches and graphs are made in the first two
+WARM_UP = 2  # steps: the first loads libraries and kernels, the first two fill caches and record graphs
 
 
 @dataclass(frozen=True)
 class StepRecord:
-    """What happened in one optimizer step.
+    """What happened in one optimizer step, counted from 1, in all processes together.
 
-    loss: mean over the step's target tokens, before the update. seconds: wall time, without writing checkpoints.
-    tokens: all tokens that the step's samples have, prompts included, padding not.
+    loss: mean over the step's target tokens, in nats, before the update. gradient_norm: before clipping.
+    tokens: all tokens of the step's samples, including prompts but not padding.
+    seconds: wall time, without writing checkpoints.
     """
 
     step: int
@@ -26,15 +27,15 @@ class StepRecord:
 
 
 def steady(records: Sequence[StepRecord]) -> Sequence[StepRecord]:
-    """All but the first two, or all of them where there are no more."""
+    """All records but the first two, or all if there are no others."""
     return records[WARM_UP:] or records
 
 
 def tokens_per_second(records: Sequence[StepRecord]) -> float | None:
-    """The median over the steady steps of their tokens by their seconds; None if no step was taken.
+    """The median, over the steady steps, of tokens divided by seconds; None if no step was taken.
 
-    Tokens are all that the samples have, prompts included and padding not; seconds are wall time, from a step's samples
-    to its loss on the host, over all processes together.
+    Tokens are those of the samples in all processes, including prompts but not padding; seconds are wall time, from
+    receiving a step's samples to having its loss on the host.
     """
     if not records:
         return None
@@ -42,5 +43,5 @@ def tokens_per_second(records: Sequence[StepRecord]) -> float | None:
 
 
 def seconds_per_step(records: Sequence[StepRecord]) -> float | None:
-    """The median over the steady steps; None if no step was taken."""
+    """The median of the steady steps' seconds; None if no step was taken."""
     return statistics.median(record.seconds for record in steady(records)) if records else None

@@ -411,9 +411,9 @@ def test_only_whole_checkpoints_count_and_by_their_number(tmp_path):
 def test_checkpoints_of_another_run_are_left_alone(stopped, tiny):
     folder, batches, settings = stopped
     before = files(folder)
-    with pytest.raises(UserError, match=r"holds checkpoint-000004 of another run: resume=True goes on with it, ano"):
+    with pytest.raises(UserError, match=r"holds checkpoint-000004 of another run: resume=True continues it, ano"):
         train_steps(tiny, batches, checkpoints=folder, **settings)  # here and now, not with its first step
-    with pytest.raises(UserError, match="say in which folder, with checkpoints="):
+    with pytest.raises(UserError, match="give its folder as checkpoints="):
         train_steps(tiny, batches, resume=True, **settings)
     assert files(folder) == before
 
@@ -455,7 +455,7 @@ def test_a_damaged_checkpoint_is_not_kept_in_the_place_of_a_whole_one(stopped, m
 @pytest.mark.parametrize(
     ("stream", "changed", "message"),
     [
-        ({}, {"learning_rate": 2e-3}, r"is of another run: learning_rate was 0.0015 and is now 0.002; resume as it w"),
+        ({}, {"learning_rate": 2e-3}, r"belongs to another run: learning_rate was 0.0015 and is now 0.002; resume"),
         ({}, {"schedule": "constant"}, "schedule was cosine and is now constant"),
         ({}, {"warmup_steps": 2}, "warmup_steps was 1 and is now 2"),
         ({}, {"max_grad_norm": None}, "max_grad_norm was 1.0 and is now None"),

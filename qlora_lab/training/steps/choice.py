@@ -1,4 +1,4 @@
-"""Which step a training takes: the settings ask for one, and the model and the machine may not be able to."""
+"""The choice of the training step: the one that the settings ask for, if the model and the machine support it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from qlora_lab.training.steps.plain import PlainStep
 
 
 def make_step(model, optimizer, accelerator, settings: TrainSettings, accumulation: int, pad_token_id: int) -> Step:
-    """The step that `settings` ask for. One that cannot be fast is a plain one, after a line that says why."""
+    """Make the step that `settings` ask for. If it cannot be the fast one, print why and make another.
+
+    accumulation: micro-batches per step. pad_token_id: fills up short rows.
+    """
     if settings.fast:
         try:
             return make_fast_step(model, optimizer, accelerator, settings, accumulation, pad_token_id)
@@ -32,7 +35,7 @@ def make_fast_step(
     pad_token_id: int,
     capture: bool = True,
 ) -> FastStep:
-    """The fast step, with its launches recorded in CUDA graphs if `capture`. Raises NoFastStep, with the reason."""
+    """Make the fast step, which records its launches in CUDA graphs if `capture`. Raises NoFastStep with the reason."""
     require_machine(next(model.parameters()).device, settings.compute_dtype)
     if settings.update_in_backward:
         raise NoFastStep("it updates all adapters at once, not in the backward pass")

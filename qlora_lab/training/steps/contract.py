@@ -1,4 +1,4 @@
-"""What the training loop asks of a step, whichever it is."""
+"""The interface between the training loop and its steps."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ import torch
 
 from qlora_lab.training.chat import TokenizedSample
 
-MicroBatches = list[list[list[TokenizedSample]]]  # a step's, as `Batches` gives them: micro-batches of rows of samples
+MicroBatches = list[list[list[TokenizedSample]]]  # of one step, as `Batches` yields them: lists of rows of samples
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """loss: over all micro-batches and processes, per target token. norm: the gradients', before clipping.
+    """The outcome of a step.
 
+    loss: the mean per target token (nats) over all micro-batches and processes. norm: the gradients', before clipping.
     Both are float32 tensors of one element, which the next step may overwrite.
-    updated: the parameters have changed. skipped: they have not, since fp16 gradients overflowed: the scaler now
-    multiplies the loss by less, and the next step tries again.
+    updated: the parameters have changed.
+    skipped: they have not, because fp16 gradients overflowed; the scaler has lowered its factor for the next step.
     """
 
     loss: torch.Tensor
@@ -30,24 +31,27 @@ class StepResult:
 class Step(Protocol):
     """One optimizer step: forward, backward, clipping and update of the parameters that require gradients.
 
-    It is made with the model, its optimizer and 🤗 Accelerate's accelerator; what it changes on the model to do its
-    work, `close` takes back.
+    It is made with the model, its optimizer and 🤗 Accelerate's accelerator. `close` undoes what it has changed in the
+    model to do its work.
     """
 
     def run(
         self, micro_batches: MicroBatches, targets: int, learning_rate: float, following: MicroBatches | None = None
     ) -> StepResult:
-        """Take the step. Where the loss or a gradient is not finite, nothing is updated if that can still be avoided.
+        """Take the step. If the loss or a gradient is not finite, nothing is updated where that can still be avoided.
 
         Args:
-            micro_batches: all processes' together; each takes its share of their rows.
-            targets: how many tokens they have to learn, in all processes: what the summed loss is divided by.
-            following: the next step's micro-batches, or None at the end.
+            micro_batches: those of all processes; each process takes its share of the rows.
+            targets: the number of target tokens in all processes, by which the summed loss is divided.
+            learning_rate: for this step.
+            following: the next step's micro-batches; None for the last step.
         """
         ...
 
     def write_state(self) -> None:
-        """Have the optimizer's state hold all that a checkpoint needs."""
+        """Complete the optimizer's state with all that a checkpoint needs."""
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Leave the model as it was, apart from its trained parameters."""
+        ...

@@ -1,4 +1,4 @@
-"""The step that updates each parameter as soon as the backward pass has its gradient."""
+"""The step that updates each parameter during the backward pass."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from qlora_lab.training.steps.plain import PlainStep
 
 
 class InBackwardStep(PlainStep):
-    """Updates each parameter the moment the backward pass has its gradient, and drops the gradient.
+    """Updates each parameter as soon as the backward pass has computed its gradient, and then drops the gradient.
 
-    So a gradient lives for a moment only, instead of all of them living until the end of the step. Hence one
-    micro-batch a step, one process, and no clipping: `TrainSettings.require_possible` refuses the rest.
+    The gradients are therefore never in memory all at once. That requires one micro-batch per step, one process and no
+    clipping; `TrainSettings` refuses anything else.
     """
 
     def __init__(self, model, optimizer, accelerator, settings: TrainSettings, pad_token_id: int):

@@ -1,4 +1,4 @@
-"""The step that fits every model: autograd's forward and backward, micro-batch after micro-batch, then one update."""
+"""The step for every model: autograd's forward and backward pass for each micro-batch, then one update."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from qlora_lab.training.steps.contract import MicroBatches, StepResult
 
 
 class PlainStep:
-    """A `Step` of any causal language model of transformers."""
+    """A `Step` for any causal language model of transformers."""
 
     def __init__(self, model, optimizer, accelerator, settings: TrainSettings, pad_token_id: int):
         self.model, self.optimizer, self.accelerator = model, optimizer, accelerator
@@ -41,12 +41,12 @@ class PlainStep:
         norm = self.accelerator.clip_grad_norm_(self.parameters, math.inf if largest is None else largest)
         finite = math.isfinite(loss) and math.isfinite(norm)
         skipped = bool(self.accelerator.scaler) and math.isfinite(loss) and not finite
-        if finite or skipped:  # it is the scaler that skips
+        if finite or skipped:  # the scaler does the skipping
             self.optimizer.step()
         return StepResult(loss, norm, updated=finite, skipped=skipped)
 
     def loss_share(self, rows: list[list], targets: int) -> torch.Tensor:
-        """This process's rows of a micro-batch, forward: their part of the step's loss."""
+        """The forward pass of this process's rows of a micro-batch. Returns their part of the step's loss, a scalar."""
         mine = rows[self.accelerator.process_index :: self.accelerator.num_processes]
         with self.accelerator.autocast(), self._offloaded():
             return token_loss_sum(self.model, collate(mine, self.pad_token_id), self.settings.loss_chunk) / targets
@@ -57,7 +57,7 @@ class PlainStep:
         return contextlib.nullcontext()
 
     def write_state(self) -> None:
-        """It is there already."""
+        """Nothing to do: the optimizer's state is complete after each step."""
 
     def close(self) -> None:
         self.optimizer.zero_grad()

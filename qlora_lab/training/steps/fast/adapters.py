@@ -1,7 +1,8 @@
-"""All adapters, their gradients and AdamW's state in flat tensors: one kernel updates all."""
+"""All adapters, their gradients and AdamW's state in flat tensors, which one kernel updates."""
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -14,10 +15,10 @@ from qlora_lab.training.steps.fast.reading import SharedInput
 
 @dataclass(frozen=True, eq=False)
 class Border:
-    """The adapters of layers that read the same input, r of them, and their gradients: views of `Adapters`' tensors.
+    """The adapters of n layers that read the same input, and their gradients: views of the tensors of `Adapters`.
 
-    A, A_gradient: (r * rank, in). B, B_gradient: (their outputs, rank), one below the other.
-    accumulating: a step has several micro-batches, whose gradients are added up.
+    A, A_gradient: (n * rank, in). B, B_gradient: (the layers' outputs in all, rank). The layers' matrices are stacked.
+    accumulating: a step has several micro-batches, whose gradients are summed.
     """
 
     A: torch.Tensor
@@ -27,7 +28,7 @@ class Border:
     accumulating: bool
 
     def add_gradient(self, gradient: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scale: float = 1.0) -> None:
-        """gradient = scale * (a @ b), or added to it. gradient: one of the two above, or some of its rows."""
+        """Set `gradient` (A_gradient, B_gradient or rows of one) to scale * (a @ b), or add that if accumulating."""
         if self.accumulating:
             gradient.add_(a @ b, alpha=scale)
         else:
@@ -35,28 +36,36 @@ class Border:
 
 
 class Adapters:
-    """All adapters in one flat float32 tensor, and with them their gradients and AdamW's state: one kernel updates all.
+    """All adapters in one flat float32 tensor, and likewise their gradients and AdamW's state: one kernel updates all.
 
-    The model's own parameters, and the entries of `optimizer.state`, become views of these: whoever saves an adapter
-    or a checkpoint finds what is usual there.
+    The model's own parameters, and the entries of `optimizer.state`, become views of these tensors, so adapters and
+    checkpoints are saved as usual.
+
+    Args:
+        groups: the layers by shared input, in the model's order.
+        optimizer: AdamW of torch, or bitsandbytes' with 32-bit states, of these adapters and nothing else.
+        dtype: of the gradients, unless they are accumulated; then it is float32.
+        accumulating: a step has several micro-batches.
+
+    Raises:
+        NoFastStep: the optimizer has other parameters than the adapters'.
     """
 
     def __init__(self, groups: list[SharedInput], optimizer, dtype: torch.dtype, accumulating: bool):
         self.optimizer = inner = without_accelerate(optimizer)
         parameters = []
         for group in groups:
-            parameters += [part.lora_A for part in group.adapted] + [part.lora_B for part in group.adapted]
+            parameters += [adapter.A for adapter in group.adapters] + [adapter.B for adapter in group.adapters]
         trained = {id(p) for group in inner.param_groups for p in group["params"]}
         if trained != {id(p) for p in parameters}:
             raise NoFastStep("something besides the linear layers' adapters is trained")
         self.parameters = parameters
         device, count = parameters[0].device, sum(p.numel() for p in parameters)
         self.flat = torch.empty(count, device=device)
-        names = ("exp_avg", "exp_avg_sq") if isinstance(inner, torch.optim.AdamW) else ("state1", "state2")
-        if hasattr(inner, "get_state_buffer"):
-            self.moments = [inner.get_state_buffer(self.flat, dtype=torch.float32) for _ in names]
-        else:
-            self.moments = [torch.zeros_like(self.flat) for _ in names]
+        paged = getattr(inner, "get_state_buffer", None)  # bitsandbytes'
+        new_moment = functools.partial(paged, dtype=torch.float32) if paged else torch.zeros_like
+        self.moments = new_moment(self.flat), new_moment(self.flat)
+        names = _moment_names(inner)
         self.steps = 0
         slices, start = {}, 0
         for p in parameters:
@@ -69,19 +78,19 @@ class Adapters:
                     moment[part].copy_(state[name].flatten())
                     self.steps = int(state["step"])
                 state[name] = moment[part].view_as(p)
-        # a product's rounding is the gradient's, unless several are added up
+        # a gradient is one matrix product in `dtype`: more precision is of no use unless several are summed
         self.gradient = torch.zeros(count, dtype=torch.float32 if accumulating else dtype, device=device)
         gradients = {p: self.gradient[part].view_as(p) for p, part in slices.items()}
         if hasattr(inner, "page_mng"):
-            inner.page_mng.paged_tensors[:] = self.moments  # lets go of what a checkpoint was read into
+            inner.page_mng.paged_tensors[:] = self.moments  # frees the tensors that a checkpoint was read into
         self.accumulating = accumulating
         self.borders = [self._border(group, gradients) for group in groups]
 
     def _border(self, group: SharedInput, gradients: dict) -> Border | None:
-        """None: none of these layers has an adapter."""
-        if not group.adapted:
+        """The group's `Border`; None if none of its layers has an adapter."""
+        if not group.adapters:
             return None
-        A, B = [part.lora_A for part in group.adapted], [part.lora_B for part in group.adapted]
+        A, B = [adapter.A for adapter in group.adapters], [adapter.B for adapter in group.adapters]
         return Border(
             _joined([p.data for p in A]),
             _joined([p.data for p in B]),
@@ -91,7 +100,10 @@ class Adapters:
         )
 
     def update(self, learning_rate: float, max_grad_norm: float | None) -> torch.Tensor:
-        """Clip, take a step of AdamW, return the gradients' norm before clipping. Not finite: nothing is changed."""
+        """Clip the gradients and take a step of AdamW, or change no parameter if the gradients' norm is not finite.
+
+        max_grad_norm: None for no clipping. Returns the norm before clipping, a float32 scalar.
+        """
         group = self.optimizer.param_groups[0]
         self.steps += 1
         norm = torch.linalg.vector_norm(self.gradient, dtype=torch.float32)
@@ -102,14 +114,19 @@ class Adapters:
         return norm
 
     def write_down_steps(self) -> None:
-        """Tell the optimizer's state how many steps it has seen, so that a checkpoint holds it."""
+        """Write the number of steps to the optimizer's state, so that a checkpoint holds it."""
         tensor = isinstance(self.optimizer, torch.optim.AdamW)
         step = torch.tensor(float(self.steps)) if tensor else self.steps
         for p in self.parameters:
             self.optimizer.state[p]["step"] = step
 
 
+def _moment_names(optimizer) -> tuple[str, str]:
+    """The optimizer's names for the running means of a gradient and of its square: torch's or bitsandbytes'."""
+    return ("exp_avg", "exp_avg_sq") if isinstance(optimizer, torch.optim.AdamW) else ("state1", "state2")
+
+
 def _joined(pieces: list[torch.Tensor]) -> torch.Tensor:
-    """Matrices that lie one after the other in memory, as one of all their rows."""
+    """Matrices that are adjacent in memory, as one matrix with the rows of all."""
     rows = sum(len(piece) for piece in pieces)
     return pieces[0].as_strided((rows, pieces[0].shape[1]), pieces[0].stride())

@@ -1,9 +1,11 @@
-"""Causal attention within each of the samples that lie end to end."""
+"""Causal attention within each of several samples that are concatenated in one row of tokens."""
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -11,7 +13,10 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Samples:
-    """Where each sample begins, and the end: int32, (S + 1,); and the number of tokens that none exceeds."""
+    """The extent of S samples.
+
+    starts: where each sample begins, and the end of the last: int32, (S + 1,). longest: no sample has more tokens.
+    """
 
     starts: torch.Tensor
     longest: int
@@ -20,7 +25,8 @@ class Samples:
 def attend(q, k, v, samples: Samples) -> tuple[torch.Tensor, tuple]:
     """Causal attention within each sample. q: (T, heads, head_dim), k and v: (T, kv_heads, head_dim).
 
-    Returns: out, of q's shape, and what `attend_backward` needs besides.
+    Returns:
+        the output, of q's shape, and what `attend_backward` needs besides
     """
     if not q.is_cuda:
         return _attend_sample_by_sample(q, k, v, samples), ()
@@ -32,11 +38,11 @@ def attend(q, k, v, samples: Samples) -> tuple[torch.Tensor, tuple]:
 
 
 def attend_backward(gradient, q, k, v, out, kept: tuple, samples: Samples) -> tuple[torch.Tensor, ...]:
-    """Gradients of q, k and v, in the same order of additions each time."""
+    """The gradients of q, k and v, given that of `out`. Sums are in a fixed order, so the bits repeat."""
     if not q.is_cuda:
-        inputs = [tensor.detach().requires_grad_() for tensor in (q, k, v)]
+        q, k, v = (tensor.detach().requires_grad_() for tensor in (q, k, v))
         with torch.enable_grad():
-            return torch.autograd.grad(_attend_sample_by_sample(*inputs, samples), inputs, gradient)
+            return torch.autograd.grad(_attend_sample_by_sample(q, k, v, samples), (q, k, v), gradient)
     starts, longest = samples.starts, samples.longest
     logsumexp, *random = kept
     with repeatable():
@@ -46,7 +52,7 @@ def attend_backward(gradient, q, k, v, out, kept: tuple, samples: Samples) -> tu
 
 
 def _attend_sample_by_sample(q, k, v, samples: Samples) -> torch.Tensor:
-    """The same with PyTorch's operators, for a CPU."""
+    """`attend` with PyTorch's operators, for a CPU."""
     outs, starts = [], samples.starts.tolist()
     for start, end in zip(starts, starts[1:], strict=False):
         if end > start:
@@ -57,13 +63,14 @@ def _attend_sample_by_sample(q, k, v, samples: Samples) -> torch.Tensor:
 
 
 @contextlib.contextmanager
-def repeatable():
-    """Ask PyTorch for algorithms that give the same bits each time: flash attention's backward pass adds atomically."""
-    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+def repeatable() -> Iterator[None]:
+    """Use PyTorch's deterministic algorithms: flash attention's backward pass would otherwise add atomically."""
+    settings = cast(Any, torch.utils.deterministic)  # torch's stub lacks what this module holds
+    before = torch.are_deterministic_algorithms_enabled(), settings.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    settings.fill_uninitialized_memory = False
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before[0])
-        torch.utils.deterministic.fill_uninitialized_memory = before[1]
+        settings.fill_uninitialized_memory = before[1]

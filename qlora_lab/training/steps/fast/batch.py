@@ -1,4 +1,4 @@
-"""Samples end to end in one row of tokens."""
+"""Samples concatenated in one row of tokens."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from qlora_lab.training.chat import IGNORED, TokenizedSample
 
 @dataclass(frozen=True)
 class FlatBatch:
-    """Samples end to end in one row of tokens, filled up with padding. All in one tensor: it is one copy to the GPU.
+    """Samples concatenated in one row of tokens, padded at the end. One tensor holds all, for one copy to the GPU.
 
-    numbers: int64, the five parts below one after the other. tokens, sequences, targeted: their sizes T, S and R.
-    longest: tokens; no sample has more. What a captured graph depends on is all but `numbers`.
+    numbers: int64, the five tensors of `parts` concatenated. tokens, sequences, targeted: their sizes T, S and R.
+    longest: no sample has more tokens than this, a power of two.
     """
 
     numbers: torch.Tensor
@@ -26,17 +26,21 @@ class FlatBatch:
 
     @property
     def kind(self) -> tuple[int, ...]:
+        """What a captured graph depends on: all sizes."""
         return (self.tokens, self.sequences, self.targeted, self.longest)
 
     def parts(self) -> tuple[torch.Tensor, ...]:
-        """ids and positions, (T,); starts, (S + 1,): where each sample begins, and the end (the padding is a sample,
-        too, further ones are empty); rows, (R,): tokens whose successor is a target; targets, (R,): that successor, or
-        -100 in rows that only fill up."""
+        """The tensors in `numbers`, as views:
+
+        ids and positions, (T,); starts, (S + 1,): where each sample begins, and the end of the last (the padding is a
+        sample too, and any further ones are empty); rows, (R,): positions whose next token is a target; targets, (R,):
+        that token, or -100 in rows that are padding.
+        """
         return self.numbers.split([self.tokens, self.tokens, self.sequences + 1, self.targeted, self.targeted])
 
 
 def flatten(samples: list[TokenizedSample], pad_token_id: int) -> FlatBatch:
-    """Put samples end to end. No sample sees another, and no target is another sample's token."""
+    """Concatenate samples, of which there must be at least one. No target is another sample's token."""
     lengths = [len(sample.ids) for sample in samples]
     ids = numpy.concatenate([sample.ids for sample in samples])
     padding = rounded_up(len(ids)) - len(ids)
@@ -65,11 +69,14 @@ def flatten(samples: list[TokenizedSample], pad_token_id: int) -> FlatBatch:
 
 
 def power_of_two(n: int) -> int:
-    """The next one, n itself included."""
+    """The smallest power of two that is at least n."""
     return 1 << (n - 1).bit_length()
 
 
 def rounded_up(n: int) -> int:
-    """To a multiple of an eighth of the power of two below, 64 at least: eight sizes from one power to the next."""
+    """Round n up to a multiple of 64 or, if larger, of an eighth of the power of two below n.
+
+    So there are at most eight sizes, hence graphs, from one power of two to the next.
+    """
     size = max(64, (1 << n.bit_length()) // 16)
     return max(1, -(-n // size)) * size

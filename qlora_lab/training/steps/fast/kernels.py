@@ -1,20 +1,22 @@
-"""Triton kernels of the fast step: what stands between the matrix products.
+# pyright: reportCallIssue=false, reportArgumentType=false
+# Triton's stubs do not describe launches, `kernel[grid](...)`: num_warps and constexpr arguments look wrong to them.
+"""Triton kernels of the fast step, for what lies between the matrix products.
 
-A GPU spends a training step on matrix products, if it is not kept from them. Everything else (norms, rotary positions,
-SwiGLU, the loss, AdamW) is a few operations on each number: such steps cost what they read and write. PyTorch's
-operators write each intermediate result to memory and read it back; one kernel for the whole formula moves each number
-once. See `quantization/kernels.py` for how a kernel is written.
+A GPU should spend a training step on matrix products. Everything else (norms, rotary positions, SwiGLU, the loss,
+AdamW) is a few operations per number, so its time is that of reading and writing memory. PyTorch's operators write
+each intermediate result to memory and read it back; one kernel for the entire formula moves each number once. See
+`quantization/kernels.py` for how a kernel is written.
 
     border                               the adapters' part of a layer's matrix
-    rms_norm, rms_norm_backward          with the residual connection's addition before it, or its gradient's after it
+    rms_norm, rms_norm_backward          with the residual connection's sum before it, or its gradient's after it
     rotate                               rotary position embedding, forward and (the other way round) backward
     swiglu, swiglu_backward              silu(gate) * up
     cross_entropy                        the loss of each row, and the logits' gradient in the logits' place
     adamw                                clipping and update of all parameters at once
 
-All arithmetic is float32, whatever the tensors hold; sums have a fixed order, so a step gives the same bits each time.
-Matrices may have more room at the end of a row than they fill (`row stride`): see `linear.BorderedLinear`.
-Here T are tokens, H is the hidden size, and I the MLP's.
+All arithmetic is float32, whatever the tensors' dtype; sums are taken in a fixed order, so a step always gives the same
+bits. A matrix's rows may be further apart than they are long (`row stride`): see `linear.BorderedLinear`.
+T is the number of tokens, H the hidden size, I the MLP's intermediate size.
 """
 
 import math
@@ -23,12 +25,12 @@ import torch
 import triton
 import triton.language as tl
 
-TILE = 1024  # elements a program, where any number would do
+TILE = 1024  # elements per program, where any number would do
 
 
 @triton.jit
 def begin(row, stride):
-    """Where a row begins. Strides are multiples of 8: so a thread reads and writes 8 bf16 numbers in one go."""
+    """Where a row begins. Strides are multiples of 8, so a thread reads and writes 8 bf16 numbers at once."""
     return tl.multiple_of(row * stride, 8)
 
 
@@ -39,7 +41,7 @@ def begin(row, stride):
 def border_kernel(
     lora_A,  # float32, [RANKS, K]
     lora_B,  # float32, [rows of the adapted layers, RANK]
-    matrix,  # [N + RANKS, K + RANKS], rows STRIDE apart: the last RANKS rows and columns are written, but the corner
+    matrix,  # [N + RANKS, K + RANKS], rows STRIDE apart; writes the last RANKS rows and columns, except their corner
     scaling,
     STRIDE: tl.constexpr,
     N: tl.constexpr,
@@ -48,10 +50,10 @@ def border_kernel(
     RANKS: tl.constexpr,
     END0: tl.constexpr,  # where the first and the second of up to three layers end
     END1: tl.constexpr,
-    BLOCK0: tl.constexpr,  # number of each layer's block of columns; -1: it has no adapter
+    BLOCK0: tl.constexpr,  # index of each layer's block of columns; -1: no adapter
     BLOCK1: tl.constexpr,
     BLOCK2: tl.constexpr,
-    RANKS_WIDTH: tl.constexpr,  # a power of two that RANKS fits in
+    RANKS_WIDTH: tl.constexpr,  # a power of two, at least RANKS
     ROWS: tl.constexpr,
     TILE: tl.constexpr,
 ):
@@ -78,10 +80,10 @@ def border_kernel(
 
 
 def border(lora_A, lora_B, matrix, scaling: float, sizes: list[int], adapted: list[bool]) -> None:
-    """Write the border of `fast_step.BorderedLinear`'s matrix.
+    """Write the border of the matrix of `linear.BorderedLinear`.
 
-    lora_A: (ranks, in), lora_B: (rows, rank), the adapters of all adapted layers one below the other; float32. sizes:
-    rows of each layer, three at most. adapted: which of them have an adapter.
+    lora_A: (ranks, in), lora_B: (rows, rank), float32: the matrices of all adapters, stacked. matrix: (out + ranks,
+    in + ranks). sizes: rows of each layer, three layers at most. adapted: which of them have an adapter.
     """
     ranks, inputs = lora_A.shape
     ends = [sum(sizes[: i + 1]) for i in range(3)]
@@ -99,14 +101,14 @@ def border(lora_A, lora_B, matrix, scaling: float, sizes: list[int], adapted: li
 @triton.jit
 def rms_norm_kernel(
     residual,  # [T, H]
-    delta,  # [T, H], or None: nothing to add
+    delta,  # [T, H]; None if there is nothing to add
     weight,  # [H]
-    total,  # [T, H], written if there is a delta: residual + delta
+    total,  # [T, H]: residual + delta, written if there is a delta
     out,  # [T, H] of row stride out_stride
     out_stride,
     epsilon,
     H: tl.constexpr,
-    WIDTH: tl.constexpr,  # a power of two that H fits in
+    WIDTH: tl.constexpr,  # a power of two, at least H
 ):
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, WIDTH)
@@ -116,7 +118,7 @@ def rms_norm_kernel(
         x += tl.load(delta + row * H + column, mask=there, other=0).to(tl.float32)
         x = x.to(total.dtype.element_ty)
         tl.store(total + row * H + column, x, mask=there)
-        x = x.to(tl.float32)  # as the next reader will find it
+        x = x.to(tl.float32)  # rounded, as the next kernel will read it
     scale = 1 / tl.sqrt(tl.sum(x * x, 0) / H + epsilon)
     y = x * scale * tl.load(weight + column, mask=there, other=0).to(tl.float32)
     tl.store(out + begin(row, out_stride) + column, y.to(out.dtype.element_ty), mask=there)
@@ -127,7 +129,7 @@ def rms_norm_backward_kernel(
     x,  # [T, H]: what was normalized
     weight,  # [H]
     dy,  # [T, H]
-    dx,  # [T, H] of row stride dx_stride: the norm's gradient is added to what is there
+    dx,  # [T, H] of row stride dx_stride; the norm's gradient is added to it
     dx_stride,
     epsilon,
     H: tl.constexpr,
@@ -140,7 +142,7 @@ def rms_norm_backward_kernel(
     gradient = tl.load(dy + row * H + column, mask=there, other=0).to(tl.float32)
     gradient *= tl.load(weight + column, mask=there, other=0).to(tl.float32)
     scale = 1 / tl.sqrt(tl.sum(value * value, 0) / H + epsilon)
-    along = tl.sum(gradient * value, 0) * scale * scale / H  # the part along x does nothing: the norm divides it out
+    along = tl.sum(gradient * value, 0) * scale * scale / H  # the component along x, which the norm divides out
     target = dx + begin(row, dx_stride) + column
     before = tl.load(target, mask=there, other=0).to(tl.float32)
     after = before + (gradient - value * along) * scale
@@ -148,7 +150,10 @@ def rms_norm_backward_kernel(
 
 
 def rms_norm(residual, delta, weight, epsilon: float, out) -> torch.Tensor:
-    """out = RMSNorm(residual + delta); returns the sum. Without a delta (None) that is `residual` itself."""
+    """Write RMSNorm(residual + delta) to `out`; return the sum. If delta is None, that is `residual` itself.
+
+    residual, delta, out: (T, H); out may be part of something wider. weight: (H,).
+    """
     tokens, hidden = residual.shape
     total = residual if delta is None else torch.empty_like(residual)
     width = triton.next_power_of_2(hidden)
@@ -159,14 +164,14 @@ def rms_norm(residual, delta, weight, epsilon: float, out) -> torch.Tensor:
 
 
 def rms_norm_backward(x, weight, epsilon: float, dy, dx) -> None:
-    """dx += the gradient with respect to x of sum(dy * RMSNorm(x))."""
+    """Add to `dx` the gradient of sum(dy * RMSNorm(x)) with respect to x. All (T, H); dx may be part of a wider one."""
     tokens, hidden = x.shape
     width = triton.next_power_of_2(hidden)
     rms_norm_backward_kernel[(tokens,)](x, weight, dy, dx, dx.stride(0), epsilon, hidden, width, num_warps=warps(width))
 
 
 def warps(width: int) -> int:
-    """Of 32 threads, for a program that holds `width` numbers: 16 a thread, as far as that goes."""
+    """Warps of 32 threads for a program that holds `width` numbers: 16 numbers per thread, 16 warps at most."""
     return min(16, max(1, width // 512))
 
 
@@ -176,16 +181,16 @@ def warps(width: int) -> int:
 @triton.jit
 def rotate_kernel(
     source,  # [T, HEADS, 2 * HALF] of row stride source_stride
-    target,  # the same of row stride target_stride; may be the source
+    target,  # likewise, of row stride target_stride; may be the source
     cosine,  # [T, 2 * HALF]; both halves of a row are equal
     sine,
     source_stride,
     target_stride,
     HEADS: tl.constexpr,
-    HEADS_WIDTH: tl.constexpr,  # powers of two that HEADS and HALF fit in
+    HEADS_WIDTH: tl.constexpr,  # powers of two, at least HEADS and HALF
     HALF: tl.constexpr,
     HALF_WIDTH: tl.constexpr,
-    SIGN: tl.constexpr,  # 1 turns forward, -1 back, 0 copies
+    SIGN: tl.constexpr,  # 1 rotates forward, -1 back, 0 copies
 ):
     row = tl.program_id(0).to(tl.int64)
     head = tl.arange(0, HEADS_WIDTH)[:, None]
@@ -203,10 +208,10 @@ def rotate_kernel(
 
 
 def rotate(source, target, cosine, sine, heads: int, sign: int = 1) -> None:
-    """Turn each pair (x[i], x[i + head_dim / 2]) of each head by its token's angles.
+    """Rotate each pair (x[i], x[i + head_dim / 2]) of each head by its token's angles.
 
-    source, target: (T, heads * head_dim), or the first columns of something wider. cosine, sine: (T, head_dim).
-    sign: -1 turns back, which is what the gradient of a turned vector needs; 0 copies.
+    source, target: (T, heads * head_dim), or the first columns of a wider matrix. cosine, sine: (T, head_dim).
+    sign: 1 rotates forward; -1 rotates back, as the gradient of a rotated vector needs; 0 copies.
     """
     half = cosine.shape[1] // 2
     heads_width, half_width = triton.next_power_of_2(heads), triton.next_power_of_2(half)
@@ -252,7 +257,7 @@ def swiglu(gate_up, out, size: int) -> None:
 
 
 def swiglu_backward(gate_up, dy, size: int) -> None:
-    """Put the gradients of gate and up in their place. dy: (T, I), the product's gradient."""
+    """Overwrite gate and up with their gradients. dy: (T, I), the gradient of silu(gate) * up."""
     grid = (len(gate_up), triton.cdiv(size, TILE))
     swiglu_backward_kernel[grid](gate_up, dy, gate_up.stride(0), dy.stride(0), size, TILE, num_warps=4)
 
@@ -263,9 +268,9 @@ def swiglu_backward(gate_up, dy, size: int) -> None:
 @triton.jit
 def cross_entropy_kernel(
     logits,  # [rows, V]: read, and overwritten by their gradient
-    targets,  # int64, [rows]; negative: none
+    targets,  # int64, [rows]; negative: no target
     losses,  # float32, [rows]
-    scale,  # float32, [1]: of losses and gradients
+    scale,  # float32, [1]: factor of losses and gradients
     V,
     TILE: tl.constexpr,
 ):
@@ -285,19 +290,20 @@ def cross_entropy_kernel(
     log_total = tl.log(tl.sum(total * tl.exp(greatest - top), 0)) + top
     of_target = tl.load(logits + tl.maximum(target, 0)).to(tl.float32)
     tl.store(losses + row, tl.where(target >= 0, (log_total - of_target) * factor, 0.0))
-    tl.debug_barrier()  # the target's logit is read before it is overwritten
+    tl.debug_barrier()  # all have read the target's logit before one overwrites it
     for start in range(0, V, TILE):
         column = start + tl.arange(0, TILE)
         x = tl.load(logits + column, mask=column < V, other=float("-inf")).to(tl.float32)
         gradient = (tl.exp(x - log_total) - tl.where(column == target, 1.0, 0.0)) * factor
-        gradient = tl.where(factor == 0, 0.0, gradient)  # also where a row without target is not finite
+        gradient = tl.where(factor == 0, 0.0, gradient)  # even if the logits of a row without target are not finite
         tl.store(logits + column, gradient.to(logits.dtype.element_ty), mask=column < V)
 
 
 def cross_entropy(logits, targets, scale) -> torch.Tensor:
-    """Each row's loss times `scale`: float32, (rows,). The gradient of their sum replaces the logits.
+    """Return each row's loss times `scale`, float32, (rows,), and overwrite the logits with the gradient of their sum.
 
-    targets: int64, (rows,); negative where a row has none: its loss and gradient are 0. scale: float32, (1,).
+    logits: (rows, V). targets: int64, (rows,); a row with a negative one has a loss and gradient of 0.
+    scale: float32, (1,).
     """
     losses = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
     tile = min(4096, triton.next_power_of_2(logits.shape[1]))
@@ -328,8 +334,8 @@ def adamw_kernel(
 ):
     i = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
     size = tl.load(norm)
-    there = i < tl.where(size < float("inf"), n, 0)  # NaN and infinity: nothing is changed
-    clip = tl.minimum(1.0, largest_norm / (size + 1e-6))  # as torch.nn.utils.clip_grad_norm_ has it
+    there = i < tl.where(size < float("inf"), n, 0)  # changes nothing if the norm is NaN or infinite
+    clip = tl.minimum(1.0, largest_norm / (size + 1e-6))  # as in torch.nn.utils.clip_grad_norm_
     g = tl.load(gradient + i, mask=there, other=0).to(tl.float32) * clip
     m = tl.load(first + i, mask=there, other=0)
     v = tl.load(second + i, mask=there, other=0)
@@ -345,10 +351,11 @@ def adamw_kernel(
 
 def adamw(parameter, gradient, first, second, norm, step: int, rate: float, decay: float, largest_norm: float,
           betas: tuple[float, float], epsilon: float) -> None:  # fmt: skip
-    """AdamW's step number `step` (from 1) on flat tensors, with gradients clipped to a norm.
+    """Take step number `step` (from 1) of AdamW on flat tensors, with gradients clipped to `largest_norm`.
 
-    Nothing changes if the gradients' norm, a float32 tensor of one element, is not finite. largest_norm: infinity where
-    nothing is to be clipped.
+    parameter, first, second: float32, (n,), updated. gradient: (n,). norm: the gradients', float32, one element; if it
+    is not finite, nothing changes. rate: the learning rate. decay: the weight decay. largest_norm: infinity for no
+    clipping.
     """
     corrections = (1 - betas[0] ** step, math.sqrt(1 - betas[1] ** step))
     n = parameter.numel()

@@ -1,4 +1,4 @@
-"""What the fast step cannot train, and where it cannot run. The reason is known before anything has changed."""
+"""Checks for what the fast step cannot train and where it cannot run, made before anything is changed."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from qlora_lab.training.optimizers import without_accelerate
 
 
 class NoFastStep(UserError):
-    """The fast step cannot train this model here. Its text says why, and the plain loop takes over."""
+    """The fast step cannot train this model here. The message says why, and another step takes over."""
 
 
 def require_machine(device: torch.device, compute_dtype: torch.dtype) -> None:
-    """Raise NoFastStep, with the reason, unless Triton and bfloat16 are here."""
+    """Raise NoFastStep, with the reason, unless there are a GPU, Triton and bfloat16."""
     if device.type != "cuda":
         raise NoFastStep("it needs a GPU")
     try:
@@ -25,10 +25,10 @@ def require_machine(device: torch.device, compute_dtype: torch.dtype) -> None:
 
 
 def require_supported(causal_lm, optimizer) -> None:
-    """Raise NoFastStep, with the reason, unless this model is a LLaMA as we know it."""
+    """Raise NoFastStep, with the reason, unless the fast step supports this model's architecture and optimizer."""
     config = causal_lm.config
     if config.model_type not in ("llama", "mistral"):
-        raise NoFastStep(f"it knows LLaMA and Mistral, and this model is a {config.model_type}")
+        raise NoFastStep(f"it supports LLaMA and Mistral, and this model is a {config.model_type}")
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     sizes = (config.hidden_size, config.intermediate_size, head_dim)
     if any(size % 8 for size in sizes):
@@ -40,14 +40,14 @@ def require_supported(causal_lm, optimizer) -> None:
     if config.rope_parameters["rope_type"] not in ("default", "linear", "llama3"):
         raise NoFastStep(f"this model's rotary embedding is of type {config.rope_parameters['rope_type']!r}")
     if causal_lm.get_input_embeddings().weight.device != causal_lm.get_output_embeddings().weight.device:
-        raise NoFastStep("the embeddings lie on another device than the rest")
+        raise NoFastStep("the input embeddings are on another device than the output head")
     inner = without_accelerate(optimizer)
     if not isinstance(inner, torch.optim.AdamW) and getattr(inner, "args", None) and inner.args.optim_bits != 32:
         raise NoFastStep("it keeps AdamW's states in 32 bits: use adamw_torch or paged_adamw_32bit")
 
 
 def kernels():
-    """The module of Triton kernels; it is imported when the first step needs it."""
+    """The module of Triton kernels, imported when first needed."""
     from qlora_lab.training.steps.fast import kernels as step_kernels
 
     return step_kernels

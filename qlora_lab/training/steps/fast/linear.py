@@ -1,4 +1,4 @@
-"""Linear layers that read the same input, and their adapters, as one matrix with a border."""
+"""Linear layers that share their input, and their adapters, as one matrix with a border."""
 
 from __future__ import annotations
 
@@ -9,48 +9,50 @@ from qlora_lab.training.steps.fast.adapters import Border
 from qlora_lab.training.steps.fast.limits import kernels
 from qlora_lab.training.steps.fast.reading import SharedInput
 
-ROW_UNIT = 64  # elements: 128 bytes. Elsewhere products are slower: 7B on an H100, rank 8, 59 ms a step, not 64
+ROW_UNIT = 64  # elements, 128 bytes, for faster products (7B on an H100, rank 8: 59 ms a step instead of 64)
 
 
 class BorderedLinear:
-    """Linear layers that read the same input, and their adapters, as one matrix with a border.
+    """Linear layers that share their input, and their adapters, as one matrix with a border.
 
-        M = [ W   sB ]     W: (out, in), the layers' weights one below the other    s: alpha / rank
-            [ A      ]     A: (rank, in), likewise    sB: (out, rank), with one block for each layer
+        M = [ W   sB ]     W: (out, in), the layers' weights, stacked    s: alpha / rank
+            [ A      ]     A: (rank, in), likewise    sB: (out, rank), block-diagonal, one block per layer
 
         forward     z = x Aᵀ               y = [x z] [W sB]ᵀ        = x Wᵀ + s x Aᵀ Bᵀ
         backward    dz = dy sB             dx = [dy dz] [W; A]      = dy W + s dy B A
                     dA = dzᵀ x             dB = s dyᵀ z
 
-    A correction added to y and dx afterwards would read and write both once more. 64 further columns beside 4096 are
-    1.6 % more of a product. (q, k and v together have 192. All in all a layer of LLaMA-7B has 2.8 % more to multiply
-    forward, 1.1 % backward.) M is dense, made when it is needed and let go: 4 bits are what stays.
+    rank is the sum of the adapters' ranks. Adding the correction to y and dx afterwards would read and write both once
+    more, whereas 64 columns beside 4096 make a product only 1.6 % larger. (q, k and v together have 192. In all, a
+    layer of LLaMA-7B multiplies 2.8 % more forward and 1.1 % more backward.) M is dense, made whenever it is needed
+    and then freed: only the 4-bit weights stay in memory.
 
-    x and dy come as (T, in + rank) and (T, out + rank or wider), with room for z and dz at the end of each row. (x may
-    also be (T, in), where its producer cannot leave room: then z lies apart, and is a product of its own.)
+    x and dy are (T, in + rank) and (T, out + rank or more), with room for z and dz at the end of each row. (x may also
+    be (T, in), if its producer cannot leave room: then z is a separate tensor, and costs a product of its own.)
     """
 
     def __init__(self, group: SharedInput, border: Border | None, dtype: torch.dtype):
-        self.parts, self.adapted, self.sizes = group.parts, group.adapted, group.sizes
+        self.parts, self.adapters, self.sizes = group.parts, group.adapters, group.sizes
         self.border, self.dtype, self.device = border, dtype, group.parts[0].weight.device
         self.inputs, self.outputs = group.parts[0].weight.shape[1], sum(self.sizes)
-        self.rank = sum(part.rank for part in self.adapted)
+        self.rank = sum(adapter.rank for adapter in self.adapters)
 
     def room_for_input(self, tokens: int) -> torch.Tensor:
+        """An uninitialized x with room for z: (tokens, in + rank)."""
         return aligned_rows(tokens, self.inputs + self.rank, self.dtype, self.device)
 
     def matrix(self) -> torch.Tensor:
-        """M, dense: (out + rank, in + rank). Its lower right corner means nothing."""
+        """M, dense: (out + rank, in + rank). Its lower right corner, (rank, rank), is uninitialized and unused."""
         m = aligned_rows(self.outputs + self.rank, self.inputs + self.rank, self.dtype, self.device)
         for part, rows in zip(self.parts, m[: self.outputs].split(self.sizes), strict=True):
             write_dense(part.weight, rows[:, : self.inputs])
         if self.border:
-            has_adapter = [part.rank > 0 for part in self.parts]
-            kernels().border(self.border.A, self.border.B, m, self.adapted[0].scaling, self.sizes, has_adapter)
+            adapted = [part.adapter is not None for part in self.parts]
+            kernels().border(self.border.A, self.border.B, m, self.adapters[0].scaling, self.sizes, adapted)
         return m
 
     def project(self, m: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """z = x Aᵀ: (T, rank); behind x, where there is room."""
+        """z = x Aᵀ: (T, rank), written behind x if there is room."""
         if not self.rank:
             return x[:, :0]
         a = m[self.outputs :, : self.inputs].t()
@@ -59,45 +61,45 @@ class BorderedLinear:
         return torch.mm(x[:, : self.inputs], a, out=x[:, self.inputs :])
 
     def output(self, m: torch.Tensor, x: torch.Tensor, z: torch.Tensor, room: bool = False) -> torch.Tensor:
-        """y: (T, out); with room for its gradient's dz, which will take its place: (T, out + rank)."""
+        """y: (T, out). With `room` (T, out + rank), since its gradient, which will overwrite it, needs room for dz."""
         columns = self.outputs + (self.rank if room else 0)
         with_room = aligned_rows(len(x), columns, self.dtype, self.device)
         y, (left, right) = with_room[:, : self.outputs], m[: self.outputs].split([self.inputs, self.rank], dim=1)
         if x.shape[1] > self.inputs:
             torch.mm(x, m[: self.outputs].t(), out=y)
         elif self.rank:
-            torch.mm(z, right.t(), out=y)  # the small part first: the large product adds to it before it rounds
+            torch.mm(z, right.t(), out=y)  # first, since the large product adds to it before rounding
             y.addmm_(x, left.t())
         else:
             torch.mm(x, left.t(), out=y)
         return with_room
 
     def backward(self, m: torch.Tensor, x: torch.Tensor, z: torch.Tensor, dy: torch.Tensor) -> torch.Tensor:
-        """Give the adapters their gradients, and return [dy dz], ready for dx = [dy dz] [W; A]."""
+        """Compute the adapters' gradients; return [dy dz], (T, out + rank), for `input_gradient`."""
         n, border = self.outputs, self.border
         if border is None:
             return dy[:, :n]
         dz = torch.mm(dy[:, :n], m[:n, self.inputs :], out=dy[:, n : n + self.rank])
         border.add_gradient(border.A_gradient, dz.t(), x[:, : self.inputs])
-        columns = iter(z.split(self.adapted[0].rank, dim=1))
-        rows = iter(border.B_gradient.split([part.weight.shape[0] for part in self.adapted]))
+        columns = iter(z.split(self.adapters[0].rank, dim=1))
+        rows = iter(border.B_gradient.split([len(adapter.B) for adapter in self.adapters]))
         for part, dy_of_part in zip(self.parts, dy[:, :n].split(self.sizes, dim=1), strict=True):
-            if part.rank:
-                border.add_gradient(next(rows), dy_of_part.t(), next(columns), part.scaling)
+            if part.adapter:
+                border.add_gradient(next(rows), dy_of_part.t(), next(columns), part.adapter.scaling)
         return dy[:, : n + self.rank]
 
     def input_gradient(self, m: torch.Tensor, dy_dz: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-        """dx: (T, in)."""
+        """dx = [dy dz] [W; A]: (T, in)."""
         return torch.mm(dy_dz, m[:, : self.inputs], out=out)
 
 
 def aligned_rows(rows: int, columns: int, dtype: torch.dtype, device) -> torch.Tensor:
-    """An empty matrix whose rows begin at multiples of ROW_UNIT elements."""
+    """An uninitialized matrix whose rows begin at multiples of ROW_UNIT elements."""
     return torch.empty(rows, -(-columns // ROW_UNIT) * ROW_UNIT, dtype=dtype, device=device)[:, :columns]
 
 
 def write_dense(weight: torch.Tensor | QuantizedTensor, out: torch.Tensor) -> None:
-    """Write the numbers that a weight stands for. out: a matrix of its shape, maybe part of a wider one."""
+    """Write a weight's dense values to `out`, a matrix of the same shape that may be part of a wider one."""
     if not isinstance(weight, QuantizedTensor):
         out.copy_(weight)
     elif out.is_cuda:

@@ -1,4 +1,4 @@
-"""The frozen linear layers of a model and their adapters, whoever made them: this package, PEFT or bitsandbytes."""
+"""Reads a model's frozen linear layers and their adapters, whether of this package, of PEFT or of bitsandbytes."""
 
 from __future__ import annotations
 
@@ -16,39 +16,43 @@ DENSE = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
-class AdaptedLinear:
-    """A frozen linear layer and its adapter, whoever made them.
+class Adapter:
+    """A LoRA adapter: A, (rank, in), and B, (out, rank), float32; scaling: alpha / rank."""
 
-    weight: (out, in), dense or in 4 bits. lora_A: (rank, in), lora_B: (out, rank), float32; or None and None.
-    """
-
-    weight: torch.Tensor | QuantizedTensor
-    lora_A: nn.Parameter | None
-    lora_B: nn.Parameter | None
+    A: nn.Parameter
+    B: nn.Parameter
     scaling: float
 
     @property
     def rank(self) -> int:
-        return 0 if self.lora_A is None else len(self.lora_A)
+        return len(self.A)
+
+
+@dataclass(frozen=True)
+class AdaptedLinear:
+    """A frozen linear layer's weight, (out, in), dense or in 4 bits, and its adapter, if it has one."""
+
+    weight: torch.Tensor | QuantizedTensor
+    adapter: Adapter | None
 
 
 @dataclass(frozen=True)
 class SharedInput:
-    """Linear layers that read the same input. Their adapters, where they have one, have one rank and one scaling.
+    """Linear layers that share their input. Those that have an adapter have the same rank and scaling.
 
     Raises:
-        NoFastStep: several ranks or scalings.
+        NoFastStep: the adapters' ranks or scalings differ.
     """
 
     parts: tuple[AdaptedLinear, ...]
 
     def __post_init__(self):
-        if len({(part.rank, part.scaling) for part in self.adapted}) > 1:
+        if len({(adapter.rank, adapter.scaling) for adapter in self.adapters}) > 1:
             raise NoFastStep("layers that read the same input have adapters of several ranks or scalings")
 
     @property
-    def adapted(self) -> list[AdaptedLinear]:
-        return [part for part in self.parts if part.rank]
+    def adapters(self) -> list[Adapter]:
+        return [part.adapter for part in self.parts if part.adapter]
 
     @property
     def sizes(self) -> list[int]:
@@ -56,27 +60,27 @@ class SharedInput:
         return [part.weight.shape[0] for part in self.parts]
 
 
-def read_linear(module: nn.Module, name: str) -> AdaptedLinear:
-    """What a layer of this package, of PEFT or of bitsandbytes holds. Raises NoFastStep for anything else."""
-    lora_A = lora_B = None
-    base, scaling, dropout = module, 1.0, 0.0
+def read_linear(module, name: str) -> AdaptedLinear:
+    """Read a linear layer of this package, of PEFT or of bitsandbytes. Raises NoFastStep for anything else."""
+    base, adapter = module, None
+    dropout, merged = 0.0, False
     if isinstance(module, LoraLinear):
-        base, lora_A, lora_B = module.base, module.lora_A, module.lora_B
-        scaling, dropout, merged = module.alpha / module.rank, module.dropout, module.merged
+        base, adapter = module.base, Adapter(module.lora_A, module.lora_B, module.alpha / module.rank)
+        dropout, merged = module.dropout, module.merged
     elif hasattr(module, "base_layer"):  # PEFT
         if len(module.active_adapters) != 1 or module.use_dora.get(module.active_adapters[0]):
             raise NoFastStep(f"{name} has several adapters or DoRA")
-        base, (key,), merged = module.base_layer, module.active_adapters, module.merged
-        lora_A, lora_B, scaling = module.lora_A[key].weight, module.lora_B[key].weight, module.scaling[key]
-        dropout = getattr(module.lora_dropout[key], "p", 0.0)
-    if lora_A is not None:
+        base, (key,) = module.base_layer, module.active_adapters
+        adapter = Adapter(module.lora_A[key].weight, module.lora_B[key].weight, module.scaling[key])
+        dropout, merged = getattr(module.lora_dropout[key], "p", 0.0), module.merged
+    if adapter:
         if dropout or merged:
             raise NoFastStep(f"{name} has {'a dropout' if dropout else 'its adapter merged'}")
-        if len(lora_A) % 8:
-            raise NoFastStep(f"{name} has an adapter of rank {len(lora_A)}: it must be a multiple of 8")
-        if lora_A.dtype != torch.float32:
+        if adapter.rank % 8:
+            raise NoFastStep(f"{name} has an adapter of rank {adapter.rank}: it must be a multiple of 8")
+        if adapter.A.dtype != torch.float32:
             raise NoFastStep(
-                f"{name} has an adapter in {lora_A.dtype}: it must be float32 (what computes is a bf16 copy)"
+                f"{name} has an adapter in {adapter.A.dtype}: it must be float32 (a bf16 copy of it does the computing)"
             )
     if getattr(base, "bias", None) is not None:
         raise NoFastStep(f"{name} has a bias")
@@ -84,13 +88,13 @@ def read_linear(module: nn.Module, name: str) -> AdaptedLinear:
     dense = isinstance(weight, torch.Tensor) and weight.dtype in DENSE
     if not dense and not isinstance(weight, QuantizedTensor):
         raise NoFastStep(f"{name} is a {type(base).__name__} with a weight that is neither dense nor in 4 bits")
-    return AdaptedLinear(weight, lora_A, lora_B, scaling)
+    return AdaptedLinear(weight, adapter)
 
 
-def read_layer(layer: nn.Module, name: str) -> tuple[SharedInput, SharedInput, SharedInput, SharedInput]:
-    """A LLaMA layer's linears by what they read: q, k and v; o; gate and up; down."""
+def read_layer(layer, name: str) -> tuple[SharedInput, SharedInput, SharedInput, SharedInput]:
+    """A LLaMA layer's linear layers, grouped by their input: q, k and v; o; gate and up; down."""
 
-    def reading(parent: nn.Module, *names: str) -> SharedInput:
+    def reading(parent, *names: str) -> SharedInput:
         return SharedInput(tuple(read_linear(getattr(parent, n), f"{name}.{n}") for n in names))
 
     attention, mlp = layer.self_attn, layer.mlp

@@ -1,25 +1,26 @@
-"""A training step without gaps: forward, backward and update of a LLaMA with adapters, written out by hand.
+"""A training step that keeps the GPU busy: forward, backward and update of a LLaMA with adapters, written by hand.
 
-The plain step trains any model, through transformers, PEFT and autograd: thousands of small GPU kernels a step, each
-launched by Python when it gets there. With few tokens a step the GPU waits for the next launch most of the time. This
-module does the same step for one architecture (LLaMA and what is built like it), and keeps the GPU busy:
+The plain step trains any model, through transformers, PEFT and autograd: thousands of small GPU kernels per step, each
+launched by Python in its turn. With few tokens per step the GPU spends most of its time waiting for the next launch.
+This module takes the same step for one architecture (LLaMA and models built like it), without the gaps:
 
-    one CUDA graph        all launches of forward and backward are recorded once and replayed in one call. What is
-                          recorded has fixed shapes, so samples are put end to end in one row of tokens, whose length
-                          is rounded up to one of a few sizes; attention is told where each sample begins
-    larger products       q, k and v read the same input: they are one matrix product. So are gate and up. LoRA rides
-                          along as a border of that matrix (see `BorderedLinear`)
-    fused kernels         norm + residual, rotary, SwiGLU, loss, AdamW: each one kernel (see `kernels.py`)
-    little kept           the backward pass is ours, so we choose what it finds: checkpointing recomputes each layer
-                          but its last product, the last layer not at all; SwiGLU's output is never kept, it is as
-                          quickly computed as read; logits exist for some rows at a time; layers' inputs may wait in
-                          the host's memory
+    one CUDA graph        all launches of forward and backward are recorded once and replayed in one call. A recording
+                          has fixed shapes, so samples are concatenated in one row of tokens, whose length is rounded
+                          up to one of a few sizes; attention is given the position where each sample begins
+    larger products       q, k and v read the same input, so they are one matrix product. So are gate and up. LoRA is
+                          a border of that matrix (see `BorderedLinear`)
+    fused kernels         norm + residual, rotary, SwiGLU, loss, AdamW: one kernel each (see `kernels.py`)
+    little kept           the backward pass is written by hand, too, and so is what it keeps: checkpointing recomputes
+                          each layer except its last product, and the last layer not at all; SwiGLU's output is never
+                          kept, since computing it is as fast as reading it; logits exist for some rows at a time;
+                          layers' inputs may be kept in the host's memory
 
-The numbers are those of the plain step under bf16 autocast up to bf16's rounding: fp32 adapters and AdamW, products in
-bf16. They are nearer to float32's than autocast's are. There, a layer's output is rounded to bf16 before LoRA's
-correction is added, and a correction below half a unit in the last of 8 bits is lost, time and again: so training
-begins, with a small B. Here both are summed in fp32 first. (An untrained LLaMA-7B at a learning rate of 1e-4, loss of a
-sample when it comes a second time: float32 10.83, this 10.85, autocast 11.13; the first time 11.1 to 11.3.)
+The numbers are those of the plain step under bf16 autocast, up to bf16's rounding: fp32 adapters and AdamW, products in
+bf16. They are nearer to float32's than autocast's are. Autocast rounds a layer's output to bf16 before LoRA's
+correction is added, so a correction below half a unit in the last of 8 bits is lost every time. At the beginning of
+training, while B is small, many are. Here both are summed in fp32 first. (An untrained LLaMA-7B at a learning rate of
+1e-4, the loss of a sample that is trained on for the second time: float32 10.83, this 10.85, autocast 11.13; the first
+time 11.1 to 11.3.)
 
 A layer, with the shapes of LLaMA-7B:
 
@@ -27,7 +28,7 @@ A layer, with the shapes of LLaMA-7B:
     └ norm ─ qkv ─ rotary, attention ─ o ┘  └ norm ─ gate, up ─ SwiGLU ─ down ┘
              (T, 12288)       (T, 4096)          (T, 22016)   (T, 11008)
 
-The sums (+) are taken by the norm that comes next. `forward` and `backward` below are this picture, line by line.
+The kernel of the following norm computes each sum (+). `forward` and `backward` below follow this picture.
 """
 
 from __future__ import annotations
@@ -50,10 +51,12 @@ from qlora_lab.training.steps.fast.reading import read_layer
 LOGITS_AT_A_TIME = 1 << 25  # elements: 64 MiB in bf16
 MOST_GRAPHS = 64
 
+Angles = tuple[torch.Tensor, torch.Tensor]  # cosine and sine of each token's rotary angles, (T, head_dim) each
+
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """A decoder layer's frozen norms, (H,), and its linear layers."""
+    """A decoder layer's frozen norm weights, (H,) each, and its linear layers."""
 
     norm1: torch.Tensor
     qkv: BorderedLinear
@@ -69,37 +72,37 @@ class Layer:
 
 @dataclass(eq=False)
 class Activations:
-    """What a layer's backward pass needs. All but x can be computed again from x; None: not here."""
+    """What a layer's backward pass needs. It deletes what it has used. All but x can be computed again from x."""
 
-    x: torch.Tensor | None  # (T, H)
-    normed: torch.Tensor | None = None  # (T, H + rank)
-    qkv: torch.Tensor | None = None  # (T, q + k + v + rank), turned
-    attended: torch.Tensor | None = None  # (T, q)
-    attention: tuple = ()
-    attended_z: torch.Tensor | None = None  # (T, rank)
-    x2: torch.Tensor | None = None  # (T, H)
-    normed2: torch.Tensor | None = None  # (T, H + rank)
-    gate_up: torch.Tensor | None = None  # (T, 2 I + rank)
-    product: torch.Tensor | None = None  # (T, I + rank)
+    x: torch.Tensor  # (T, H), the layer's input
+    normed: torch.Tensor  # (T, H + rank)
+    qkv: torch.Tensor  # (T, q + k + v + rank), with rotary positions
+    attended: torch.Tensor  # (T, q)
+    attention: tuple  # what `attend_backward` needs besides
+    attended_z: torch.Tensor  # (T, rank)
+    x2: torch.Tensor  # (T, H)
+    normed2: torch.Tensor  # (T, H + rank)
+    gate_up: torch.Tensor  # (T, 2 I + rank)
 
 
 class FastStep:
-    """Training steps of one model.
+    """A `Step` for one model.
 
     Args:
-        model: a LLaMA of transformers, its linear layers dense or in 4 bits (ours or bitsandbytes'), with adapters of
-            this package or PEFT's.
+        model: a LLaMA of transformers, its linear layers dense or in 4 bits (this package's or bitsandbytes'), with
+            adapters of this package or of PEFT.
         optimizer: AdamW of torch, or bitsandbytes' with 32-bit states, of the adapters.
-        accelerator: 🤗 Accelerate's; tells how many processes share a step.
+        accelerator: 🤗 Accelerate's, which knows the processes that share a step.
         max_grad_norm: gradients are scaled down to this norm; None: never.
-        accumulation: micro-batches a step.
-        gradient_checkpointing: keep only each layer's input and compute the rest again.
-        activation_offloading: keep these inputs in the host's memory (see `HostMemory`).
+        accumulation: micro-batches per step.
+        gradient_checkpointing: keep only each layer's input and compute the rest again in the backward pass.
+        activation_offloading: keep these inputs in the host's memory (see `HostMemory`); needs checkpointing.
+        pad_token_id: fills up the row of tokens; any token will do.
         dtype: of the activations and of dense matrices.
-        capture: record CUDA graphs. Without, Python launches each kernel, as usual.
+        capture: record CUDA graphs; if False, or on a CPU, Python launches each kernel.
 
     Raises:
-        NoFastStep: a model, an adapter, an optimizer or a machine that this step was not written for.
+        NoFastStep: a model, an adapter or an optimizer that this step does not support.
     """
 
     def __init__(
@@ -140,7 +143,7 @@ class FastStep:
         self.intermediate = self.layers[0].down.inputs
         device = self.embeddings.device
         self.loss = torch.zeros(1, device=device)
-        self.share = torch.zeros(1, device=device)  # of one target in the loss
+        self.share = torch.zeros(1, device=device)  # the weight of one target in the loss: 1 / targets
         self.host = None
         if activation_offloading and gradient_checkpointing:
             self.host = HostMemory(len(self.layers) - 1, config.hidden_size, dtype, device)
@@ -152,8 +155,8 @@ class FastStep:
 
     @torch.no_grad()
     def run(self, micro_batches, targets: int, learning_rate: float, following=None) -> StepResult:
-        """See `Step`. What the CPU has to do for the following step, it does while the GPU is busy with this one."""
-        set_learning_rate(self.optimizer, learning_rate)  # for whoever reads it there: the kernel is told below
+        """See `Step`. The CPU prepares the following step while the GPU is busy with this one."""
+        set_learning_rate(self.optimizer, learning_rate)  # for readers of the optimizer; the kernel is given it below
         if self._flat is None or self._flat[0] is not micro_batches:
             self._flat = micro_batches, self.flattened(micro_batches)
         loss, gradient = self.gradients(self._flat[1], targets), self.adapters.gradient
@@ -168,10 +171,10 @@ class FastStep:
         self.adapters.write_down_steps()
 
     def close(self) -> None:
-        """Nothing is to be undone: the model's parameters are what they were, views of one tensor now."""
+        """Nothing to undo: the model works as before; its trained parameters are now views of one tensor."""
 
     def flattened(self, micro_batches) -> list[FlatBatch]:
-        """This process' share of a step's samples, ready to be copied to the GPU."""
+        """This process's share of a step's samples, one batch per micro-batch, ready to be copied to the GPU."""
         index, processes = self.accelerator.process_index, self.accelerator.num_processes
         mine = [[sample for row in rows[index::processes] for sample in row] for rows in micro_batches]
         batches = [flatten(samples, self.pad_token_id) for samples in mine]
@@ -181,13 +184,14 @@ class FastStep:
 
     @torch.no_grad()
     def gradients(self, micro_batches: list[FlatBatch], targets: int) -> torch.Tensor:
-        """Forward and backward. `self.adapters.gradient` then holds the loss' gradient.
+        """Run forward and backward. `self.adapters.gradient` then holds the gradient of the loss.
 
         Args:
-            targets: what the sum of all tokens' losses is divided by.
+            micro_batches: this process's, from `flattened`.
+            targets: the sum of the token losses is divided by this number.
 
         Returns:
-            the loss: float32, (1,); the next call writes to it
+            the loss: float32, (1,), overwritten by the next call
         """
         self.share.fill_(1 / targets)
         prepared = [self._prepared(batch) for batch in micro_batches]
@@ -200,7 +204,7 @@ class FastStep:
         return self.loss
 
     def _prepared(self, batch: FlatBatch):
-        """Tensors on the device for a batch of this kind, and what to call when they are filled."""
+        """Input tensors on the device for batches of this kind, and the function to call when they are filled."""
         if batch.kind not in self.graphs:
             device = self.embeddings.device
             inputs = replace(batch, numbers=batch.numbers.to(device))
@@ -213,7 +217,7 @@ class FastStep:
     def _captured(self, run):
         torch.cuda.synchronize()
         with torch.cuda.stream(self.stream):
-            run()  # once as it is: compiles the kernels, and cuBLAS makes its choices
+            run()  # once without recording: compiles the kernels, and cuBLAS chooses its own
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
         graph = torch.cuda.CUDAGraph()
@@ -222,64 +226,68 @@ class FastStep:
         return graph.replay
 
     def forward_backward(self, batch: FlatBatch) -> None:
-        """Add this batch to `self.loss`, and to the adapters' gradients (or put it there, see `Adapters`)."""
-        kept: list[Activations] = []
+        """Add the batch's loss to `self.loss`. Set the adapters' gradients, or add to them if they are accumulated."""
+        kept: list[Activations | torch.Tensor] = []  # a tensor is a checkpointed layer's input
         ids, positions, starts, rows, targets = batch.parts()
         samples = Samples(starts.to(torch.int32), batch.longest)
         x, delta = None, self.embeddings.index_select(0, ids).to(self.dtype)
-        angles = [t[0].contiguous() for t in self.rotary(delta[None], positions[None])]  # cos, sin: (T, head_dim)
+        cosine, sine = (t[0].contiguous() for t in self.rotary(delta[None], positions[None]))  # (T, head_dim)
+        angles = cosine, sine
         if self.host:
             self.host.begin(len(ids))
         for i, layer in enumerate(self.layers):
             a = self.forward(layer, x, delta, angles, samples)
-            matrix = layer.down.matrix()
-            x, delta = a.x2, layer.down.output(matrix, a.product, layer.down.project(matrix, a.product))
-            a.product = None  # large, and soon computed again
-            if self.checkpointing and layer is not self.layers[-1]:
-                if self.host:
-                    self.host.send(i, a.x)
-                a = Activations(None if self.host else a.x)
-            kept.append(a)
+            product, matrix = self._product(layer, a), layer.down.matrix()
+            x, delta = a.x2, layer.down.output(matrix, product, layer.down.project(matrix, product))
+            del product  # large, and soon computed again
+            if not self.checkpointing or layer is self.layers[-1]:
+                kept.append(a)
+            elif self.host:
+                self.host.send(i, a.x)
+            else:
+                kept.append(a.x)
             del matrix, a
         x, delta = x + delta, None
         gradient = self.loss_backward(x, rows, targets)
         del x
         for i, layer in reversed(list(enumerate(self.layers))):
-            a = kept.pop()
-            if a.x is None:
-                a.x = self.host.arrived()
+            a = self.host.arrived() if self.host and layer is not self.layers[-1] else kept.pop()
             if self.host and i:
                 self.host.fetch(i - 1)
+            if isinstance(a, torch.Tensor):
+                a = self.forward(layer, a, None, angles, samples)
             self.backward(layer, a, gradient, angles, samples)
 
-    def forward(self, layer: Layer, residual, delta, angles, samples: Samples) -> Activations:
-        """From a layer's input, residual + delta, to the product that `down` reads."""
+    def forward(self, layer: Layer, residual, delta, angles: Angles, samples: Samples) -> Activations:
+        """From a layer's input, residual + delta, to the gate and up projections."""
         x, normed = self._norm(residual, delta, layer.norm1, layer.qkv)
-        a = Activations(x, normed)
         matrix = layer.qkv.matrix()
-        a.qkv = layer.qkv.output(matrix, normed, layer.qkv.project(matrix, normed), room=True)
-        del matrix, normed, residual, delta
-        kernels().rotate(a.qkv, a.qkv, *angles, self.heads + self.kv_heads)
-        out, a.attention = attend(*self._q_k_v(a.qkv), samples)
-        a.attended = out.flatten(1)
+        qkv = layer.qkv.output(matrix, normed, layer.qkv.project(matrix, normed), room=True)
+        del matrix, residual, delta
+        kernels().rotate(qkv, qkv, *angles, self.heads + self.kv_heads)
+        out, attention = attend(*self._q_k_v(qkv), samples)
+        attended = out.flatten(1)
         matrix = layer.o.matrix()
-        a.attended_z = layer.o.project(matrix, a.attended)
-        delta = layer.o.output(matrix, a.attended, a.attended_z)
+        attended_z = layer.o.project(matrix, attended)
+        delta = layer.o.output(matrix, attended, attended_z)
         del matrix
-        a.x2, a.normed2 = self._norm(x, delta, layer.norm2, layer.gate_up)
+        x2, normed2 = self._norm(x, delta, layer.norm2, layer.gate_up)
         del delta
         matrix = layer.gate_up.matrix()
-        a.gate_up = layer.gate_up.output(matrix, a.normed2, layer.gate_up.project(matrix, a.normed2), room=True)
-        del matrix
-        self._multiply(layer, a)
-        return a
+        gate_up = layer.gate_up.output(matrix, normed2, layer.gate_up.project(matrix, normed2), room=True)
+        return Activations(x, normed, qkv, attended, attention, attended_z, x2, normed2, gate_up)
 
-    def _multiply(self, layer: Layer, a: Activations) -> None:
-        a.product = layer.down.room_for_input(len(a.x))
-        kernels().swiglu(a.gate_up, a.product, self.intermediate)
+    def _product(self, layer: Layer, a: Activations) -> torch.Tensor:
+        """What `down` reads: silu(gate) * up, (T, I + rank)."""
+        product = layer.down.room_for_input(len(a.x))
+        kernels().swiglu(a.gate_up, product, self.intermediate)
+        return product
 
     def loss_backward(self, x, rows, targets) -> torch.Tensor:
-        """The loss, and its gradient at the last layer's output, x: (T, H + rank), with room for the layers' dz."""
+        """Add the loss to `self.loss`; return its gradient at the last layer's output, with room for the layers' dz.
+
+        x: the last layer's output, (T, H). rows, targets: see `FlatBatch.parts`. Returns (T, H + rank).
+        """
         room = max(linear.rank for layer in self.layers for linear in (layer.o, layer.down))
         gradient = aligned_rows(len(x), x.shape[1] + room, self.dtype, x.device).zero_()
         at_a_time = max(64, LOGITS_AT_A_TIME // len(self.head))
@@ -291,32 +299,25 @@ class FastStep:
             self.loss += kernels().cross_entropy(logits, some_targets, self.share).sum()
             kernels().rms_norm_backward(some, self.norm, self.epsilon, logits @ self.head, d_some)
             del logits
-            gradient[:, : x.shape[1]].index_add_(0, some_rows, d_some)  # each row once; those without target add zeros
+            gradient[:, : x.shape[1]].index_add_(0, some_rows, d_some)  # each row once; padding adds zeros
         return gradient
 
-    def backward(self, layer: Layer, a: Activations, gradient, angles, samples: Samples) -> None:
-        """From the gradient at a layer's output to that at its input, in place. gradient: (T, H + rank)."""
-        down, room = layer.down, layer.down.inputs
-        if a.qkv is None:
-            a = self.forward(layer, a.x, None, angles, samples)
-        else:
-            self._multiply(layer, a)
-
-        matrix = down.matrix()
-        z = down.project(matrix, a.product)
-        dy_dz = down.backward(matrix, a.product, z, gradient)
-        d_product = down.input_gradient(matrix, dy_dz, out=a.product[:, :room])  # in its place: it has served
+    def backward(self, layer: Layer, a: Activations, gradient, angles: Angles, samples: Samples) -> None:
+        """Turn the gradient at a layer's output into that at its input, in place. gradient: (T, H + rank)."""
+        down = layer.down
+        product, matrix = self._product(layer, a), down.matrix()
+        z = down.project(matrix, product)
+        dy_dz = down.backward(matrix, product, z, gradient)
+        d_product = down.input_gradient(matrix, dy_dz, out=product[:, : down.inputs])  # overwrites the product
         kernels().swiglu_backward(a.gate_up, d_product, self.intermediate)  # in place of gate and up
-        a.product = d_product = z = None
-        del matrix
+        del product, d_product, z, matrix
 
         gate_up = layer.gate_up
         matrix = gate_up.matrix()
         dy_dz = gate_up.backward(matrix, a.normed2, a.normed2[:, gate_up.inputs :], a.gate_up)
         d_normed = gate_up.input_gradient(matrix, dy_dz)
         kernels().rms_norm_backward(a.x2, layer.norm2, self.epsilon, d_normed, gradient)
-        a.normed2 = a.gate_up = a.x2 = None
-        del matrix, d_normed, dy_dz
+        del a.normed2, a.gate_up, a.x2, matrix, d_normed, dy_dz
 
         matrix = layer.o.matrix()
         d_attended = layer.o.input_gradient(matrix, layer.o.backward(matrix, a.attended, a.attended_z, gradient))
@@ -327,25 +328,24 @@ class FastStep:
         kernels().rotate(dq, q, *angles, self.heads, sign=-1)  # in place of q, k and v
         kernels().rotate(dk, k, *angles, self.kv_heads, sign=-1)
         kernels().rotate(dv, v, *angles, self.kv_heads, sign=0)
-        a.attended = None
-        del d_attended, out, dq, dk, dv
+        del a.attended, d_attended, out, dq, dk, dv
 
         matrix = layer.qkv.matrix()
         dy_dz = layer.qkv.backward(matrix, a.normed, a.normed[:, layer.qkv.inputs :], a.qkv)
-        if layer is not self.layers[0]:  # nothing below that is trained
+        if layer is not self.layers[0]:  # below the first layer nothing is trained
             d_normed = layer.qkv.input_gradient(matrix, dy_dz)
             kernels().rms_norm_backward(a.x, layer.norm1, self.epsilon, d_normed, gradient)
 
     def _norm(self, residual, delta, weight, linear: BorderedLinear) -> tuple[torch.Tensor, torch.Tensor]:
-        """residual + delta, and its norm with room for the linear layer's z. One of them may be None."""
+        """residual + delta, (T, H), and its norm with room for the linear layer's z. One of the two may be None."""
         if residual is None:
             residual, delta = delta, None
         out = linear.room_for_input(len(residual))
         return kernels().rms_norm(residual, delta, weight, self.epsilon, out), out
 
-    def _q_k_v(self, qkv: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Views of (T, heads, head_dim) and twice (T, kv_heads, head_dim)."""
+    def _q_k_v(self, qkv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """q, k and v as views of qkv: (T, heads, head_dim), and twice (T, kv_heads, head_dim)."""
         head_dim = self.q // self.heads
         sizes = (self.q, self.kv_heads * head_dim, self.kv_heads * head_dim)
         q, k, v = qkv[:, : sum(sizes)].split(sizes, dim=1)
-        return tuple(part.unflatten(1, (-1, head_dim)) for part in (q, k, v))
+        return q.unflatten(1, (-1, head_dim)), k.unflatten(1, (-1, head_dim)), v.unflatten(1, (-1, head_dim))
