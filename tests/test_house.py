@@ -108,7 +108,6 @@ LIBRARIES = "*"  # any package that is not ours
         "arguments",
         "errors",
         "facts",
-        "files",
         "quantization",
         "models",
         "adapters",
@@ -119,6 +118,7 @@ LIBRARIES = "*"  # any package that is not ours
         "finetuning",
     )
 )
+WHEELHOUSE = "qlora_lab.wheelhouse"
 LEARNING = (QUANTIZATION, MODELS, ADAPTERS, TRAINING, EVALUATION)
 
 # What a file may import beside the standard library, by the first pattern that fits it. A name covers what is in it.
@@ -127,23 +127,22 @@ MAY_IMPORT = {
     "qlora_lab/errors.py": (),
     "qlora_lab/arguments.py": (ERRORS,),
     "qlora_lab/facts.py": (),
-    "qlora_lab/files.py": (),
     "qlora_lab/wheelhouse.py": (),  # runs before anything is installed
     "qlora_lab/colab.py": ("packaging",),  # so does this, on Colab
     "qlora_lab/quantization/kernels.py": ("torch", "triton", FACTS, QUANTIZATION),
     "qlora_lab/quantization/*": ("torch", FACTS, QUANTIZATION),
-    "qlora_lab/models/*": (LIBRARIES, ERRORS, FACTS, FILES, QUANTIZATION, MODELS),
+    "qlora_lab/models/*": (LIBRARIES, ERRORS, FACTS, WHEELHOUSE, QUANTIZATION, MODELS),
     # QLoRA is LoRA on a base that happens to be 4-bit: LoRA knows nothing of quantization
     "qlora_lab/adapters/quantized_linear.py": (LIBRARIES, ERRORS, FACTS, QUANTIZATION, MODELS, ADAPTERS),
     "qlora_lab/adapters/peft_adapter.py": (LIBRARIES, ERRORS, FACTS, ADAPTERS, MODELS),
     "qlora_lab/adapters/*": ("torch", "safetensors", ERRORS, FACTS, ADAPTERS),
-    "qlora_lab/training/*": (LIBRARIES, ERRORS, FACTS, FILES, QUANTIZATION, MODELS, ADAPTERS, TRAINING),
+    "qlora_lab/training/*": (LIBRARIES, ERRORS, FACTS, QUANTIZATION, MODELS, ADAPTERS, TRAINING),
     "qlora_lab/evaluation/*": (LIBRARIES, ERRORS, FACTS, *LEARNING),
     "qlora_lab/memory/meter.py": (LIBRARIES, ERRORS, FACTS, FINETUNING, *LEARNING, MEMORY),
     "qlora_lab/memory/measuring.py": (LIBRARIES, ERRORS, FACTS, FINETUNING, *LEARNING, MEMORY),
     "qlora_lab/memory/__init__.py": (FACTS, MEMORY),
     "qlora_lab/memory/*": (FACTS, MEMORY),  # predictions that cannot peek at a measurement
-    "qlora_lab/experiments/*": (LIBRARIES, ARGUMENTS, ERRORS, FACTS, FILES, *LEARNING, MEMORY, EXPERIMENTS),
+    "qlora_lab/experiments/*": (LIBRARIES, ARGUMENTS, ERRORS, FACTS, *LEARNING, MEMORY, EXPERIMENTS),
     "qlora_lab/finetuning/*": LEARNING,  # a page of names
     "qlora_lab/classroom/*": (LIBRARIES, "qlora_lab"),
     "qlora_lab/train_qlora.py": (LIBRARIES, ARGUMENTS, ERRORS, FACTS, *LEARNING, MEMORY),

