@@ -89,35 +89,10 @@ def test_notebooks_import_the_package_before_what_loads_bitsandbytes(source):
 # ---------------------------------------------------------------------------------------------- which room enters which
 
 LIBRARIES = "*"  # any package that is not ours
-(
-    ARGUMENTS,
-    ERRORS,
-    FACTS,
-    FILES,
-    QUANTIZATION,
-    MODELS,
-    ADAPTERS,
-    TRAINING,
-    EVALUATION,
-    MEMORY,
-    EXPERIMENTS,
-    FINETUNING,
-) = (
-    f"qlora_lab.{room}"
-    for room in (
-        "arguments",
-        "errors",
-        "facts",
-        "quantization",
-        "models",
-        "adapters",
-        "training",
-        "evaluation",
-        "memory",
-        "experiments",
-        "finetuning",
-    )
-)
+ARGUMENTS, ERRORS, FACTS = "qlora_lab.arguments", "qlora_lab.errors", "qlora_lab.facts"
+QUANTIZATION, MODELS, ADAPTERS = "qlora_lab.quantization", "qlora_lab.models", "qlora_lab.adapters"
+TRAINING, EVALUATION, MEMORY = "qlora_lab.training", "qlora_lab.evaluation", "qlora_lab.memory"
+EXPERIMENTS = "qlora_lab.experiments"
 WHEELHOUSE = "qlora_lab.wheelhouse"
 LEARNING = (QUANTIZATION, MODELS, ADAPTERS, TRAINING, EVALUATION)
 
@@ -138,8 +113,8 @@ MAY_IMPORT = {
     "qlora_lab/adapters/*": ("torch", "safetensors", ERRORS, FACTS, ADAPTERS),
     "qlora_lab/training/*": (LIBRARIES, ERRORS, FACTS, QUANTIZATION, MODELS, ADAPTERS, TRAINING),
     "qlora_lab/evaluation/*": (LIBRARIES, ERRORS, FACTS, *LEARNING),
-    "qlora_lab/memory/meter.py": (LIBRARIES, ERRORS, FACTS, FINETUNING, *LEARNING, MEMORY),
-    "qlora_lab/memory/measuring.py": (LIBRARIES, ERRORS, FACTS, FINETUNING, *LEARNING, MEMORY),
+    "qlora_lab/memory/meter.py": (LIBRARIES, ERRORS, FACTS, *LEARNING, MEMORY),
+    "qlora_lab/memory/measuring.py": (LIBRARIES, ERRORS, FACTS, *LEARNING, MEMORY),
     "qlora_lab/memory/__init__.py": (FACTS, MEMORY),
     "qlora_lab/memory/*": (FACTS, MEMORY),  # predictions that cannot peek at a measurement
     "qlora_lab/experiments/*": (LIBRARIES, ARGUMENTS, ERRORS, FACTS, *LEARNING, MEMORY, EXPERIMENTS),
