@@ -25,7 +25,7 @@ numbers are finite: 84 % in the same run, 55 to 87 % on other hosts.
 
 Triton comes with PyTorch for CUDA on Linux. With `TRITON_INTERPRET=1` it runs kernels on the CPU, operator by operator.
 """
-# pyright: reportCallIssue=false, reportArgumentType=false
+# pyright: reportCallIssue=false, reportArgumentType=false, reportIndexIssue=false
 # Triton's stubs describe neither `kernel[grid](...)`, with its num_warps, nor that `triton.cdiv` of integers is one.
 
 import functools
