@@ -26,7 +26,6 @@ import time
 from collections.abc import Iterator
 from typing import Any, cast
 
-import numpy
 import torch
 from safetensors import SafetensorError
 
@@ -47,7 +46,7 @@ from qlora_lab.models.loading import load_model, locate
 from qlora_lab.models.quiet import quiet_transformers
 from qlora_lab.training.batches import Batches
 from qlora_lab.training.chat import tokenize, tokenize_chat, tokenize_text
-from qlora_lab.training.data import has_split, load_prose, read_chats
+from qlora_lab.training.data import load_prose, split_chats
 from qlora_lab.training.loop import train
 from qlora_lab.training.presets import PRESETS, Preset
 from qlora_lab.training.processes import make_accelerator
@@ -305,17 +304,11 @@ def _collector_off() -> Iterator[None]:
 
 def load_data(args: argparse.Namespace, say) -> tuple[list, dict[str, list]]:
     """The chats to train on, and by split those to evaluate on: for a single file, a tenth of its lines at most."""
-    chats = read_chats(args.data, "train")
-    if os.path.isfile(args.data):
-        held_out = min(args.eval_samples, len(chats) // 10)
-        if not held_out:
-            return chats, {}
-        order = numpy.random.default_rng(args.seed).permutation(len(chats))
-        judged = [chats[i] for i in order[:held_out]]
-        say(f"{held_out} of {len(chats)} samples are held out to judge the model on")
-        return [chats[i] for i in order[held_out:]], {"test": judged, "validation": judged}
-    splits = [split for split in ("validation", *ANSWERED) if args.eval_samples and has_split(args.data, split)]
-    return chats, {split: read_chats(args.data, split)[: args.eval_samples] for split in splits}
+    chats, judged = split_chats(args.data, ("validation", *ANSWERED), args.eval_samples, args.seed)
+    if os.path.isfile(args.data) and judged:
+        held_out = len(judged["test"])
+        say(f"{held_out} of {len(chats) + held_out} samples are held out to judge the model on")
+    return chats, judged
 
 
 def judge_of(judged: dict[str, list], samples: int, tokenizer, dtype: torch.dtype, accelerator) -> Judge:
