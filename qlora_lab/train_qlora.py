@@ -4,7 +4,7 @@ Without arguments it trains the bundled 135M model on the orders data, on whatev
 before and after, and leaves in the output folder
 
     run.json       the settings          before.json   the judgement before training
-    checkpoints/   to --resume from      adapter/      for peft.PeftModel.from_pretrained
+    checkpoints/   to --resume from      adapter/      for peft.PeftModel.from_pretrained and qlora_lab.export
     report.json    what --json prints
 
 `accelerate launch -m qlora_lab.train_qlora ...` spreads the same run over several GPUs.
@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import errno
 import gc
 import json
 import math
@@ -32,7 +31,7 @@ from safetensors import SafetensorError
 from qlora_lab.adapters.peft_adapter import trainable_parameters
 from qlora_lab.adapters.targets import find_targets
 from qlora_lab.arguments import Parser, count, count_or_none, names, positive, seed
-from qlora_lab.errors import UserError
+from qlora_lab.errors import CANNOT_WRITE, UserError
 from qlora_lab.evaluation.judge import Judge
 from qlora_lab.evaluation.reports import ANSWERED, describe, read_report, side_by_side
 from qlora_lab.facts import OPTIMIZERS
@@ -41,7 +40,7 @@ from qlora_lab.memory.prediction import estimate
 from qlora_lab.memory.shapes import from_config
 from qlora_lab.models.bundled import DEFAULT_MODEL
 from qlora_lab.models.compatibility import build_on_meta, read_config
-from qlora_lab.models.hardware import pick_compute_dtype
+from qlora_lab.models.hardware import DTYPES, pick_compute_dtype
 from qlora_lab.models.loading import load_model, locate
 from qlora_lab.models.quiet import quiet_transformers
 from qlora_lab.training.batches import Batches
@@ -54,11 +53,7 @@ from qlora_lab.training.run_folder import RunFolder, save_adapter
 from qlora_lab.training.settings import SCHEDULES, TrainSettings
 from qlora_lab.training.step_records import tokens_per_second
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 NOT_ANSWERED = {"exact_match": {}, "perplexity": {}}
-CANNOT_WRITE = {
-    getattr(errno, name) for name in "ENOSPC EACCES EPERM EROFS EDQUOT ENOTDIR EEXIST ENAMETOOLONG ELOOP".split()
-}
 
 
 def parser() -> Parser:

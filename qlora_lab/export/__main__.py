@@ -24,8 +24,9 @@ from qlora_lab.export.llama_cpp import INSTALL, is_here
 from qlora_lab.export.merged_weights import MergedWeights
 from qlora_lab.export.new_folder import new_folder
 from qlora_lab.export.papers import model_card, modelfile
-from qlora_lab.export.trained_run import DTYPES, TrainedRun, read_run
+from qlora_lab.export.trained_run import TrainedRun, read_run
 from qlora_lab.export.vocabulary import read_vocabulary
+from qlora_lab.models.hardware import DTYPES
 
 CHECKPOINT_DTYPES = {"f16": "float16", "bf16": "bfloat16", "f32": "float32"}
 

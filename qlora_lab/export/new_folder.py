@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import pathlib
 import shutil
@@ -11,11 +10,7 @@ from collections.abc import Iterator
 
 from safetensors import SafetensorError
 
-from qlora_lab.errors import UserError
-
-CANNOT_WRITE = {
-    getattr(errno, name) for name in "ENOSPC EACCES EPERM EROFS EDQUOT ENOTDIR EEXIST ENAMETOOLONG ELOOP".split()
-}
+from qlora_lab.errors import CANNOT_WRITE, UserError
 
 
 @contextlib.contextmanager

@@ -10,10 +10,8 @@ from dataclasses import dataclass
 import torch
 
 from qlora_lab.errors import UserError
-from qlora_lab.models.hardware import pick_compute_dtype, pick_device
+from qlora_lab.models.hardware import DTYPES, pick_compute_dtype, pick_device
 from qlora_lab.models.loading import first_sentence, locate
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,10 @@ def family_config(family: str, **changes):
         **{"original_max_position_embeddings": 32, "rope_theta": 10000.0},
     }
     gemma = {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 8}
+    two_ropes = {
+        "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
+        "full_attention": {"rope_type": "default", "rope_theta": 20000.0},
+    }
     kinds = {
         "llama": ("Llama", {"tie_word_embeddings": False}),
         "llama tied": ("Llama", {"tie_word_embeddings": True, "head_dim": 32}),
@@ -70,7 +74,7 @@ def family_config(family: str, **changes):
         "qwen2": ("Qwen2", {}),
         "qwen3": ("Qwen3", {"head_dim": 32}),
         "gemma2": ("Gemma2", {**gemma, "num_hidden_layers": 3}),
-        "gemma3": ("Gemma3Text", {**gemma, "num_hidden_layers": 7}),
+        "gemma3": ("Gemma3Text", {**gemma, "num_hidden_layers": 7, "rope_parameters": two_ropes}),
     }
     name, own = kinds[family]
     del settings["architectures"]
