@@ -54,15 +54,17 @@ def main(arguments: list[str] | None = None) -> int:
         require_possible(args)
         run = read_run(args.run)
         chats = judged_chats(run, args.samples) if args.check else []
-        report = {"files": export(run, args.to, args.form, args.weights)}
+        lines = export(run, args.to, args.form, args.weights)
         check = check_export(run, args.to, args.form, args.weights, chats) if args.check else None
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if check:
-        report["check"] = check.as_dict()
         (args.to / "check.json").write_text(json.dumps(check.as_dict(), indent=1), encoding="utf-8")
-    print(json.dumps(report) if args.json else "\n".join([*report["files"], *([str(check)] if check else [])]))
+    if args.json:
+        print(json.dumps({"run_with": lines, "check": check.as_dict() if check else None}))
+    else:
+        print("\n".join([*lines, *([str(check)] if check else [])]))
     if check and check.broken:
         print(f"error: {args.to} is broken: {check.broken}", file=sys.stderr)
         return 2
@@ -101,13 +103,13 @@ def export(run: TrainedRun, to: pathlib.Path, form: str = "merged", kind: str | 
 
     weights = MergedWeights(run)
     tokenizer = AutoTokenizer.from_pretrained(run.base, trust_remote_code=False)
+    kind = kind or ("f16" if form == "gguf" else "bf16")
     name = f"{pathlib.PurePath(run.model).name}-{pathlib.PurePath(run.settings['data']).stem}"
     if form == "merged":
-        dtype = DTYPES[CHECKPOINT_DTYPES[kind or "bf16"]]
+        dtype = DTYPES[CHECKPOINT_DTYPES[kind]]
         nbytes = checkpoint_bytes(weights, dtype)
         lines = [f"vllm serve {to}", f"transformers chat {to}"]
     elif form == "gguf":
-        kind = kind or "f16"
         vocabulary = read_vocabulary(tokenizer, weights.config.vocab_size)
         nbytes = sum(entry.nbytes for entry in plan(weights, kind))
         file = f"{name}-{kind.upper()}.gguf"

@@ -16,9 +16,11 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import time
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
+from qlora_lab.adapters.quantized_linear import dequantize_linears
 from qlora_lab.errors import UserError
 from qlora_lab.evaluation.answers import generate, is_exact
 from qlora_lab.evaluation.judge import SPARE_TOKENS
@@ -91,7 +93,12 @@ def trained_answers(run: TrainedRun, chats: list, limit: int) -> tuple[list[str]
     from peft import PeftModel
 
     base, tokenizer = load_model(str(run.base), "nf4" if run.quantized else None, compute_dtype=run.dtype)
-    model = PeftModel.from_pretrained(base, str(run.adapter))
+    if run.quantized:
+        dequantize_linears(base)  # once, not for each token: the rounded weights are the same
+    with warnings.catch_warnings():
+        # PEFT 0.21 asks transformers 5.23 for `is_gradient_checkpointing`, which is renamed
+        warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated", category=FutureWarning)
+        model = PeftModel.from_pretrained(base, str(run.adapter))
     return generate(model, tokenizer, [chat[:-1] for chat in chats], limit, dtype=run.dtype), tokenizer
 
 
