@@ -227,7 +227,7 @@ def _render_with_blocks(messages: Chat, tokenizer) -> tuple[str, list[tuple[int,
             [messages], tools=tools, chat_template=template, return_assistant_tokens_mask=True,
             **tokenizer.special_tokens_map,
         )  # fmt: skip
-        return texts[0], [(start, end) for start, end in found[0]]
+        return texts[0], [(int(start), int(end)) for start, end in found[0]]
 
     marked, found = _tried(messages, blocks, _wants_parts(tokenizer, str(tokenizer.chat_template)))
     return (text, found) if marked == text else (text, [])
