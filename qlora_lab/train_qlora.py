@@ -44,14 +44,16 @@ from qlora_lab.models.hardware import DTYPES, pick_compute_dtype
 from qlora_lab.models.loading import load_model, locate
 from qlora_lab.models.quiet import quiet_transformers
 from qlora_lab.training.batches import Batches
-from qlora_lab.training.chat import tokenize, tokenize_chat, tokenize_text
-from qlora_lab.training.data import load_prose, split_chats
+from qlora_lab.training.chat import fitting_chats, tokenize, tokenize_text
+from qlora_lab.training.data import has_splits, load_prose, split_chats
+from qlora_lab.training.formats import FORMATS, Understood, parse_columns
 from qlora_lab.training.loop import train
 from qlora_lab.training.presets import PRESETS, Preset
 from qlora_lab.training.processes import make_accelerator
 from qlora_lab.training.run_folder import RunFolder, save_adapter
 from qlora_lab.training.settings import SCHEDULES, TrainSettings
 from qlora_lab.training.step_records import tokens_per_second
+from qlora_lab.training.templates import LEARN, keep_template, remarks
 
 NOT_ANSWERED = {"exact_match": {}, "perplexity": {}}
 
@@ -59,7 +61,12 @@ NOT_ANSWERED = {"exact_match": {}, "perplexity": {}}
 def parser() -> Parser:
     p = Parser(prog="train_qlora", description="Fine-tune a language model with QLoRA and measure what it learned.")
     p.add_argument("--model", default=DEFAULT_MODEL, help="bundled name, folder or hub id (default: %(default)s)")
-    p.add_argument("--data", default="orders", help="a data set of the course, a folder of .jsonl, or a .jsonl file")
+    p.add_argument(
+        "--data", default="orders", help="a data set of the course, a file, or a folder with train.jsonl ..."
+    )
+    p.add_argument("--columns", help="which columns hold what, if not recognized: prompt=question,response=answer")
+    p.add_argument("--learn", choices=LEARN, default="all", help="all turns of the assistant, the last, or everything")
+    p.add_argument("--format", choices=FORMATS, help="the data's format, if not recognized")
     p.add_argument("--method", choices=["qlora", "lora"], default="qlora", help="4-bit NF4 base, or 16/32-bit base")
     p.add_argument("--rank", type=count, default=16)
     p.add_argument("--alpha", type=positive, help="default: 2 x rank")
@@ -142,19 +149,21 @@ def run(args: argparse.Namespace) -> dict | None:
     say = _speaker(args.quiet or not accelerator.is_main_process)
     folder = RunFolder(args.output, settings_of(args), args.resume)
     before, resumed_at = folder.look()
-    train_chats, judged = load_data(args, say)
+    train_chats, judged = load_data(args, say, lambda text: _warn(text, accelerator))
     require_targets(args)
 
     quantization = "nf4" if args.method == "qlora" else None
     say(f"loading {args.model} ({'4-bit NF4, double quantization' if quantization else dtype}, on {device}) ...")
     base, tokenizer = load_model(args.model, quantization, device=device, compute_dtype=dtype)
-    samples, left_out = tokenize({"messages": train_chats}, tokenizer, args.max_length)
+    for remark in remarks(tokenizer, train_chats):
+        _warn(f"note: {remark}", accelerator)
+    samples, left_out = tokenize({"messages": train_chats}, tokenizer, args.max_length, args.learn)
     if left_out:
         _warn(f"note: {left_out}", accelerator)
     batches = Batches(samples, args.batch_size, args.accumulation, args.packing, args.max_length, args.seed)
     if args.epochs:
         settings = for_steps(settings, math.ceil(args.epochs * batches.steps_per_epoch()))
-    judge = judge_of(judged, args.eval_samples, tokenizer, dtype, accelerator)
+    judge = judge_of(judged, args, tokenizer, dtype, accelerator)
     folder.claim(accelerator)
 
     if before is None:
@@ -183,7 +192,7 @@ def run(args: argparse.Namespace) -> dict | None:
     say(f"trained for {time.perf_counter() - start:.0f} s")
     peak = peak_memory_bytes(device)
     if accelerator.is_main_process:
-        save_adapter(model, folder.adapter)
+        save_adapter(model, folder.adapter, keep_template(tokenizer))
     interrupted = len(records) < steps
     if interrupted:
         after = NOT_ANSWERED
@@ -297,23 +306,38 @@ def _collector_off() -> Iterator[None]:
 # ----------------------------------------------------------------------------------------------------------------- data
 
 
-def load_data(args: argparse.Namespace, say) -> tuple[list, dict[str, list]]:
-    """The chats to train on, and by split those to evaluate on: for a single file, a tenth of its lines at most."""
-    chats, judged = split_chats(args.data, ("validation", *ANSWERED), args.eval_samples, args.seed)
-    if os.path.isfile(args.data) and judged:
+def load_data(args: argparse.Namespace, say, warn=lambda text: None) -> tuple[list, dict[str, list]]:
+    """The chats to train on, and by split those to evaluate on. say: gets what was understood; warn: what was not."""
+    columns = parse_columns(args.columns) if args.columns else None
+    understood, splits = Understood(), ("validation", *ANSWERED)
+    chats, judged = split_chats(args.data, splits, args.eval_samples, args.seed, columns, args.format, understood)
+    say(understood.summary())
+    if understood.remarks():
+        warn(understood.remarks())
+    if judged and not has_splits(args.data):
         held_out = len(judged["test"])
         say(f"{held_out} of {len(chats) + held_out} samples are held out to judge the model on")
     return chats, judged
 
 
-def judge_of(judged: dict[str, list], samples: int, tokenizer, dtype: torch.dtype, accelerator) -> Judge:
-    """For the splits that exist: exact match on test and shifted; perplexity on validation and on prose."""
-    texts = {}
+def judge_of(judged: dict[str, list], args: argparse.Namespace, tokenizer, dtype: torch.dtype, accelerator) -> Judge:
+    """For the splits that exist: exact match on test and shifted; perplexity on validation and on prose.
+
+    No sample is longer than those trained on: what is left out, is said.
+    """
+    texts, conversations = {}, {}
     if judged:
-        texts["prose"] = [tokenize_text(text, tokenizer) for text in load_prose()[:samples]]
-    if "validation" in judged:
-        texts["validation"] = [tokenize_chat(chat, tokenizer) for chat in judged["validation"]]
-    return Judge({split: judged[split] for split in ANSWERED if split in judged}, texts, tokenizer, dtype, accelerator)
+        texts["prose"] = [tokenize_text(text, tokenizer) for text in load_prose()[: args.eval_samples]]
+    for split, chats in judged.items():
+        fitting, left_out = fitting_chats(chats, tokenizer, args.max_length, args.learn, none_is_fine=True)
+        if left_out:
+            _warn(f"note: of those to judge on ({split}), {left_out}", accelerator)
+        if split == "validation" and fitting:
+            texts[split] = [sample for _, sample in fitting]
+        asked = [chat for chat, _ in fitting if chat[0]["role"] != "text"]
+        if split in ANSWERED and asked:
+            conversations[split] = asked
+    return Judge(conversations, texts, tokenizer, dtype, accelerator)
 
 
 # ------------------------------------------------------------------------------------------------------------ speaking

@@ -416,6 +416,20 @@ def test_answers_have_room_for_the_longest_one(capsys, tiny_folder, tmp_path, to
     assert judged["dtype"] == torch.bfloat16
 
 
+def test_what_is_too_long_to_train_on_is_not_judged_on_either(capsys, tiny_folder, tmp_path, told, judged):
+    (tmp_path / "data").mkdir()
+    for split in ("train", "validation", "test"):
+        rows = [{"prompt": "Count.", "response": " ".join(map(str, range(n)))} for n in (1, 2, 300)]
+        jsonl(tmp_path / "data" / f"{split}.jsonl", *map(json.dumps, rows))
+    arguments = ["--model", tiny_folder, "--data", tmp_path / "data", "--method", "lora", "--max-length", 64, "--quiet"]
+    _, err = call(capsys, *arguments, "--output", tmp_path / "run")
+    assert "note: 1 of 3 samples are longer than 64 tokens" in err
+    for split in ("validation", "test"):
+        assert f"note: of those to judge on ({split}), 1 of 3 samples are longer than 64 tokens" in err
+    assert [len(chats) for chats in judged["asked"]] == [2, 2] and judged["max_new_tokens"] < 64
+    assert sorted(map(len, judged["texts"]))[:2] == [2, 2] and len(told["batches"].samples) == 2
+
+
 def test_a_system_message_is_trained_on_and_asked_with(capsys, tiny_folder, tmp_path, told, judged):
     row = json.dumps({"system": "Answer in French.", "prompt": "Hello?", "response": "Bonjour."})
     path = jsonl(tmp_path / "mine.jsonl", *[row] * 10)

@@ -11,7 +11,7 @@ import torch
 
 from qlora_lab.errors import UserError
 from qlora_lab.evaluation.losses import autocast
-from qlora_lab.training.chat import prompt_text
+from qlora_lab.training.templates import end_ids, prompt_text
 
 
 @torch.no_grad()
@@ -25,7 +25,8 @@ def generate(
 ) -> list[str]:
     """Generate one greedy answer per conversation.
 
-    Prompts are padded on the left, so all answers of a batch start at the same position.
+    Prompts are padded on the left, so all answers of a batch start at the same position. An answer ends where the chat
+    template ends a turn, as in training, whatever the model's generation config says.
 
     Args:
         conversations: each the messages up to and including the user's last.
@@ -40,7 +41,7 @@ def generate(
     device = model.get_output_embeddings().weight.device  # the input embeddings may be on the CPU
     texts = [prompt_text(messages, tokenizer) for messages in conversations]
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # similar lengths together: less padding
-    answers = [""] * len(texts)
+    answers, ends = [""] * len(texts), end_ids(tokenizer)
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
         prompts = tokenizer(
@@ -48,15 +49,20 @@ def generate(
             return_tensors="pt",
             padding=True,
             padding_side="left",
-            add_special_tokens=not tokenizer.chat_template,
+            add_special_tokens=False,  # the template has written those that it wants
         ).to(device)
         with autocast(device, dtype):
             ids = model.generate(
-                **prompts, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id
+                **prompts,
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                pad_token_id=tokenizer.pad_token_id,
+                eos_token_id=ends,
             )
-        new = ids[:, prompts["input_ids"].shape[1] :]
-        for i, text in zip(chosen, tokenizer.batch_decode(new, skip_special_tokens=True), strict=True):
-            answers[i] = text.strip()
+        new = ids[:, prompts["input_ids"].shape[1] :].tolist()
+        for i, answer in zip(chosen, new, strict=True):
+            length = next((at for at, token in enumerate(answer) if token in ends), len(answer))
+            answers[i] = tokenizer.decode(answer[:length], skip_special_tokens=True).strip()
     return answers
 
 

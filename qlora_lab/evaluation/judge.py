@@ -9,6 +9,7 @@ import torch
 from qlora_lab.evaluation.answers import generate, is_exact
 from qlora_lab.evaluation.losses import Loss, text_loss
 from qlora_lab.training.chat import TokenizedSample
+from qlora_lab.training.templates import reference_text
 
 SPARE_TOKENS = 8  # that an answer may have beyond the longest reference: JSON may be spaced differently
 
@@ -65,7 +66,7 @@ class Judge:
         """`Judgement.exact`. All splits are answered together, in a few large batches."""
         asked = [(split, chat) for split, chats in self.conversations.items() for chat in chats]
         mine = self._share(range(len(asked)))
-        references = [chat[-1]["content"] for _, chat in asked]
+        references = [reference_text(chat, self.tokenizer) for _, chat in asked]
         longest = max((len(self.tokenizer(text)["input_ids"]) for text in references), default=0)
         prompts = [asked[i][1][:-1] for i in mine]
         answers = generate(model, self.tokenizer, prompts, max_new_tokens=longest + SPARE_TOKENS, dtype=self.dtype)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from qlora_lab.training.chat import prompt_text
+from qlora_lab.training.templates import prompt_text
 
 S, U, A, V = "@system@", "@user@", "@assistant@", "@again@"
 

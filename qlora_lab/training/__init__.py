@@ -2,8 +2,11 @@
 
 settings.py      TrainSettings: what can be wrong about a run is said when they are made
 presets.py       recipes by name, down to the one that needs the least memory
-data.py          JSON lines, each checked
-chat.py          messages -> chat template -> token ids, and which of them are learned
+data.py          data wherever it is: found, read a sample at a time, checked
+rows.py          a file's rows: JSON lines, an array, CSV, Parquet, text; packed or not
+formats.py       a row in any of people's formats -> a chat
+templates.py     what a chat template makes of a chat, and which of it are the assistant's own words
+chat.py          chats -> token ids, and which of them are learned
 batches.py       a seeded stream of steps, bucketed or packed; and the tensors that a model takes
 loop.py          the training loop
 steps/           how one optimizer step is taken

@@ -95,7 +95,7 @@ def run_of(settings: TrainSettings, batches: Batches) -> dict:
     """What a run's numbers depend on besides the model and its adapters, without what affects only memory or speed."""
     digest = hashlib.sha256()
     for sample in batches.samples:
-        digest.update(repr((sample.prompt_length, *sample.ids)).encode())
+        digest.update(repr((sample.prompt_length, *sample.ids, *sample.between)).encode())
     return {
         "steps": settings.steps,
         "warmup_steps": settings.warmup_steps,

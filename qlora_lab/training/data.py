@@ -1,149 +1,195 @@
-"""Read training samples from JSON lines, and check each line."""
+"""Training data, wherever it is and whatever its format: found, read a sample at a time, and checked.
+
+`rows.py` reads a file's rows, `formats.py` makes each one a chat.
+"""
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import pathlib
-
-import numpy
+import re
+from collections.abc import Iterator
 
 from qlora_lab.errors import UserError
+from qlora_lab.training.formats import Chat, LeftOut, Understood, to_chat
+from qlora_lab.training.rows import PACKED_SUFFIXES, SUFFIXES, Row, rows_of_file, rows_of_table
 
 DATA_FOLDER = pathlib.Path(__file__).parents[2] / "data"
 
 
-def load_samples(source: str | pathlib.Path, split: str = "train"):
+def load_samples(
+    source: str | pathlib.Path,
+    split: str = "train",
+    columns: dict[str, str] | None = None,
+    format: str | None = None,
+):
     """Read samples into a data set of 🤗 datasets, and check each line.
 
-    A line is `{"prompt": ..., "response": ...}`, with an optional `"system"`, or `{"messages": [...]}`.
-
     Args:
-        source: the name of one of the course's data sets ("orders"), a folder with `{split}.jsonl`, or a .jsonl file.
-        split: "train", "validation", "test", ... ; ignored for a file.
+        source: the name of one of the course's data sets ("orders"), a file (JSON lines, a JSON array, CSV, Parquet,
+            text, packed or not), a folder with such a file for each split, or a folder of `save_to_disk`.
+        split: "train", "validation", "test", ... ; ignored for what has no splits.
+        columns, format: what cannot be recognized, see `formats.to_chat`.
 
     Returns:
         datasets.Dataset with one column, `messages`: a list of {"role", "content"} that ends with the assistant's.
 
     Raises:
-        UserError: there is no such file, or it is empty; or a line, named by its number, is not JSON, or has a field
-            that is missing, empty or of the wrong type.
+        UserError: there is no such data, or it is empty; or a line, named by its number, is malformed.
     """
     import datasets
 
-    return datasets.Dataset.from_list([{"messages": chat} for chat in read_chats(source, split)])
+    parts, chats = [], []
+    for chat in stream_chats(source, split, columns, format):
+        chats.append({"messages": chat})
+        if len(chats) == 50_000:
+            parts, chats = [*parts, datasets.Dataset.from_list(chats)], []
+    if chats:
+        parts.append(datasets.Dataset.from_list(chats))
+    return parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
 
 
-def read_chats(source: str | pathlib.Path, split: str = "train") -> list[list[dict[str, str]]]:
-    """The messages of `load_samples`, one list per line, without the time to import 🤗 datasets."""
-    path = _find(source, split)
-    try:
-        text = path.read_bytes().decode("utf-8-sig")  # with or without a byte order mark
-    except UnicodeDecodeError as error:
-        number = error.object.count(b"\n", 0, error.start) + 1
-        raise UserError(
-            f"{path.name}, line {number} is not UTF-8 text: {error.reason}; save the file as UTF-8"
-        ) from error
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    lines = io.StringIO(text, newline=None)  # unlike splitlines(), does not split at Unicode's line separators
-    chats = [_messages(line, f"{path.name}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
-    if not chats:
+def read_chats(
+    source: str | pathlib.Path,
+    split: str = "train",
+    columns: dict[str, str] | None = None,
+    format: str | None = None,
+    understood: Understood | None = None,
+) -> list[Chat]:
+    """The messages of `load_samples`, one list per sample, without the time to import 🤗 datasets."""
+    return list(stream_chats(source, split, columns, format, understood))
+
+
+def stream_chats(
+    source: str | pathlib.Path,
+    split: str = "train",
+    columns: dict[str, str] | None = None,
+    format: str | None = None,
+    understood: Understood | None = None,
+) -> Iterator[Chat]:
+    """The same, one at a time: of a file of any size, one row is in memory.
+
+    Args:
+        understood: is told what was understood, complete when the last chat has come.
+    """
+    understood = understood if understood is not None else Understood()
+    rows, path = _rows(source, split)
+    understood.name = path.name
+    for where, row in rows:
+        try:
+            chat = to_chat(row, where, columns, format, understood)
+        except LeftOut as reason:
+            understood.leave_out(str(reason), where)
+            continue
+        understood.samples += 1
+        yield chat
+    if understood.left_out and not understood.samples:
+        raise UserError(f"nothing is left of {path}: {understood.remarks().removeprefix('note: ')}")
+    if not understood.samples:
         raise UserError(f"{path} is empty: it needs at least one line of JSON")
-    return chats
+
+
+def hold_out(chats: list[Chat], most: int, seed: int) -> tuple[list[Chat], list[Chat]]:
+    """Chats to train on, and others to judge on: `most` of them, but no more than a tenth."""
+    import numpy
+
+    count = min(most, len(chats) // 10)
+    if not count:
+        return chats, []
+    order = numpy.random.default_rng(seed).permutation(len(chats))
+    return [chats[i] for i in order[count:]], [chats[i] for i in order[:count]]
 
 
 def split_chats(
-    source: str | pathlib.Path, splits: tuple[str, ...], samples: int, seed: int
-) -> tuple[list[list[dict[str, str]]], dict[str, list[list[dict[str, str]]]]]:
+    source: str | pathlib.Path,
+    splits: tuple[str, ...],
+    samples: int,
+    seed: int,
+    columns: dict[str, str] | None = None,
+    format: str | None = None,
+    understood: Understood | None = None,
+) -> tuple[list[Chat], dict[str, list[Chat]]]:
     """The chats to train on, and by split those to judge a model on.
 
     Args:
-        source: as in `load_samples`. Of a single file, a tenth of the lines at most is held out, as "test" and as
+        source: as in `load_samples`. Without splits of its own, a tenth of it at most is held out, as "test" and as
             "validation".
-        splits: of a folder, those to judge on, where it has them.
+        splits: those to judge on, of those that the source has.
         samples: at most so many of a split.
-        seed: chooses the lines that are held out.
+        seed: chooses the samples that are held out.
+        columns, format, understood: as in `read_chats`; `understood` is told of the chats to train on.
     """
-    chats = read_chats(source, "train")
-    if os.path.isfile(source):
-        held_out = min(samples, len(chats) // 10)
-        if not held_out:
-            return chats, {}
-        order = numpy.random.default_rng(seed).permutation(len(chats))
-        judged = [chats[i] for i in order[:held_out]]
-        return [chats[i] for i in order[held_out:]], {"test": judged, "validation": judged}
-    there = [split for split in splits if samples and has_split(source, split)]
-    return chats, {split: read_chats(source, split)[:samples] for split in there}
+    chats = read_chats(source, "train", columns, format, understood)
+    if not has_splits(source):
+        trained, judged = hold_out(chats, samples, seed)
+        return trained, {"test": judged, "validation": judged} if judged else {}
+    present = [split for split in splits if samples and has_split(source, split)]
+    return chats, {split: read_chats(source, split, columns, format)[:samples] for split in present}
 
 
-def _find(source: str | pathlib.Path, split: str) -> pathlib.Path:
+def has_splits(source: str | pathlib.Path) -> bool:
+    """Whether the data comes in splits: not so a file, nor a folder that `Dataset.save_to_disk` has written."""
+    return not os.path.isfile(source) and not os.path.isfile(_folder(source) / "state.json")
+
+
+def has_split(source: str | pathlib.Path, split: str) -> bool:
+    """Whether the data is a folder that holds this split."""
+    folder = _folder(source)
+    return os.path.isdir(folder) and has_splits(source) and bool(_saved_split(folder, split) or _files(folder, split))
+
+
+def _rows(source: str | pathlib.Path, split: str) -> tuple[Iterator[Row], pathlib.Path]:
+    """The rows of a split, and the file or folder that they are in."""
     if os.path.isfile(source):
-        return pathlib.Path(source)
+        return rows_of_file(pathlib.Path(source)), pathlib.Path(source)
     folder = _folder(source)
     if not os.path.isdir(folder):
         known = ", ".join(sorted(p.name for p in DATA_FOLDER.glob("*") if (p / "train.jsonl").is_file()))
-        raise UserError(f"no data at {str(source)!r}: give a .jsonl file, a folder, or one of: {known}")
-    if not has_split(source, split):
-        raise UserError(f"{folder} has no {split}.jsonl")
-    return folder / f"{split}.jsonl"
+        raise UserError(f"no data at {str(source)!r}: give a file, a folder, or one of: {known}")
+    saved = _saved_split(folder, split) if has_splits(source) else folder
+    if saved:
+        return _saved_rows(saved), saved
+    files = _files(folder, split)
+    if not files:
+        raise UserError(f"{folder} has no {split}.jsonl (nor another file of rows with that name, see README)")
+    stems = sorted({_stem(file) for file in files})
+    if len(stems) < len(files):
+        raise UserError(f"{folder} has {split} twice: {', '.join(file.name for file in files)}; keep one of them")
+    return (row for file in files for row in rows_of_file(file)), files[0] if len(files) == 1 else folder
 
 
 def _folder(source: str | pathlib.Path) -> pathlib.Path:
     return pathlib.Path(source) if os.path.isdir(source) else DATA_FOLDER / source
 
 
-def has_split(source: str | pathlib.Path, split: str) -> bool:
-    """Whether the data is a folder that holds this split."""
-    return os.path.isfile(_folder(source) / f"{split}.jsonl")
+def _files(folder: pathlib.Path, split: str) -> list[pathlib.Path]:
+    """A split's files: `train.jsonl`, or parts as on the hub, `data/train-00000-of-00002.parquet`."""
+    endings = {suffix + packed for suffix in SUFFIXES for packed in PACKED_SUFFIXES}
+    stems = re.compile(re.escape(split) + r"(-\d+-of-\d+)?")
+    found = [path for path in (*folder.glob(f"{split}*"), *folder.glob(f"data/{split}*")) if path.is_file()]
+    return sorted(p for p in found if stems.fullmatch(_stem(p)) and p.name.removeprefix(_stem(p)).lower() in endings)
 
 
-def _messages(line: str, where: str) -> list[dict[str, str]]:
-    """The messages of one line, in either of its two forms."""
-    row = _json_object(line, where)
-    if "messages" in row:
-        messages = row["messages"]
-        if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
-            raise UserError(f"{where}: messages must be a list of {{role, content}}")
-        for number, message in enumerate(messages, 1):
-            empty = message.get("role") == "system" and message.get("content") == ""  # replaces a template's own
-            _require_text(message, ("role",) if empty else ("role", "content"), f"{where}, message {number}")
-        if len(messages) < 2 or messages[-1]["role"] != "assistant":
-            raise UserError(f"{where}: messages must hold a question and end with the assistant's answer")
-        return [{"role": message["role"], "content": message["content"]} for message in messages]
-    fields = ("prompt", "response") if row.get("system") in (None, "") else ("system", "prompt", "response")
-    _require_text(row, fields, where)
-    roles = {"system": "system", "prompt": "user", "response": "assistant"}
-    return [{"role": roles[field], "content": row[field]} for field in fields]
+def _stem(path: pathlib.Path) -> str:
+    return path.name.partition(".")[0]
 
 
-def _json_object(line: str, where: str) -> dict:
+def _saved_split(folder: pathlib.Path, split: str) -> pathlib.Path | None:
+    """The split's folder in what `DatasetDict.save_to_disk` has written."""
+    saved = folder / split
+    return saved if (folder / "dataset_dict.json").is_file() and (saved / "state.json").is_file() else None
+
+
+def _saved_rows(folder: pathlib.Path) -> Iterator[Row]:
+    import datasets
+
     try:
-        row = json.loads(line.rstrip())
-    except json.JSONDecodeError as error:
-        raise UserError(f"{where} is not valid JSON: {error.msg} at column {error.colno}") from error
-    except (ValueError, RecursionError) as error:  # a number of 5,000 digits, brackets 10,000 deep
-        raise UserError(f"{where} is not JSON that can be read: {error}") from error
-    if not isinstance(row, dict):
-        raise UserError(f'{where} holds {json.dumps(row)[:40]}, not an object like {{"prompt": ..., "response": ...}}')
-    return row
-
-
-def _require_text(row: dict, fields: tuple[str, ...], where: str) -> None:
-    """Raise UserError unless each field holds text that is not blank and can be written as UTF-8."""
-    for field in fields:
-        value = row.get(field)
-        if not isinstance(value, str) or not value.strip():
-            found = f", but {json.dumps(value)[:40]}" if field in row else f" (it has: {', '.join(row) or 'nothing'})"
-            raise UserError(f"{where} has no text in {field!r}{found}")
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            raise UserError(
-                f"{where} has half a character in {field!r}, {ascii(value[error.start])} at position "
-                f"{error.start + 1}: the text may have been cut inside an emoji; repair the line or remove it"
-            ) from error
+        table = datasets.load_from_disk(str(folder))
+    except Exception as error:  # a missing file, Arrow, JSON ...
+        first = str(error).partition("\n")[0]
+        raise UserError(f"cannot read {folder} as a folder of save_to_disk: {first}") from error
+    yield from rows_of_table(table, folder.name)
 
 
 def load_prose() -> list[str]:

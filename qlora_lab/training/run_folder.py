@@ -89,12 +89,18 @@ class RunFolder:
             raise UserError(f"{self.path} holds another run: give another --output, or --resume to continue it")
 
 
-def save_adapter(model, folder: pathlib.Path) -> None:
-    """Save PEFT's adapter with the fingerprint of its base. The folder is replaced only when all files are written."""
+def save_adapter(model, folder: pathlib.Path, tokenizer=None) -> None:
+    """Save PEFT's adapter with the fingerprint of its base. The folder is replaced only when all files are written.
+
+    Args:
+        tokenizer: saved beside the adapter if given, for it is no longer the base model's own.
+    """
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     model.save_pretrained(part)
     add_fingerprint(part, base_fingerprint(model))
+    if tokenizer is not None:
+        tokenizer.save_pretrained(part)
     if folder.exists():
         shutil.rmtree(folder)
     part.rename(folder)

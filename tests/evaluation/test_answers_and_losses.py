@@ -151,3 +151,17 @@ def test_exact_match_is_a_share():
         exact_match([], [])
     with pytest.raises(ValueError, match="longer than argument 1"):
         exact_match(["a"], ["a", "b"])
+
+
+def test_an_answer_ends_where_the_template_ends_a_turn_whatever_the_config_says(tiny, tokenizer, monkeypatch):
+    """The model would go on: its own config knows another end."""
+    told, words = {}, [*tokenizer("Yes.")["input_ids"], 2, *tokenizer("and on")["input_ids"]]
+    tiny.generation_config.eos_token_id = 77
+
+    def answer(input_ids, **options):
+        told.update(options)
+        return torch.cat([input_ids, torch.tensor([words] * len(input_ids))], dim=1)
+
+    monkeypatch.setattr(tiny, "generate", answer)
+    assert generate(tiny, tokenizer, [[{"role": "user", "content": "Hello?"}]]) == ["Yes."]
+    assert told["eos_token_id"] == [2]

@@ -12,7 +12,7 @@ from qlora_lab.export.papers import model_card, modelfile
 from qlora_lab.export.trained_run import read_run
 from qlora_lab.export.vocabulary import read_vocabulary
 from qlora_lab.models.bundled import fetch
-from qlora_lab.training.chat import prompt_text
+from qlora_lab.training.templates import prompt_text
 from tests.export.conftest import WORDS, family_config, make_run
 
 LLAMA3 = (

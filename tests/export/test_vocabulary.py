@@ -13,7 +13,7 @@ from qlora_lab.export import vocabulary
 from qlora_lab.export.__main__ import export
 from qlora_lab.export.llama_cpp import LlamaCpp
 from qlora_lab.export.trained_run import read_run
-from qlora_lab.training.chat import prompt_text
+from qlora_lab.training.templates import prompt_text
 from tests.export.conftest import WORDS, family_config, make_run, needs_llama_cpp
 
 TEXTS = [

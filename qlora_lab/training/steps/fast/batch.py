@@ -49,12 +49,7 @@ def flatten(samples: list[TokenizedSample], pad_token_id: int) -> FlatBatch:
     starts = numpy.zeros(sequences + 1, dtype=numpy.int64)
     starts[1 : len(lengths) + 1] = numpy.cumsum(lengths)
     starts[len(lengths) + 1 :] = starts[len(lengths)]
-    firsts = [max(sample.prompt_length, 1) for sample in samples]
-    targeted = [
-        numpy.arange(start + first, start + length)
-        for start, first, length in zip(starts, firsts, lengths, strict=False)
-    ]
-    targeted = numpy.concatenate(targeted)
+    targeted = numpy.concatenate([start + targets_of(sample) for start, sample in zip(starts, samples, strict=False)])
     empty = rounded_up(len(targeted)) - len(targeted)
     parts = [
         *(ids, numpy.full(padding, pad_token_id)),
@@ -66,6 +61,14 @@ def flatten(samples: list[TokenizedSample], pad_token_id: int) -> FlatBatch:
     numbers = torch.from_numpy(numpy.concatenate(parts).astype(numpy.int64, copy=False))
     longest = max(64, power_of_two(max(lengths)))
     return FlatBatch(numbers, len(ids) + padding, sequences, len(targeted) + empty, longest)
+
+
+def targets_of(sample: TokenizedSample) -> numpy.ndarray:
+    """The positions of the tokens that are learned."""
+    targets = numpy.arange(max(sample.prompt_length, 1), len(sample.ids))
+    for start, end in sample.between:
+        targets = targets[(targets < start) | (targets >= end)]
+    return targets
 
 
 def power_of_two(n: int) -> int:
