@@ -48,7 +48,7 @@ lab: model ## open the course in JupyterLab
 # Offline, so that nothing comes to need a model hub. Tests run one a core; those that measure how soon a figure follows
 # its slider, after the others.
 test: export HF_HUB_OFFLINE = 1
-test: check model $(VENV)/triton ## prove it: check, unit tests, and every notebook re-run with nbval
+test: check model $(VENV)/triton $(VENV)/export ## prove it: check, unit tests, and every notebook re-run with nbval
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(CORES) -m "not latency"
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(HALF) -m latency
 	@$(MAKE) --no-print-directory notebooks
@@ -120,6 +120,11 @@ clean: ## remove what make installed; runs/ and the fetched model stay
 $(VENV)/triton: $(STAMP)
 	@$(PY) -m pip install --quiet --disable-pip-version-check $(SOURCE) -c constraints.txt -e '.[triton]' \
 	    && touch $@ || echo "no Triton here: the tests of its kernels are skipped"
+
+# llama.cpp, 34 MB: exported files are held against it.
+$(VENV)/export: $(STAMP)
+	@$(PY) -m pip install --quiet --disable-pip-version-check $(SOURCE) -c constraints.txt -e '.[export]' \
+	    && touch $@ || echo "no xllamacpp here: the tests that hold exported files against llama.cpp are skipped"
 
 # 60 MB that learners do not need, so `make lab` does without.
 $(VENV)/types: $(STAMP)

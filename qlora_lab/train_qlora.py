@@ -4,7 +4,7 @@ Without arguments it trains the bundled 135M model on the orders data, on whatev
 before and after, and leaves in the output folder
 
     run.json       the settings          before.json   the judgement before training
-    checkpoints/   to --resume from      adapter/      for peft.PeftModel.from_pretrained
+    checkpoints/   to --resume from      adapter/      for peft.PeftModel.from_pretrained and qlora_lab.export
     report.json    what --json prints
 
 `accelerate launch -m qlora_lab.train_qlora ...` spreads the same run over several GPUs.
@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import errno
 import gc
 import json
 import math
@@ -26,14 +25,13 @@ import time
 from collections.abc import Iterator
 from typing import Any, cast
 
-import numpy
 import torch
 from safetensors import SafetensorError
 
 from qlora_lab.adapters.peft_adapter import trainable_parameters
 from qlora_lab.adapters.targets import find_targets
 from qlora_lab.arguments import Parser, count, count_or_none, names, positive, seed
-from qlora_lab.errors import UserError
+from qlora_lab.errors import CANNOT_WRITE, UserError
 from qlora_lab.evaluation.judge import Judge
 from qlora_lab.evaluation.reports import ANSWERED, describe, read_report, side_by_side
 from qlora_lab.facts import OPTIMIZERS
@@ -42,12 +40,12 @@ from qlora_lab.memory.prediction import estimate
 from qlora_lab.memory.shapes import from_config
 from qlora_lab.models.bundled import DEFAULT_MODEL
 from qlora_lab.models.compatibility import build_on_meta, read_config
-from qlora_lab.models.hardware import pick_compute_dtype
+from qlora_lab.models.hardware import DTYPES, pick_compute_dtype
 from qlora_lab.models.loading import load_model, locate
 from qlora_lab.models.quiet import quiet_transformers
 from qlora_lab.training.batches import Batches
 from qlora_lab.training.chat import tokenize, tokenize_chat, tokenize_text
-from qlora_lab.training.data import has_split, load_prose, read_chats
+from qlora_lab.training.data import load_prose, split_chats
 from qlora_lab.training.loop import train
 from qlora_lab.training.presets import PRESETS, Preset
 from qlora_lab.training.processes import make_accelerator
@@ -55,11 +53,7 @@ from qlora_lab.training.run_folder import RunFolder, save_adapter
 from qlora_lab.training.settings import SCHEDULES, TrainSettings
 from qlora_lab.training.step_records import tokens_per_second
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 NOT_ANSWERED = {"exact_match": {}, "perplexity": {}}
-CANNOT_WRITE = {
-    getattr(errno, name) for name in "ENOSPC EACCES EPERM EROFS EDQUOT ENOTDIR EEXIST ENAMETOOLONG ELOOP".split()
-}
 
 
 def parser() -> Parser:
@@ -305,17 +299,11 @@ def _collector_off() -> Iterator[None]:
 
 def load_data(args: argparse.Namespace, say) -> tuple[list, dict[str, list]]:
     """The chats to train on, and by split those to evaluate on: for a single file, a tenth of its lines at most."""
-    chats = read_chats(args.data, "train")
-    if os.path.isfile(args.data):
-        held_out = min(args.eval_samples, len(chats) // 10)
-        if not held_out:
-            return chats, {}
-        order = numpy.random.default_rng(args.seed).permutation(len(chats))
-        judged = [chats[i] for i in order[:held_out]]
-        say(f"{held_out} of {len(chats)} samples are held out to judge the model on")
-        return [chats[i] for i in order[held_out:]], {"test": judged, "validation": judged}
-    splits = [split for split in ("validation", *ANSWERED) if args.eval_samples and has_split(args.data, split)]
-    return chats, {split: read_chats(args.data, split)[: args.eval_samples] for split in splits}
+    chats, judged = split_chats(args.data, ("validation", *ANSWERED), args.eval_samples, args.seed)
+    if os.path.isfile(args.data) and judged:
+        held_out = len(judged["test"])
+        say(f"{held_out} of {len(chats) + held_out} samples are held out to judge the model on")
+    return chats, judged
 
 
 def judge_of(judged: dict[str, list], samples: int, tokenizer, dtype: torch.dtype, accelerator) -> Judge:

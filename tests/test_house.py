@@ -92,6 +92,7 @@ LIBRARIES = "*"  # any package that is not ours
 ARGUMENTS, ERRORS, FACTS = "qlora_lab.arguments", "qlora_lab.errors", "qlora_lab.facts"
 QUANTIZATION, MODELS, ADAPTERS = "qlora_lab.quantization", "qlora_lab.models", "qlora_lab.adapters"
 TRAINING, EVALUATION, MEMORY = "qlora_lab.training", "qlora_lab.evaluation", "qlora_lab.memory"
+EXPORT = "qlora_lab.export"
 EXPERIMENTS = "qlora_lab.experiments"
 WHEELHOUSE = "qlora_lab.wheelhouse"
 LEARNING = (QUANTIZATION, MODELS, ADAPTERS, TRAINING, EVALUATION)
@@ -113,6 +114,7 @@ MAY_IMPORT = {
     "qlora_lab/adapters/*": ("torch", "safetensors", ERRORS, FACTS, ADAPTERS),
     "qlora_lab/training/*": (LIBRARIES, ERRORS, FACTS, QUANTIZATION, MODELS, ADAPTERS, TRAINING),
     "qlora_lab/evaluation/*": (LIBRARIES, ERRORS, FACTS, *LEARNING),
+    "qlora_lab/export/*": (LIBRARIES, ARGUMENTS, ERRORS, FACTS, *LEARNING, EXPORT),
     "qlora_lab/memory/meter.py": (LIBRARIES, ERRORS, FACTS, *LEARNING, MEMORY),
     "qlora_lab/memory/measuring.py": (LIBRARIES, ERRORS, FACTS, *LEARNING, MEMORY),
     "qlora_lab/memory/__init__.py": (FACTS, MEMORY),
@@ -178,6 +180,8 @@ def test_rooms_are_entered_in_one_direction(path):
         ("models/loading.py", "import peft\nfrom qlora_lab.quantization import NF4", []),
         ("models/loading.py", "from qlora_lab.training import loop", ["qlora_lab.training.loop"]),
         ("training/steps/fast/step.py", "import qlora_lab.memory.meter", ["qlora_lab.memory.meter"]),
+        ("export/check.py", "from qlora_lab.evaluation.judge import Judge\nimport gguf", []),
+        ("evaluation/judge.py", "from qlora_lab.export import check", ["qlora_lab.export.check"]),
         ("memory/prediction.py", "import torch", ["torch"]),
         ("memory/prediction.py", "from qlora_lab import experiments", ["qlora_lab.experiments"]),
         ("memory/measuring.py", "import qlora_lab.training.loop\nimport torch", []),

@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import pathlib
+from collections.abc import Iterable
 
 import torch
 from torch import nn
@@ -91,7 +92,7 @@ def load_lora(model: nn.Module, folder: str | os.PathLike, any_base: bool = Fals
         UserError: missing or damaged files, an adapter that is not plain LoRA, another base, a rank other than that of
             the model's layers, or a merged model.
     """
-    config, tensors, fingerprint = _read(pathlib.Path(folder))
+    config, tensors, fingerprint = read_adapter(folder)
     names = list(dict.fromkeys(name.rpartition(".lora_")[0] for name in tensors))
     _require_same_base(model, names, tensors, None if any_base else fingerprint)
     layers = lora_layers(model)
@@ -119,20 +120,49 @@ def load_lora(model: nn.Module, folder: str | os.PathLike, any_base: bool = Fals
 def base_fingerprint(model: nn.Module) -> str:
     """A hash that identifies a model's weights: hex sha256 of its norms and biases, rounded to bf16.
 
-    Quantization leaves these as they are, so a 4-bit model and its 16-bit original have the same fingerprint.
+    Quantization leaves these as they are, so a 4-bit model and its 16-bit original have the same fingerprint. So have a
+    model with adapters, ours or PEFT's, and the model without.
     """
+    return fingerprint_of(model.named_parameters())
+
+
+def fingerprint_of(parameters: Iterable[tuple[str, torch.Tensor]]) -> str:
+    """`base_fingerprint` of a model's parameters with their names, in the model's order. Matrices are passed over."""
     digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
+    for name, parameter in parameters:
         if parameter.ndim == 1 and parameter.is_floating_point():
-            digest.update(name.replace(".base.", ".").encode())
+            plain = name.removeprefix(PREFIX).replace(".base_layer.", ".").replace(".base.", ".")  # PEFT's, and ours
+            digest.update(plain.encode())
             digest.update(parameter.detach().to("cpu", torch.bfloat16).view(torch.int16).numpy().tobytes())
     return digest.hexdigest()
 
 
-def _read(folder: pathlib.Path) -> tuple[dict, dict[str, torch.Tensor], str | None]:
-    """Settings, tensors by "<layer>.lora_A" and "<layer>.lora_B", and the base's fingerprint if there is one."""
+def add_fingerprint(folder: str | os.PathLike, fingerprint: str) -> None:
+    """Note the base's fingerprint in the header of weights that PEFT has written."""
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    weights = pathlib.Path(folder) / WEIGHTS
+    with safe_open(weights, "pt") as file:
+        metadata = {**(file.metadata() or {}), "base_fingerprint": fingerprint}
+    part = weights.with_name(f"{WEIGHTS}.part")
+    save_file(load_file(weights), part, metadata)
+    part.replace(weights)
+
+
+def read_adapter(folder: str | os.PathLike) -> tuple[dict, dict[str, torch.Tensor], str | None]:
+    """Read an adapter's files, without a model.
+
+    Returns:
+        PEFT's settings; the tensors by "<layer>.lora_A", Tensor[rank, in], and "<layer>.lora_B", Tensor[out, rank]; the
+        base's fingerprint, None if the file has none
+
+    Raises:
+        UserError: missing or damaged files, or an adapter that is not plain LoRA.
+    """
     from safetensors import SafetensorError, safe_open
 
+    folder = pathlib.Path(folder)
     missing = [file for file in (CONFIG, WEIGHTS) if not (folder / file).is_file()]
     if missing:
         raise UserError(

@@ -6,6 +6,8 @@ import torch
 
 from qlora_lab.errors import UserError
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}  # by their names in files
+
 
 def pick_device() -> torch.device:
     """The GPU if torch sees one, else the CPU."""

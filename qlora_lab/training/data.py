@@ -7,6 +7,8 @@ import json
 import os
 import pathlib
 
+import numpy
+
 from qlora_lab.errors import UserError
 
 DATA_FOLDER = pathlib.Path(__file__).parents[2] / "data"
@@ -50,6 +52,30 @@ def read_chats(source: str | pathlib.Path, split: str = "train") -> list[list[di
     if not chats:
         raise UserError(f"{path} is empty: it needs at least one line of JSON")
     return chats
+
+
+def split_chats(
+    source: str | pathlib.Path, splits: tuple[str, ...], samples: int, seed: int
+) -> tuple[list[list[dict[str, str]]], dict[str, list[list[dict[str, str]]]]]:
+    """The chats to train on, and by split those to judge a model on.
+
+    Args:
+        source: as in `load_samples`. Of a single file, a tenth of the lines at most is held out, as "test" and as
+            "validation".
+        splits: of a folder, those to judge on, where it has them.
+        samples: at most so many of a split.
+        seed: chooses the lines that are held out.
+    """
+    chats = read_chats(source, "train")
+    if os.path.isfile(source):
+        held_out = min(samples, len(chats) // 10)
+        if not held_out:
+            return chats, {}
+        order = numpy.random.default_rng(seed).permutation(len(chats))
+        judged = [chats[i] for i in order[:held_out]]
+        return [chats[i] for i in order[held_out:]], {"test": judged, "validation": judged}
+    there = [split for split in splits if samples and has_split(source, split)]
+    return chats, {split: read_chats(source, split)[:samples] for split in there}
 
 
 def _find(source: str | pathlib.Path, split: str) -> pathlib.Path:

@@ -14,6 +14,7 @@ import os
 import pathlib
 import shutil
 
+from qlora_lab.adapters.files import add_fingerprint, base_fingerprint
 from qlora_lab.errors import UserError
 from qlora_lab.training.checkpoints import newest_checkpoint
 
@@ -89,10 +90,11 @@ class RunFolder:
 
 
 def save_adapter(model, folder: pathlib.Path) -> None:
-    """Save the adapter in PEFT's format. The folder is replaced only when all files are written."""
+    """Save PEFT's adapter with the fingerprint of its base. The folder is replaced only when all files are written."""
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     model.save_pretrained(part)
+    add_fingerprint(part, base_fingerprint(model))
     if folder.exists():
         shutil.rmtree(folder)
     part.rename(folder)

@@ -9,12 +9,13 @@ import pathlib
 import pytest
 import safetensors.torch
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
-from qlora_lab.adapters.files import base_fingerprint
+from qlora_lab.adapters.files import base_fingerprint, read_adapter
+from qlora_lab.adapters.peft_adapter import add_adapter
 from qlora_lab.errors import UserError
 from qlora_lab.finetuning import (
     LoraLinear,
@@ -29,6 +30,7 @@ from qlora_lab.finetuning import (
     unload,
     unmerge,
 )
+from qlora_lab.training.run_folder import save_adapter
 from tests.conftest import tiny_config
 
 IDS = torch.randint(0, 97, (3, 11), generator=torch.Generator().manual_seed(1))
@@ -291,6 +293,22 @@ def test_the_fingerprint_is_that_of_the_base(tmp_path):
         other = copy.deepcopy(base)
         other.get_parameter(name).data[0] += 1
         assert base_fingerprint(other) != expected
+
+
+def test_an_adapter_of_pefts_can_carry_the_fingerprint(tmp_path):
+    """As `train_qlora` saves them: with biases in the adapted layers, whose names PEFT changes."""
+    base = llama(attention_bias=True)
+    adapted = add_adapter(copy.deepcopy(base), rank=2)
+    assert base_fingerprint(adapted) == base_fingerprint(base)
+    save_adapter(adapted, tmp_path / "adapter")
+    saved, (_, tensors, fingerprint) = get_peft_model_state_dict(adapted), read_adapter(tmp_path / "adapter")
+    assert fingerprint == base_fingerprint(base) and len(tensors) == len(saved)
+    for name, tensor in saved.items():
+        assert torch.equal(tensors[name.removeprefix("base_model.model.").removesuffix(".weight")], tensor)
+    load_lora(copy.deepcopy(base), tmp_path / "adapter")
+    base.model.norm.weight.data[0] += 1
+    with pytest.raises(UserError, match="another base"):
+        load_lora(base, tmp_path / "adapter")
 
 
 # ---------------------------------------------------------------------------------------------------------------- merge

@@ -1,0 +1,116 @@
+"""A real llama.cpp in this process: PyPI's `xllamacpp`, the extra `export`.
+
+It also listens on this machine with an OpenAI-style API, on a port that the system chooses.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import pathlib
+import urllib.request
+from dataclasses import dataclass
+from typing import Any
+
+import numpy
+
+from qlora_lab.errors import UserError
+
+INSTALL = "pip install -c constraints.txt -e '.[export]'"
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer of llama.cpp.
+
+    Attributes:
+        text: without special tokens and surrounding whitespace.
+        stopped: it ended by itself, not at the limit.
+        prompt_tokens, tokens: that were read and written.
+        seconds: of reading and writing.
+    """
+
+    text: str
+    stopped: bool
+    prompt_tokens: int
+    tokens: int
+    seconds: float
+
+
+def is_here() -> bool:
+    """Whether xllamacpp is installed."""
+    return importlib.util.find_spec("xllamacpp") is not None
+
+
+class LlamaCpp:
+    """A GGUF file, loaded.
+
+    Args:
+        file: the model.
+        adapter: a LoRA in GGUF beside it.
+        context: tokens of prompt and answer, at most.
+
+    Raises:
+        UserError: xllamacpp is not installed, or llama.cpp cannot load the file.
+    """
+
+    def __init__(self, file: pathlib.Path, adapter: pathlib.Path | None = None, context: int = 2048):
+        if not is_here():
+            raise UserError(f"llama.cpp is not here: {INSTALL} brings it")
+        import xllamacpp as imported
+
+        xllamacpp: Any = imported  # it has no types
+        params = xllamacpp.CommonParams()
+        params.model.path = str(file)
+        params.n_ctx, params.n_parallel = context, 1
+        # its threads spin while they wait: beside another program two of them on two cores made 5 tokens/s, one 129
+        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = max(1, (os.cpu_count() or 1) // 2)
+        params.warmup, params.cache_ram_mib, params.verbosity = False, 0, -1
+        if adapter is not None:
+            params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(adapter), 1.0)]
+        try:
+            self._server = xllamacpp.Server(params)
+        except RuntimeError as error:
+            raise UserError(f"llama.cpp cannot load {file}: {error}") from error
+
+    def chat(self, messages: list[dict[str, str]], max_tokens: int) -> Reply:
+        """Answer greedily, as its users would have it: llama.cpp formats the messages with the file's own template."""
+        request = {"messages": messages, "max_tokens": max_tokens, "temperature": 0, "cache_prompt": False}
+        reply = self._server.handle_chat_completions(request)
+        if "choices" not in reply:
+            raise UserError(f"llama.cpp does not answer: {json.dumps(reply)[:300]}")
+        choice, usage, timings = reply["choices"][0], reply["usage"], reply["timings"]
+        return Reply(
+            (choice["message"].get("content") or "").strip(),
+            choice["finish_reason"] == "stop",
+            usage["prompt_tokens"],
+            usage["completion_tokens"],
+            (timings["prompt_ms"] + timings["predicted_ms"]) / 1000,
+        )
+
+    def log_probabilities(self, ids: list[int], size: int) -> numpy.ndarray:
+        """Of the token that follows `ids`: float64[size], for a vocabulary of `size` tokens."""
+        request = {"prompt": ids, "max_tokens": 1, "temperature": 0, "n_probs": size, "cache_prompt": False}
+        reply = self._server.handle_completions(request)
+        if "choices" not in reply:
+            raise UserError(f"llama.cpp does not answer: {json.dumps(reply)[:300]}")
+        found = numpy.full(size, -numpy.inf)
+        for entry in reply["choices"][0]["logprobs"]["content"][0]["top_logprobs"]:
+            found[entry["id"]] = entry["logprob"]
+        return found
+
+    def prompt(self, messages: list[dict[str, str]]) -> str:
+        """The messages as llama.cpp formats them, up to where the answer begins."""
+        return self._post("/apply-template", {"messages": messages})["prompt"]
+
+    def ids(self, text: str, start: bool = False) -> list[int]:
+        """The text's tokens, special ones read as such; `start`: with what the file says comes before a text."""
+        request = {"content": text, "add_special": start, "parse_special": True}
+        return self._post("/tokenize", request)["tokens"]
+
+    def _post(self, path: str, request: dict) -> dict:
+        url = f"{self._server.listening_address}{path}"
+        body = urllib.request.Request(url, json.dumps(request).encode(), {"Content-Type": "application/json"})
+        with urllib.request.urlopen(body, timeout=60) as answer:
+            return json.loads(answer.read())

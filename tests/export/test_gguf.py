@@ -1,0 +1,167 @@
+"""GGUF files of every family, held against transformers in a real llama.cpp."""
+
+import gguf
+import numpy
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from qlora_lab.errors import UserError
+from qlora_lab.export import architectures, gguf_files
+from qlora_lab.export.__main__ import export
+from qlora_lab.export.llama_cpp import LlamaCpp
+from qlora_lab.export.merged_weights import MergedWeights
+from qlora_lab.export.trained_run import read_run
+from tests.export.conftest import FAMILIES, WORDS, family_config, make_run, needs_llama_cpp, trained_model
+
+IDS = [int(id) for id in torch.randint(17, WORDS, (24,), generator=torch.Generator().manual_seed(3))]
+
+
+def log_probabilities(model) -> numpy.ndarray:
+    with torch.no_grad():
+        return model(torch.tensor([IDS])).logits[0, -1].double().log_softmax(-1).numpy()
+
+
+def rounding_to_f16(model) -> float:
+    """How much the log probabilities move when every product's factors are rounded to F16, as llama.cpp rounds them."""
+    exact = log_probabilities(model)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.weight.data = module.weight.data.half().float()
+            module.register_forward_pre_hook(lambda _, inputs: (inputs[0].half().float(), *inputs[1:]))
+    return float(numpy.abs(log_probabilities(model) - exact).max())
+
+
+@needs_llama_cpp
+@pytest.mark.parametrize("family", FAMILIES)
+def test_llama_cpp_computes_what_the_trained_model_does(family, small_tokenizer, tmp_path):
+    """F16 rounds weights and activations, and keys and values once more: twice the products' rounding, and as much
+    again for another order of it. A wrong permutation, norm, window or rope moves them by 1 and more."""
+    run = make_run(tmp_path, family_config(family), small_tokenizer)
+    export(read_run(run), tmp_path / "out", "gguf", "f16")
+    (file,) = (tmp_path / "out").glob("*.gguf")
+    theirs = LlamaCpp(file, context=128).log_probabilities(IDS, WORDS)
+    expected = log_probabilities(trained_model(run))
+    export(read_run(run), tmp_path / "merged", "merged", "f32")
+    tolerance = 4 * rounding_to_f16(AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32))
+    assert tolerance < 0.15, "the rounding is as large as a fault would be"
+    assert numpy.abs(theirs - expected).max() < tolerance
+
+
+@pytest.mark.parametrize("kind", gguf_files.KINDS)
+def test_weights_are_rounded_by_no_more_than_their_type_does(kind, small_tokenizer, tmp_path):
+    """Read back by gguf. Half a step of a block of 32: its largest / 127 for Q8_0, / 8 for Q4_0 (one side has 7 steps
+    only, so a whole one), range / 15 for Q4_1; scales are F16 themselves, hence a little more."""
+    run = read_run(make_run(tmp_path, family_config("llama"), small_tokenizer))
+    weights = MergedWeights(run)
+    export(run, tmp_path / "out", "gguf", kind)
+    (file,) = (tmp_path / "out").glob("*.gguf")
+    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(file).tensors}
+    assert len(tensors) == len(weights.shapes)
+    for entry in gguf_files.plan(weights, kind):
+        expected = architectures.as_theirs(weights.config, entry.source, weights[entry.source]).float().numpy()
+        stored = tensors[entry.name]
+        found = gguf.quants.dequantize(stored.data, stored.tensor_type).reshape(expected.shape)
+        assert stored.n_bytes == entry.nbytes
+        blocks = expected.reshape(-1, 32)
+        largest, spread = abs(blocks).max(1), blocks.max(1) - blocks.min(1)
+        step = {
+            "F32": 0 * largest,
+            "F16": largest * 2**-11,
+            "BF16": largest * 2**-8,
+            "Q8_0": largest / 127 / 2 * 1.1,
+            "Q4_0": largest / 8 * 1.01,
+            "Q4_1": spread / 15 / 2 * 1.05,
+        }[stored.tensor_type.name]
+        assert (abs(found.reshape(-1, 32) - blocks).max(1) <= step + 1e-7).all(), entry.name
+        if expected.ndim > 1:
+            spared = kind.startswith("q4") and entry.name in ("token_embd.weight", "output.weight")
+            assert stored.tensor_type.name.lower() == ("q8_0" if spared else kind)
+
+
+@needs_llama_cpp
+@pytest.mark.parametrize("family", ["llama tied", "qwen3", "gemma2"])
+def test_an_adapter_beside_its_base_computes_what_the_trained_model_does(family, small_tokenizer, tmp_path):
+    run = make_run(tmp_path / "trained", family_config(family), small_tokenizer)
+    bare = make_run(tmp_path / "bare", family_config(family), small_tokenizer, b=0.0)
+    export(read_run(run), tmp_path / "lora", "adapter")
+    export(read_run(bare), tmp_path / "base", "gguf", "f16")
+    (adapter,), (base,) = (tmp_path / "lora").glob("*.gguf"), (tmp_path / "base").glob("*.gguf")
+    expected, without = log_probabilities(trained_model(run)), log_probabilities(trained_model(bare))
+    theirs = LlamaCpp(base, adapter, context=128).log_probabilities(IDS, WORDS)
+    assert numpy.abs(expected - without).max() > 1, "this adapter changes nothing"
+    assert numpy.abs(theirs - expected).max() < 0.1
+
+
+@needs_llama_cpp
+def test_more_rows_than_tokens_are_unused_tokens(small_tokenizer, tmp_path):
+    run = make_run(tmp_path, family_config("llama", vocab_size=WORDS + 32), small_tokenizer)
+    export(read_run(run), tmp_path / "out", "gguf")
+    (file,) = (tmp_path / "out").glob("*.gguf")
+    assert numpy.isfinite(LlamaCpp(file, context=128).log_probabilities(IDS, WORDS + 32)).all()
+
+
+def test_numbers_that_f16_cannot_hold_are_refused(small_tokenizer, tmp_path):
+    run = make_run(tmp_path, family_config("llama"), small_tokenizer, method="lora", b=1e6)
+    with pytest.raises(UserError, match="F16 cannot hold: export with --weights bf16"):
+        export(read_run(run), tmp_path / "out", "gguf", "f16")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "run"]
+    export(read_run(run), tmp_path / "out", "gguf", "bf16")
+
+
+REFUSED = [
+    (
+        "llama",
+        {"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "rope_theta": 1e4}},
+        "scales its rope by 'yarn'",
+    ),
+    ("llama", {"hidden_act": "gelu"}, "activation gelu"),
+    ("qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}, "windows of attention"),
+    ("gemma2", {"query_pre_attn_scalar": 64}, "query_pre_attn_scalar is 64"),
+    ("gemma3", {"layer_types": ["full_attention"] * 7}, "windows of attention"),
+    ("gemma3", {"final_logit_softcapping": 30.0}, "soft caps"),
+]
+
+
+@pytest.mark.parametrize(("family", "changes", "said"), REFUSED)
+def test_what_llama_cpp_would_compute_otherwise_is_refused(family, changes, said):
+    architectures.require_supported(family_config(family))
+    with pytest.raises(UserError, match=said):
+        architectures.require_supported(family_config(family, **changes))
+
+
+def test_other_models_are_refused():
+    from transformers import GPT2Config
+
+    with pytest.raises(UserError, match="type gpt2 are not exported to GGUF"):
+        architectures.require_supported(GPT2Config())
+
+
+def test_interleaved_rows():
+    rows = torch.arange(8)[:, None]  # two heads of four
+    assert architectures.interleave(rows, 2)[:, 0].tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
+
+
+@needs_llama_cpp
+def test_a_file_that_llama_cpp_cannot_load_is_told_in_a_sentence(tmp_path):
+    (tmp_path / "bad.gguf").write_bytes(b"GGUF, but nothing after it")
+    with pytest.raises(UserError, match="llama.cpp cannot load .*bad.gguf"):
+        LlamaCpp(tmp_path / "bad.gguf")
+
+
+@needs_llama_cpp
+def test_llama_cpp_reads_a_file_of_the_bundled_tokenizer_alike(tokenizer, tmp_path):
+    """Template, special tokens, digits, spaces, letters of all kinds."""
+    run = make_run(tmp_path, family_config("llama tied", vocab_size=len(tokenizer)), tokenizer)
+    export(read_run(run), tmp_path / "out", "gguf")
+    (file,) = (tmp_path / "out").glob("*.gguf")
+    served = LlamaCpp(file, context=128)
+    ours = AutoTokenizer.from_pretrained(tmp_path / "base")
+    chats = [
+        [{"role": "user", "content": "Two teas,  and 12345 cakes: don't!\n\n\tÆther — 日本語 🙂  "}],
+        [{"role": "system", "content": "Short."}, {"role": "user", "content": "a  1  b   22"}],
+    ]
+    for chat in chats:
+        text = ours.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        assert served.prompt(chat) == text
+        assert served.ids(text, start=True) == ours(text, add_special_tokens=False)["input_ids"]
