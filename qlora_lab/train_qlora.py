@@ -31,11 +31,12 @@ import torch
 from safetensors import SafetensorError
 
 from qlora_lab.adapters.peft_adapter import trainable_parameters
-from qlora_lab.adapters.targets import find_targets
-from qlora_lab.arguments import Parser, count, count_or_none, names, positive, seed
+from qlora_lab.adapters.targets import find_targets, widths
+from qlora_lab.arguments import Parser, count, count_or_none, names, positive, print_anywhere, seed
 from qlora_lab.errors import UserError
 from qlora_lab.evaluation.judge import Judge
 from qlora_lab.evaluation.reports import ANSWERED, describe, read_report, side_by_side
+from qlora_lab.evaluation.soundness import require_finite, require_sound
 from qlora_lab.facts import OPTIMIZERS
 from qlora_lab.memory.meter import peak_memory_bytes, reset_peak
 from qlora_lab.memory.prediction import estimate
@@ -45,6 +46,7 @@ from qlora_lab.models.compatibility import build_on_meta, read_config
 from qlora_lab.models.hardware import pick_compute_dtype
 from qlora_lab.models.loading import load_model, locate
 from qlora_lab.models.quiet import quiet_transformers
+from qlora_lab.models.trying import require_trainable
 from qlora_lab.training.batches import Batches
 from qlora_lab.training.chat import tokenize, tokenize_chat, tokenize_text
 from qlora_lab.training.data import has_split, load_prose, read_chats
@@ -99,6 +101,7 @@ def parser() -> Parser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit code: 0, 2 for a user's error, 130 after Ctrl-C."""
+    print_anywhere()
     try:
         args = parser().parse_args(arguments)
     except UserError as error:
@@ -150,6 +153,15 @@ def run(args: argparse.Namespace) -> dict | None:
     before, resumed_at = folder.look()
     train_chats, judged = load_data(args, say)
     require_targets(args)
+    for note in require_trainable(
+        args.model,
+        quantize=args.method == "qlora",
+        targets=target_names(args),
+        packing=args.packing,
+        chunks=settings.loss_chunk is not None,
+        max_length=args.max_length,
+    ):
+        _warn(f"note: {note}", accelerator)
 
     quantization = "nf4" if args.method == "qlora" else None
     say(f"loading {args.model} ({'4-bit NF4, double quantization' if quantization else dtype}, on {device}) ...")
@@ -160,12 +172,17 @@ def run(args: argparse.Namespace) -> dict | None:
     batches = Batches(samples, args.batch_size, args.accumulation, args.packing, args.max_length, args.seed)
     if args.epochs:
         settings = for_steps(settings, math.ceil(args.epochs * batches.steps_per_epoch()))
+    if resumed_at > settings.steps:
+        raise UserError(f"{args.output} has {resumed_at} steps behind it: give --steps {resumed_at} or more")
     judge = judge_of(judged, args.eval_samples, tokenizer, dtype, accelerator)
+    chats = [chat for chats in judged.values() for chat in chats]
+    require_sound(base, tokenizer, [*samples, *(tokenize_chat(chat, tokenizer) for chat in chats)], dtype)
     folder.claim(accelerator)
 
     if before is None:
         say("judging the model as it is ...")
         before = judge(base).as_dict()
+        require_finite(before)
         if accelerator.is_main_process:
             folder.write("before.json", before)
     model = preset.adapt(
@@ -282,8 +299,8 @@ def require_targets(args: argparse.Namespace) -> None:
     with _collector_off(), quiet_transformers():
         skeleton = build_on_meta(read_config(args.model), torch.float32)
     modules: dict[str, Any] = dict(skeleton.named_modules())
-    layers = [modules[name] for name in find_targets(skeleton, target_names(args))]
-    useful = max((min(layer.in_features, layer.out_features) for layer in layers), default=args.rank)
+    layers = [modules[name] for name in find_targets(skeleton, target_names(args), language_only=True)]
+    useful = max((min(widths(layer)) for layer in layers), default=args.rank)
     if args.rank > useful:
         raise UserError(f"--rank {args.rank} is more than these layers can use: choose at most {useful}")
 
