@@ -36,7 +36,7 @@ HALF = $(shell $(PY) -c 'import os; print(max(1, os.cpu_count() // 2))')
 NBVAL = $(PY) -m pytest -c pyproject.toml --rootdir="$$work" -p tests.labels --nbval --nbval-current-env \
     --nbval-sanitize-with tests/nbval_sanitize.cfg
 
-.PHONY: help lab test notebooks labels test-oldest run check bench bench-gpu mutate wheelhouse clean model
+.PHONY: help lab test notebooks sweep labels test-oldest run check bench bench-gpu mutate wheelhouse clean model
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -64,6 +64,10 @@ notebooks: model ## re-run every notebook, learner's and solved, with nbval; hol
 	    >"$$work/solved.log" 2>&1 & solved=$$!; \
 	QLORA_LAB_PROGRESS="$$work/learner.json" $(NBVAL) $(NBVAL_FLAGS) "$$work"/*.ipynb || failed=1; \
 	wait $$solved || failed=1; cat "$$work/solved.log"; [ -z "$$failed" ]
+
+sweep: export HF_HUB_OFFLINE = 1
+sweep: model ## train, reload, merge, pack and chunk tiny models of all architectures that we know of
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(CORES) -m "sweep or not sweep" tests/models/test_sweep.py
 
 labels: ## the same, and write down what they took: then write the cards after data/records/notebooks.json
 	@$(MAKE) --no-print-directory notebooks NBVAL_FLAGS='--record-labels data/records/notebooks.json'

@@ -1,9 +1,11 @@
-"""Command-line arguments: a parser that raises `UserError`, and argument types that say what they accept."""
+"""Command lines: a parser that raises `UserError`, argument types that say what they accept, output for any console."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import io
+import sys
 
 from qlora_lab.errors import UserError
 
@@ -34,6 +36,13 @@ def positive(text: str) -> float:
         if 0 < float(text) <= 1e6:
             return float(text)
     raise argparse.ArgumentTypeError(f"{text!r} is not a positive number, 1,000,000 at most")
+
+
+def print_anywhere() -> None:
+    """Let standard output and error take any text: what the console's encoding lacks becomes a question mark."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def names(text: str) -> str:

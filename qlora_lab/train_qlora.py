@@ -29,11 +29,12 @@ import torch
 from safetensors import SafetensorError
 
 from qlora_lab.adapters.peft_adapter import trainable_parameters
-from qlora_lab.adapters.targets import find_targets
-from qlora_lab.arguments import Parser, count, count_or_none, names, positive, seed
+from qlora_lab.adapters.targets import find_targets, widths
+from qlora_lab.arguments import Parser, count, count_or_none, names, positive, print_anywhere, seed
 from qlora_lab.errors import CANNOT_WRITE, UserError
 from qlora_lab.evaluation.judge import Judge
 from qlora_lab.evaluation.reports import ANSWERED, describe, read_report, side_by_side
+from qlora_lab.evaluation.soundness import require_finite, require_sound
 from qlora_lab.facts import OPTIMIZERS
 from qlora_lab.memory.meter import peak_memory_bytes, reset_peak
 from qlora_lab.memory.prediction import estimate
@@ -43,6 +44,7 @@ from qlora_lab.models.compatibility import build_on_meta, read_config
 from qlora_lab.models.hardware import DTYPES, pick_compute_dtype
 from qlora_lab.models.loading import load_model, locate
 from qlora_lab.models.quiet import quiet_transformers
+from qlora_lab.models.trying import require_trainable
 from qlora_lab.training.batches import Batches
 from qlora_lab.training.chat import fitting_chats, tokenize, tokenize_text
 from qlora_lab.training.data import has_splits, load_prose, split_chats
@@ -100,6 +102,7 @@ def parser() -> Parser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit code: 0, 2 for a user's error, 130 after Ctrl-C."""
+    print_anywhere()
     try:
         args = parser().parse_args(arguments)
     except UserError as error:
@@ -151,6 +154,15 @@ def run(args: argparse.Namespace) -> dict | None:
     before, resumed_at = folder.look()
     train_chats, judged = load_data(args, say, lambda text: _warn(text, accelerator))
     require_targets(args)
+    for note in require_trainable(
+        args.model,
+        quantize=args.method == "qlora",
+        targets=target_names(args),
+        packing=args.packing,
+        chunks=settings.loss_chunk is not None,
+        max_length=args.max_length,
+    ):
+        _warn(f"note: {note}", accelerator)
 
     quantization = "nf4" if args.method == "qlora" else None
     say(f"loading {args.model} ({'4-bit NF4, double quantization' if quantization else dtype}, on {device}) ...")
@@ -163,12 +175,17 @@ def run(args: argparse.Namespace) -> dict | None:
     batches = Batches(samples, args.batch_size, args.accumulation, args.packing, args.max_length, args.seed)
     if args.epochs:
         settings = for_steps(settings, math.ceil(args.epochs * batches.steps_per_epoch()))
-    judge = judge_of(judged, args, tokenizer, dtype, accelerator)
+    if resumed_at > settings.steps:
+        raise UserError(f"{args.output} has {resumed_at} steps behind it: give --steps {resumed_at} or more")
+    fitting = fitting_of(judged, args, tokenizer, accelerator)
+    judge = judge_of(fitting, args, tokenizer, dtype, accelerator)
+    require_sound(base, tokenizer, [*samples, *(sample for pairs in fitting.values() for _, sample in pairs)], dtype)
     folder.claim(accelerator)
 
     if before is None:
         say("judging the model as it is ...")
         before = judge(base).as_dict()
+        require_finite(before)
         if accelerator.is_main_process:
             folder.write("before.json", before)
     model = preset.adapt(
@@ -285,8 +302,8 @@ def require_targets(args: argparse.Namespace) -> None:
     with _collector_off(), quiet_transformers():
         skeleton = build_on_meta(read_config(args.model), torch.float32)
     modules: dict[str, Any] = dict(skeleton.named_modules())
-    layers = [modules[name] for name in find_targets(skeleton, target_names(args))]
-    useful = max((min(layer.in_features, layer.out_features) for layer in layers), default=args.rank)
+    layers = [modules[name] for name in find_targets(skeleton, target_names(args), language_only=True)]
+    useful = max((min(widths(layer)) for layer in layers), default=args.rank)
     if args.rank > useful:
         raise UserError(f"--rank {args.rank} is more than these layers can use: choose at most {useful}")
 
@@ -320,21 +337,28 @@ def load_data(args: argparse.Namespace, say, warn=lambda text: None) -> tuple[li
     return chats, judged
 
 
-def judge_of(judged: dict[str, list], args: argparse.Namespace, tokenizer, dtype: torch.dtype, accelerator) -> Judge:
-    """For the splits that exist: exact match on test and shifted; perplexity on validation and on prose.
+def fitting_of(judged: dict[str, list], args: argparse.Namespace, tokenizer, accelerator) -> dict[str, list]:
+    """What is to be judged on, split by split, each conversation with its tokens.
 
     No sample is longer than those trained on: what is left out, is said.
     """
-    texts, conversations = {}, {}
-    if judged:
-        texts["prose"] = [tokenize_text(text, tokenizer) for text in load_prose()[: args.eval_samples]]
+    fitting = {}
     for split, chats in judged.items():
-        fitting, left_out = fitting_chats(chats, tokenizer, args.max_length, args.learn, none_is_fine=True)
+        fitting[split], left_out = fitting_chats(chats, tokenizer, args.max_length, args.learn, none_is_fine=True)
         if left_out:
             _warn(f"note: of those to judge on ({split}), {left_out}", accelerator)
-        if split == "validation" and fitting:
-            texts[split] = [sample for _, sample in fitting]
-        asked = [chat for chat, _ in fitting if chat[0]["role"] != "text"]
+    return fitting
+
+
+def judge_of(fitting: dict[str, list], args: argparse.Namespace, tokenizer, dtype: torch.dtype, accelerator) -> Judge:
+    """For the splits that exist: exact match on test and shifted; perplexity on validation and on prose."""
+    texts, conversations = {}, {}
+    if fitting:
+        texts["prose"] = [tokenize_text(text, tokenizer) for text in load_prose()[: args.eval_samples]]
+    for split, pairs in fitting.items():
+        if split == "validation" and pairs:
+            texts[split] = [sample for _, sample in pairs]
+        asked = [chat for chat, _ in pairs if chat[0]["role"] != "text"]
         if split in ANSWERED and asked:
             conversations[split] = asked
     return Judge(conversations, texts, tokenizer, dtype, accelerator)

@@ -21,7 +21,11 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's backgro
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
+    if "sweep" not in config.option.markexpr:
+        for item in items:
+            if item.get_closest_marker("sweep"):
+                item.add_marker(pytest.mark.skip(reason="in `make sweep`"))
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):

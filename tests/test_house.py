@@ -107,10 +107,13 @@ MAY_IMPORT = {
     "qlora_lab/colab.py": ("packaging",),  # so does this, on Colab
     "qlora_lab/quantization/kernels.py": ("torch", "triton", FACTS, QUANTIZATION),
     "qlora_lab/quantization/*": ("torch", FACTS, QUANTIZATION),
+    "qlora_lab/models/parts.py": ("torch",),
+    "qlora_lab/models/__main__.py": (ARGUMENTS, ERRORS, MODELS),
     "qlora_lab/models/*": (LIBRARIES, ERRORS, FACTS, WHEELHOUSE, QUANTIZATION, MODELS),
     # QLoRA is LoRA on a base that happens to be 4-bit: LoRA knows nothing of quantization
     "qlora_lab/adapters/quantized_linear.py": (LIBRARIES, ERRORS, FACTS, QUANTIZATION, MODELS, ADAPTERS),
     "qlora_lab/adapters/peft_adapter.py": (LIBRARIES, ERRORS, FACTS, ADAPTERS, MODELS),
+    "qlora_lab/adapters/targets.py": ("torch", ERRORS, ADAPTERS, "qlora_lab.models.parts"),
     "qlora_lab/adapters/*": ("torch", "safetensors", ERRORS, FACTS, ADAPTERS),
     "qlora_lab/training/*": (LIBRARIES, ERRORS, FACTS, QUANTIZATION, MODELS, ADAPTERS, TRAINING),
     "qlora_lab/evaluation/*": (LIBRARIES, ERRORS, FACTS, *LEARNING),
@@ -391,7 +394,7 @@ def test_a_room_says_what_its_files_hold(init):
 
 
 def test_a_file_that_nobody_names_is_seen():
-    names = ["losses.py", "answers.py", "intervals.py", "reports.py"]
+    names = ["losses.py", "answers.py", "intervals.py", "reports.py", "soundness.py"]
     assert unnamed("qlora_lab/evaluation/__init__.py", " ".join(names)) == ["judge.py"]
 
 

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from qlora_lab.adapters.lora import LoraLinear, add_lora, lora_layers, required_lora
-from qlora_lab.adapters.targets import is_linear, is_named
+from qlora_lab.adapters.targets import is_linear, is_named, widths
 from qlora_lab.errors import UserError
 
 CONFIG, WEIGHTS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
@@ -30,7 +30,7 @@ CONFIG, WEIGHTS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "b
 HARMLESS = {
     *"peft_type peft_version task_type auto_mapping base_model_name_or_path revision inference_mode".split(),
     *"r lora_alpha lora_dropout target_modules exclude_modules layers_to_transform layers_pattern".split(),
-    *"megatron_core qalora_group_size eva_config ensure_weight_tying".split(),
+    *"megatron_core qalora_group_size eva_config ensure_weight_tying fan_in_fan_out".split(),
 }
 HARMLESS_VALUES = {"bias": ("none",), "init_lora_weights": (True, "gaussian", "orthogonal", "eva")}
 
@@ -202,7 +202,7 @@ def _require_same_base(model: nn.Module, names: list[str], tensors: dict, finger
         expected = len(tensors[f"{name}.lora_B"]), tensors[f"{name}.lora_A"].shape[1]  # (out, in)
         if name not in modules or not is_linear(modules[name]):
             raise UserError(f"the adapter is for another base: this model has no linear layer {name}")
-        size = modules[name].out_features, modules[name].in_features
+        size = widths(modules[name])[::-1]
         if size != expected:
             raise UserError(f"the adapter is for another base: its {name} is {expected}, this model's is {size}")
     if fingerprint is not None and fingerprint != base_fingerprint(model):

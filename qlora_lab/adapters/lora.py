@@ -10,7 +10,8 @@ trained: rank * (in + out) numbers instead of in * out. (Hu et al. 2021, arXiv 2
     unload                        put the base layers back in the LoraLinears' place
     save_lora, load_lora          PEFT's files: `PeftModel.from_pretrained` reads ours, `load_lora` reads PEFT's
 
-The base may be any module with `in_features`, `out_features` and `weight`: nothing here depends on what the weight is.
+The base may be any module with `in_features`, `out_features` and `weight` (or GPT-2's Conv1D, which has other names for
+them): nothing here depends on what the weight is.
 QLoRA is LoRA on a base that happens to be 4-bit. Only `merge` needs a floating-point weight.
 """
 
@@ -21,7 +22,7 @@ import math
 import torch
 from torch import nn
 
-from qlora_lab.adapters.targets import LinearLike, find_targets, get_linear, is_linear, set_module
+from qlora_lab.adapters.targets import LinearLike, find_targets, get_linear, is_linear, set_module, widths
 from qlora_lab.errors import UserError
 
 
@@ -60,8 +61,9 @@ class LoraLinear(nn.Module):
             raise UserError(f"rank={rank}: must be at least 1")
         self.base, self.alpha, self.dropout = base, alpha, dropout
         device = base.weight.device
-        self.lora_A = nn.Parameter(torch.empty(rank, base.in_features, dtype=dtype, device=device))
-        self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank, dtype=dtype, device=device))
+        inputs, outputs = widths(base)
+        self.lora_A = nn.Parameter(torch.empty(rank, inputs, dtype=dtype, device=device))
+        self.lora_B = nn.Parameter(torch.zeros(outputs, rank, dtype=dtype, device=device))
         # as nn.Linear does: within ±1/sqrt(in_features)
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5), generator=generator)
         self.unmerged_weight: torch.Tensor | None = None  # the base's weight before it was merged
@@ -72,11 +74,11 @@ class LoraLinear(nn.Module):
 
     @property
     def in_features(self) -> int:
-        return self.base.in_features
+        return widths(self.base)[0]
 
     @property
     def out_features(self) -> int:
-        return self.base.out_features
+        return widths(self.base)[1]
 
     @property
     def weight(self):
@@ -117,7 +119,7 @@ def add_lora(
     Args:
         rank, alpha, dropout, dtype: as in `LoraLinear`.
         targets: "all-linear" (all but the output head), or names of modules, or the ends of dotted ones:
-            ["q_proj", "layers.0.mlp.down_proj"].
+            ["q_proj", "layers.0.mlp.down_proj"]. Of a model that also sees or hears, the part that reads text.
         seed: for A's random numbers. torch's own generators are not touched.
 
     Returns:
@@ -129,7 +131,7 @@ def add_lora(
     """
     if lora_layers(model):
         raise UserError("this model has LoRA layers already: unload(model) takes them out first")
-    names = find_targets(model, targets)
+    names = find_targets(model, targets, language_only=True)
     model.requires_grad_(False)
     devices = {get_linear(model, name).weight.device for name in names}
     draw = {device: torch.Generator(device).manual_seed(seed) for device in devices if device.type != "meta"}

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from qlora_lab.adapters.lora import required_lora
-from qlora_lab.adapters.targets import set_module
+from qlora_lab.adapters.targets import is_transposed, set_module
 from qlora_lab.errors import UserError
 
 
@@ -32,7 +32,8 @@ def merge(model: nn.Module) -> nn.Module:
             )
     for layer in layers.values():
         weight = layer.base.weight.data
-        layer.base.weight.data = (weight.float() + layer.delta()).to(weight.dtype)
+        delta = layer.delta().T if is_transposed(layer.base) else layer.delta()
+        layer.base.weight.data = (weight.float() + delta).to(weight.dtype)
         layer.unmerged_weight = weight
     return model
 

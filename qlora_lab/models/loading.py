@@ -23,6 +23,7 @@ from qlora_lab.models.bundled import CATALOGUE, DEFAULT_MODEL, fetch, say
 from qlora_lab.models.faults import require_right_scales, use_differentiable_kernels
 from qlora_lab.models.hardware import pick_compute_dtype, pick_device, require_4bit_kernels
 from qlora_lab.models.quiet import quiet_transformers
+from qlora_lab.models.tokens import prepare_tokenizer
 
 
 def load_model(
@@ -42,14 +43,17 @@ def load_model(
         device: default `pick_device()`. The whole model goes there: nothing is split or offloaded behind your back.
         compute_dtype: default `pick_compute_dtype(device)`.
 
+    A checkpoint that bitsandbytes quantized to 4 bits is loaded as it is, whatever `quantization` says.
+
     Returns:
         model (in eval mode), tokenizer
 
     Raises:
         UserError: no such model, a damaged or incomplete checkpoint, one that needs code of its own or has no
-            safetensors weights, no 4-bit kernel for the device, or one that reads wrong scales.
+            safetensors weights, no 4-bit kernel for the device, or one that reads wrong scales; a checkpoint that is
+            quantized in another way; a tokenizer without an end token, or whose padding the model has no row for.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     device = torch.device(device) if device is not None else pick_device()
     compute_dtype = compute_dtype or pick_compute_dtype(device)
@@ -57,11 +61,15 @@ def load_model(
         raise UserError(f"quantization is {quantization!r}: choose None, 'nf4' or 'fp4'")
     source = locate(str(name))
     options = {}
-    if quantization:
-        require_4bit_kernels(device)
-        options["quantization_config"] = bnb_config(quantization, double_quant, compute_dtype)
     try:
         with quiet_transformers():
+            already = quantized_by(AutoConfig.from_pretrained(source, trust_remote_code=False))
+            if already not in ("", FOUR_BITS):
+                raise UserError(f"cannot load {str(name)!r}: it {is_quantized_already(already)}")
+            if quantization or already:
+                require_4bit_kernels(device)
+            if quantization and not already:
+                options["quantization_config"] = bnb_config(quantization, double_quant, compute_dtype)
             pair: Any = AutoModelForCausalLM.from_pretrained(
                 source,
                 dtype=compute_dtype,
@@ -73,7 +81,7 @@ def load_model(
             )
             model, loaded = pair
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, UserError):
         raise
     except Exception as error:  # from a missing file, the network, safetensors, an unknown architecture ...
         raise UserError(f"cannot load {str(name)!r}: {why(error)}") from error
@@ -85,12 +93,40 @@ def load_model(
     if getattr(model.config, "auto_map", None):
         ours = type(model).__name__
         say(f"note: {name} comes with Python code of its own, which is not run: this is transformers' {ours}")
-    if quantization:
+    if quantization or already:
         use_differentiable_kernels(model)
         require_right_scales(model)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    if already:
+        _compute_in(model, compute_dtype)
+    prepare_tokenizer(tokenizer, model)
     return model.eval(), tokenizer
+
+
+FOUR_BITS = "bitsandbytes, 4 bits"
+
+
+def quantized_by(config) -> str:
+    """How a checkpoint with this config is quantized: "" if it is not, `FOUR_BITS`, "gptq" ..."""
+    settings = getattr(config, "quantization_config", None) or {}
+    settings = settings if isinstance(settings, dict) else settings.to_dict()
+    method = str(settings.get("quant_method", "")).rpartition(".")[2].lower()
+    if method.startswith("bitsandbytes"):
+        return FOUR_BITS if settings.get("load_in_4bit") else "bitsandbytes, 8 bits"
+    return method
+
+
+def is_quantized_already(method: str) -> str:
+    """The rest of the sentence about a checkpoint in other bits than QLoRA's."""
+    return f"is quantized already ({method}): QLoRA starts from the 16-bit checkpoint"
+
+
+def _compute_in(model, dtype: torch.dtype) -> None:
+    """Have 4-bit layers compute in this dtype instead of the one that was written into their checkpoint."""
+    from bitsandbytes.nn.modules import Linear4bit
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.compute_dtype, module.compute_type_is_set = dtype, True
 
 
 def bnb_config(quantization: str, double_quant: bool, compute_dtype: torch.dtype):

@@ -31,6 +31,7 @@ from typing import Any, TypeVar
 import torch
 
 from qlora_lab.errors import UserError
+from qlora_lab.models.trying import require_isolation
 from qlora_lab.training.batches import Batches
 from qlora_lab.training.checkpoints import (
     Checkpoint,
@@ -121,8 +122,8 @@ def train_steps(
         named: fields of `TrainSettings`, instead of `settings`.
 
     Raises:
-        UserError: at once, for impossible settings or another run's checkpoints; while training, for a step without a
-            token to learn.
+        UserError: at once, for impossible settings, another run's checkpoints, or packed samples that would see one
+            another in this model; while training, for a step without a token to learn.
         TrainingDiverged: while training, if the loss or the gradient norm is not finite. The parameters stay as they
             were before the step (with `update_in_backward`, only if it is the loss).
     """
@@ -136,6 +137,8 @@ def train_steps(
     settings.require_possible(device, batches.batch_size, batches.accumulation)
     accelerator = accelerator or make_accelerator(settings.compute_dtype, device)
     settings.require_possible(device, batches.batch_size, batches.accumulation, accelerator.num_processes)
+    if batches.packing:
+        require_isolation(model)
     make_this_step = functools.partial(make_step, pad_token_id=pad_token_id)
     if checkpoints is None:
         if resume:
@@ -226,6 +229,11 @@ def with_next(iterable: Iterable[T]) -> Iterator[tuple[T, T | None]]:
 
 def diverged(result: StepResult, step: int, learning_rate: float) -> str:
     """The message of a `TrainingDiverged`."""
+    if step == 1 and not math.isfinite(result.loss):
+        return (
+            f"the loss is {float(result.loss)} at the first step, before any update: it is the base model that gives "
+            "it, with these samples in this compute dtype"
+        )
     return (
         f"the loss is {float(result.loss)} and the gradient norm {float(result.norm)} at step {step}: training stopped "
         f"{'after' if result.updated else 'before'} this update. Lower the learning rate (now {learning_rate:g}) "

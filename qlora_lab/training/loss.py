@@ -7,7 +7,7 @@ import functools
 import torch
 import torch.utils.checkpoint
 
-from qlora_lab.errors import UserError
+from qlora_lab.models.trying import require_plain_head
 from qlora_lab.training.chat import IGNORED
 
 
@@ -45,8 +45,7 @@ def token_loss_sum(model, batch: dict[str, torch.Tensor], chunk: int | None = No
 def _chunked_loss_sum(model, batch, targets: torch.Tensor, columns: torch.Tensor, chunk: int) -> torch.Tensor:
     """The same sum with the logits of `chunk` hidden states at a time; the backward pass computes them again."""
     causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model  # without PEFT's wrapper
-    if tuning := [name for name in _AFTER_THE_HEAD if getattr(causal_lm.config, name, None) not in (None, 1, 1.0)]:
-        raise UserError(f"this model changes its logits after the head ({tuning[0]}): use loss_chunk=None")
+    require_plain_head(causal_lm)
     head = causal_lm.get_output_embeddings()
     hidden = causal_lm.get_decoder()(
         input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False
@@ -58,6 +57,3 @@ def _chunked_loss_sum(model, batch, targets: torch.Tensor, columns: torch.Tensor
     pieces = zip(hidden.flatten(0, 1).split(chunk), targets.split(chunk), strict=True)
     sums = (torch.utils.checkpoint.checkpoint(loss_sum, *piece, use_reentrant=False) for piece in pieces)
     return functools.reduce(torch.add, sums)
-
-
-_AFTER_THE_HEAD = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")  # in configs

@@ -1,6 +1,6 @@
 """The folder of a training run: what it holds, and which run may use it.
 
-run.json        the settings, as text, that a resumed run must share with the interrupted one
+run.json        the settings, as text, that a resumed run must share with the interrupted one, its length apart
 before.json     the judgement before training
 checkpoints/    see `checkpoints.py`
 adapter/        in PEFT's format
@@ -17,6 +17,8 @@ import shutil
 from qlora_lab.adapters.files import add_fingerprint, base_fingerprint
 from qlora_lab.errors import UserError
 from qlora_lab.training.checkpoints import newest_checkpoint
+
+LENGTH = ("steps", "epochs")  # a run may be resumed for longer than it was meant to last
 
 
 class RunFolder:
@@ -52,7 +54,7 @@ class RunFolder:
             raise UserError(f"nothing to resume: {self.path} holds no run")
         then = self._read("run.json")
         for key, now in self.settings.items():
-            if then.get(key) != now:
+            if then.get(key) != now and key not in LENGTH:
                 flag = "--" + key.replace("_", "-")
                 raise UserError(f"cannot resume {self.path}: {flag} was {then.get(key)}, now it is {now}")
         newest = newest_checkpoint(self.checkpoints)

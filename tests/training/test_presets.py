@@ -73,10 +73,19 @@ def test_chunks_hold_fewer_logits_at_a_time(make_tiny):
 
 
 def test_logits_that_are_changed_after_the_head_are_refused(make_tiny):
-    model = make_tiny()
-    model.get_base_model().config.final_logit_softcapping = 30.0
-    with pytest.raises(UserError, match=r"final_logit_softcapping\): use loss_chunk=None"):
-        token_loss_sum(model, collate([[sample] for sample in samples()], 0), 16)
+    """Whatever the config calls it: it is seen in what the model computes."""
+    model, batch = make_tiny(), collate([[sample] for sample in samples()], 0)
+    forward = model.get_base_model().forward
+
+    def capped(**named):
+        made = forward(**named)
+        return type(made)(logits=30 * torch.tanh(made.logits / 30))
+
+    model.get_base_model().forward = capped
+    with pytest.raises(UserError, match="a LlamaForCausalLM changes its logits after the head: use loss_chunk=None"):
+        token_loss_sum(model, batch, 16)
+    model.get_base_model().forward = forward
+    token_loss_sum(model, batch, 16)
 
 
 # ----------------------------------------------------------------------------------------- updates in the backward pass

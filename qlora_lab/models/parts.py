@@ -1,0 +1,44 @@
+"""Which part of a model reads text. Needs torch alone, and asks attributes: nothing is imported for it."""
+
+from __future__ import annotations
+
+import re
+
+from torch import nn
+
+
+def beside_the_language(model: nn.Module) -> tuple[str, ...]:
+    """Dotted names of the parts that text never reaches: a vision tower, an audio encoder, their projectors.
+
+    They are what a model has beside the decoder that transformers' `get_decoder` names; the output head, and what
+    leads to it, is outside of the base model. An encoder and its decoder both read text. () for most models.
+    """
+    get_decoder = getattr(model, "get_decoder", None)
+    if get_decoder is None or getattr(model.config, "is_encoder_decoder", False):
+        return ()
+    decoder, base = get_decoder(), model.base_model
+    if decoder is None or decoder is base:
+        return ()
+    heads = {model.get_output_embeddings(), model.get_input_embeddings()}
+    names = {module: name for name, module in model.named_modules()}
+    outside, above = [], [base]
+    while above:  # down to the decoder: whatever branches off on the way lies beside it
+        children = list(above.pop().children())
+        for child in children:
+            inside = set(child.modules())
+            if decoder in inside and child is not decoder:
+                above.append(child)
+            elif child is not decoder and not heads & inside and next(child.parameters(), None) is not None:
+                outside.append(names[child])
+    return tuple(outside)
+
+
+def excluded_modules(model: nn.Module) -> str | None:
+    """The same as a pattern: PEFT's `exclude_modules`."""
+    beside = "|".join(re.escape(name) for name in beside_the_language(model))
+    return rf"({beside})(\..*)?" if beside else None
+
+
+def is_inside(name: str, parts: tuple[str, ...]) -> bool:
+    """Whether a dotted name is one of the parts, or of something in one."""
+    return any(f"{name}.".startswith(f"{part}.") for part in parts)

@@ -1,0 +1,341 @@
+"""What a model can do, found out by trying it: a tiny copy with random weights reads a dozen tokens, on the CPU.
+
+    tried = try_out(config)      Tried: does it train, pack, chunk its loss, read so many tokens?
+    require_trainable(...)       what `train_qlora` asks before it loads a model
+
+A list of architectures would age; a question to the code does not. The copy has the config's class and attention, but
+only as many layers as it takes to have one of each kind, and few words, MLP columns and experts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import warnings
+import weakref
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from qlora_lab.errors import UserError
+from qlora_lab.models.compatibility import adapt_on_meta, preflight, read_config
+from qlora_lab.models.loading import FOUR_BITS, first_sentence, is_quantized_already, quantized_by
+from qlora_lab.models.quiet import quiet_transformers
+
+LARGEST = 400_000_000  # parameters of a copy: 1.6 GB, seconds
+SAME = 1e-3  # of the logits' standard deviation: float32 rounds to 1e-6 of it, another sample moves them by about 1
+SMALL = {"vocab_size": 512, "intermediate_size": 64, "moe_intermediate_size": 64}  # where a config has more
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What a tiny copy of a model did. Each reason is "" where it can.
+
+    Attributes:
+        training: why it cannot be trained on answers as a causal language model with PEFT's adapters.
+        packing: why samples in one row are not as if each were alone.
+        chunks: why its loss cannot be computed chunk by chunk.
+        longest: tokens that it can read at most; None: no limit was met.
+    """
+
+    training: str = ""
+    packing: str = ""
+    chunks: str = ""
+    longest: int | None = None
+
+    def __str__(self) -> str:
+        if self.training:
+            return f"Tried on a tiny copy: {self.training}"
+        packing = f"no: {self.packing}" if self.packing else "yes, samples do not see one another"
+        chunks = f"no: {self.chunks}" if self.chunks else "yes"
+        longest = f"\nTokens in a sample: {self.longest} at most" if self.longest else ""
+        return f"Tried on a tiny copy: it trains\n--packing: {packing}\n--preset lean: {chunks}{longest}"
+
+
+def require_trainable(
+    config,
+    *,
+    quantize: bool,
+    targets: str | list[str] = "all-linear",
+    packing: bool = False,
+    chunks: bool = False,
+    max_length: int = 0,
+) -> tuple[str, ...]:
+    """Raise UserError unless a model can be trained so; return what should be said before it is, a sentence each.
+
+    Args:
+        config: as in `preflight`.
+        quantize: whether the base is to be held in 4 bits.
+        targets: what is adapted, as in `add_adapter`.
+        packing: whether several samples share a row.
+        chunks: whether the loss is computed chunk by chunk.
+        max_length: tokens in the longest row.
+    """
+    config = read_config(config)
+    notes = []
+    already = quantized_by(config)
+    if already and not (already == FOUR_BITS and quantize):
+        also = ", or is trained as it is with --method qlora" if already == FOUR_BITS else ""
+        raise UserError(f"this checkpoint {is_quantized_already(already)}{also}")
+    if quantize and not already:
+        seen = preflight(config)
+        if seen.share_missed > 0.05:
+            most = max(seen.missed, key=lambda weight: weight.numel).reason
+            notes.append(f"{seen.share_missed:.0%} of the weights of its layers stay in 16 bits ({most})")
+    tried = try_out(config, targets, max_length)
+    if tried.training:
+        raise UserError(tried.training)
+    if packing and tried.packing:
+        raise UserError(f"{tried.packing}: train without --packing")
+    if chunks and tried.chunks:
+        raise UserError(f"{tried.chunks}: its loss cannot be computed in chunks (--preset lean); choose another preset")
+    if tried.longest and max_length > tried.longest:
+        raise UserError(
+            f"--max-length {max_length} is more than this model can read: it has positions for {tried.longest} tokens"
+        )
+    return tuple(notes)
+
+
+def require_isolation(model) -> None:
+    """Raise UserError if samples that share a row would see one another in this model."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    with _on_the_side():
+        small = tiny_copy(base.config, type(base))
+        if small is not None and (reason := why_not_packed(small)):
+            raise UserError(f"{reason}: use packing=False")
+
+
+def try_out(config, targets: str | list[str] = "all-linear", max_length: int = 0) -> Tried:
+    """Try a tiny copy of a model. targets: what is adapted. max_length: of the samples that it is to read."""
+    with _on_the_side():
+        try:
+            small = tiny_copy(config)
+            if small is None:
+                return Tried(packing="this model is too large to be tried for it", chunks="")
+            if _sees_what_comes(small):
+                kind = type(small).__name__
+                return Tried(f"{kind} is no causal language model: its tokens see those that come after them")
+            packing, chunks = why_not_packed(small), why_not_chunked(small)
+            longest = _longest(small, max_length)
+            _train_once(small, targets)
+        except UserError as error:
+            return Tried(str(error))
+        except Exception as error:  # whatever a model of this kind does not take
+            return Tried(f"a {type(config).__name__.removesuffix('Config')} cannot be trained: {first_sentence(error)}")
+    return Tried("", packing, chunks, longest)
+
+
+# -------------------------------------------------------------------------------------------------------- the tiny copy
+
+
+def tiny_copy(config, model_class: type | None = None):
+    """A model with random weights, in eval mode, that does what a model of this config does; None: still too large.
+
+    model_class: None for that of transformers' AutoModelForCausalLM, which `load_model` takes.
+
+    Raises:
+        UserError: transformers has no causal language model for such a config.
+    """
+    from transformers import AutoModelForCausalLM, PretrainedConfig
+
+    small = copy.deepcopy(config)
+    small.__dict__.pop("quantization_config", None)
+    text = small.get_text_config()
+    others = [part for part in vars(small).values() if isinstance(part, PretrainedConfig) and part is not text]
+    for part in (text, *others):
+        for name, most in SMALL.items():
+            if isinstance(getattr(part, name, None), int):
+                setattr(part, name, min(most, getattr(part, name)))
+        if part is not text and isinstance(getattr(part, "num_hidden_layers", None), int):
+            _keep_layers(part, 1)
+    for part in (small, text):
+        for name, value in list(vars(part).items()):
+            if name.endswith("token_id") and isinstance(value, int) and value >= text.vocab_size:
+                setattr(part, name, 0)
+
+    def build():
+        if model_class is not None:
+            return model_class(small)
+        if type(small) not in AutoModelForCausalLM._model_mapping:
+            raise UserError(f"transformers has no causal language model for a {type(small).__name__}")
+        return AutoModelForCausalLM.from_config(small)
+
+    with torch.device("meta"):
+        _keep_layers(text, _layers_of_each_kind(build(), text))
+        if sum(parameter.numel() for parameter in build().parameters()) > LARGEST:
+            return None
+    torch.manual_seed(0)
+    return build().float().eval()
+
+
+def _layers_of_each_kind(model, text) -> int:
+    """How many of a model's first layers have one of each kind among them, by their modules, shapes and types."""
+    lists = [module for module in model.get_decoder().modules() if isinstance(module, nn.ModuleList)]
+    layers = next((layers for layers in lists if len(layers) == text.num_hidden_layers), None)
+    if layers is None:
+        return text.num_hidden_layers
+    types = getattr(text, "layer_types", None) or [None] * len(layers)
+    kinds = [
+        (
+            kind,
+            *(
+                (name, type(module), *(p.shape for p in module.parameters(False)))
+                for name, module in layer.named_modules()
+            ),
+        )
+        for kind, layer in zip(types, layers, strict=True)
+    ]
+    return 1 + max(kinds.index(kind) for kind in set(kinds))
+
+
+def _keep_layers(text, count: int) -> None:
+    """Cut a config to its first layers, and each of its lists that has an entry a layer."""
+    layers = text.num_hidden_layers
+    for name, value in list(vars(text).items()):
+        if isinstance(value, list) and len(value) == layers:
+            object.__setattr__(text, name, value[:count])
+    text.num_hidden_layers = count
+
+
+@contextlib.contextmanager
+def _on_the_side():
+    """Everybody's random numbers stay as they are, and nothing is said."""
+    with quiet_transformers(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+# -------------------------------------------------------------------------------------------------------------- trials
+
+
+@torch.no_grad()
+def _logits(model, *samples: list[int], positions: torch.Tensor | None = None) -> torch.Tensor:
+    """Logits of samples in one row, of shape (tokens, vocabulary), computed as `token_loss_sum` has them computed."""
+    ids = torch.tensor([[token for sample in samples for token in sample]])
+    if positions is None:
+        positions = torch.tensor([[position for sample in samples for position in range(len(sample))]])
+    keep = torch.arange(ids.shape[1])
+    return model(input_ids=ids, position_ids=positions, use_cache=False, logits_to_keep=keep).logits[0].float()
+
+
+def _differ(left: torch.Tensor, right: torch.Tensor) -> float:
+    """By how many standard deviations logits differ, at most."""
+    return ((left - right).abs().max() / left.std()).item()
+
+
+def _tokens(model, count: int, seed: int) -> list[int]:
+    draw = torch.Generator().manual_seed(seed)
+    return torch.randint(3, model.get_input_embeddings().weight.shape[0], (count,), generator=draw).tolist()
+
+
+def _sees_what_comes(model) -> bool:
+    first, second = _tokens(model, 9, 1), _tokens(model, 9, 2)
+    together = _logits(model, first[:6] + second[:3])
+    return _differ(_logits(model, first)[:6], together[:6]) > SAME
+
+
+def why_not_packed(model) -> str:
+    """Why samples in one row are not, to this model, as if each were alone; "" if they are."""
+    first, second = _tokens(model, 7, 1), _tokens(model, 5, 2)
+    packed = _logits(model, first, second)
+    if (leak := _differ(_logits(model, second), packed[len(first) :])) > SAME:
+        kind = type(model).__name__
+        return f"in a {kind}, samples that share a row see one another (their logits move by {leak:.2g} deviations)"
+    return ""
+
+
+def _longest(model, wanted: int) -> int | None:
+    """The number of positions that a model has, if it is fewer than wanted and it cannot do with more."""
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if not isinstance(limit, int) or not 0 < limit < wanted:
+        return None
+    try:
+        _logits(model, _tokens(model, limit + 1, 1))
+    except (IndexError, RuntimeError, ValueError):
+        return limit
+    return None
+
+
+def _train_once(model, targets: str | list[str]) -> None:
+    """Have PEFT adapt the targets, as training will, and take gradients."""
+    if isinstance(targets, list):  # a target may be in a layer that the copy does not have
+        targets = [t for t in targets if any(f".{name}".endswith(f".{t}") for name, _ in model.named_modules())]
+    adapted, error = adapt_on_meta(model, targets) if targets else ((), "")
+    if error:
+        raise UserError(
+            f"{type(model).__name__} cannot be adapted as it is: PEFT's {targets} finds no target ({error})"
+        )
+    for module in model.modules():  # the adapters were made without memory
+        if any(p.is_meta for p in module.parameters(False)):
+            module.to_empty(device="cpu", recurse=False)
+            for parameter in module.parameters(False):
+                nn.init.normal_(parameter, std=0.01)
+    ids = torch.tensor([_tokens(model, 9, 1)])
+    positions = torch.arange(9)[None]
+    model.train()
+    keep = torch.arange(9)
+    model(input_ids=ids, position_ids=positions, use_cache=False, logits_to_keep=keep).logits.sum().backward()
+
+
+# ------------------------------------------------------------------------------------------------- around the head
+
+_PLAIN: weakref.WeakSet = weakref.WeakSet()  # models whose logits are known to be those of their head
+
+
+def require_plain_head(model) -> None:
+    """Raise UserError unless a model's logits are what its output head makes of its decoder's hidden states.
+
+    Seen in a forward pass of two tokens, the first time that it is asked of a model. A factor or a cap on the logits is
+    not always in the config where one would look for it.
+    """
+    if model not in _PLAIN:
+        if reason := why_not_chunked(model):
+            raise UserError(f"{reason}: use loss_chunk=None")
+        _PLAIN.add(model)
+
+
+@torch.no_grad()
+def why_not_chunked(model) -> str:
+    """What a causal language model does between its decoder and its logits beside the head; "" if nothing."""
+    seen = {}
+    decoder, head = model.get_decoder(), model.get_output_embeddings()
+    if decoder is model:
+        return f"a {type(model).__name__} does not say which of its parts is the decoder"
+    hooks = (
+        decoder.register_forward_hook(lambda module, given, made: seen.update(hidden=made.last_hidden_state)),
+        head.register_forward_hook(lambda module, given, made: seen.update(read=given[0], made=made)),
+    )
+    try:
+        ids = torch.tensor([[3, 4]], device=head.weight.device)
+        logits = model(input_ids=ids, use_cache=False).logits
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if set(seen) != {"hidden", "read", "made"} or not torch.equal(seen["hidden"], seen["read"]):
+        return f"a {type(model).__name__} changes its hidden states before the head"
+    if not torch.equal(logits.float(), seen["made"].float()):
+        return f"a {type(model).__name__} changes its logits after the head"
+    return ""
+
+
+@torch.no_grad()
+def where_not_finite(model, ids: torch.Tensor) -> str:
+    """The dotted name of the first module whose output is not finite while the model reads ids; "" if none is."""
+    found: list[str] = []
+
+    def watch(name: str):
+        def hook(module, given, made):
+            if not found and isinstance(made, torch.Tensor) and not made.isfinite().all():
+                found.append(name)
+
+        return hook
+
+    leaves = [(name, module) for name, module in model.named_modules() if not list(module.children())]
+    hooks = [module.register_forward_hook(watch(name)) for name, module in leaves]
+    try:
+        model(input_ids=ids.to(model.get_output_embeddings().weight.device), use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found[0] if found else ""
