@@ -14,12 +14,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import gc
 import json
 import math
 import os
-import pathlib
 import sys
 import time
 from collections.abc import Iterator
@@ -30,74 +28,31 @@ from safetensors import SafetensorError
 
 from qlora_lab.adapters.peft_adapter import trainable_parameters
 from qlora_lab.adapters.targets import find_targets, widths
-from qlora_lab.arguments import Parser, count, count_or_none, names, positive, print_anywhere, seed
+from qlora_lab.arguments import print_anywhere
 from qlora_lab.errors import CANNOT_WRITE, UserError
 from qlora_lab.evaluation.judge import Judge
 from qlora_lab.evaluation.reports import ANSWERED, describe, read_report, side_by_side
 from qlora_lab.evaluation.soundness import require_finite, require_sound
-from qlora_lab.facts import OPTIMIZERS
 from qlora_lab.memory.meter import peak_memory_bytes, reset_peak
 from qlora_lab.memory.prediction import estimate
 from qlora_lab.memory.shapes import from_config
-from qlora_lab.models.bundled import DEFAULT_MODEL
 from qlora_lab.models.compatibility import build_on_meta, read_config
 from qlora_lab.models.hardware import DTYPES, pick_compute_dtype
 from qlora_lab.models.loading import load_model, locate
 from qlora_lab.models.quiet import quiet_transformers
 from qlora_lab.models.trying import require_trainable
+from qlora_lab.train_flags import for_steps, parser, recipe, settings_of, target_names
 from qlora_lab.training.batches import Batches
 from qlora_lab.training.chat import fitting_chats, tokenize, tokenize_text
 from qlora_lab.training.data import has_splits, load_prose, split_chats
-from qlora_lab.training.formats import FORMATS, Understood, parse_columns
+from qlora_lab.training.formats import Understood, parse_columns
 from qlora_lab.training.loop import train
-from qlora_lab.training.presets import PRESETS, Preset
 from qlora_lab.training.processes import make_accelerator
 from qlora_lab.training.run_folder import RunFolder, save_adapter
-from qlora_lab.training.settings import SCHEDULES, TrainSettings
 from qlora_lab.training.step_records import tokens_per_second
-from qlora_lab.training.templates import LEARN, keep_template, remarks
+from qlora_lab.training.templates import keep_template, remarks
 
 NOT_ANSWERED = {"exact_match": {}, "perplexity": {}}
-
-
-def parser() -> Parser:
-    p = Parser(prog="train_qlora", description="Fine-tune a language model with QLoRA and measure what it learned.")
-    p.add_argument("--model", default=DEFAULT_MODEL, help="bundled name, folder or hub id (default: %(default)s)")
-    p.add_argument(
-        "--data", default="orders", help="a data set of the course, a file, or a folder with train.jsonl ..."
-    )
-    p.add_argument("--columns", help="which columns hold what, if not recognized: prompt=question,response=answer")
-    p.add_argument("--learn", choices=LEARN, default="all", help="all turns of the assistant, the last, or everything")
-    p.add_argument("--format", choices=FORMATS, help="the data's format, if not recognized")
-    p.add_argument("--method", choices=["qlora", "lora"], default="qlora", help="4-bit NF4 base, or 16/32-bit base")
-    p.add_argument("--rank", type=count, default=16)
-    p.add_argument("--alpha", type=positive, help="default: 2 x rank")
-    p.add_argument("--targets", type=names, default="all-linear", help="all-linear, or comma-separated: q_proj,v_proj")
-    length = p.add_mutually_exclusive_group()
-    length.add_argument("--steps", type=count, help="optimizer steps (default: 30)")
-    length.add_argument("--epochs", type=positive)
-    p.add_argument("--batch-size", type=count, default=8, help="samples per forward pass, over all processes")
-    p.add_argument("--accumulation", type=count, default=1, help="forward passes per optimizer step")
-    p.add_argument("--packing", action="store_true", help="fill rows of --max-length with several samples")
-    p.add_argument("--max-length", type=count, default=256, help="longer samples are left out, and counted")
-    p.add_argument("--lr", type=positive, default=1.5e-3, help="peak learning rate (default: %(default)s)")
-    p.add_argument("--schedule", choices=SCHEDULES, default="cosine")
-    p.add_argument(
-        "--preset", choices=PRESETS, help="a recipe that saves GPU memory at some other cost: see training/presets.py"
-    )
-    p.add_argument("--optimizer", choices=OPTIMIZERS, help="default: paged_adamw_32bit on a GPU, adamw_torch on a CPU")
-    p.add_argument("--gradient-checkpointing", action="store_true", help="less memory for one more forward pass")
-    p.add_argument("--fast", action="store_true", help="on a GPU with bf16: fused kernels in one CUDA graph")
-    p.add_argument("--compute-dtype", choices=DTYPES, help="default: bfloat16 where the hardware has it")
-    p.add_argument("--seed", type=seed, default=0)
-    p.add_argument("--eval-samples", type=count_or_none, default=50, help="evaluated per split and of prose; 0: none")
-    p.add_argument("--checkpoint-every", type=count, default=10, metavar="STEPS")
-    p.add_argument("--output", type=pathlib.Path, default=pathlib.Path("runs/latest"))
-    p.add_argument("--resume", action="store_true", help="continue the run in --output")
-    p.add_argument("--beside", type=pathlib.Path, metavar="RUN", help="an earlier run to compare with this one")
-    p.add_argument("--quiet", action="store_true", help="no progress on standard error")
-    p.add_argument("--json", action="store_true", help="the report as JSON on standard output, and nothing else there")
-    return p
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -239,59 +194,6 @@ def run(args: argparse.Namespace) -> dict | None:
     }
     folder.write("report.json", report)
     return report
-
-
-# ------------------------------------------------------------------------------------------------------------- settings
-
-
-def recipe(
-    args: argparse.Namespace, device: torch.device, dtype: torch.dtype, processes: int
-) -> tuple[Preset, TrainSettings]:
-    """How to adapt the model and how to train it: whatever affects memory is up to --preset, if given, or to the flags.
-
-    --optimizer takes precedence over the preset's. With --epochs the steps are set later, by the number of samples.
-
-    Raises:
-        UserError: settings that are impossible, or impossible on this device or with this many processes.
-    """
-    if args.preset is None:
-        optimizer = "paged_adamw_32bit" if device.type == "cuda" else "adamw_torch"
-        preset = Preset("as the flags say", "float32", optimizer, args.gradient_checkpointing)
-    else:
-        preset = PRESETS[args.preset]
-    if preset.adapter_dtype == "bfloat16" and dtype != torch.bfloat16:
-        raise UserError(
-            f"--preset {args.preset} keeps its adapters in bfloat16 and this run computes in "
-            f"{str(dtype).removeprefix('torch.')}: choose in-backward, or --compute-dtype bfloat16"
-        )
-    memory = preset.settings(dtype)
-    memory["optimizer"] = args.optimizer or memory["optimizer"]
-    settings = TrainSettings(
-        steps=args.steps or 30,
-        learning_rate=args.lr,
-        schedule=args.schedule,
-        fast=args.fast,
-        checkpoint_every=args.checkpoint_every,
-        **memory,
-    )
-    settings.require_possible(device, args.batch_size, args.accumulation, processes)
-    return preset, for_steps(settings, settings.steps)
-
-
-def for_steps(settings: TrainSettings, steps: int) -> TrainSettings:
-    """The same settings for this many steps, the first tenth of which (at least one) warm up."""
-    return dataclasses.replace(settings, steps=steps, warmup_steps=max(1, steps // 10))
-
-
-def settings_of(args: argparse.Namespace) -> dict[str, str]:
-    """The settings, as text, that a resumed run must share with the interrupted one."""
-    per_call = ("output", "resume", "beside", "quiet", "json")
-    return {key: str(value) for key, value in vars(args).items() if key not in per_call}
-
-
-def target_names(args: argparse.Namespace) -> str | list[str]:
-    """--targets in the form that `add_adapter` takes."""
-    return args.targets if args.targets == "all-linear" else args.targets.split(",")
 
 
 def require_targets(args: argparse.Namespace) -> None:

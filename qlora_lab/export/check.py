@@ -28,8 +28,8 @@ from qlora_lab.evaluation.reports import ANSWERED
 from qlora_lab.export.llama_cpp import LlamaCpp
 from qlora_lab.export.trained_run import TrainedRun
 from qlora_lab.models.loading import load_model
-from qlora_lab.training.templates import prompt_text
 from qlora_lab.training.data import split_chats
+from qlora_lab.training.templates import prompt_text
 
 # The share of answers that must be equal. 16 and 8 bits change less than the rounding of activations; what 4 bits cost
 # is the learner's to judge, so there only a file that lost what was learned is called broken.
