@@ -47,6 +47,7 @@ from qlora_lab.training.chat import fitting_chats, tokenize, tokenize_text
 from qlora_lab.training.data import has_splits, load_prose, split_chats
 from qlora_lab.training.formats import Understood, parse_columns
 from qlora_lab.training.loop import train
+from qlora_lab.training.picture import in_short
 from qlora_lab.training.processes import make_accelerator
 from qlora_lab.training.run_folder import RunFolder, save_adapter
 from qlora_lab.training.step_records import tokens_per_second
@@ -112,8 +113,12 @@ def run(args: argparse.Namespace) -> dict | None:
     say(understood.summary())
     if understood.remarks():
         _warn(understood.remarks(), accelerator)
-    if judged and not has_splits(args.data):
-        say(f"{len(judged['test'])} of {understood.samples} samples are held out to judge the model on")
+    if args.eval_samples and not has_splits(args.data):
+        say(
+            f"{len(judged['test'])} of {understood.samples} samples are held out to judge the model on"
+            if judged
+            else "fewer than ten samples: none is held out to judge the model on"
+        )
     for note in require_trainable(
         args.model,
         quantize=args.method == "qlora",
@@ -132,6 +137,7 @@ def run(args: argparse.Namespace) -> dict | None:
     samples, left_out = tokenize({"messages": train_chats}, tokenizer, args.max_length, args.learn)
     if left_out:
         _warn(f"note: {left_out}", accelerator)
+    say(in_short(samples[0], tokenizer, args.learn))
     batches = Batches(samples, args.batch_size, args.accumulation, args.packing, args.max_length, args.seed)
     if args.epochs:
         settings = for_steps(settings, math.ceil(args.epochs * batches.steps_per_epoch()))
