@@ -5,7 +5,7 @@ before and after, and leaves in the output folder
 
     run.json       the settings          before.json   the judgement before training
     checkpoints/   to --resume from      adapter/      for peft.PeftModel.from_pretrained and qlora_lab.export
-    report.json    what --json prints
+    log.jsonl      a line for each step  report.json   what --json prints
 
 `accelerate launch -m qlora_lab.train_qlora ...` spreads the same run over several GPUs.
 """
@@ -49,8 +49,10 @@ from qlora_lab.training.formats import Understood, parse_columns
 from qlora_lab.training.loop import train
 from qlora_lab.training.processes import make_accelerator
 from qlora_lab.training.run_folder import RunFolder, save_adapter
+from qlora_lab.training.step_log import StepLog
 from qlora_lab.training.step_records import tokens_per_second
 from qlora_lab.training.templates import keep_template, remarks
+from qlora_lab.training.validation import Validation, validated
 
 NOT_ANSWERED = {"exact_match": {}, "perplexity": {}}
 
@@ -105,7 +107,7 @@ def run(args: argparse.Namespace) -> dict | None:
     preset, settings = recipe(args, device, dtype, machine.num_processes)
     accelerator = make_accelerator(settings.compute_dtype, device)
     say = _speaker(args.quiet or not accelerator.is_main_process)
-    folder = RunFolder(args.output, settings_of(args), args.resume)
+    folder = RunFolder(args.output, settings_of(args), args.resume, settings_of(parser().parse_args([])))
     before, resumed_at = folder.look()
     train_chats, judged = load_data(args, say, lambda text: _warn(text, accelerator))
     require_targets(args)
@@ -134,6 +136,7 @@ def run(args: argparse.Namespace) -> dict | None:
         raise UserError(f"{args.output} has {resumed_at} steps behind it: give --steps {resumed_at} or more")
     fitting = fitting_of(judged, args, tokenizer, accelerator)
     judge = judge_of(fitting, args, tokenizer, dtype, accelerator)
+    validation = validation_of(judge, args)
     require_sound(base, tokenizer, [*samples, *(sample for pairs in fitting.values() for _, sample in pairs)], dtype)
     folder.claim(accelerator)
 
@@ -156,16 +159,20 @@ def run(args: argparse.Namespace) -> dict | None:
         batches,
         settings,
         progress=not args.quiet and accelerator.is_main_process,
+        each_step=StepLog(folder.log).write if accelerator.is_main_process else lambda record: None,
         pad_token_id=tokenizer.pad_token_id,
         checkpoints=folder.checkpoints,
         resume=args.resume,
         accelerator=accelerator,
+        validation=validation,
     )
+    out_of_patience = validation is not None and validation.over(records)
+    adapter_step = (validation and validation.restore_best(model)) or len(records)
     say(f"trained for {time.perf_counter() - start:.0f} s")
     peak = peak_memory_bytes(device)
     if accelerator.is_main_process:
         save_adapter(model, folder.adapter, keep_template(tokenizer))
-    interrupted = len(records) < steps
+    interrupted = len(records) < steps and not out_of_patience
     if interrupted:
         after = NOT_ANSWERED
     else:
@@ -178,6 +185,9 @@ def run(args: argparse.Namespace) -> dict | None:
         "method": args.method,
         "steps": len(records),
         "losses": [record.loss for record in records],
+        "validation_losses": [(record.step, record.validation_loss) for record in validated(records)],
+        "adapter_step": adapter_step,
+        "out_of_patience": out_of_patience,
         "before": before,
         "after": after,
         "tokens_per_second": tokens_per_second(records) or 0.0,
@@ -234,8 +244,14 @@ def load_data(args: argparse.Namespace, say, warn=lambda text: None) -> tuple[li
     if understood.remarks():
         warn(understood.remarks())
     if judged and not has_splits(args.data):
-        held_out = len(judged["test"])
-        say(f"{held_out} of {len(chats) + held_out} samples are held out to judge the model on")
+        held_out = judged["test"]
+        say(f"{len(held_out)} of {len(chats) + len(held_out)} samples are held out to judge the model on")
+        if args.validate_every:  # samples that choose a step would flatter it as its judges
+            judged = {"test": held_out[::2], "validation": held_out[1::2]}
+            say(f"{len(judged['validation'])} of them are kept for validation, and do not judge its answers")
+    if args.validate_every and not judged.get("validation"):
+        lacks = "a validation split" if has_splits(args.data) else "20 samples or more, and --eval-samples 2 or more"
+        raise UserError(f"--validate-every has no held-out samples: {args.data} would need {lacks}")
     return chats, judged
 
 
@@ -264,6 +280,20 @@ def judge_of(fitting: dict[str, list], args: argparse.Namespace, tokenizer, dtyp
         if split in ANSWERED and asked:
             conversations[split] = asked
     return Judge(conversations, texts, tokenizer, dtype, accelerator)
+
+
+def validation_of(judge: Judge, args: argparse.Namespace) -> Validation | None:
+    """What --validate-every asks for: the loss of the judge's validation samples."""
+    if not args.validate_every:
+        return None
+    if "validation" not in judge.texts:
+        raise UserError("no validation sample is left: raise --max-length")
+    return Validation(
+        lambda model: judge.loss(model, "validation").per_token,
+        args.validate_every,
+        args.patience,
+        keep_best=args.keep == "best",
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------ speaking
