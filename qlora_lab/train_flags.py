@@ -18,6 +18,8 @@ from qlora_lab.training.presets import PRESETS, Preset
 from qlora_lab.training.settings import SCHEDULES, TrainSettings
 from qlora_lab.training.templates import LEARN
 
+KEEP = ("last", "best")
+
 
 def parser() -> Parser:
     p = Parser(prog="train_qlora", description="Fine-tune a language model with QLoRA and measure what it learned.")
@@ -51,6 +53,9 @@ def parser() -> Parser:
     p.add_argument("--seed", type=seed, default=0)
     p.add_argument("--eval-samples", type=count_or_none, default=50, help="evaluated per split and of prose; 0: none")
     p.add_argument("--checkpoint-every", type=count, default=10, metavar="STEPS")
+    p.add_argument("--validate-every", type=count, metavar="STEPS", help="also measure the loss on held-out samples")
+    p.add_argument("--keep", choices=KEEP, default="last", help="the adapter to save: the last, or the best validated")
+    p.add_argument("--patience", type=count, metavar="N", help="stop after N validations without a better loss")
     p.add_argument("--output", type=pathlib.Path, default=pathlib.Path("runs/latest"))
     p.add_argument("--resume", action="store_true", help="continue the run in --output")
     p.add_argument("--beside", type=pathlib.Path, metavar="RUN", help="an earlier run to compare with this one")
@@ -69,6 +74,7 @@ def recipe(
     Raises:
         UserError: settings that are impossible, or impossible on this device or with this many processes.
     """
+    _require_validation(args)
     if args.preset is None:
         optimizer = "paged_adamw_32bit" if device.type == "cuda" else "adamw_torch"
         preset = Preset("as the flags say", "float32", optimizer, args.gradient_checkpointing)
@@ -91,6 +97,16 @@ def recipe(
     )
     settings.require_possible(device, args.batch_size, args.accumulation, processes)
     return preset, for_steps(settings, settings.steps)
+
+
+def _require_validation(args: argparse.Namespace) -> None:
+    """Raise UserError if flags need validation, and --validate-every or its samples are missing."""
+    if not args.validate_every:
+        flag = "--keep best" if args.keep == "best" else f"--patience {args.patience}" if args.patience else ""
+        if flag:
+            raise UserError(f"{flag} goes by the validation loss: give --validate-every STEPS, too")
+    elif not args.eval_samples:
+        raise UserError("--validate-every needs held-out samples, and --eval-samples is 0: give at least 1")
 
 
 def for_steps(settings: TrainSettings, steps: int) -> TrainSettings:

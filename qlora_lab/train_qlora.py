@@ -5,7 +5,7 @@ before and after, and leaves in the output folder
 
     run.json       the settings          before.json   the judgement before training
     checkpoints/   to --resume from      adapter/      for peft.PeftModel.from_pretrained and qlora_lab.export
-    report.json    what --json prints
+    log.jsonl      a line for each step  report.json   what --json prints
 
 `accelerate launch -m qlora_lab.train_qlora ...` spreads the same run over several GPUs.
 """
@@ -49,8 +49,10 @@ from qlora_lab.training.formats import Understood, parse_columns
 from qlora_lab.training.loop import train
 from qlora_lab.training.processes import make_accelerator
 from qlora_lab.training.run_folder import RunFolder, save_adapter
+from qlora_lab.training.step_log import StepLog
 from qlora_lab.training.step_records import tokens_per_second
 from qlora_lab.training.templates import keep_template, remarks
+from qlora_lab.training.validation import Validation, validated
 
 NOT_ANSWERED = {"exact_match": {}, "perplexity": {}}
 
@@ -105,7 +107,7 @@ def run(args: argparse.Namespace) -> dict | None:
     preset, settings = recipe(args, device, dtype, machine.num_processes)
     accelerator = make_accelerator(settings.compute_dtype, device)
     say = _speaker(args.quiet or not accelerator.is_main_process)
-    folder = RunFolder(args.output, settings_of(args), args.resume)
+    folder = RunFolder(args.output, settings_of(args), args.resume, settings_of(parser().parse_args([])))
     before, resumed_at = folder.look()
     train_chats, judged, understood = load_data(args)
     require_targets(args)
@@ -113,7 +115,9 @@ def run(args: argparse.Namespace) -> dict | None:
     if understood.remarks():
         _warn(understood.remarks(), accelerator)
     if judged and not has_splits(args.data):
-        say(f"{len(judged['test'])} of {understood.samples} samples are held out to judge the model on")
+        say(f"{sum(map(len, judged.values()))} of {understood.samples} samples are held out to judge the model on")
+        if "validation" in judged:
+            say(f"{len(judged['validation'])} of them are kept for validation, and do not judge its answers")
     for note in require_trainable(
         args.model,
         quantize=args.method == "qlora",
@@ -139,6 +143,7 @@ def run(args: argparse.Namespace) -> dict | None:
         raise UserError(f"{args.output} has {resumed_at} steps behind it: give --steps {resumed_at} or more")
     fitting = fitting_of(judged, args, tokenizer, accelerator)
     judge = judge_of(fitting, args, tokenizer, dtype, accelerator)
+    validation = validation_of(judge, args)
     require_sound(base, tokenizer, [*samples, *(sample for pairs in fitting.values() for _, sample in pairs)], dtype)
     folder.claim(accelerator)
 
@@ -161,16 +166,20 @@ def run(args: argparse.Namespace) -> dict | None:
         batches,
         settings,
         progress=not args.quiet and accelerator.is_main_process,
+        each_step=StepLog(folder.log).write if accelerator.is_main_process else lambda record: None,
         pad_token_id=tokenizer.pad_token_id,
         checkpoints=folder.checkpoints,
         resume=args.resume,
         accelerator=accelerator,
+        validation=validation,
     )
+    out_of_patience = validation is not None and validation.over(records)
+    adapter_step = (validation and validation.restore_best(model)) or len(records)
     say(f"trained for {time.perf_counter() - start:.0f} s")
     peak = peak_memory_bytes(device)
     if accelerator.is_main_process:
         save_adapter(model, folder.adapter, keep_template(tokenizer))
-    interrupted = len(records) < steps
+    interrupted = len(records) < steps and not out_of_patience
     if interrupted:
         after = NOT_ANSWERED
     else:
@@ -183,6 +192,9 @@ def run(args: argparse.Namespace) -> dict | None:
         "method": args.method,
         "steps": len(records),
         "losses": [record.loss for record in records],
+        "validation_losses": [(record.step, record.validation_loss) for record in validated(records)],
+        "adapter_step": adapter_step,
+        "out_of_patience": out_of_patience,
         "before": before,
         "after": after,
         "tokens_per_second": tokens_per_second(records) or 0.0,
@@ -235,6 +247,12 @@ def load_data(args: argparse.Namespace) -> tuple[list, dict[str, list], Understo
     columns = parse_columns(args.columns) if args.columns else None
     understood, splits = Understood(), ("validation", *ANSWERED)
     chats, judged = split_chats(args.data, splits, args.eval_samples, args.seed, columns, args.format, understood)
+    if args.validate_every and judged and not has_splits(args.data):
+        held_out = judged["test"]  # samples that choose a step would flatter it as its judges
+        judged = {"test": held_out[::2], "validation": held_out[1::2]}
+    if args.validate_every and not judged.get("validation"):
+        lacks = "a validation split" if has_splits(args.data) else "20 samples or more, and --eval-samples 2 or more"
+        raise UserError(f"--validate-every has no held-out samples: {args.data} would need {lacks}")
     return chats, judged, understood
 
 
@@ -263,6 +281,20 @@ def judge_of(fitting: dict[str, list], args: argparse.Namespace, tokenizer, dtyp
         if split in ANSWERED and asked:
             conversations[split] = asked
     return Judge(conversations, texts, tokenizer, dtype, accelerator)
+
+
+def validation_of(judge: Judge, args: argparse.Namespace) -> Validation | None:
+    """What --validate-every asks for: the loss of the judge's validation samples."""
+    if not args.validate_every:
+        return None
+    if "validation" not in judge.texts:
+        raise UserError("no validation sample is left: raise --max-length")
+    return Validation(
+        lambda model: judge.loss(model, "validation").per_token,
+        args.validate_every,
+        args.patience,
+        keep_best=args.keep == "best",
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------ speaking

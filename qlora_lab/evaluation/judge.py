@@ -60,7 +60,15 @@ class Judge:
 
     def losses(self, model) -> dict[str, Loss]:
         """The losses by text, without the answers, which take longest."""
-        return {name: self._loss(model, samples) for name, samples in self.texts.items()}
+        return {name: self.loss(model, name) for name in self.texts}
+
+    def loss(self, model, name: str) -> Loss:
+        """The loss of one of the texts."""
+        loss = text_loss(
+            model, self._share(self.texts[name]), pad_token_id=self.tokenizer.pad_token_id, dtype=self.dtype
+        )
+        total, tokens = self._sum(loss.total, loss.tokens)
+        return Loss(total, int(tokens))
 
     def exactness(self, model) -> dict[str, str]:
         """`Judgement.exact`. All splits are answered together, in a few large batches."""
@@ -78,11 +86,6 @@ class Judge:
             split: "".join(right for right, (of, _) in zip(exact, asked, strict=True) if of == split)
             for split in self.conversations
         }
-
-    def _loss(self, model, samples: list[TokenizedSample]) -> Loss:
-        loss = text_loss(model, self._share(samples), pad_token_id=self.tokenizer.pad_token_id, dtype=self.dtype)
-        total, tokens = self._sum(loss.total, loss.tokens)
-        return Loss(total, int(tokens))
 
     def _share(self, items):
         """This process's share of the items."""

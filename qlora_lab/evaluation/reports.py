@@ -29,6 +29,10 @@ def describe(report: dict) -> str:
     lines = [f"{report['model']}, {report['method']}: {report['steps']} steps on {report['device']}"]
     if report["interrupted"]:
         lines.append("stopped early; the adapter holds what was learned so far")
+    if report.get("out_of_patience"):
+        lines.append("stopped early: the validation loss no longer fell")
+    if report.get("adapter_step", report["steps"]) != report["steps"]:
+        lines.append(f"the adapter is that of step {report['adapter_step']}, whose validation loss was the lowest")
     rows = [(f"exact match, {s}", "exact_match", s, "{:.0%}") for s in ANSWERED]
     rows += [(f"perplexity, {s}", "perplexity", s, "{:.3f}") for s in READ]
     if report["before"]["perplexity"]:
@@ -40,6 +44,8 @@ def describe(report: dict) -> str:
             lines.append(f"{label:<24}{form.format(report['before'][kind][split]):>10}{shown:>10}")
     losses = report["losses"]
     lines += [f"{'loss':<24}{losses[0]:>10.4f}{losses[-1]:>10.4f}"] if losses else []
+    validated = [loss for _, loss in report.get("validation_losses", [])]
+    lines += [f"{'validation loss':<24}{validated[0]:>10.4f}{validated[-1]:>10.4f}"] if validated else []
     lines += [
         f"{'tokens per second':<24}{report['tokens_per_second']:>20.0f}",
         f"{'training time':<24}{report['train_seconds']:>18.0f} s",

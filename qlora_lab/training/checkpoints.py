@@ -22,7 +22,7 @@ from qlora_lab.training.schedules import rate
 from qlora_lab.training.settings import TrainSettings
 from qlora_lab.training.step_records import StepRecord
 
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ class Checkpoint:
 
     trained: parameters by name. optimizer: its state, tensors and numbers, by "parameter name|key". generators: random
     states by device type ("cpu", "cuda"), uint8 of shape (processes, bytes per state). scaler: the state of fp16's,
-    else None. run: see `run_of`; None in format 1. passed_over: what is wrong with newer checkpoints.
+    else None. run: see `run_of`; None in format 1. best: the parameters that did best in validation, by name; None if
+    they are not kept. passed_over: what is wrong with newer checkpoints.
     """
 
     path: pathlib.Path
@@ -41,6 +42,7 @@ class Checkpoint:
     generators: dict[str, torch.Tensor]
     scaler: dict | None
     run: dict | None
+    best: dict[str, torch.Tensor] | None = None
     passed_over: tuple[str, ...] = ()
 
 
@@ -88,6 +90,7 @@ def _read(path: pathlib.Path) -> Checkpoint:
         generators={kind: state.view(-1, state.shape[-1]) for kind, state in states.items() if state is not None},
         scaler=progress.get("scaler"),
         run=progress.get("run"),
+        best=load_file(path / "best.safetensors") if progress.get("keeps_best") else None,
     )
 
 
@@ -190,10 +193,11 @@ def save_checkpoint(
     records: list[StepRecord],
     run: dict,
     accelerator,
+    best: dict[str, torch.Tensor] | None = None,
 ) -> None:
     """Write a checkpoint; once it is safely on disk, remove all others but the one before it.
 
-    All processes must call this, since each contributes its random states; the main one writes.
+    All processes must call this, since each contributes its random states; the main one writes. best: see `Checkpoint`.
     """
     states = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
@@ -210,6 +214,8 @@ def save_checkpoint(
     part = path.with_suffix(".part")
     part.mkdir(parents=True)
     save_file({name: p.detach().contiguous() for name, p in trained.items()}, part / "adapter.safetensors")
+    if best is not None:
+        save_file(best, part / "best.safetensors")
     for name, parameter in trained.items():
         for key, value in optimizer.state[parameter].items():
             if isinstance(value, torch.Tensor):
@@ -223,6 +229,7 @@ def save_checkpoint(
         "records": [asdict(record) for record in records],
         "optimizer": numbers,
         "scaler": accelerator.scaler.state_dict() if accelerator.scaler else None,
+        "keeps_best": best is not None,
     }
     (part / "progress.json").write_text(json.dumps(progress))
     for file in part.iterdir():

@@ -2,8 +2,9 @@
 
 run.json        the settings, as text, that a resumed run must share with the interrupted one, its length apart
 before.json     the judgement before training
+log.jsonl       a line for each step, as soon as it is taken: see `step_log.py`
 checkpoints/    see `checkpoints.py`
-adapter/        in PEFT's format
+adapter/        in PEFT's format; with --keep best, the best one that was validated
 report.json     the finished run
 """
 
@@ -18,7 +19,7 @@ from qlora_lab.adapters.files import add_fingerprint, base_fingerprint
 from qlora_lab.errors import UserError
 from qlora_lab.training.checkpoints import newest_checkpoint
 
-LENGTH = ("steps", "epochs")  # a run may be resumed for longer than it was meant to last
+LENGTH = ("steps", "epochs", "patience")  # a run may be resumed for longer than it was meant to last
 
 
 class RunFolder:
@@ -28,11 +29,12 @@ class RunFolder:
         path: the folder, which need not exist.
         settings: this run's, as text.
         resume: continue the run that the folder holds, instead of starting one in a free folder.
+        defaults: what a setting was, if the folder's run is older than the flag for it.
     """
 
-    def __init__(self, path: pathlib.Path, settings: dict[str, str], resume: bool):
-        self.path, self.settings, self.resume = path, settings, resume
-        self.adapter, self.checkpoints = path / "adapter", path / "checkpoints"
+    def __init__(self, path: pathlib.Path, settings: dict[str, str], resume: bool, defaults: dict[str, str]):
+        self.path, self.settings, self.resume, self.defaults = path, settings, resume, defaults
+        self.adapter, self.checkpoints, self.log = path / "adapter", path / "checkpoints", path / "log.jsonl"
 
     def look(self) -> tuple[dict | None, int]:
         """Check that the folder is free or, to resume, that it holds this run.
@@ -52,7 +54,7 @@ class RunFolder:
             return None, 0
         if not (self.path / "run.json").is_file():
             raise UserError(f"nothing to resume: {self.path} holds no run")
-        then = self._read("run.json")
+        then = {**self.defaults, **self._read("run.json")}
         for key, now in self.settings.items():
             if then.get(key) != now and key not in LENGTH:
                 flag = "--" + key.replace("_", "-")

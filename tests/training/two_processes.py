@@ -6,6 +6,7 @@ Trains, with and without dropout, stops and goes on, judges; each process writes
 import json
 import pathlib
 import sys
+from types import SimpleNamespace
 
 import torch
 from accelerate import PartialState
@@ -13,8 +14,9 @@ from accelerate import PartialState
 from qlora_lab.evaluation import judge
 from qlora_lab.finetuning import Batches, train
 from qlora_lab.training.processes import make_accelerator
+from qlora_lab.training.validation import Validation
 from tests.conftest import tiny_model
-from tests.training.test_loop import random_samples, stopped_at
+from tests.training.test_loop import RISING_AGAIN, random_samples, stopped_at
 
 BATCHES = Batches(random_samples(40), 4, seed=5)
 SETTINGS = {"steps": 6, "checkpoint_every": 2, "learning_rate": 1e-2}
@@ -36,7 +38,21 @@ def seen(folder: pathlib.Path) -> dict:
     records = train(model, BATCHES, checkpoints=folder, resume=True, **own)
     results["resumed"] = [[r.loss, r.gradient_norm] for r in records]
     results["judged"] = judged(accelerator)
+    results["validated"] = validated(accelerator)
     return results
+
+
+def validated(accelerator) -> dict:
+    """Validates after each step, the second process with fewer samples, until the loss rises again."""
+    model, texts = tiny_model(), {"validation": random_samples(5, seed=9)}
+    held_out = judge.Judge({}, texts, SimpleNamespace(pad_token_id=0), torch.float32, accelerator)
+    validation = Validation(lambda model: held_out.loss(model, "validation").per_token, 1, patience=2, keep_best=True)
+    records = train(model, BATCHES, validation=validation, accelerator=accelerator, progress=False, **RISING_AGAIN)
+    step = validation.restore_best(model)
+    return {
+        "losses": [record.validation_loss for record in records],
+        "best": [step, held_out.loss(model, "validation").per_token],
+    }
 
 
 def judged(accelerator) -> dict:
