@@ -38,17 +38,20 @@ from qlora_lab.memory.prediction import estimate
 from qlora_lab.memory.shapes import from_config
 from qlora_lab.models.compatibility import build_on_meta, read_config
 from qlora_lab.models.hardware import DTYPES, pick_compute_dtype
-from qlora_lab.models.loading import load_model, locate
+from qlora_lab.models.loading import load_model, load_tokenizer, locate, quantized_by
 from qlora_lab.models.quiet import quiet_transformers
+from qlora_lab.models.sharded import CheckpointWeights, empty_model, fill_and_shard
 from qlora_lab.models.trying import require_trainable
-from qlora_lab.train_flags import for_steps, parser, recipe, settings_of, target_names
+from qlora_lab.train_flags import adapter_of, for_steps, parser, recipe, settings_of, target_names
 from qlora_lab.training.batches import Batches
 from qlora_lab.training.chat import fitting_chats, tokenize, tokenize_text
 from qlora_lab.training.data import has_splits, load_prose, split_chats
 from qlora_lab.training.formats import Understood, parse_columns
 from qlora_lab.training.loop import train
+from qlora_lab.training.presets import Preset
 from qlora_lab.training.processes import make_accelerator
 from qlora_lab.training.run_folder import RunFolder, save_adapter
+from qlora_lab.training.sharding import is_wanted, require_shardable
 from qlora_lab.training.step_records import tokens_per_second
 from qlora_lab.training.templates import keep_template, remarks
 
@@ -103,6 +106,8 @@ def run(args: argparse.Namespace) -> dict | None:
     device = cast(torch.device, machine.device)  # optional in Accelerate's types, never in a state that has been made
     dtype = DTYPES.get(args.compute_dtype) or pick_compute_dtype(device)
     preset, settings = recipe(args, device, dtype, machine.num_processes)
+    if sharded := is_wanted():
+        require_shardable(settings, args.rank, machine.num_processes)
     accelerator = make_accelerator(settings.compute_dtype, device)
     say = _speaker(args.quiet or not accelerator.is_main_process)
     folder = RunFolder(args.output, settings_of(args), args.resume)
@@ -121,7 +126,10 @@ def run(args: argparse.Namespace) -> dict | None:
 
     quantization = "nf4" if args.method == "qlora" else None
     say(f"loading {args.model} ({'4-bit NF4, double quantization' if quantization else dtype}, on {device}) ...")
-    base, tokenizer = load_model(args.model, quantization, device=device, compute_dtype=dtype)
+    if sharded:
+        base, tokenizer = load_sharded(args, preset, device, dtype)
+    else:
+        base, tokenizer = load_model(args.model, quantization, device=device, compute_dtype=dtype)
     for remark in remarks(tokenizer, train_chats):
         _warn(f"note: {remark}", accelerator)
     samples, left_out = tokenize({"messages": train_chats}, tokenizer, args.max_length, args.learn)
@@ -133,7 +141,7 @@ def run(args: argparse.Namespace) -> dict | None:
     if resumed_at > settings.steps:
         raise UserError(f"{args.output} has {resumed_at} steps behind it: give --steps {resumed_at} or more")
     fitting = fitting_of(judged, args, tokenizer, accelerator)
-    judge = judge_of(fitting, args, tokenizer, dtype, accelerator)
+    judge = judge_of(fitting, args, tokenizer, dtype, None if sharded else accelerator)
     require_sound(base, tokenizer, [*samples, *(sample for pairs in fitting.values() for _, sample in pairs)], dtype)
     folder.claim(accelerator)
 
@@ -143,9 +151,7 @@ def run(args: argparse.Namespace) -> dict | None:
         require_finite(before)
         if accelerator.is_main_process:
             folder.write("before.json", before)
-    model = preset.adapt(
-        base, rank=args.rank, alpha=args.alpha or 2 * args.rank, targets=target_names(args), seed=args.seed
-    )
+    model = base if sharded else preset.adapt(base, **adapter_of(args))
     trainable, steps = trainable_parameters(model), settings.steps
     say(f"training {trainable:,} parameters for {steps} steps of {args.batch_size * args.accumulation} samples ...")
     torch.manual_seed(args.seed)  # for the model's own dropout, if it has any
@@ -163,8 +169,7 @@ def run(args: argparse.Namespace) -> dict | None:
     )
     say(f"trained for {time.perf_counter() - start:.0f} s")
     peak = peak_memory_bytes(device)
-    if accelerator.is_main_process:
-        save_adapter(model, folder.adapter, keep_template(tokenizer))
+    save_adapter(model, folder.adapter, keep_template(tokenizer), accelerator.is_main_process)
     interrupted = len(records) < steps
     if interrupted:
         after = NOT_ANSWERED
@@ -220,6 +225,21 @@ def _collector_off() -> Iterator[None]:
     finally:
         if was_on:
             gc.enable()
+
+
+def load_sharded(args: argparse.Namespace, preset: Preset, device: torch.device, dtype: torch.dtype):
+    """The model with its adapters, of which this process holds a part, and the tokenizer.
+
+    The adapters are in it before it is judged for the first time. They change nothing: as yet, they add zero.
+    """
+    config = read_config(args.model)
+    if quantized_by(config):
+        raise UserError(f"{args.model} is quantized already, and cannot be sharded yet: shard the 16-bit checkpoint")
+    model, unfilled = empty_model(config, args.method == "qlora", device, dtype)
+    tokenizer = load_tokenizer(args.model, model)
+    model = preset.adapt(model, **adapter_of(args))
+    fill_and_shard(model, unfilled, CheckpointWeights(locate(args.model)), device)
+    return model, tokenizer
 
 
 # ----------------------------------------------------------------------------------------------------------------- data
