@@ -112,8 +112,13 @@ def run(args: argparse.Namespace) -> dict | None:
     say = _speaker(args.quiet or not accelerator.is_main_process)
     folder = RunFolder(args.output, settings_of(args), args.resume)
     before, resumed_at = folder.look()
-    train_chats, judged = load_data(args, say, lambda text: _warn(text, accelerator))
+    train_chats, judged, understood = load_data(args)
     require_targets(args)
+    say(understood.summary())
+    if understood.remarks():
+        _warn(understood.remarks(), accelerator)
+    if judged and not has_splits(args.data):
+        say(f"{len(judged['test'])} of {understood.samples} samples are held out to judge the model on")
     for note in require_trainable(
         args.model,
         quantize=args.method == "qlora",
@@ -245,18 +250,12 @@ def load_sharded(args: argparse.Namespace, preset: Preset, device: torch.device,
 # ----------------------------------------------------------------------------------------------------------------- data
 
 
-def load_data(args: argparse.Namespace, say, warn=lambda text: None) -> tuple[list, dict[str, list]]:
-    """The chats to train on, and by split those to evaluate on. say: gets what was understood; warn: what was not."""
+def load_data(args: argparse.Namespace) -> tuple[list, dict[str, list], Understood]:
+    """The chats to train on; by split, those to evaluate on; and what was understood of those to train on."""
     columns = parse_columns(args.columns) if args.columns else None
     understood, splits = Understood(), ("validation", *ANSWERED)
     chats, judged = split_chats(args.data, splits, args.eval_samples, args.seed, columns, args.format, understood)
-    say(understood.summary())
-    if understood.remarks():
-        warn(understood.remarks())
-    if judged and not has_splits(args.data):
-        held_out = len(judged["test"])
-        say(f"{held_out} of {len(chats) + held_out} samples are held out to judge the model on")
-    return chats, judged
+    return chats, judged, understood
 
 
 def fitting_of(judged: dict[str, list], args: argparse.Namespace, tokenizer, accelerator) -> dict[str, list]:
