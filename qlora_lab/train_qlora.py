@@ -49,7 +49,7 @@ from qlora_lab.training.data import has_splits, load_prose, split_chats
 from qlora_lab.training.formats import Understood, parse_columns
 from qlora_lab.training.loop import train
 from qlora_lab.training.presets import Preset
-from qlora_lab.training.processes import make_accelerator
+from qlora_lab.training.processes import another_has_ended, make_accelerator
 from qlora_lab.training.run_folder import RunFolder, save_adapter
 from qlora_lab.training.sharding import is_wanted, require_shardable
 from qlora_lab.training.step_records import tokens_per_second
@@ -59,7 +59,7 @@ NOT_ANSWERED = {"exact_match": {}, "perplexity": {}}
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; return the exit code: 0, 2 for a user's error, 130 after Ctrl-C."""
+    """Run the command line; return the exit code: 0, 1 if another process died, 2 for a user's error, 130 after Ctrl-C."""
     print_anywhere()
     try:
         args = parser().parse_args(arguments)
@@ -73,6 +73,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (torch.OutOfMemoryError, MemoryError) as error:
         return _fail(out_of_memory(args, error))
     except RuntimeError as error:
+        if another_has_ended(error):
+            _fail(f"another process of this run has ended, and so does this one: --resume continues {args.output}")
+            return 1
         if "alloc" not in str(error).lower():  # torch's CPU allocator says "can't allocate memory" in a RuntimeError
             raise
         return _fail(out_of_memory(args, error))

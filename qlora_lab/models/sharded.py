@@ -64,6 +64,8 @@ def empty_model(config, quantize: bool, device: torch.device, compute_dtype: tor
         for key, buffer in module.named_buffers(recurse=False):
             setattr(module, key, buffer.to(device))
     model.tie_weights()
+    if tied_embeddings(model):
+        del unfilled[model.get_output_embeddings(), "weight"]
     return model.eval(), unfilled
 
 
@@ -89,19 +91,14 @@ def fill_and_shard(model, unfilled: Unfilled, weights: Weights, device: torch.de
             "accelerate launch or python -m torch.distributed.run"
         )
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
-    causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
-    decoder, head = causal_lm.get_decoder(), causal_lm.get_output_embeddings()
-    embeddings = causal_lm.get_input_embeddings()
-    whole = set()
-    if head.weight is embeddings.weight:
-        _fill(embeddings, unfilled, weights)
-        head.weight = embeddings.weight
-        del unfilled[head, "weight"]
-        whole = {head.weight}
-    for module in (*_layers(decoder), *(() if whole else (embeddings, head)), decoder):
-        _fill(module, unfilled, weights)
+    whole = tied_embeddings(model)
+    for module in in_loading_order(model):
+        fill(module, unfilled, weights)
+        if module is whole:
+            model.get_output_embeddings().weight = module.weight
+            continue
         require_right_scales(module)
-        fully_shard(module, mesh=mesh, ignored_params=whole & set(module.parameters()))
+        fully_shard(module, mesh=mesh, ignored_params=set(whole.parameters()) if whole else None)
         # gradients are added up and not averaged: the loss is divided by the number of tokens in all processes
         module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)
@@ -109,13 +106,25 @@ def fill_and_shard(model, unfilled: Unfilled, weights: Weights, device: torch.de
         raise UserError(f"{next(iter(unfilled.values()))} belongs to no layer of the decoder: it cannot be sharded yet")
 
 
-def _layers(decoder: nn.Module) -> list[nn.Module]:
-    """A decoder's layers: the modules of its longest list."""
+def in_loading_order(model) -> list[nn.Module]:
+    """What is filled and sharded one after the other: embeddings, the decoder's layers, the output head, the decoder.
+
+    A later one may contain earlier ones: only what is left of it counts.
+    """
+    causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
+    decoder, head = causal_lm.get_decoder(), causal_lm.get_output_embeddings()
     lists = [module for module in decoder.modules() if isinstance(module, nn.ModuleList)]
-    return list(max(lists, key=len, default=()))
+    layers = max(lists, key=len, default=())
+    return [causal_lm.get_input_embeddings(), *layers, *([] if tied_embeddings(model) else [head]), decoder]
 
 
-def _fill(module: nn.Module, unfilled: Unfilled, weights: Weights) -> None:
+def tied_embeddings(model) -> nn.Module | None:
+    """The input embeddings, if their weight is the output head's too."""
+    embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
+    return embeddings if head.weight is embeddings.weight else None
+
+
+def fill(module: nn.Module, unfilled: Unfilled, weights: Weights) -> None:
     """Fill the parameters of a module and of those in it, and take them off the list."""
     for part in module.modules():
         for key, parameter in list(part.named_parameters(recurse=False)):

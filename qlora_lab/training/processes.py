@@ -26,6 +26,14 @@ def prepare(accelerator, optimizer):
     return optimizer if accelerator.scaler is None else accelerator.prepare(optimizer)
 
 
+def another_has_ended(error: RuntimeError) -> bool:
+    """Whether this is what a process hears of when another one of its run is no longer there."""
+    import torch.distributed
+
+    lost = getattr(torch.distributed, "DistError", ())  # NCCL's; gloo raises bare RuntimeErrors
+    return isinstance(error, lost) or "gloo/transport" in str(error)
+
+
 def make_accelerator(compute_dtype: torch.dtype, device: torch.device):
     """Make 🤗 Accelerate's accelerator for this compute dtype and the model's device."""
     from accelerate import Accelerator
