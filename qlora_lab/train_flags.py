@@ -120,6 +120,16 @@ def settings_of(args: argparse.Namespace) -> dict[str, str]:
     return {key: str(value) for key, value in vars(args).items() if key not in per_call}
 
 
+def adapter_of(args: argparse.Namespace) -> dict:
+    """The flags about the adapter, as arguments of `add_adapter`."""
+    return {
+        "rank": args.rank,
+        "alpha": args.alpha or 2 * args.rank,
+        "targets": target_names(args),
+        "seed": args.seed,
+    }
+
+
 def target_names(args: argparse.Namespace) -> str | list[str]:
     """--targets in the form that `add_adapter` takes."""
     return args.targets if args.targets == "all-linear" else args.targets.split(",")

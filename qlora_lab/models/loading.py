@@ -102,6 +102,19 @@ def load_model(
     return model.eval(), tokenizer
 
 
+def load_tokenizer(name: str | os.PathLike, model):
+    """The tokenizer of a model that is loaded otherwise, as `load_model` returns it. Raises UserError as it does."""
+    from transformers import AutoTokenizer
+
+    try:
+        with quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(locate(str(name)), trust_remote_code=False)
+    except Exception as error:
+        raise UserError(f"cannot load the tokenizer of {str(name)!r}: {why(error)}") from error
+    prepare_tokenizer(tokenizer, model)
+    return tokenizer
+
+
 FOUR_BITS = "bitsandbytes, 4 bits"
 
 
@@ -129,7 +142,7 @@ def _compute_in(model, dtype: torch.dtype) -> None:
             module.compute_dtype, module.compute_type_is_set = dtype, True
 
 
-def bnb_config(quantization: str, double_quant: bool, compute_dtype: torch.dtype):
+def bnb_config(quantization: str, double_quant: bool, compute_dtype: torch.dtype, storage: torch.dtype = torch.uint8):
     """The `BitsAndBytesConfig` of QLoRA. The class has other defaults: fp4, fp32 compute, no double quantization."""
     from transformers import BitsAndBytesConfig
 
@@ -138,6 +151,7 @@ def bnb_config(quantization: str, double_quant: bool, compute_dtype: torch.dtype
         bnb_4bit_quant_type=quantization,
         bnb_4bit_compute_dtype=compute_dtype,
         bnb_4bit_use_double_quant=double_quant,
+        bnb_4bit_quant_storage=storage,
     )
 
 
