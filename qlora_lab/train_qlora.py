@@ -61,7 +61,7 @@ NOT_ANSWERED = {"exact_match": {}, "perplexity": {}}
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; return the exit code: 0, 1 if another process is lost, 2 for a user's error, 130: Ctrl-C."""
+    """Run the command line; return the exit code: 0, 1 (another process died), 2 (a user's error), 130 (Ctrl-C)."""
     print_anywhere()
     try:
         args = parser().parse_args(arguments)

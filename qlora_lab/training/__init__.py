@@ -15,6 +15,7 @@ optimizers.py    AdamW by transformers' names
 schedules.py     the learning rate over a run
 activations.py   less of what autograd keeps, or elsewhere
 processes.py     several processes: who we are, and sums over all
+sharding.py      trained parameters of which each process has a part
 checkpoints.py   a run goes on from here, bit for bit; no pickle
 interrupts.py    Ctrl-C
 step_records.py  what each step leaves behind, and the one definition of tokens a second
