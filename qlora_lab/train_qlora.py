@@ -41,6 +41,7 @@ from qlora_lab.models.hardware import DTYPES, pick_compute_dtype
 from qlora_lab.models.loading import load_model, load_tokenizer, locate, quantized_by
 from qlora_lab.models.quiet import quiet_transformers
 from qlora_lab.models.sharded import CheckpointWeights, empty_model, fill_and_shard
+from qlora_lab.models.tokens import prepare_tokenizer
 from qlora_lab.models.trying import require_trainable
 from qlora_lab.train_flags import adapter_of, for_steps, parser, recipe, settings_of, target_names
 from qlora_lab.training.batches import Batches
@@ -48,6 +49,7 @@ from qlora_lab.training.chat import fitting_chats, tokenize, tokenize_text
 from qlora_lab.training.data import has_splits, load_prose, split_chats
 from qlora_lab.training.formats import Understood, parse_columns
 from qlora_lab.training.loop import train
+from qlora_lab.training.picture import in_short
 from qlora_lab.training.presets import Preset
 from qlora_lab.training.processes import another_has_ended, make_accelerator
 from qlora_lab.training.run_folder import RunFolder, save_adapter
@@ -126,6 +128,8 @@ def run(args: argparse.Namespace) -> dict | None:
         say(f"{sum(map(len, judged.values()))} of {understood.samples} samples are held out to judge the model on")
         if "validation" in judged:
             say(f"{len(judged['validation'])} of them are kept for validation, and do not judge its answers")
+    elif args.eval_samples and not has_splits(args.data):
+        say("fewer than ten samples: none is held out to judge the model on")
     for note in require_trainable(
         args.model,
         quantize=args.method == "qlora",
@@ -147,6 +151,7 @@ def run(args: argparse.Namespace) -> dict | None:
     samples, left_out = tokenize({"messages": train_chats}, tokenizer, args.max_length, args.learn)
     if left_out:
         _warn(f"note: {left_out}", accelerator)
+    say(in_short(samples[0], tokenizer, args.learn))
     batches = Batches(samples, args.batch_size, args.accumulation, args.packing, args.max_length, args.seed)
     if args.epochs:
         settings = for_steps(settings, math.ceil(args.epochs * batches.steps_per_epoch()))
@@ -256,7 +261,8 @@ def load_sharded(args: argparse.Namespace, preset: Preset, device: torch.device,
     if quantized_by(config):
         raise UserError(f"{args.model} is quantized already, and cannot be sharded yet: shard the 16-bit checkpoint")
     model, unfilled = empty_model(config, args.method == "qlora", device, dtype)
-    tokenizer = load_tokenizer(args.model, model)
+    tokenizer = load_tokenizer(args.model)
+    prepare_tokenizer(tokenizer, model)
     model = preset.adapt(model, **adapter_of(args))
     fill_and_shard(model, unfilled, CheckpointWeights(locate(args.model)), device)
     return model, tokenizer

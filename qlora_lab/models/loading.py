@@ -102,17 +102,20 @@ def load_model(
     return model.eval(), tokenizer
 
 
-def load_tokenizer(name: str | os.PathLike, model):
-    """The tokenizer of a model that is loaded otherwise, as `load_model` returns it. Raises UserError as it does."""
+def load_tokenizer(name: str | os.PathLike = DEFAULT_MODEL):
+    """A model's tokenizer without the model. name: as in `load_model`.
+
+    Raises:
+        UserError: no such model, or its tokenizer is missing or damaged.
+    """
     from transformers import AutoTokenizer
 
+    source = locate(str(name))
     try:
         with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(locate(str(name)), trust_remote_code=False)
-    except Exception as error:
+            return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    except Exception as error:  # from a missing file, the network, JSON ...
         raise UserError(f"cannot load the tokenizer of {str(name)!r}: {why(error)}") from error
-    prepare_tokenizer(tokenizer, model)
-    return tokenizer
 
 
 FOUR_BITS = "bitsandbytes, 4 bits"

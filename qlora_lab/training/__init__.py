@@ -7,6 +7,10 @@ rows.py          a file's rows: JSON lines, an array, CSV, Parquet, text; packed
 formats.py       a row in any of people's formats -> a chat
 templates.py     what a chat template makes of a chat, and which of it are the assistant's own words
 chat.py          chats -> token ids, and which of them are learned
+picture.py       a sample token by token, in plain text
+likeness.py      what occurs twice, and what of the judged samples is among the trained ones
+vocabulary.py    tokens a word, by script
+data_report.py   what is in a data set, before anything is trained on it
 batches.py       a seeded stream of steps, bucketed or packed; and the tensors that a model takes
 loop.py          the training loop
 steps/           how one optimizer step is taken

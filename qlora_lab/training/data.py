@@ -73,6 +73,17 @@ def stream_chats(
     Args:
         understood: is told what was understood, complete when the last chat has come.
     """
+    return (chat for _, chat in stream_samples(source, split, columns, format, understood))
+
+
+def stream_samples(
+    source: str | pathlib.Path,
+    split: str = "train",
+    columns: dict[str, str] | None = None,
+    format: str | None = None,
+    understood: Understood | None = None,
+) -> Iterator[tuple[str, Chat]]:
+    """The same, each with the place where it stands: "file, line 3"."""
     understood = understood if understood is not None else Understood()
     rows, path = _rows(source, split)
     understood.name = path.name
@@ -83,7 +94,7 @@ def stream_chats(
             understood.leave_out(str(reason), where)
             continue
         understood.samples += 1
-        yield chat
+        yield where, chat
     if understood.left_out and not understood.samples:
         raise UserError(f"nothing is left of {path}: {understood.remarks().removeprefix('note: ')}")
     if not understood.samples:
