@@ -109,8 +109,15 @@ def run(args: argparse.Namespace) -> dict | None:
     say = _speaker(args.quiet or not accelerator.is_main_process)
     folder = RunFolder(args.output, settings_of(args), args.resume, settings_of(parser().parse_args([])))
     before, resumed_at = folder.look()
-    train_chats, judged = load_data(args, say, lambda text: _warn(text, accelerator))
+    train_chats, judged, understood = load_data(args)
     require_targets(args)
+    say(understood.summary())
+    if understood.remarks():
+        _warn(understood.remarks(), accelerator)
+    if judged and not has_splits(args.data):
+        say(f"{len(judged['test'])} of {understood.samples} samples are held out to judge the model on")
+        if args.validate_every:
+            say(f"{len(judged['validation'])} others are held out to validate it, and do not judge its answers")
     for note in require_trainable(
         args.model,
         quantize=args.method == "qlora",
@@ -235,24 +242,18 @@ def _collector_off() -> Iterator[None]:
 # ----------------------------------------------------------------------------------------------------------------- data
 
 
-def load_data(args: argparse.Namespace, say, warn=lambda text: None) -> tuple[list, dict[str, list]]:
-    """The chats to train on, and by split those to evaluate on. say: gets what was understood; warn: what was not."""
+def load_data(args: argparse.Namespace) -> tuple[list, dict[str, list], Understood]:
+    """The chats to train on; by split, those to evaluate on; and what was understood of those to train on."""
     columns = parse_columns(args.columns) if args.columns else None
     understood, splits = Understood(), ("validation", *ANSWERED)
     chats, judged = split_chats(args.data, splits, args.eval_samples, args.seed, columns, args.format, understood)
-    say(understood.summary())
-    if understood.remarks():
-        warn(understood.remarks())
-    if judged and not has_splits(args.data):
-        held_out = judged["test"]
-        say(f"{len(held_out)} of {len(chats) + len(held_out)} samples are held out to judge the model on")
-        if args.validate_every:  # samples that choose a step would flatter it as its judges
-            judged = {"test": held_out[::2], "validation": held_out[1::2]}
-            say(f"{len(judged['validation'])} of them are kept for validation, and do not judge its answers")
+    if judged and args.validate_every and not has_splits(args.data):
+        held_out = judged["test"]  # samples that choose a step would flatter it as its judges
+        judged = {"test": held_out[::2], "validation": held_out[1::2]}
     if args.validate_every and not judged.get("validation"):
         lacks = "a validation split" if has_splits(args.data) else "20 samples or more, and --eval-samples 2 or more"
         raise UserError(f"--validate-every has no held-out samples: {args.data} would need {lacks}")
-    return chats, judged
+    return chats, judged, understood
 
 
 def fitting_of(judged: dict[str, list], args: argparse.Namespace, tokenizer, accelerator) -> dict[str, list]:

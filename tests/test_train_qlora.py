@@ -210,7 +210,7 @@ def test_lines_are_held_out_as_datasets_does_it(tmp_path):
     rows = [json.dumps({"prompt": f"Say {n}.", "response": str(n)}) for n in range(50)]
     path = jsonl(tmp_path / "mine.jsonl", *rows)
     args = train_qlora.parser().parse_args(["--data", str(path), "--seed", "7", "--eval-samples", "4"])
-    trained, judged = train_qlora.load_data(args, print)
+    trained, judged, _ = train_qlora.load_data(args)
     theirs = load_samples(path).train_test_split(test_size=4, seed=7)
     assert judged["test"] == judged["validation"] == list(theirs["test"]["messages"])
     assert trained == list(theirs["train"]["messages"])
@@ -508,6 +508,11 @@ BEFORE_LOADING = [
     ("--data {place}/empty.jsonl", "is empty"),
     ("--data {place}/half.jsonl", "half.jsonl, line 2 is not valid JSON"),
     ("--data {place}/number.jsonl", "number.jsonl, line 3 has no text in 'system', but 5"),
+    ("--columns prompt", "'prompt' is no FIELD=COLUMN"),
+    ("--columns prompt=question,response=answer", "train.jsonl, line 1 has no column 'question'"),
+    ("--format csv", "invalid choice: 'csv'"),
+    ("--format alpaca", "train.jsonl, line 1 is not in the format alpaca"),
+    ("--learn first", "invalid choice: 'first'"),
     ("--method dora", "invalid choice: 'dora'"),
     ("--rank many", "'many' is not a whole number from 1"),
     ("--rank 65", "--rank 65 is more than these layers can use: choose at most 64"),
@@ -663,7 +668,8 @@ def test_long_samples_are_counted(capsys, tiny_folder, tmp_path, told):
 
 
 OTHERWISE = {
-    "model": "smollm2-135m-instruct", "data": "{data}", "method": "lora", "rank": 8, "alpha": 9, "targets": "q_proj",
+    "model": "smollm2-135m-instruct", "data": "{data}", "columns": "prompt=system,response=response",
+    "format": "prompt-response", "learn": "last", "method": "lora", "rank": 8, "alpha": 9, "targets": "q_proj",
     "steps": 7, "epochs": 2, "batch_size": 2, "accumulation": 2, "packing": None, "max_length": 128, "lr": 0.001,
     "schedule": "constant", "preset": "in-backward", "optimizer": "adamw_8bit", "gradient_checkpointing": None,
     "fast": None, "compute_dtype": "bfloat16", "seed": 1, "eval_samples": 3, "checkpoint_every": 3,

@@ -121,19 +121,17 @@ def test_the_report_says_which_adapter_it_is_about(whole):
     assert "stopped early" not in last and "that of step" not in last
 
 
-def test_samples_that_choose_the_step_do_not_judge_the_answers(capsys, tmp_path):
+def test_samples_that_choose_the_step_do_not_judge_the_answers(tmp_path):
     """Of a file without splits, what is held out is shared between the two; without validation, nothing changes."""
     rows = [json.dumps({"prompt": f"Say {n}.", "response": str(n)}) for n in range(50)]
     arguments = ["--data", str(jsonl(tmp_path / "mine.jsonl", *rows)), "--eval-samples", "5"]
-    said = []
-    trained, judged = train_qlora.load_data(train_qlora.parser().parse_args(arguments), said.append)
+    trained, judged, _ = train_qlora.load_data(train_qlora.parser().parse_args(arguments))
     args = train_qlora.parser().parse_args([*arguments, "--validate-every", "2"])
-    trained_too, apart = train_qlora.load_data(args, said.append)
+    trained_too, apart, _ = train_qlora.load_data(args)
     assert trained == trained_too and judged["test"] == judged["validation"]
     assert (len(apart["test"]), len(apart["validation"])) == (3, 2)
     assert all(chat in judged["test"] for chats in apart.values() for chat in chats)
     assert not [chat for chat in apart["validation"] if chat in apart["test"]]
-    assert said[-1] == "2 of them are kept for validation, and do not judge its answers"
 
 
 def test_a_run_of_before_a_flag_existed_goes_on(capsys, tiny_folder, tmp_path):

@@ -163,7 +163,7 @@ def quantize_linears(
     input_embeddings = getattr(model, "get_input_embeddings", None)
     embeddings = input_embeddings().weight if input_embeddings else None
     for name in names:
-        layer = model.get_submodule(name)
+        layer = get_linear(model, name)
         if not (isinstance(layer, nn.Linear) or is_transposed(layer)) or not layer.weight.is_floating_point():
             raise UserError(f"{name} is a {type(layer).__name__}: only dense nn.Linear layers can be quantized")
         if layer.weight is embeddings:

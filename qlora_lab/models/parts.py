@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from torch import nn
 
@@ -13,13 +14,14 @@ def beside_the_language(model: nn.Module) -> tuple[str, ...]:
     They are what a model has beside the decoder that transformers' `get_decoder` names; the output head, and what
     leads to it, is outside of the base model. An encoder and its decoder both read text. () for most models.
     """
-    get_decoder = getattr(model, "get_decoder", None)
-    if get_decoder is None or getattr(model.config, "is_encoder_decoder", False):
+    whole: Any = model  # a transformers model, where it has a decoder to name
+    get_decoder = getattr(whole, "get_decoder", None)
+    if get_decoder is None or getattr(whole.config, "is_encoder_decoder", False):
         return ()
-    decoder, base = get_decoder(), model.base_model
+    decoder, base = get_decoder(), whole.base_model
     if decoder is None or decoder is base:
         return ()
-    heads = {model.get_output_embeddings(), model.get_input_embeddings()}
+    heads = {whole.get_output_embeddings(), whole.get_input_embeddings()}
     names = {module: name for name, module in model.named_modules()}
     outside, above = [], [base]
     while above:  # down to the decoder: whatever branches off on the way lies beside it

@@ -20,10 +20,10 @@ def prepare_tokenizer(tokenizer, model) -> None:
         )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    rows = embedding_rows(model)
-    if tokenizer.pad_token_id >= rows:
+    rows, padding = embedding_rows(model), tokenizer.convert_tokens_to_ids(tokenizer.pad_token)
+    if padding >= rows:
         raise UserError(
-            f"the tokenizer pads with {tokenizer.pad_token!r}, number {tokenizer.pad_token_id:,} of its "
+            f"the tokenizer pads with {tokenizer.pad_token!r}, number {padding:,} of its "
             f"{len(tokenizer):,} tokens, and the model has embeddings for {rows:,}: take pad_token out of its "
             "tokenizer_config.json (the end token will pad), or save the model after resize_token_embeddings"
         )

@@ -286,7 +286,7 @@ def test_a_loss_that_is_no_number_updates_nothing_in_backward_either(tiny, monke
     before = trained(tiny)
     poisoned = lambda *arguments: token_loss_sum(*arguments) * math.nan  # noqa: E731
     monkeypatch.setattr(plain, "token_loss_sum", poisoned)
-    with pytest.raises(TrainingDiverged, match="the loss is nan .* at step 1: training stopped before this update"):
+    with pytest.raises(TrainingDiverged, match="the loss is nan at the first step, before any update"):
         train(
             tiny,
             Batches(random_samples(8), 4),
