@@ -32,6 +32,7 @@ from qlora_lab.arguments import print_anywhere
 from qlora_lab.errors import CANNOT_WRITE, UserError
 from qlora_lab.evaluation.judge import Judge
 from qlora_lab.evaluation.reports import ANSWERED, describe, read_report, side_by_side
+from qlora_lab.evaluation.scores import require_references
 from qlora_lab.evaluation.soundness import require_finite, require_sound
 from qlora_lab.memory.meter import peak_memory_bytes, reset_peak
 from qlora_lab.memory.prediction import estimate
@@ -41,7 +42,7 @@ from qlora_lab.models.hardware import DTYPES, pick_compute_dtype
 from qlora_lab.models.loading import load_model, locate
 from qlora_lab.models.quiet import quiet_transformers
 from qlora_lab.models.trying import require_trainable
-from qlora_lab.train_flags import for_steps, parser, recipe, settings_of, target_names
+from qlora_lab.train_flags import for_steps, parser, recipe, scores_of, settings_of, target_names
 from qlora_lab.training.batches import Batches
 from qlora_lab.training.chat import fitting_chats, tokenize, tokenize_text
 from qlora_lab.training.data import has_splits, load_prose, split_chats
@@ -253,6 +254,16 @@ def load_data(args: argparse.Namespace) -> tuple[list, dict[str, list], Understo
     if args.validate_every and not judged.get("validation"):
         lacks = "a validation split" if has_splits(args.data) else "20 samples or more, and --eval-samples 2 or more"
         raise UserError(f"--validate-every has no held-out samples: {args.data} would need {lacks}")
+    answered = {
+        split: [
+            chat[-1]["content"] for chat in judged[split] if chat[0]["role"] != "text" and "tool_calls" not in chat[-1]
+        ]
+        for split in ANSWERED
+        if split in judged
+    }
+    if args.judge and not any(answered.values()):
+        raise UserError(f"--judge has no answers to score: {args.data} has no test split, nor samples to hold out")
+    require_references(scores_of(args), answered)
     return chats, judged, understood
 
 
@@ -280,7 +291,7 @@ def judge_of(fitting: dict[str, list], args: argparse.Namespace, tokenizer, dtyp
         asked = [chat for chat, _ in pairs if chat[0]["role"] != "text"]
         if split in ANSWERED and asked:
             conversations[split] = asked
-    return Judge(conversations, texts, tokenizer, dtype, accelerator)
+    return Judge(conversations, texts, tokenizer, dtype, accelerator, scores_of(args))
 
 
 def validation_of(judge: Judge, args: argparse.Namespace) -> Validation | None:
