@@ -32,6 +32,7 @@ from qlora_lab.arguments import print_anywhere
 from qlora_lab.errors import CANNOT_WRITE, UserError
 from qlora_lab.evaluation.judge import Judge
 from qlora_lab.evaluation.reports import ANSWERED, describe, read_report, side_by_side
+from qlora_lab.evaluation.scores import require_references
 from qlora_lab.evaluation.soundness import require_finite, require_sound
 from qlora_lab.memory.meter import peak_memory_bytes, reset_peak
 from qlora_lab.memory.prediction import estimate
@@ -43,7 +44,7 @@ from qlora_lab.models.quiet import quiet_transformers
 from qlora_lab.models.sharded import CheckpointWeights, empty_model, fill_and_shard
 from qlora_lab.models.tokens import prepare_tokenizer
 from qlora_lab.models.trying import require_trainable
-from qlora_lab.train_flags import adapter_of, for_steps, parser, recipe, settings_of, target_names
+from qlora_lab.train_flags import adapter_of, for_steps, parser, recipe, scores_of, settings_of, target_names
 from qlora_lab.training.batches import Batches
 from qlora_lab.training.chat import fitting_chats, tokenize, tokenize_text
 from qlora_lab.training.data import has_splits, load_prose, split_chats
@@ -125,9 +126,9 @@ def run(args: argparse.Namespace) -> dict | None:
     if understood.remarks():
         _warn(understood.remarks(), accelerator)
     if judged and not has_splits(args.data):
-        say(f"{sum(map(len, judged.values()))} of {understood.samples} samples are held out to judge the model on")
-        if "validation" in judged:
-            say(f"{len(judged['validation'])} of them are kept for validation, and do not judge its answers")
+        say(f"{len(judged['test'])} of {understood.samples} samples are held out to judge the model on")
+        if args.validate_every:
+            say(f"{len(judged['validation'])} others are held out to validate it, and do not judge its answers")
     elif args.eval_samples and not has_splits(args.data):
         say("fewer than ten samples: none is held out to judge the model on")
     for note in require_trainable(
@@ -276,12 +277,22 @@ def load_data(args: argparse.Namespace) -> tuple[list, dict[str, list], Understo
     columns = parse_columns(args.columns) if args.columns else None
     understood, splits = Understood(), ("validation", *ANSWERED)
     chats, judged = split_chats(args.data, splits, args.eval_samples, args.seed, columns, args.format, understood)
-    if args.validate_every and judged and not has_splits(args.data):
+    if judged and args.validate_every and not has_splits(args.data):
         held_out = judged["test"]  # samples that choose a step would flatter it as its judges
         judged = {"test": held_out[::2], "validation": held_out[1::2]}
     if args.validate_every and not judged.get("validation"):
         lacks = "a validation split" if has_splits(args.data) else "20 samples or more, and --eval-samples 2 or more"
         raise UserError(f"--validate-every has no held-out samples: {args.data} would need {lacks}")
+    answered = {
+        split: [
+            chat[-1]["content"] for chat in judged[split] if chat[0]["role"] != "text" and "tool_calls" not in chat[-1]
+        ]
+        for split in ANSWERED
+        if split in judged
+    }
+    if args.judge and not any(answered.values()):
+        raise UserError(f"--judge has no answers to score: {args.data} has no test split, nor samples to hold out")
+    require_references(scores_of(args), answered)
     return chats, judged, understood
 
 
@@ -309,7 +320,7 @@ def judge_of(fitting: dict[str, list], args: argparse.Namespace, tokenizer, dtyp
         asked = [chat for chat, _ in pairs if chat[0]["role"] != "text"]
         if split in ANSWERED and asked:
             conversations[split] = asked
-    return Judge(conversations, texts, tokenizer, dtype, accelerator)
+    return Judge(conversations, texts, tokenizer, dtype, accelerator, scores_of(args))
 
 
 def validation_of(judge: Judge, args: argparse.Namespace) -> Validation | None:

@@ -607,6 +607,7 @@ def test_two_processes_are_one_run(make_tiny, tmp_path, capsys):
     assert first["validated"]["best"][1] == min(first["validated"]["losses"])
 
     judged = first["judged"]
+    assert judged["f1"] == {"test": [1, 1, 1, 0, 0], "shifted": [1]}
     assert judged["exact"] == {"test": 3 / 5, "shifted": 1.0}
     assert judged["one"] == {"shifted": 1.0}  # the second process has none to judge
     assert judged["none"] == {}

@@ -12,6 +12,7 @@ import torch
 from accelerate import PartialState
 
 from qlora_lab.evaluation import judge
+from qlora_lab.evaluation.scores import parse_score
 from qlora_lab.finetuning import Batches, train
 from qlora_lab.training.processes import make_accelerator
 from qlora_lab.training.validation import Validation
@@ -73,11 +74,14 @@ def judged(accelerator) -> dict:
         f"answer {chat[-1]['content']}" if chat[-1]["content"] in "0125" else "no idea" for chat in conversations
     ]
 
+    f1 = judge.Judge(chats, {}, Words(), torch.float32, accelerator, [parse_score("f1")])(None)
+
     def judgement(conversations: dict, texts: dict, model=None) -> dict:
         return judge.Judge(conversations, texts, Words(), torch.float32, accelerator)(model).as_dict()
 
     texts = {"five": random_samples(5), "one": random_samples(1)}
     return {
+        "f1": f1.scores["f1"],
         "exact": judgement(chats, {})["exact_match"],
         "one": judgement({"shifted": chats["shifted"]}, {})["exact_match"],
         "none": judgement({}, {})["exact_match"],

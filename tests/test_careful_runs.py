@@ -1,4 +1,4 @@
-"""Runs of the command line that validate, keep the best adapter, stop early, and leave a log."""
+"""Runs of the command line that validate, keep the best adapter, stop early, leave a log, and score free text."""
 
 import json
 import math
@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from qlora_lab import train_qlora
+from qlora_lab.evaluation import judge
 from tests.conftest import in_two_processes
 from tests.test_train_qlora import GOOD, call, jsonl
 
@@ -121,19 +122,17 @@ def test_the_report_says_which_adapter_it_is_about(whole):
     assert "stopped early" not in last and "that of step" not in last
 
 
-def test_samples_that_choose_the_step_do_not_judge_the_answers(capsys, tmp_path):
+def test_samples_that_choose_the_step_do_not_judge_the_answers(tmp_path):
     """Of a file without splits, what is held out is shared between the two; without validation, nothing changes."""
     rows = [json.dumps({"prompt": f"Say {n}.", "response": str(n)}) for n in range(50)]
     arguments = ["--data", str(jsonl(tmp_path / "mine.jsonl", *rows)), "--eval-samples", "5"]
-    said = []
-    trained, judged = train_qlora.load_data(train_qlora.parser().parse_args(arguments), said.append)
+    trained, judged, _ = train_qlora.load_data(train_qlora.parser().parse_args(arguments))
     args = train_qlora.parser().parse_args([*arguments, "--validate-every", "2"])
-    trained_too, apart = train_qlora.load_data(args, said.append)
+    trained_too, apart, _ = train_qlora.load_data(args)
     assert trained == trained_too and judged["test"] == judged["validation"]
     assert (len(apart["test"]), len(apart["validation"])) == (3, 2)
     assert all(chat in judged["test"] for chats in apart.values() for chat in chats)
     assert not [chat for chat in apart["validation"] if chat in apart["test"]]
-    assert said[-1] == "2 of them are kept for validation, and do not judge its answers"
 
 
 def test_a_run_of_before_a_flag_existed_goes_on(capsys, tiny_folder, tmp_path):
@@ -150,3 +149,28 @@ def test_a_run_of_before_a_flag_existed_goes_on(capsys, tiny_folder, tmp_path):
     assert "--validate-every was None, now it is 1" in capsys.readouterr().err
     again, _ = call(capsys, *arguments, "--resume")
     assert again["losses"] == first["losses"]
+
+
+# ------------------------------------------------------------------------------------------------------------- scoring
+
+
+def test_answers_are_scored_as_asked(capsys, monkeypatch, tiny_folder, tmp_path):
+    """Before and after, for both splits, in the report for programs and in that for people."""
+    (tmp_path / "data").mkdir()
+    for split in ("train", "test", "shifted"):
+        rows = [{"prompt": "Q", "response": '{"n": 1, "of": "a"}'}, {"prompt": "Q", "response": '{"n": 2}'}]
+        jsonl(tmp_path / "data" / f"{split}.jsonl", *map(json.dumps, rows))
+    monkeypatch.setattr(judge, "generate", lambda *_, **__: ['{"of": "a", "n": 1.5}', '{"n": 2}'] * 2)
+    arguments = ["--model", tiny_folder, "--data", tmp_path / "data", "--output", tmp_path / "run", "--method", "lora"]
+    arguments += ["--steps", 1, "--rank", 2, "--judge", "json", "--judge", r"regex:[\d.]+", "--judge", "f1"]
+    report, _ = call(capsys, *arguments)
+    assert report["before"]["json"] == report["after"]["json"] == {"test": 0.75, "shifted": 0.75}
+    assert report["after"]["regex"] == report["after"]["exact_match"] == {"test": 0.5, "shifted": 0.5}
+    assert report["after"]["json_fields"] == dict.fromkeys(("test", "shifted"), {"n": 0.5, "of": 1.0})
+    assert report["after"]["f1"]["test"] == pytest.approx((4 / 6 + 1) / 2)  # "of n 15", "n 1 of"
+    shown = {tuple(line.split()[:-2]): line.split()[-2:] for line in train_qlora.describe(report).splitlines()}
+    assert shown["JSON", "fields,", "test"] == ["75%", "75%"]
+    assert shown["n,", "test"] == ["50%", "50%"] and shown["of,", "shifted"] == ["100%", "100%"]
+    assert shown["regex,", "shifted"] == ["50%", "50%"] and ("token", "F1,", "test") in shown
+    stopped = train_qlora.describe({**report, "after": {"exact_match": {}, "perplexity": {}}, "interrupted": True})
+    assert "JSON fields, test              75%         -" in stopped
