@@ -19,6 +19,7 @@ import argparse
 import functools
 import pathlib
 import time
+from typing import Any
 
 import torch
 
@@ -104,7 +105,8 @@ def measure(way: str, arguments: argparse.Namespace, batch_size: int, processes:
     records = list(train())
     training = memory(way)
     del model
-    largest = accelerator.gather(torch.tensor([[*loading, *training]], device=device)).amax(0).tolist()
+    gathered: Any = accelerator.gather(torch.tensor([[*loading, *training]], device=device))
+    largest = gathered.amax(0).tolist()
     return {
         "way": way,
         "shape": arguments.shape,
@@ -143,7 +145,7 @@ def layers_spread(model):
     layers, cards = model.config.num_hidden_layers, torch.cuda.device_count()
     where = {f"model.layers.{i}": i * cards // layers for i in range(layers)}
     ends = {"model.embed_tokens": 0, "model.rotary_emb": 0, "model.norm": cards - 1, "lm_head": 0}
-    return dispatch_model(model, {**where, **ends}, main_device=0)
+    return dispatch_model(model, {**where, **ends}, main_device=torch.device(0))
 
 
 def memory(way: str) -> tuple[int, int]:
