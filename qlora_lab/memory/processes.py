@@ -15,9 +15,9 @@ from dataclasses import replace
 from qlora_lab.memory.moments import (
     back_in_the_first_layer,
     back_in_the_last_layer,
+    bf16_copies,
     held_throughout,
     in_the_last_layer,
-    kept_copies,
     kept_of_forward,
     logits_of,
     moments,
@@ -51,7 +51,7 @@ def moments_of_one(step: TrainingStep, processes: int) -> list[tuple[str, dict[s
     updated = when_parameters_are_updated(step)
     in_head = {
         "activations": kept_of_forward(step) + step.leaf,
-        "bf16 copies": kept_copies(step),
+        "bf16 copies": bf16_copies(step),
         "logits and loss": 2 * logits_of(step),
     }
     return [
@@ -74,12 +74,12 @@ def moments_beside_others(step: TrainingStep) -> list[tuple[str, dict[str, int]]
 
 def layer_bytes(step: TrainingStep) -> int:
     """Bytes of a layer's parameters, its adapters included, when it is whole; without the scales."""
-    model = model_parts(replace_layers(step).shape, step.method)
+    model = model_parts(of_one_layer(step).shape, step.method)
     parts = model["base weights"] + model["norms"] + model["biases"] - 2 * step.shape.hidden_size  # the last norm
     return parts + step.trained_bytes * step.trained_in_a_layer
 
 
-def replace_layers(step: TrainingStep) -> TrainingStep:
+def of_one_layer(step: TrainingStep) -> TrainingStep:
     """The step with a model of one layer."""
     return replace(step, shape=replace(step.shape, num_hidden_layers=1))
 
@@ -139,7 +139,8 @@ def traffic(
     gradients = step.trained_bytes * step.trained
     if sharding == "data":
         return {"weights": 0, "gradients": 2 * gradients * (processes - 1) // processes}
-    ends = 2 * head_bytes(step)  # the embeddings, and the head, which stays for the backward pass
+    # once: the embeddings, and the last norm and the head, which stay for the backward pass
+    ends = 2 * head_bytes(step) + 2 * shape.hidden_size
     weights = accumulation * (2 * shape.num_hidden_layers * layer_bytes(step) + ends)
     return {
         "weights": weights * (processes - 1) // processes,
