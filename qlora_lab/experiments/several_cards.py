@@ -7,6 +7,8 @@ one        a single process, the whole model on its GPU
 pipelined  a single process, the layers spread over all GPUs (`device_map`): one GPU works, the others wait
 data       a process for each GPU, each with the whole model and its share of the samples
 sharded    the same, but each keeps a share of every layer, and gathers a layer just before it computes
+rehearsed  a single process that plays one of `--rehearse N` sharded ones: where the others' shares would arrive it puts
+           copies of its own. Its memory is that of one of N GPUs; its losses mean nothing, and its time lacks the wires
 
 Shapes with random weights, samples of random tokens, QLoRA on all linear layers, AdamW's states in fp32 on the GPU. A
 row of the record is one training: bytes are those of torch's allocator on the GPU that needs most (NCCL's buffers lie
@@ -19,6 +21,7 @@ import argparse
 import functools
 import pathlib
 import time
+from typing import Any
 
 import torch
 
@@ -35,7 +38,7 @@ from qlora_lab.training.loop import train_steps
 from qlora_lab.training.processes import make_accelerator
 from qlora_lab.training.step_records import seconds_per_step, tokens_per_second
 
-WAYS = ("one", "pipelined", "data", "sharded")
+WAYS = ("one", "pipelined", "data", "sharded", "rehearsed")
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
 
 
@@ -47,6 +50,7 @@ def add_flags(parser: Parser) -> None:
     parser.add_argument("--rank", type=count, default=64)
     parser.add_argument("--no-checkpointing", action="store_true", help="keep all activations")
     parser.add_argument("--steps", type=count, default=12)
+    parser.add_argument("--rehearse", type=count, default=2, metavar="N", help="processes of which to play one")
     parser.add_argument("--cap", type=positive, metavar="GB", help="let torch's allocator take no more than this")
     parser.add_argument("--output", type=pathlib.Path, help="folder for a record, cards-<gpu>.json")
     parser.add_argument("--continue-from", type=pathlib.Path, help="a record: its runs are kept")
@@ -80,8 +84,8 @@ def run(arguments: argparse.Namespace) -> None:
 def measure(way: str, arguments: argparse.Namespace, batch_size: int, processes: int) -> dict:
     """One training. Raises UserError where the processes do not fit the way."""
     if (processes > 1) != (way == "data") and way != "sharded":
-        raise UserError(f"{way} does not go with {processes} processes: see the first lines of --help")
-    cards = torch.cuda.device_count() if way == "pipelined" else processes
+        raise UserError(f"{way} does not go with {processes} processes: see what the module says")
+    cards = {"pipelined": torch.cuda.device_count(), "rehearsed": arguments.rehearse}.get(way, processes)
     device = torch.device("cuda", torch.cuda.current_device())
     empty_cache()
     torch.cuda.reset_peak_memory_stats()
@@ -104,7 +108,8 @@ def measure(way: str, arguments: argparse.Namespace, batch_size: int, processes:
     records = list(train())
     training = memory(way)
     del model
-    largest = accelerator.gather(torch.tensor([[*loading, *training]], device=device)).amax(0).tolist()
+    gathered: Any = accelerator.gather(torch.tensor([[*loading, *training]], device=device))
+    largest = gathered.amax(0).tolist()
     return {
         "way": way,
         "shape": arguments.shape,
@@ -127,13 +132,45 @@ def measure(way: str, arguments: argparse.Namespace, batch_size: int, processes:
 def built(way: str, arguments: argparse.Namespace, device: torch.device):
     """The model with adapters, spread as the way wants it."""
     shape, adapter = SHAPES[arguments.shape], {"rank": arguments.rank, "alpha": 2 * arguments.rank}
-    if way != "sharded":
+    if way not in ("sharded", "rehearsed"):
         model = build_random(shape, device=device, compute_dtype=torch.bfloat16)
         return add_adapter(layers_spread(model) if way == "pipelined" else model, **adapter)
     model, unfilled = empty_model(llama_config(shape, torch.bfloat16), True, device, torch.bfloat16)
     model = add_adapter(model, **adapter)
+    if way == "rehearsed":
+        play_one_of(arguments.rehearse)
     fill_and_shard(model, unfilled, RandomWeights(device), device)
+    if way == "rehearsed":
+        copy_instead_of_gathering(model)
     return model
+
+
+def play_one_of(processes: int) -> None:
+    """Make this process the first of so many, of which there are no others."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("fake", rank=0, world_size=processes, store=FakeStore())
+
+
+def copy_instead_of_gathering(model) -> None:
+    """Let the model's shards gather copies of themselves, and keep the first part of what they would sum up."""
+    from torch.distributed.fsdp import FSDPModule
+    from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultAllGather, DefaultReduceScatter
+
+    class Gather(DefaultAllGather):
+        def __call__(self, output_tensor, input_tensor, group, async_op=False):
+            for place in output_tensor.view(group.size(), -1)[1:]:  # the first is the input's own
+                place.copy_(input_tensor)
+
+    class Reduce(DefaultReduceScatter):
+        def __call__(self, output_tensor, input_tensor, group, op, async_op=False):
+            output_tensor.view(-1).copy_(input_tensor.view(-1)[: output_tensor.numel()])
+
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.set_custom_all_gather(Gather())
+            module.set_custom_reduce_scatter(Reduce())
 
 
 def layers_spread(model):
@@ -143,7 +180,7 @@ def layers_spread(model):
     layers, cards = model.config.num_hidden_layers, torch.cuda.device_count()
     where = {f"model.layers.{i}": i * cards // layers for i in range(layers)}
     ends = {"model.embed_tokens": 0, "model.rotary_emb": 0, "model.norm": cards - 1, "lm_head": 0}
-    return dispatch_model(model, {**where, **ends}, main_device=0)
+    return dispatch_model(model, {**where, **ends}, main_device=torch.device(0))
 
 
 def memory(way: str) -> tuple[int, int]:

@@ -98,10 +98,12 @@ def fill_and_shard(model, unfilled: Unfilled, weights: Weights, device: torch.de
             model.get_output_embeddings().weight = module.weight
             continue
         require_right_scales(module)
-        fully_shard(module, mesh=mesh, ignored_params=set(whole.parameters()) if whole else None)
+        sharded = fully_shard(module, mesh=mesh, ignored_params=set(whole.parameters()) if whole else None)
         # gradients are added up and not averaged: the loss is divided by the number of tokens in all processes
-        module.set_gradient_divide_factor(1.0)
-        module.set_force_sum_reduction_for_comms(True)
+        sharded.set_gradient_divide_factor(1.0)
+        sharded.set_force_sum_reduction_for_comms(True)
+        if module is model.get_input_embeddings():
+            sharded.set_unshard_in_backward(False)  # they are frozen: their backward pass needs nothing
     if unfilled:
         raise UserError(f"{next(iter(unfilled.values()))} belongs to no layer of the decoder: it cannot be sharded yet")
 

@@ -15,6 +15,8 @@ import os
 import pathlib
 import shutil
 
+import torch
+
 from qlora_lab.adapters.files import add_fingerprint, fingerprint_of
 from qlora_lab.errors import UserError
 from qlora_lab.training.checkpoints import newest_checkpoint
@@ -103,7 +105,7 @@ def save_adapter(model, folder: pathlib.Path, tokenizer=None, writes: bool = Tru
         tokenizer: saved beside the adapter if given, for it is no longer the base model's own.
         writes: whether this process is the one that writes the files.
     """
-    gathered = {  # the adapters, and what the base's fingerprint is made of
+    gathered: dict[str, torch.Tensor] = {  # the adapters, and what the base's fingerprint is made of
         name: whole(parameter.detach(), parameter)
         for name, parameter in model.named_parameters()
         if is_sharded(parameter) and (parameter.requires_grad or parameter.ndim == 1)
@@ -113,7 +115,7 @@ def save_adapter(model, folder: pathlib.Path, tokenizer=None, writes: bool = Tru
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     model.save_pretrained(part, state_dict=gathered or None)
-    add_fingerprint(part, fingerprint_of((name, gathered.get(name, p)) for name, p in model.named_parameters()))
+    add_fingerprint(part, fingerprint_of({**dict(model.named_parameters()), **gathered}.items()))
     if tokenizer is not None:
         tokenizer.save_pretrained(part)
     if folder.exists():

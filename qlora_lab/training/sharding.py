@@ -8,11 +8,15 @@ not sharded is its own part and its own whole.
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 
 from qlora_lab.errors import UserError
 from qlora_lab.training.settings import TrainSettings
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 
 def is_wanted() -> bool:
@@ -20,7 +24,7 @@ def is_wanted() -> bool:
     return os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
 
 
-def is_sharded(parameter: torch.Tensor) -> bool:
+def is_sharded(parameter: torch.Tensor) -> TypeGuard[DTensor]:
     """Whether each process holds a part of it only."""
     return hasattr(parameter, "device_mesh")
 
@@ -29,10 +33,11 @@ def part_of(parameter: torch.nn.Parameter) -> torch.nn.Parameter:
     """This process's part of a trained parameter, as a parameter on the same memory."""
     if not is_sharded(parameter):
         return parameter
-    return torch.nn.Parameter(parameter.detach().to_local())
+    local: torch.Tensor = parameter.to_local()
+    return torch.nn.Parameter(local.detach())
 
 
-def whole(values: torch.Tensor, parameter: torch.nn.Parameter) -> torch.Tensor:
+def whole(values: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
     """Gather a parameter's values, or an optimizer's states of them, from the parts of all processes.
 
     All processes must call this.
@@ -52,7 +57,7 @@ def whole(values: torch.Tensor, parameter: torch.nn.Parameter) -> torch.Tensor:
     return gathered.full_tensor()
 
 
-def own_part(values: torch.Tensor, parameter: torch.nn.Parameter) -> torch.Tensor:
+def own_part(values: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
     """The part of a whole tensor that belongs to this process: the opposite of `whole`."""
     if not is_sharded(parameter) or values.shape != parameter.shape:
         return values

@@ -45,6 +45,35 @@ def in_memory(model) -> int:
     return sum(blocks.values())
 
 
+def received(accelerator) -> dict:
+    """Bytes that this process receives in a step with two micro-batches: of gathered weights, of summed gradients."""
+    from torch.distributed.fsdp import FSDPModule
+    from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultAllGather, DefaultReduceScatter
+
+    count = {"weights": 0, "gradients": 0}
+
+    class Gather(DefaultAllGather):
+        def __call__(self, output_tensor, input_tensor, *args, **named):
+            count["weights"] += output_tensor.nbytes - input_tensor.nbytes
+            return super().__call__(output_tensor, input_tensor, *args, **named)
+
+    class Reduce(DefaultReduceScatter):
+        def __call__(self, output_tensor, input_tensor, *args, **named):
+            count["gradients"] += input_tensor.nbytes - output_tensor.nbytes
+            return super().__call__(output_tensor, input_tensor, *args, **named)
+
+    model, unfilled = empty_model(tiny_config(**CONFIG), True, CPU, torch.bfloat16)
+    model = add_adapter(model, rank=8, alpha=8)
+    fill_and_shard(model, unfilled, RandomWeights(CPU), CPU)
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.set_custom_all_gather(Gather())
+            module.set_custom_reduce_scatter(Reduce())
+    own = {"accelerator": accelerator, "progress": False, "gradient_checkpointing": True}
+    train(model, batches(accumulation=2), steps=1, **own)
+    return count
+
+
 def seen() -> dict:
     accelerator = make_accelerator(torch.float32, CPU)
     results: dict = {"processes": accelerator.num_processes}
@@ -56,6 +85,7 @@ def seen() -> dict:
         own = {"accelerator": accelerator, "progress": False, **SETTINGS, **named}
         results[name] = [[r.loss, r.gradient_norm] for r in train(model, batches(accumulation), **own)]
         results[f"{name}, after"] = in_memory(model)
+    results["received"] = received(accelerator)
     return results
 
 

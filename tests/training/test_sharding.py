@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from qlora_lab import train_qlora
 from qlora_lab.errors import UserError
 from qlora_lab.finetuning import train
+from qlora_lab.memory import from_config, traffic
 from qlora_lab.models.loading import load_model
 from qlora_lab.models.sharded import (
     CheckpointWeights,
@@ -24,7 +25,7 @@ from qlora_lab.models.sharded import (
     in_loading_order,
 )
 from tests.conftest import ended, processes, tiny_config
-from tests.training.sharded_processes import CPU, RUNS, SETTINGS, batches, empty, in_memory
+from tests.training.sharded_processes import CONFIG, CPU, RUNS, SETTINGS, batches, empty, in_memory
 
 RUN = "--steps 6 --batch-size 4 --eval-samples 2 --rank 4 --checkpoint-every 2 --compute-dtype float32 --quiet --json"
 
@@ -72,6 +73,8 @@ def test_four_processes_with_a_quarter_each_are_one_run(tmp_path):
             assert process[f"{name}, empty"] == adapters + 4 * weights  # of each weight one element
             assert process[f"{name}, share"] == process[f"{name}, after"]
             assert process[f"{name}, share"] == bytes_of_all / 4
+    expected = traffic(from_config(tiny_config(**CONFIG)), processes=4, sharding="full", rank=8, accumulation=2)
+    assert [process["received"] for process in seen] == 4 * [expected]
 
 
 def test_train_qlora_in_two_processes(untied, tmp_path, capsys):
