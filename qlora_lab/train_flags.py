@@ -10,6 +10,7 @@ import torch
 
 from qlora_lab.arguments import Parser, count, count_or_none, names, positive, seed
 from qlora_lab.errors import UserError
+from qlora_lab.evaluation.scores import NAMES, Score, parse_score
 from qlora_lab.facts import OPTIMIZERS
 from qlora_lab.models.bundled import DEFAULT_MODEL
 from qlora_lab.models.hardware import DTYPES
@@ -18,6 +19,7 @@ from qlora_lab.training.presets import PRESETS, Preset
 from qlora_lab.training.settings import SCHEDULES, TrainSettings
 from qlora_lab.training.templates import LEARN
 
+KEEP = ("last", "best")
 DATA_HELP = "a data set of the course, a file, a folder with train.jsonl ..., or owner/name on the hub"
 
 
@@ -55,7 +57,17 @@ def parser() -> Parser:
     p.add_argument("--compute-dtype", choices=DTYPES, help="default: bfloat16 where the hardware has it")
     p.add_argument("--seed", type=seed, default=0)
     p.add_argument("--eval-samples", type=count_or_none, default=50, help="evaluated per split and of prose; 0: none")
+    p.add_argument(
+        "--judge",
+        action="append",
+        type=_score,
+        metavar="SCORE",
+        help=f"a score beside exact match, may be given several times: {', '.join(NAMES)} (its group, or its match)",
+    )
     p.add_argument("--checkpoint-every", type=count, default=10, metavar="STEPS")
+    p.add_argument("--validate-every", type=count, metavar="STEPS", help="also measure the loss on held-out samples")
+    p.add_argument("--keep", choices=KEEP, default="last", help="the adapter to save: the last, or the best validated")
+    p.add_argument("--patience", type=count, metavar="N", help="stop after N validations without a better loss")
     p.add_argument("--output", type=pathlib.Path, default=pathlib.Path("runs/latest"))
     p.add_argument("--resume", action="store_true", help="continue the run in --output")
     p.add_argument("--beside", type=pathlib.Path, metavar="RUN", help="an earlier run to compare with this one")
@@ -74,6 +86,8 @@ def recipe(
     Raises:
         UserError: settings that are impossible, or impossible on this device or with this many processes.
     """
+    _require_validation(args)
+    scores_of(args)
     if args.preset is None:
         optimizer = "paged_adamw_32bit" if device.type == "cuda" else "adamw_torch"
         preset = Preset("as the flags say", "float32", optimizer, args.gradient_checkpointing)
@@ -98,6 +112,35 @@ def recipe(
     return preset, for_steps(settings, settings.steps)
 
 
+def _require_validation(args: argparse.Namespace) -> None:
+    """Raise UserError if flags need validation, and --validate-every or its samples are missing."""
+    if not args.validate_every:
+        flag = "--keep best" if args.keep == "best" else f"--patience {args.patience}" if args.patience else ""
+        if flag:
+            raise UserError(f"{flag} goes by the validation loss: give --validate-every STEPS, too")
+    elif not args.eval_samples:
+        raise UserError("--validate-every needs held-out samples, and --eval-samples is 0: give at least 1")
+
+
+def scores_of(args: argparse.Namespace) -> list[Score]:
+    """What --judge asks for. Raises UserError if there is nothing to judge, or twice the same."""
+    scores = [parse_score(text) for text in args.judge or []]
+    if scores and not args.eval_samples:
+        raise UserError("--judge scores answers, and --eval-samples is 0: give at least 1")
+    names = [score.name for score in scores]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"--judge was given twice for the same score, {twice[0]}: give it once")
+    return scores
+
+
+def _score(text: str) -> str:
+    try:
+        parse_score(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text
+
+
 def for_steps(settings: TrainSettings, steps: int) -> TrainSettings:
     """The same settings for this many steps, the first tenth of which (at least one) warm up."""
     return dataclasses.replace(settings, steps=steps, warmup_steps=max(1, steps // 10))
@@ -107,6 +150,16 @@ def settings_of(args: argparse.Namespace) -> dict[str, str]:
     """The settings, as text, that a resumed run must share with the interrupted one."""
     per_call = ("output", "resume", "beside", "quiet", "json")
     return {key: str(value) for key, value in vars(args).items() if key not in per_call}
+
+
+def adapter_of(args: argparse.Namespace) -> dict:
+    """The flags about the adapter, as arguments of `add_adapter`."""
+    return {
+        "rank": args.rank,
+        "alpha": args.alpha or 2 * args.rank,
+        "targets": target_names(args),
+        "seed": args.seed,
+    }
 
 
 def target_names(args: argparse.Namespace) -> str | list[str]:

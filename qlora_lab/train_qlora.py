@@ -5,7 +5,7 @@ before and after, and leaves in the output folder
 
     run.json       the settings          before.json   the judgement before training
     checkpoints/   to --resume from      adapter/      for peft.PeftModel.from_pretrained and qlora_lab.export
-    report.json    what --json prints
+    log.jsonl      a line for each step  report.json   what --json prints
 
 `accelerate launch -m qlora_lab.train_qlora ...` spreads the same run over several GPUs.
 """
@@ -32,32 +32,39 @@ from qlora_lab.arguments import print_anywhere
 from qlora_lab.errors import CANNOT_WRITE, UserError
 from qlora_lab.evaluation.judge import Judge
 from qlora_lab.evaluation.reports import ANSWERED, describe, read_report, side_by_side
+from qlora_lab.evaluation.scores import require_references
 from qlora_lab.evaluation.soundness import require_finite, require_sound
 from qlora_lab.memory.meter import peak_memory_bytes, reset_peak
 from qlora_lab.memory.prediction import estimate
 from qlora_lab.memory.shapes import from_config
 from qlora_lab.models.compatibility import build_on_meta, read_config
 from qlora_lab.models.hardware import DTYPES, pick_compute_dtype
-from qlora_lab.models.loading import load_model, locate
+from qlora_lab.models.loading import load_model, load_tokenizer, locate, quantized_by
 from qlora_lab.models.quiet import quiet_transformers
+from qlora_lab.models.sharded import CheckpointWeights, empty_model, fill_and_shard
+from qlora_lab.models.tokens import prepare_tokenizer
 from qlora_lab.models.trying import require_trainable
-from qlora_lab.train_flags import for_steps, parser, recipe, settings_of, target_names
+from qlora_lab.train_flags import adapter_of, for_steps, parser, recipe, scores_of, settings_of, target_names
 from qlora_lab.training.batches import Batches
 from qlora_lab.training.chat import fitting_chats, tokenize, tokenize_text
 from qlora_lab.training.data import has_splits, load_prose, split_chats
 from qlora_lab.training.formats import Understood, parse_columns
 from qlora_lab.training.loop import train
 from qlora_lab.training.picture import in_short
-from qlora_lab.training.processes import make_accelerator
+from qlora_lab.training.presets import Preset
+from qlora_lab.training.processes import another_has_ended, make_accelerator
 from qlora_lab.training.run_folder import RunFolder, save_adapter
+from qlora_lab.training.sharding import is_wanted, require_shardable
+from qlora_lab.training.step_log import StepLog
 from qlora_lab.training.step_records import tokens_per_second
 from qlora_lab.training.templates import keep_template, remarks
+from qlora_lab.training.validation import Validation, validated
 
 NOT_ANSWERED = {"exact_match": {}, "perplexity": {}}
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; return the exit code: 0, 2 for a user's error, 130 after Ctrl-C."""
+    """Run the command line; return the exit code: 0, 1 (another process died), 2 (a user's error), 130 (Ctrl-C)."""
     print_anywhere()
     try:
         args = parser().parse_args(arguments)
@@ -71,6 +78,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (torch.OutOfMemoryError, MemoryError) as error:
         return _fail(out_of_memory(args, error))
     except RuntimeError as error:
+        if another_has_ended(error):
+            _fail(f"another process of this run has ended, and so does this one: --resume continues {args.output}")
+            return 1
         if "alloc" not in str(error).lower():  # torch's CPU allocator says "can't allocate memory" in a RuntimeError
             raise
         return _fail(out_of_memory(args, error))
@@ -104,21 +114,23 @@ def run(args: argparse.Namespace) -> dict | None:
     device = cast(torch.device, machine.device)  # optional in Accelerate's types, never in a state that has been made
     dtype = DTYPES.get(args.compute_dtype) or pick_compute_dtype(device)
     preset, settings = recipe(args, device, dtype, machine.num_processes)
+    if sharded := is_wanted():
+        require_shardable(settings, args.rank, machine.num_processes)
     accelerator = make_accelerator(settings.compute_dtype, device)
     say = _speaker(args.quiet or not accelerator.is_main_process)
-    folder = RunFolder(args.output, settings_of(args), args.resume)
+    folder = RunFolder(args.output, settings_of(args), args.resume, settings_of(parser().parse_args([])))
     before, resumed_at = folder.look()
     train_chats, judged, understood = load_data(args)
     require_targets(args)
     say(understood.summary())
     if understood.remarks():
         _warn(understood.remarks(), accelerator)
-    if args.eval_samples and not has_splits(args.data):
-        say(
-            f"{len(judged['test'])} of {understood.samples} samples are held out to judge the model on"
-            if judged
-            else "fewer than ten samples: none is held out to judge the model on"
-        )
+    if judged and not has_splits(args.data):
+        say(f"{len(judged['test'])} of {understood.samples} samples are held out to judge the model on")
+        if args.validate_every:
+            say(f"{len(judged['validation'])} others are held out to validate it, and do not judge its answers")
+    elif args.eval_samples and not has_splits(args.data):
+        say("fewer than ten samples: none is held out to judge the model on")
     for note in require_trainable(
         args.model,
         quantize=args.method == "qlora",
@@ -131,7 +143,10 @@ def run(args: argparse.Namespace) -> dict | None:
 
     quantization = "nf4" if args.method == "qlora" else None
     say(f"loading {args.model} ({'4-bit NF4, double quantization' if quantization else dtype}, on {device}) ...")
-    base, tokenizer = load_model(args.model, quantization, device=device, compute_dtype=dtype)
+    if sharded:
+        base, tokenizer = load_sharded(args, preset, device, dtype)
+    else:
+        base, tokenizer = load_model(args.model, quantization, device=device, compute_dtype=dtype)
     for remark in remarks(tokenizer, train_chats):
         _warn(f"note: {remark}", accelerator)
     samples, left_out = tokenize({"messages": train_chats}, tokenizer, args.max_length, args.learn)
@@ -144,7 +159,8 @@ def run(args: argparse.Namespace) -> dict | None:
     if resumed_at > settings.steps:
         raise UserError(f"{args.output} has {resumed_at} steps behind it: give --steps {resumed_at} or more")
     fitting = fitting_of(judged, args, tokenizer, accelerator)
-    judge = judge_of(fitting, args, tokenizer, dtype, accelerator)
+    judge = judge_of(fitting, args, tokenizer, dtype, None if sharded else accelerator)
+    validation = validation_of(judge, args)
     require_sound(base, tokenizer, [*samples, *(sample for pairs in fitting.values() for _, sample in pairs)], dtype)
     folder.claim(accelerator)
 
@@ -154,9 +170,7 @@ def run(args: argparse.Namespace) -> dict | None:
         require_finite(before)
         if accelerator.is_main_process:
             folder.write("before.json", before)
-    model = preset.adapt(
-        base, rank=args.rank, alpha=args.alpha or 2 * args.rank, targets=target_names(args), seed=args.seed
-    )
+    model = base if sharded else preset.adapt(base, **adapter_of(args))
     trainable, steps = trainable_parameters(model), settings.steps
     say(f"training {trainable:,} parameters for {steps} steps of {args.batch_size * args.accumulation} samples ...")
     torch.manual_seed(args.seed)  # for the model's own dropout, if it has any
@@ -167,16 +181,19 @@ def run(args: argparse.Namespace) -> dict | None:
         batches,
         settings,
         progress=not args.quiet and accelerator.is_main_process,
+        each_step=StepLog(folder.log).write if accelerator.is_main_process else lambda record: None,
         pad_token_id=tokenizer.pad_token_id,
         checkpoints=folder.checkpoints,
         resume=args.resume,
         accelerator=accelerator,
+        validation=validation,
     )
+    out_of_patience = validation is not None and validation.over(records)
+    adapter_step = (validation and validation.restore_best(model)) or len(records)
     say(f"trained for {time.perf_counter() - start:.0f} s")
     peak = peak_memory_bytes(device)
-    if accelerator.is_main_process:
-        save_adapter(model, folder.adapter, keep_template(tokenizer))
-    interrupted = len(records) < steps
+    save_adapter(model, folder.adapter, keep_template(tokenizer), accelerator.is_main_process)
+    interrupted = len(records) < steps and not out_of_patience
     if interrupted:
         after = NOT_ANSWERED
     else:
@@ -189,6 +206,9 @@ def run(args: argparse.Namespace) -> dict | None:
         "method": args.method,
         "steps": len(records),
         "losses": [record.loss for record in records],
+        "validation_losses": [(record.step, record.validation_loss) for record in validated(records)],
+        "adapter_step": adapter_step,
+        "out_of_patience": out_of_patience,
         "before": before,
         "after": after,
         "tokens_per_second": tokens_per_second(records) or 0.0,
@@ -233,6 +253,22 @@ def _collector_off() -> Iterator[None]:
             gc.enable()
 
 
+def load_sharded(args: argparse.Namespace, preset: Preset, device: torch.device, dtype: torch.dtype):
+    """The model with its adapters, of which this process holds a part, and the tokenizer.
+
+    The adapters are in it before it is judged for the first time. They change nothing: as yet, they add zero.
+    """
+    config = read_config(args.model)
+    if quantized_by(config):
+        raise UserError(f"{args.model} is quantized already, and cannot be sharded yet: shard the 16-bit checkpoint")
+    model, unfilled = empty_model(config, args.method == "qlora", device, dtype)
+    tokenizer = load_tokenizer(args.model)
+    prepare_tokenizer(tokenizer, model)
+    model = preset.adapt(model, **adapter_of(args))
+    fill_and_shard(model, unfilled, CheckpointWeights(locate(args.model)), device)
+    return model, tokenizer
+
+
 # ----------------------------------------------------------------------------------------------------------------- data
 
 
@@ -241,6 +277,22 @@ def load_data(args: argparse.Namespace) -> tuple[list, dict[str, list], Understo
     columns = parse_columns(args.columns) if args.columns else None
     understood, splits = Understood(), ("validation", *ANSWERED)
     chats, judged = split_chats(args.data, splits, args.eval_samples, args.seed, columns, args.format, understood)
+    if judged and args.validate_every and not has_splits(args.data):
+        held_out = judged["test"]  # samples that choose a step would flatter it as its judges
+        judged = {"test": held_out[::2], "validation": held_out[1::2]}
+    if args.validate_every and not judged.get("validation"):
+        lacks = "a validation split" if has_splits(args.data) else "20 samples or more, and --eval-samples 2 or more"
+        raise UserError(f"--validate-every has no held-out samples: {args.data} would need {lacks}")
+    answered = {
+        split: [
+            chat[-1]["content"] for chat in judged[split] if chat[0]["role"] != "text" and "tool_calls" not in chat[-1]
+        ]
+        for split in ANSWERED
+        if split in judged
+    }
+    if args.judge and not any(answered.values()):
+        raise UserError(f"--judge has no answers to score: {args.data} has no test split, nor samples to hold out")
+    require_references(scores_of(args), answered)
     return chats, judged, understood
 
 
@@ -268,7 +320,21 @@ def judge_of(fitting: dict[str, list], args: argparse.Namespace, tokenizer, dtyp
         asked = [chat for chat, _ in pairs if chat[0]["role"] != "text"]
         if split in ANSWERED and asked:
             conversations[split] = asked
-    return Judge(conversations, texts, tokenizer, dtype, accelerator)
+    return Judge(conversations, texts, tokenizer, dtype, accelerator, scores_of(args))
+
+
+def validation_of(judge: Judge, args: argparse.Namespace) -> Validation | None:
+    """What --validate-every asks for: the loss of the judge's validation samples."""
+    if not args.validate_every:
+        return None
+    if "validation" not in judge.texts:
+        raise UserError("no validation sample is left: raise --max-length")
+    return Validation(
+        lambda model: judge.loss(model, "validation").per_token,
+        args.validate_every,
+        args.patience,
+        keep_best=args.keep == "best",
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------ speaking

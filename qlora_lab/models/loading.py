@@ -145,7 +145,7 @@ def _compute_in(model, dtype: torch.dtype) -> None:
             module.compute_dtype, module.compute_type_is_set = dtype, True
 
 
-def bnb_config(quantization: str, double_quant: bool, compute_dtype: torch.dtype):
+def bnb_config(quantization: str, double_quant: bool, compute_dtype: torch.dtype, storage: torch.dtype = torch.uint8):
     """The `BitsAndBytesConfig` of QLoRA. The class has other defaults: fp4, fp32 compute, no double quantization."""
     from transformers import BitsAndBytesConfig
 
@@ -154,6 +154,7 @@ def bnb_config(quantization: str, double_quant: bool, compute_dtype: torch.dtype
         bnb_4bit_quant_type=quantization,
         bnb_4bit_compute_dtype=compute_dtype,
         bnb_4bit_use_double_quant=double_quant,
+        bnb_4bit_quant_storage=storage,
     )
 
 

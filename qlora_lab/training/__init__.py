@@ -20,8 +20,11 @@ optimizers.py    AdamW by transformers' names
 schedules.py     the learning rate over a run
 activations.py   less of what autograd keeps, or elsewhere
 processes.py     several processes: who we are, and sums over all
+sharding.py      trained parameters of which each process has a part
 checkpoints.py   a run goes on from here, bit for bit; no pickle
 interrupts.py    Ctrl-C
 step_records.py  what each step leaves behind, and the one definition of tokens a second
+step_log.py      a line for each step, while it runs
+validation.py    the loss on held-out samples, the best adapter so far, when to stop early
 run_folder.py    the folder of a run: is it free, what does it hold
 """

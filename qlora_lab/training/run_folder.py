@@ -2,8 +2,9 @@
 
 run.json        the settings, as text, that a resumed run must share with the interrupted one, its length apart
 before.json     the judgement before training
+log.jsonl       a line for each step, as soon as it is taken: see `step_log.py`
 checkpoints/    see `checkpoints.py`
-adapter/        in PEFT's format
+adapter/        in PEFT's format; with --keep best, the best one that was validated
 report.json     the finished run
 """
 
@@ -14,11 +15,14 @@ import os
 import pathlib
 import shutil
 
-from qlora_lab.adapters.files import add_fingerprint, base_fingerprint
+import torch
+
+from qlora_lab.adapters.files import add_fingerprint, fingerprint_of
 from qlora_lab.errors import UserError
 from qlora_lab.training.checkpoints import newest_checkpoint
+from qlora_lab.training.sharding import is_sharded, whole
 
-LENGTH = ("steps", "epochs")  # a run may be resumed for longer than it was meant to last
+LENGTH = ("steps", "epochs", "patience")  # a run may be resumed for longer than it was meant to last
 
 
 class RunFolder:
@@ -28,11 +32,12 @@ class RunFolder:
         path: the folder, which need not exist.
         settings: this run's, as text.
         resume: continue the run that the folder holds, instead of starting one in a free folder.
+        defaults: what a setting was, if the folder's run is older than the flag for it.
     """
 
-    def __init__(self, path: pathlib.Path, settings: dict[str, str], resume: bool):
-        self.path, self.settings, self.resume = path, settings, resume
-        self.adapter, self.checkpoints = path / "adapter", path / "checkpoints"
+    def __init__(self, path: pathlib.Path, settings: dict[str, str], resume: bool, defaults: dict[str, str]):
+        self.path, self.settings, self.resume, self.defaults = path, settings, resume, defaults
+        self.adapter, self.checkpoints, self.log = path / "adapter", path / "checkpoints", path / "log.jsonl"
 
     def look(self) -> tuple[dict | None, int]:
         """Check that the folder is free or, to resume, that it holds this run.
@@ -52,7 +57,7 @@ class RunFolder:
             return None, 0
         if not (self.path / "run.json").is_file():
             raise UserError(f"nothing to resume: {self.path} holds no run")
-        then = self._read("run.json")
+        then = {**self.defaults, **self._read("run.json")}
         for key, now in self.settings.items():
             if then.get(key) != now and key not in LENGTH:
                 flag = "--" + key.replace("_", "-")
@@ -91,16 +96,26 @@ class RunFolder:
             raise UserError(f"{self.path} holds another run: give another --output, or --resume to continue it")
 
 
-def save_adapter(model, folder: pathlib.Path, tokenizer=None) -> None:
+def save_adapter(model, folder: pathlib.Path, tokenizer=None, writes: bool = True) -> None:
     """Save PEFT's adapter with the fingerprint of its base. The folder is replaced only when all files are written.
+
+    Of a sharded model all processes must call this, since each has a part.
 
     Args:
         tokenizer: saved beside the adapter if given, for it is no longer the base model's own.
+        writes: whether this process is the one that writes the files.
     """
+    gathered: dict[str, torch.Tensor] = {  # the adapters, and what the base's fingerprint is made of
+        name: whole(parameter.detach(), parameter)
+        for name, parameter in model.named_parameters()
+        if is_sharded(parameter) and (parameter.requires_grad or parameter.ndim == 1)
+    }
+    if not writes:
+        return
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
-    model.save_pretrained(part)
-    add_fingerprint(part, base_fingerprint(model))
+    model.save_pretrained(part, state_dict=gathered or None)
+    add_fingerprint(part, fingerprint_of({**dict(model.named_parameters()), **gathered}.items()))
     if tokenizer is not None:
         tokenizer.save_pretrained(part)
     if folder.exists():
