@@ -3,14 +3,14 @@
     tried = try_out(config)      Tried: does it train, pack, chunk its loss, read so many tokens?
     require_trainable(...)       what `train_qlora` asks before it loads a model
 
-A list of architectures would age; a question to the code does not. The copy has the config's class and attention, but
-only as many layers as it takes to have one of each kind, and few words, MLP columns and experts.
+A list of architectures would age; a question to the code does not. tiny.py makes the copy.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import re
 import warnings
 import weakref
 from dataclasses import dataclass
@@ -21,11 +21,11 @@ from torch import nn
 from qlora_lab.errors import UserError
 from qlora_lab.models.compatibility import adapt_on_meta, preflight, read_config
 from qlora_lab.models.loading import FOUR_BITS, first_sentence, is_quantized_already, quantized_by
+from qlora_lab.models.parts import text_decoder
 from qlora_lab.models.quiet import quiet_transformers
+from qlora_lab.models.tiny import tiny_copy
 
-LARGEST = 400_000_000  # parameters of a copy: 1.6 GB, seconds
 SAME = 1e-3  # of the logits' standard deviation: float32 rounds to 1e-6 of it, another sample moves them by about 1
-SMALL = {"vocab_size": 512, "intermediate_size": 64, "moe_intermediate_size": 64}  # where a config has more
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,14 @@ class Tried:
         packing: why samples in one row are not as if each were alone.
         chunks: why its loss cannot be computed chunk by chunk.
         longest: tokens that it can read at most; None: no limit was met.
+        unreached: adapted layers that no text reaches, by name; "*" stands for the number of a layer or an expert.
     """
 
     training: str = ""
     packing: str = ""
     chunks: str = ""
     longest: int | None = None
+    unreached: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         if self.training:
@@ -50,7 +52,8 @@ class Tried:
         packing = f"no: {self.packing}" if self.packing else "yes, samples do not see one another"
         chunks = f"no: {self.chunks}" if self.chunks else "yes"
         longest = f"\nTokens in a sample: {self.longest} at most" if self.longest else ""
-        return f"Tried on a tiny copy: it trains\n--packing: {packing}\n--preset lean: {chunks}{longest}"
+        beside = f", but for {len(self.unreached)} kinds of layers ({self.unreached[0]})" if self.unreached else ""
+        return f"Tried on a tiny copy: it trains{beside}\n--packing: {packing}\n--preset lean: {chunks}{longest}"
 
 
 def require_trainable(
@@ -86,6 +89,11 @@ def require_trainable(
     tried = try_out(config, targets, max_length)
     if tried.training:
         raise UserError(tried.training)
+    if tried.unreached:
+        notes.append(
+            f"no text reaches {tried.unreached[0]}, one of {len(tried.unreached)} kinds of adapted layers "
+            "(* is any number) that stay as they are"
+        )
     if packing and tried.packing:
         raise UserError(f"{tried.packing}: train without --packing")
     if chunks and tried.chunks:
@@ -118,84 +126,19 @@ def try_out(config, targets: str | list[str] = "all-linear", max_length: int = 0
                 return Tried(f"{kind} is no causal language model: its tokens see those that come after them")
             packing, chunks = why_not_packed(small), why_not_chunked(small)
             longest = _longest(small, max_length)
-            _train_once(small, targets)
         except UserError as error:
             return Tried(str(error))
         except Exception as error:  # whatever a model of this kind does not take
-            return Tried(f"a {type(config).__name__.removesuffix('Config')} cannot be trained: {first_sentence(error)}")
-    return Tried("", packing, chunks, longest)
+            return Tried(f"a {_kind(config)} cannot be trained: {first_sentence(error)}")
+        reason, unreached = _trained_once(small, targets)
+        if reason:
+            can = ",".join(_trained_alone(tiny_copy(config))) if targets == "all-linear" else ""
+            return Tried(f"{reason}; --targets {can} can be trained" if can else reason)
+    return Tried("", packing, chunks, longest, unreached)
 
 
-# -------------------------------------------------------------------------------------------------------- the tiny copy
-
-
-def tiny_copy(config, model_class: type | None = None):
-    """A model with random weights, in eval mode, that does what a model of this config does; None: still too large.
-
-    model_class: None for that of transformers' AutoModelForCausalLM, which `load_model` takes.
-
-    Raises:
-        UserError: transformers has no causal language model for such a config.
-    """
-    from transformers import AutoModelForCausalLM, PretrainedConfig
-
-    small = copy.deepcopy(config)
-    small.__dict__.pop("quantization_config", None)
-    text = small.get_text_config()
-    others = [part for part in vars(small).values() if isinstance(part, PretrainedConfig) and part is not text]
-    for part in (text, *others):
-        for name, most in SMALL.items():
-            if isinstance(getattr(part, name, None), int):
-                setattr(part, name, min(most, getattr(part, name)))
-        if part is not text and isinstance(getattr(part, "num_hidden_layers", None), int):
-            _keep_layers(part, 1)
-    for part in (small, text):
-        for name, value in list(vars(part).items()):
-            if name.endswith("token_id") and isinstance(value, int) and value >= text.vocab_size:
-                setattr(part, name, 0)
-
-    def build():
-        if model_class is not None:
-            return model_class(small)
-        if type(small) not in AutoModelForCausalLM._model_mapping:
-            raise UserError(f"transformers has no causal language model for a {type(small).__name__}")
-        return AutoModelForCausalLM.from_config(small)
-
-    with torch.device("meta"):
-        _keep_layers(text, _layers_of_each_kind(build(), text))
-        if sum(parameter.numel() for parameter in build().parameters()) > LARGEST:
-            return None
-    torch.manual_seed(0)
-    return build().float().eval()
-
-
-def _layers_of_each_kind(model, text) -> int:
-    """How many of a model's first layers have one of each kind among them, by their modules, shapes and types."""
-    lists = [module for module in model.get_decoder().modules() if isinstance(module, nn.ModuleList)]
-    layers = next((layers for layers in lists if len(layers) == text.num_hidden_layers), None)
-    if layers is None:
-        return text.num_hidden_layers
-    types = getattr(text, "layer_types", None) or [None] * len(layers)
-    kinds = [
-        (
-            kind,
-            *(
-                (name, type(module), *(p.shape for p in module.parameters(False)))
-                for name, module in layer.named_modules()
-            ),
-        )
-        for kind, layer in zip(types, layers, strict=True)
-    ]
-    return 1 + max(kinds.index(kind) for kind in set(kinds))
-
-
-def _keep_layers(text, count: int) -> None:
-    """Cut a config to its first layers, and each of its lists that has an entry a layer."""
-    layers = text.num_hidden_layers
-    for name, value in list(vars(text).items()):
-        if isinstance(value, list) and len(value) == layers:
-            object.__setattr__(text, name, value[:count])
-    text.num_hidden_layers = count
+def _kind(config) -> str:
+    return type(config).__name__.removesuffix("Config")
 
 
 @contextlib.contextmanager
@@ -247,35 +190,53 @@ def why_not_packed(model) -> str:
 
 def _longest(model, wanted: int) -> int | None:
     """The number of positions that a model has, if it is fewer than wanted and it cannot do with more."""
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if not isinstance(limit, int) or not 0 < limit < wanted:
-        return None
-    try:
-        _logits(model, _tokens(model, limit + 1, 1))
-    except (IndexError, RuntimeError, ValueError):
-        return limit
+    config = vars(model.config.get_text_config())
+    limits = {value for name, value in config.items() if "position" in name and isinstance(value, int)}
+    for limit in sorted(limit for limit in limits if 1 < limit < wanted):
+        try:
+            _logits(model, _tokens(model, limit + 1, 1))
+        except (IndexError, RuntimeError, ValueError):
+            return limit
     return None
 
 
-def _train_once(model, targets: str | list[str]) -> None:
-    """Have PEFT adapt the targets, as training will, and take gradients."""
+def _trained_once(model, targets: str | list[str]) -> tuple[str, tuple[str, ...]]:
+    """Have PEFT adapt the targets, as training will, and take gradients: why that fails, or ""; `Tried.unreached`.
+
+    The model is left with adapters.
+    """
     if isinstance(targets, list):  # a target may be in a layer that the copy does not have
         targets = [t for t in targets if any(f".{name}".endswith(f".{t}") for name, _ in model.named_modules())]
-    adapted, error = adapt_on_meta(model, targets) if targets else ((), "")
-    if error:
-        raise UserError(
-            f"{type(model).__name__} cannot be adapted as it is: PEFT's {targets} finds no target ({error})"
-        )
-    for module in model.modules():  # the adapters were made without memory
-        if any(p.is_meta for p in module.parameters(False)):
-            module.to_empty(device="cpu", recurse=False)
-            for parameter in module.parameters(False):
-                nn.init.normal_(parameter, std=0.01)
-    ids = torch.tensor([_tokens(model, 9, 1)])
-    positions = torch.arange(9)[None]
-    model.train()
-    keep = torch.arange(9)
-    model(input_ids=ids, position_ids=positions, use_cache=False, logits_to_keep=keep).logits.sum().backward()
+    try:
+        adapted, error = adapt_on_meta(model, targets) if targets else ((), "")
+        if error:
+            kind = type(model).__name__
+            return f"{kind} cannot be adapted as it is: PEFT's {targets} finds no target ({error})", ()
+        for module in model.modules():  # the adapters were made without memory
+            if any(p.is_meta for p in module.parameters(False)):
+                module.to_empty(device="cpu", recurse=False)
+                for parameter in module.parameters(False):
+                    nn.init.normal_(parameter, std=0.01)
+        ids = torch.tensor([_tokens(model, 9, 1)])
+        positions, keep = torch.arange(9)[None], torch.arange(9)
+        model.train()
+        model(input_ids=ids, position_ids=positions, use_cache=False, logits_to_keep=keep).logits.sum().backward()
+    except Exception as error:  # whatever a model of this kind, or PEFT's layers in it, do not take
+        return f"a {_kind(model.config)} cannot be trained: {first_sentence(error)}", ()
+    reached: dict[str, bool] = {}  # experts of one layer count as one, for few tokens do not visit each
+    for name, parameter in model.named_parameters():
+        if ".lora_" in name:
+            name = re.sub(r"\.\d+(?=\.)", ".*", name.partition(".lora_")[0])
+            reached[name] = reached.get(name, False) or parameter.grad is not None
+    return "", tuple(name for name, some in reached.items() if not some)
+
+
+def _trained_alone(model) -> list[str]:
+    """The last names of those linear layers that can be adapted and trained, tried one after the other."""
+    head = model.get_output_embeddings()
+    linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head]
+    ends = dict.fromkeys(name.rpartition(".")[2] for name in linears)
+    return [end for end in ends if _trained_once(copy.deepcopy(model), [end]) == ("", ())]
 
 
 # ------------------------------------------------------------------------------------------------- around the head
@@ -299,8 +260,8 @@ def require_plain_head(model) -> None:
 def why_not_chunked(model) -> str:
     """What a causal language model does between its decoder and its logits beside the head; "" if nothing."""
     seen = {}
-    decoder, head = model.get_decoder(), model.get_output_embeddings()
-    if decoder is model:
+    decoder, head = text_decoder(model), model.get_output_embeddings()
+    if decoder is None:
         return f"a {type(model).__name__} does not say which of its parts is the decoder"
     hooks = (
         decoder.register_forward_hook(lambda module, given, made: seen.update(hidden=made.last_hidden_state)),

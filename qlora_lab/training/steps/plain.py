@@ -36,6 +36,10 @@ class PlainStep:
             share = self.loss_share(rows, targets)
             loss += share.detach()
             self.accelerator.backward(share)
+        if self.accelerator.num_processes > 1:
+            for parameter in self.parameters:  # no sample of this process may have reached it
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
         sum_over_processes(self.accelerator, [loss, *(p.grad for p in self.parameters)])
         largest = self.settings.max_grad_norm
         norm = self.accelerator.clip_grad_norm_(self.parameters, math.inf if largest is None else largest)
