@@ -12,7 +12,11 @@ import torch
 from torch import nn
 
 from qlora_lab.errors import UserError
+from qlora_lab.models.compatibility import quantize_on_meta
+from qlora_lab.models.faults import use_differentiable_kernels
+from qlora_lab.models.hardware import require_4bit_kernels
 from qlora_lab.models.parts import text_decoder
+from qlora_lab.models.random_weights import linear_4bit
 
 LARGEST = 400_000_000  # parameters of a copy: 1.6 GB, seconds
 FEW = 4  # layers that are not worth cutting
@@ -40,6 +44,31 @@ def tiny_copy(config, model_class: type | None = None):
         return small
     except Exception:  # not every model can be cut
         return _built(build, whole)
+
+
+def in_4_bits(model):
+    """The same model with bitsandbytes' 4-bit layers where loading puts them; as it is where it has no kernels."""
+    from bitsandbytes.nn.modules import Linear4bit
+
+    device = torch.device("cpu")
+    try:
+        require_4bit_kernels(device)
+    except UserError:
+        return model
+    with torch.device("meta"):
+        skeleton = type(model)(copy.deepcopy(model.config))
+    quantize_on_meta(skeleton, torch.float32)
+    for name, module in skeleton.named_modules():
+        if isinstance(module, Linear4bit):
+            dense = model.get_submodule(name)
+            weight = dense.weight.detach()
+            weight = weight if isinstance(dense, nn.Linear) else weight.T.contiguous()  # GPT-2's Conv1D
+            layer = linear_4bit(weight, "nf4", True, torch.float32)
+            layer.bias = dense.bias
+            model.set_submodule(name, layer)
+    use_differentiable_kernels(model)
+    model.is_loaded_in_4bit = True
+    return model
 
 
 def _built(build, config):

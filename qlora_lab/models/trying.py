@@ -9,11 +9,11 @@ A list of architectures would age; a question to the code does not. tiny.py make
 from __future__ import annotations
 
 import contextlib
-import copy
 import re
 import warnings
 import weakref
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -23,7 +23,7 @@ from qlora_lab.models.compatibility import adapt_on_meta, preflight, read_config
 from qlora_lab.models.loading import FOUR_BITS, first_sentence, is_quantized_already, quantized_by
 from qlora_lab.models.parts import text_decoder
 from qlora_lab.models.quiet import quiet_transformers
-from qlora_lab.models.tiny import tiny_copy
+from qlora_lab.models.tiny import in_4_bits, tiny_copy
 
 SAME = 1e-3  # of the logits' standard deviation: float32 rounds to 1e-6 of it, another sample moves them by about 1
 
@@ -36,6 +36,7 @@ class Tried:
         training: why it cannot be trained on answers as a causal language model with PEFT's adapters.
         packing: why samples in one row are not as if each were alone.
         chunks: why its loss cannot be computed chunk by chunk.
+        checkpoints: why its activations cannot be checkpointed.
         longest: tokens that it can read at most; None: no limit was met.
         unreached: adapted layers that no text reaches, by name; "*" stands for the number of a layer or an expert.
     """
@@ -43,6 +44,7 @@ class Tried:
     training: str = ""
     packing: str = ""
     chunks: str = ""
+    checkpoints: str = ""
     longest: int | None = None
     unreached: tuple[str, ...] = ()
 
@@ -50,7 +52,7 @@ class Tried:
         if self.training:
             return f"Tried on a tiny copy: {self.training}"
         packing = f"no: {self.packing}" if self.packing else "yes, samples do not see one another"
-        chunks = f"no: {self.chunks}" if self.chunks else "yes"
+        chunks = f"no: {self.chunks or self.checkpoints}" if self.chunks or self.checkpoints else "yes"
         longest = f"\nTokens in a sample: {self.longest} at most" if self.longest else ""
         beside = f", but for {len(self.unreached)} kinds of layers ({self.unreached[0]})" if self.unreached else ""
         return f"Tried on a tiny copy: it trains{beside}\n--packing: {packing}\n--preset lean: {chunks}{longest}"
@@ -63,6 +65,7 @@ def require_trainable(
     targets: str | list[str] = "all-linear",
     packing: bool = False,
     chunks: bool = False,
+    checkpoints: bool = False,
     max_length: int = 0,
 ) -> tuple[str, ...]:
     """Raise UserError unless a model can be trained so; return what should be said before it is, a sentence each.
@@ -73,6 +76,7 @@ def require_trainable(
         targets: what is adapted, as in `add_adapter`.
         packing: whether several samples share a row.
         chunks: whether the loss is computed chunk by chunk.
+        checkpoints: whether activations are checkpointed.
         max_length: tokens in the longest row.
     """
     config = read_config(config)
@@ -86,7 +90,7 @@ def require_trainable(
         if seen.share_missed > 0.05:
             most = max(seen.missed, key=lambda weight: weight.numel).reason
             notes.append(f"{seen.share_missed:.0%} of the weights of its layers stay in 16 bits ({most})")
-    tried = try_out(config, targets, max_length)
+    tried = try_out(config, targets, max_length, four_bits=quantize)
     if tried.training:
         raise UserError(tried.training)
     if tried.unreached:
@@ -98,6 +102,8 @@ def require_trainable(
         raise UserError(f"{tried.packing}: train without --packing")
     if chunks and tried.chunks:
         raise UserError(f"{tried.chunks}: its loss cannot be computed in chunks (--preset lean); choose another preset")
+    if checkpoints and tried.checkpoints:
+        raise UserError(f"{tried.checkpoints}: train without --gradient-checkpointing and presets")
     if tried.longest and max_length > tried.longest:
         raise UserError(
             f"--max-length {max_length} is more than this model can read: it has positions for {tried.longest} tokens"
@@ -114,8 +120,8 @@ def require_isolation(model) -> None:
             raise UserError(f"{reason}: use packing=False")
 
 
-def try_out(config, targets: str | list[str] = "all-linear", max_length: int = 0) -> Tried:
-    """Try a tiny copy of a model. targets: what is adapted. max_length: of the samples that it is to read."""
+def try_out(config, targets: str | list[str] = "all-linear", max_length: int = 0, four_bits: bool = False) -> Tried:
+    """Try a tiny copy of a model. Arguments as in `require_trainable`; four_bits: try it in 4 bits, too."""
     with _on_the_side():
         try:
             small = tiny_copy(config)
@@ -132,9 +138,12 @@ def try_out(config, targets: str | list[str] = "all-linear", max_length: int = 0
             return Tried(f"a {_kind(config)} cannot be trained: {first_sentence(error)}")
         reason, unreached = _trained_once(small, targets)
         if reason:
-            can = ",".join(_trained_alone(tiny_copy(config))) if targets == "all-linear" else ""
+            can = ",".join(_trained_alone(config)) if targets == "all-linear" else ""
             return Tried(f"{reason}; --targets {can} can be trained" if can else reason)
-    return Tried("", packing, chunks, longest, unreached)
+        checkpoints = _why_not_checkpointed(small)
+        if four_bits and (reason := _trained_once(in_4_bits(tiny_copy(config)), targets)[0]):
+            return Tried(f"in 4 bits, {reason}; with --method lora it can")
+    return Tried("", packing, chunks, checkpoints, longest, unreached)
 
 
 def _kind(config) -> str:
@@ -217,26 +226,59 @@ def _trained_once(model, targets: str | list[str]) -> tuple[str, tuple[str, ...]
                 module.to_empty(device="cpu", recurse=False)
                 for parameter in module.parameters(False):
                     nn.init.normal_(parameter, std=0.01)
-        ids = torch.tensor([_tokens(model, 9, 1)])
-        positions, keep = torch.arange(9)[None], torch.arange(9)
-        model.train()
-        model(input_ids=ids, position_ids=positions, use_cache=False, logits_to_keep=keep).logits.sum().backward()
+        _take_gradients(model)
+        ids = torch.tensor([_tokens(model, 9, 1)])  # as it is judged
+        mask = torch.ones_like(ids)
+        model.eval().generate(ids, attention_mask=mask, max_new_tokens=2, do_sample=False, pad_token_id=0)
     except Exception as error:  # whatever a model of this kind, or PEFT's layers in it, do not take
         return f"a {_kind(model.config)} cannot be trained: {first_sentence(error)}", ()
+    if lost := _lost_when_loaded(model):
+        kind = _kind(model.config)
+        return (
+            f"a {kind}'s adapter cannot be kept: PEFT loses {len(lost)} of its tensors when it loads it ({lost[0]})",
+            (),
+        )
     reached: dict[str, bool] = {}  # experts of one layer count as one, for few tokens do not visit each
     for name, parameter in model.named_parameters():
         if ".lora_" in name:
             name = re.sub(r"\.\d+(?=\.)", ".*", name.partition(".lora_")[0])
-            reached[name] = reached.get(name, False) or parameter.grad is not None
+            reached[name] = reached.get(name, False) or (parameter.grad is not None and bool(parameter.grad.any()))
     return "", tuple(name for name, some in reached.items() if not some)
 
 
-def _trained_alone(model) -> list[str]:
+def _lost_when_loaded(model) -> list[str]:
+    """Tensors of an adapter that PEFT saves and does not find again: it renames some, as checkpoints are renamed."""
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
+    kept = get_peft_model_state_dict(model)
+    return [name for name in set_peft_model_state_dict(model, kept).missing_keys if ".lora_" in name]
+
+
+def _take_gradients(model) -> None:
+    ids = torch.tensor([_tokens(model, 9, 1)])
+    positions, keep = torch.arange(9)[None], torch.arange(9)
+    logits = model.train()(input_ids=ids, position_ids=positions, use_cache=False, logits_to_keep=keep).logits
+    (logits * torch.linspace(-1, 1, logits.shape[-1])).sum().backward()
+
+
+def _why_not_checkpointed(model) -> str:
+    """Why the activations of a model with adapters cannot be checkpointed; "" if they can."""
+    try:
+        enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+        enable({"use_reentrant": False})
+        _take_gradients(model)
+    except (RuntimeError, TypeError, ValueError) as error:
+        return f"the activations of a {_kind(model.config)} cannot be checkpointed ({first_sentence(error)})"
+    return ""
+
+
+def _trained_alone(config) -> list[str]:
     """The last names of those linear layers that can be adapted and trained, tried one after the other."""
+    model: Any = tiny_copy(config)
     head = model.get_output_embeddings()
     linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head]
     ends = dict.fromkeys(name.rpartition(".")[2] for name in linears)
-    return [end for end in ends if _trained_once(copy.deepcopy(model), [end]) == ("", ())]
+    return [end for end in ends if _trained_once(tiny_copy(config), [end]) == ("", ())]
 
 
 # ------------------------------------------------------------------------------------------------- around the head

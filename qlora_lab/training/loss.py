@@ -37,7 +37,9 @@ def token_loss_sum(model, batch: dict[str, torch.Tensor], chunk: int | None = No
         position_ids=batch["position_ids"],
         use_cache=False,
         logits_to_keep=columns,
-    ).logits  # (rows, len(columns), vocab_size)
+    ).logits
+    if logits.shape[1] != len(columns):  # some models make all, whatever they are asked to keep
+        logits = logits[:, columns]
     return torch.nn.functional.cross_entropy(
         logits.flatten(0, 1).float(), targets[:, columns].flatten(), ignore_index=IGNORED, reduction="sum"
     )

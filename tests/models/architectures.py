@@ -33,7 +33,8 @@ SIZES = {
     "num_experts_per_tok num_experts_per_token moe_topk moe_k zero_expert_num num_query_groups "
     "eos_token_id pad_token_id",
     1: "bos_token_id n_group topk_group num_expert_group n_shared_experts "
-    "num_shared_experts moe_num_shared_experts first_k_dense_replace n_groups depth num_nextn_predict_layers",
+    "num_shared_experts moe_num_shared_experts first_k_dense_replace n_groups depth "
+    "adapter_reduction_factor num_nextn_predict_layers",
     0: "num_kv_shared_layers",
     16: "head_dim attention_head_dim kv_channels d_head dim_head attention_head_size v_head_dim qk_rope_head_dim "
     "qk_nope_head_dim swa_head_dim index_head_dim linear_key_head_dim linear_value_head_dim linear_head_dim "
@@ -47,17 +48,21 @@ SIZE = {name: size for size, names in SIZES.items() for name in names.split()}
 LATENT = {"num_key_value_heads": 4}  # attention through a low rank has a key for each head
 SHARED = {"attention_head_dim": 32, "attention_hidden_size": 128}  # its attention reads the embeddings, too
 CHANGES: dict[str, dict[str, Any]] = {
+    "bamba": {"attn_layer_indices": [1]},
     "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4}}},
     "dbrx": {"attn_config": {"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8.0}},
     "dots3_note": LATENT,
     "dots3_note_text": LATENT,
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
+    "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"]},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
     "mamba2": {"num_heads": 8},
     "qwen4_exp_text": {
         **{"indexer_n_heads": 4, "indexer_kv_heads": 1, "indexer_head_dim": 16},
         **{"indexer_budget": 64, "indexer_compress_ratio": 4},
     },
+    "recurrent_gemma": {"block_types": ["recurrent", "attention"]},
     "xlm": {"causal": True},
     "xmod": {"default_language": "en_XX"},
     "zamba": {
@@ -71,9 +76,11 @@ CHANGES: dict[str, dict[str, Any]] = {
 NOT_MADE = {
     "blt": "reads bytes through a model of its own",
     "dots3_note": "wants the widths of its parts to agree",
+    "emu3": "is saved as its part that reads text, which transformers does not load as a causal language model",
     "gemma3n": "needs the package timm",
     "gemma4_assistant": "drafts for another model, whose cache it reads",
     "gemma4_unified_assistant": "drafts for another model, whose cache it reads",
+    "mllama": "is saved as its part that reads text, which transformers does not load as a causal language model",
     "musicgen": "makes sounds",
     "musicgen_melody": "makes sounds",
     "reformer": "has positions along axes whose product is the sample's length",

@@ -29,6 +29,7 @@ from qlora_lab.finetuning import (
     train,
     unload,
 )
+from qlora_lab.models import tiny as tiny_module
 from qlora_lab.models.trying import Tried, require_trainable, try_out
 from qlora_lab.training import loss as training_loss
 from qlora_lab.training.loss import token_loss_sum
@@ -45,8 +46,18 @@ NOT_TRAINED = {
         "falcon_h1 falcon_mamba mamba mamba2 nemotron_h".split(), "is incompatible with Mamba-based models"
     ),
     **dict.fromkeys("deepseek_v4 llama4 llama4_text phimoe".split(), "cannot be trained: .* can be trained"),
+    "prophetnet": "cannot be trained: `position_ids` are incorrect",
+    "xlstm": "cannot be trained: matC_old has wrong shape",
+    **dict.fromkeys(["inkling2_text", "laguna"], "PEFT loses . of its tensors when it loads it .* can be trained"),
 }
-NOTHING_IN_4_BITS = {"falcon"}
+NOT_IN_4_BITS = {
+    "falcon": "would quantize nothing",
+    **dict.fromkeys(
+        "gemma3n_text jamba longcat_flash rwkv".split(), "in 4 bits, a .* cannot be trained: .* --method lora"
+    ),
+}
+NOT_MERGED = {"zamba": "shares its weight with another layer"}
+NOT_CHECKPOINTED = {"ctrl", "git", "gpt_neox_japanese", "jetmoe", "openai-gpt", "xlm"}
 
 all_types = [name if name in EVERY_RUN else pytest.param(name, marks=pytest.mark.sweep) for name in TYPES]
 each_type = pytest.mark.parametrize("name", all_types)
@@ -87,11 +98,14 @@ def found(record_property, request):
 
 
 @each_type
-def test_what_a_tiny_copy_says_before_anything_is_loaded(name, found):
-    """And a model of nine layers is tried as well on a copy that has fewer."""
-    tried, deep = try_out(tiny(name), max_length=129), try_out(tiny(name, layers=9), max_length=129)
-    said = [(bool(t.training), bool(t.packing), bool(t.chunks), t.longest, t.unreached) for t in (tried, deep)]
+def test_what_a_tiny_copy_says_before_anything_is_loaded(name, found, monkeypatch):
+    """And of nine layers as many are tried as need be: with all of them, no more is found."""
+    tried, cut = try_out(tiny(name), max_length=129), try_out(tiny(name, layers=9), max_length=129)
+    monkeypatch.setattr(tiny_module, "FEW", 9)
+    whole = try_out(tiny(name, layers=9), max_length=129)
+    said = [(bool(t.training), bool(t.packing), bool(t.chunks), t.longest, t.unreached) for t in (cut, whole)]
     assert said[0] == said[1]
+    assert bool(tried.checkpoints) == (name in NOT_CHECKPOINTED)
     if name in NOT_TRAINED:
         with pytest.raises(UserError, match=NOT_TRAINED[name]):
             require_trainable(tiny(name), quantize=False)
@@ -110,7 +124,7 @@ def test_what_is_no_causal_language_model_is_refused():
 def test_all_architectures_are_asked():
     """As many as transformers has, but for those of which a line says why not."""
     assert all(NOT_MADE.values()) and len(TYPES) > 150
-    assert set(EVERY_RUN) | set(NOT_TRAINED) | NOTHING_IN_4_BITS <= set(TYPES)
+    assert set(EVERY_RUN) | set(NOT_TRAINED) | set(NOT_IN_4_BITS) | set(NOT_MERGED) | NOT_CHECKPOINTED <= set(TYPES)
 
 
 @pytest.mark.filterwarnings("ignore:The following .*_pattern keys:RuntimeWarning")  # PEFT, of patterns of its own
@@ -119,8 +133,8 @@ def test_all_architectures_are_asked():
 def test_trained_reloaded_merged_saved_and_answering_alike(name, quantization, folder_of, tmp_path, found):
     """Long because each of its parts starts from what the one before has made."""
     column = "qlora" if quantization else "lora"
-    if name in NOTHING_IN_4_BITS and quantization:
-        with pytest.raises(UserError, match="would quantize nothing"):
+    if name in NOT_IN_4_BITS and quantization:
+        with pytest.raises(UserError, match=NOT_IN_4_BITS[name]):
             require_trainable(folder_of(name), quantize=True)
         found(column, "refused")
         return
@@ -129,7 +143,7 @@ def test_trained_reloaded_merged_saved_and_answering_alike(name, quantization, f
         return load_model(folder_of(name), quantization, device="cpu", compute_dtype=torch.float32)[0]
 
     losses = []
-    for checkpointing in (False, True):
+    for checkpointing in (False, True) if name not in NOT_CHECKPOINTED else (False,):
         model = add_adapter(base(), rank=2, alpha=64, seed=1)
         records = train(
             model,
@@ -141,18 +155,28 @@ def test_trained_reloaded_merged_saved_and_answering_alike(name, quantization, f
             progress=False,
         )
         losses.append([record.loss for record in records])
-    assert losses[1] == pytest.approx(losses[0], rel=1e-5) and all(map(math.isfinite, losses[0]))
+    assert losses[-1] == pytest.approx(losses[0], rel=1e-5) and all(map(math.isfinite, losses[0]))
     unmoved = {n for n, p in model.named_parameters() if p.requires_grad and "lora_B" in n and not p.abs().sum() > 0}
     unreached = [part for part in try_out(tiny(name)).unreached if ".experts." not in part]
     assert len(unmoved) == 0 or unreached, f"adapters that never got a gradient: {unmoved}"
 
     ids = torch.tensor([samples(1)[0].ids])
-    expected = model.eval()(ids).logits
-    assert not torch.allclose(base()(ids).logits, expected, atol=1e-2)
-    model.save_pretrained(tmp_path / "adapter")
-    again = PeftModel.from_pretrained(base(), tmp_path / "adapter").eval()
-    torch.testing.assert_close(again(ids).logits, expected, rtol=1e-5, atol=1e-5)
 
+    @torch.no_grad()
+    def logits(model):
+        return model.eval()(ids).logits
+
+    expected = logits(model)
+    assert not torch.allclose(logits(base()), expected, atol=1e-2)
+    model.save_pretrained(tmp_path / "adapter")
+    again = PeftModel.from_pretrained(base(), tmp_path / "adapter")
+    torch.testing.assert_close(logits(again), expected, rtol=1e-5, atol=1e-5)
+
+    if name in NOT_MERGED:
+        with pytest.raises(UserError, match=NOT_MERGED[name]):
+            merge(load_lora(dequantize_linears(base()) if quantization else base(), tmp_path / "adapter"))
+        found(column, "reloaded, not merged")
+        return
     dense, merged_by = dequantize_linears(base()) if quantization else base(), ""
     try:
         merged = unload(merge(load_lora(dense, tmp_path / "adapter")))
@@ -162,10 +186,12 @@ def test_trained_reloaded_merged_saved_and_answering_alike(name, quantization, f
     merged.save_pretrained(tmp_path / "merged")
     load_model(folder_of(name))[1].save_pretrained(tmp_path / "merged")
     saved, _ = load_model(tmp_path / "merged", device="cpu", compute_dtype=torch.float32)
-    torch.testing.assert_close(saved(ids).logits, expected, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(logits(saved), expected, rtol=1e-3, atol=1e-3)
     how = {"max_new_tokens": 6, "do_sample": False, "attention_mask": torch.ones_like(ids), "pad_token_id": 2}
     assert torch.equal(saved.generate(ids, **how), merged.generate(ids, **how))
     found(column, f"equal{merged_by}")
+    if len(losses) == 1:
+        found("training", "no checkpointing")
 
 
 @each_that_trains
@@ -205,13 +231,17 @@ def test_the_loss_in_chunks_is_the_loss_or_chunks_are_refused(name, folder_of, m
     "names",
     [
         pytest.param(["llama", "gemma3", "mixtral", "gpt2", "bart"], id="every run"),
-        pytest.param([name for name in TYPES if name not in NOT_TRAINED], id="all", marks=pytest.mark.sweep),
+        *(
+            pytest.param(TYPES[n : n + 40], id=f"from {TYPES[n]}", marks=pytest.mark.sweep)
+            for n in range(0, len(TYPES), 40)
+        ),
     ],
 )
 def test_two_processes_are_one(names, folder_of, tmp_path, record_property):
     """Five steps of each of them in two processes, and in one."""
     from tests.models.two_processes import losses_of
 
+    names = [name for name in names if name not in NOT_TRAINED]
     (tmp_path / "folders.json").write_text(json.dumps({name: str(folder_of(name)) for name in names}))
     done = in_two_processes("tests.models.two_processes", tmp_path)
     assert done.returncode == 0, done.stderr

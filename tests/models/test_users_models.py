@@ -34,6 +34,8 @@ from qlora_lab.finetuning import (
 from qlora_lab.models.parts import beside_the_language, text_decoder
 from qlora_lab.models.tiny import tiny_copy
 from qlora_lab.models.trying import require_trainable, where_not_finite
+from qlora_lab.training.activations import checkpoint_activations
+from qlora_lab.training.loss import token_loss_sum
 from tests.conftest import tiny_config
 from tests.models.architectures import tiny
 
@@ -339,6 +341,56 @@ def test_a_leak_through_a_convolution_of_three_tokens_is_seen():
     """With weights of the usual size, LFM 2's moves the logits by less than a thousandth of their deviation."""
     with pytest.raises(UserError, match="Lfm2MoeForCausalLM, samples that share a row see one another"):
         require_trainable(tiny("lfm2_moe"), quantize=False, packing=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "quantize", "said"),
+    [
+        ("laguna", False, "PEFT loses 6 of its tensors when it loads it .*shared_experts.* --targets q_proj,.* can be"),
+        ("prophetnet", False, "a ProphetNet cannot be trained: `position_ids` are incorrect"),  # when it answers
+        ("gemma3n_text", True, "in 4 bits, a Gemma3nText cannot be trained: .*; with --method lora it can"),
+        ("longcat_flash", True, "in 4 bits, a LongcatFlash cannot be trained: mat1 and mat2 shapes"),
+    ],
+)
+def test_what_would_end_in_a_traceback_or_lose_layers_is_refused(name, quantize, said):
+    with pytest.raises(UserError, match=said):
+        require_trainable(tiny(name), quantize=quantize)
+    if quantize:
+        require_trainable(tiny(name), quantize=False)
+
+
+def test_checkpointing_that_a_model_does_not_have_is_refused(capsys, tmp_path, tokenizer):
+    config = transformers.OpenAIGPTConfig(n_embd=64, n_layer=2, n_head=4, n_positions=512, **IDS)
+    folder = save(tmp_path / "model", transformers.OpenAIGPTLMHeadModel(config), tokenizer)
+    message = refused(capsys, tmp_path, "--model", folder, "--method", "lora", "--gradient-checkpointing")
+    assert "the activations of a OpenAIGPT cannot be checkpointed" in message
+    with pytest.raises(UserError, match="does not support activation .* Use gradient_checkpointing=False"):
+        checkpoint_activations(transformers.OpenAIGPTLMHeadModel(config))
+
+
+@pytest.mark.parametrize("name", ["trocr", "whisper"])
+def test_the_loss_of_a_model_that_makes_all_logits_whatever_it_is_asked(name):
+    model = transformers.AutoModelForCausalLM.from_config(tiny(name)).eval()
+    draw = torch.Generator().manual_seed(0)
+    ids = torch.randint(3, 90, (2, 9), generator=draw)
+    labels = torch.full_like(ids, -100)
+    labels[:, 6:] = ids[:, 6:]
+    batch = {"input_ids": ids, "labels": labels, "position_ids": torch.arange(9).expand(2, 9)}
+    expected = torch.nn.functional.cross_entropy(
+        model(input_ids=ids).logits[:, 5:8].flatten(0, 1), ids[:, 6:].flatten(), reduction="sum"
+    )
+    torch.testing.assert_close(token_loss_sum(model, batch), expected)
+
+
+def test_a_weight_of_two_layers_is_not_merged():
+    """It would change with either's correction, and a checkpoint holds it once."""
+    shared = add_lora(transformers.AutoModelForCausalLM.from_config(tiny("zamba")), rank=2)
+    with pytest.raises(UserError, match="model.layers.1.* shares its weight with another layer"):
+        merge(shared)
+    with pytest.raises(UserError, match="lm_head shares its weight with another layer"):
+        merge(add_lora(llama(), rank=2, targets=["lm_head"]))
+    merge(add_lora(llama(tie_word_embeddings=False), rank=2, targets=["lm_head"]))
+    merge(add_lora(llama(), rank=2))
 
 
 def test_what_cannot_be_cut_is_tried_whole():
