@@ -143,6 +143,7 @@ def run(args: argparse.Namespace) -> dict | None:
         targets=target_names(args),
         packing=args.packing,
         chunks=settings.loss_chunk is not None,
+        checkpoints=settings.gradient_checkpointing,
         max_length=args.max_length,
     ):
         _warn(f"note: {note}", accelerator)
