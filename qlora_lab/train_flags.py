@@ -21,17 +21,22 @@ from qlora_lab.training.templates import LEARN
 from qlora_lab.training.tracking import TRACKERS, require_tracker
 
 KEEP = ("last", "best")
+DATA_HELP = "a data set of the course, a file, a folder with train.jsonl ..., or owner/name on the hub"
+
+
+def add_data_flags(p: Parser) -> None:
+    """How data is to be read, and what of it learned: the same for a training and for a look at the data."""
+    p.add_argument("--model", default=DEFAULT_MODEL, help="bundled name, folder or hub id (default: %(default)s)")
+    p.add_argument("--columns", help="which columns hold what, if not recognized: prompt=question,response=answer")
+    p.add_argument("--format", choices=FORMATS, help="the data's format, if not recognized")
+    p.add_argument("--learn", choices=LEARN, default="all", help="all turns of the assistant, the last, or everything")
+    p.add_argument("--max-length", type=count, default=256, help="longer samples are left out, and counted")
 
 
 def parser() -> Parser:
     p = Parser(prog="train_qlora", description="Fine-tune a language model with QLoRA and measure what it learned.")
-    p.add_argument("--model", default=DEFAULT_MODEL, help="bundled name, folder or hub id (default: %(default)s)")
-    p.add_argument(
-        "--data", default="orders", help="a data set of the course, a file, or a folder with train.jsonl ..."
-    )
-    p.add_argument("--columns", help="which columns hold what, if not recognized: prompt=question,response=answer")
-    p.add_argument("--learn", choices=LEARN, default="all", help="all turns of the assistant, the last, or everything")
-    p.add_argument("--format", choices=FORMATS, help="the data's format, if not recognized")
+    p.add_argument("--data", default="orders", help=DATA_HELP)
+    add_data_flags(p)
     p.add_argument("--method", choices=["qlora", "lora"], default="qlora", help="4-bit NF4 base, or 16/32-bit base")
     p.add_argument("--rank", type=count, default=16)
     p.add_argument("--alpha", type=positive, help="default: 2 x rank")
@@ -42,7 +47,6 @@ def parser() -> Parser:
     p.add_argument("--batch-size", type=count, default=8, help="samples per forward pass, over all processes")
     p.add_argument("--accumulation", type=count, default=1, help="forward passes per optimizer step")
     p.add_argument("--packing", action="store_true", help="fill rows of --max-length with several samples")
-    p.add_argument("--max-length", type=count, default=256, help="longer samples are left out, and counted")
     p.add_argument("--lr", type=positive, default=1.5e-3, help="peak learning rate (default: %(default)s)")
     p.add_argument("--schedule", choices=SCHEDULES, default="cosine")
     p.add_argument(
@@ -150,6 +154,16 @@ def settings_of(args: argparse.Namespace) -> dict[str, str]:
     """The settings, as text, that a resumed run must share with the interrupted one."""
     per_call = ("output", "resume", "beside", "quiet", "json")
     return {key: str(value) for key, value in vars(args).items() if key not in per_call}
+
+
+def adapter_of(args: argparse.Namespace) -> dict:
+    """The flags about the adapter, as arguments of `add_adapter`."""
+    return {
+        "rank": args.rank,
+        "alpha": args.alpha or 2 * args.rank,
+        "targets": target_names(args),
+        "seed": args.seed,
+    }
 
 
 def target_names(args: argparse.Namespace) -> str | list[str]:

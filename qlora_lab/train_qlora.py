@@ -42,17 +42,22 @@ from qlora_lab.memory.prediction import estimate
 from qlora_lab.memory.shapes import from_config
 from qlora_lab.models.compatibility import build_on_meta, read_config
 from qlora_lab.models.hardware import DTYPES, pick_compute_dtype
-from qlora_lab.models.loading import load_model, locate
+from qlora_lab.models.loading import load_model, load_tokenizer, locate, quantized_by
 from qlora_lab.models.quiet import quiet_transformers
+from qlora_lab.models.sharded import CheckpointWeights, empty_model, fill_and_shard
+from qlora_lab.models.tokens import prepare_tokenizer
 from qlora_lab.models.trying import require_trainable
-from qlora_lab.train_flags import for_steps, parser, recipe, scores_of, settings_of, target_names
+from qlora_lab.train_flags import adapter_of, for_steps, parser, recipe, scores_of, settings_of, target_names
 from qlora_lab.training.batches import Batches
 from qlora_lab.training.chat import fitting_chats, tokenize, tokenize_text
 from qlora_lab.training.data import has_splits, load_prose, split_chats
 from qlora_lab.training.formats import Understood, parse_columns
 from qlora_lab.training.loop import train
-from qlora_lab.training.processes import make_accelerator
+from qlora_lab.training.picture import in_short
+from qlora_lab.training.presets import Preset
+from qlora_lab.training.processes import another_has_ended, make_accelerator
 from qlora_lab.training.run_folder import RunFolder, save_adapter
+from qlora_lab.training.sharding import is_wanted, require_shardable
 from qlora_lab.training.step_log import StepLog
 from qlora_lab.training.step_records import StepRecord, tokens_per_second
 from qlora_lab.training.templates import keep_template, remarks
@@ -63,7 +68,7 @@ NOT_ANSWERED = {"exact_match": {}, "perplexity": {}}
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; return the exit code: 0, 2 for a user's error, 130 after Ctrl-C."""
+    """Run the command line; return the exit code: 0, 1 (another process died), 2 (a user's error), 130 (Ctrl-C)."""
     print_anywhere()
     try:
         args = parser().parse_args(arguments)
@@ -77,6 +82,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (torch.OutOfMemoryError, MemoryError) as error:
         return _fail(out_of_memory(args, error))
     except RuntimeError as error:
+        if another_has_ended(error):
+            _fail(f"another process of this run has ended, and so does this one: --resume continues {args.output}")
+            return 1
         if "alloc" not in str(error).lower():  # torch's CPU allocator says "can't allocate memory" in a RuntimeError
             raise
         return _fail(out_of_memory(args, error))
@@ -110,6 +118,8 @@ def run(args: argparse.Namespace) -> dict | None:
     device = cast(torch.device, machine.device)  # optional in Accelerate's types, never in a state that has been made
     dtype = DTYPES.get(args.compute_dtype) or pick_compute_dtype(device)
     preset, settings = recipe(args, device, dtype, machine.num_processes)
+    if sharded := is_wanted():
+        require_shardable(settings, args.rank, machine.num_processes)
     accelerator = make_accelerator(settings.compute_dtype, device)
     say = _speaker(args.quiet or not accelerator.is_main_process)
     folder = RunFolder(args.output, settings_of(args), args.resume, settings_of(parser().parse_args([])))
@@ -124,6 +134,8 @@ def run(args: argparse.Namespace) -> dict | None:
         say(f"{len(judged['test'])} of {understood.samples} samples are held out to judge the model on")
         if args.validate_every:
             say(f"{len(judged['validation'])} others are held out to validate it, and do not judge its answers")
+    elif args.eval_samples and not has_splits(args.data):
+        say("fewer than ten samples: none is held out to judge the model on")
     for note in require_trainable(
         args.model,
         quantize=args.method == "qlora",
@@ -136,19 +148,23 @@ def run(args: argparse.Namespace) -> dict | None:
 
     quantization = "nf4" if args.method == "qlora" else None
     say(f"loading {args.model} ({'4-bit NF4, double quantization' if quantization else dtype}, on {device}) ...")
-    base, tokenizer = load_model(args.model, quantization, device=device, compute_dtype=dtype)
+    if sharded:
+        base, tokenizer = load_sharded(args, preset, device, dtype)
+    else:
+        base, tokenizer = load_model(args.model, quantization, device=device, compute_dtype=dtype)
     for remark in remarks(tokenizer, train_chats):
         _warn(f"note: {remark}", accelerator)
     samples, left_out = tokenize({"messages": train_chats}, tokenizer, args.max_length, args.learn)
     if left_out:
         _warn(f"note: {left_out}", accelerator)
+    say(in_short(samples[0], tokenizer, args.learn))
     batches = Batches(samples, args.batch_size, args.accumulation, args.packing, args.max_length, args.seed)
     if args.epochs:
         settings = for_steps(settings, math.ceil(args.epochs * batches.steps_per_epoch()))
     if resumed_at > settings.steps:
         raise UserError(f"{args.output} has {resumed_at} steps behind it: give --steps {resumed_at} or more")
     fitting = fitting_of(judged, args, tokenizer, accelerator)
-    judge = judge_of(fitting, args, tokenizer, dtype, accelerator)
+    judge = judge_of(fitting, args, tokenizer, dtype, None if sharded else accelerator)
     validation = validation_of(judge, args)
     require_sound(base, tokenizer, [*samples, *(sample for pairs in fitting.values() for _, sample in pairs)], dtype)
     folder.claim(accelerator)
@@ -169,9 +185,7 @@ def run(args: argparse.Namespace) -> dict | None:
         if accelerator.is_main_process:
             folder.write("answers.jsonl", answers)
             folder.write("before.json", before)
-    model = preset.adapt(
-        base, rank=args.rank, alpha=args.alpha or 2 * args.rank, targets=target_names(args), seed=args.seed
-    )
+    model = base if sharded else preset.adapt(base, **adapter_of(args))
     trainable, steps = trainable_parameters(model), settings.steps
     say(f"training {trainable:,} parameters for {steps} steps of {args.batch_size * args.accumulation} samples ...")
     torch.manual_seed(args.seed)  # for the model's own dropout, if it has any
@@ -193,8 +207,7 @@ def run(args: argparse.Namespace) -> dict | None:
     adapter_step = (validation and validation.restore_best(model)) or len(records)
     say(f"trained for {time.perf_counter() - start:.0f} s")
     peak = peak_memory_bytes(device)
-    if accelerator.is_main_process:
-        save_adapter(model, folder.adapter, keep_template(tokenizer))
+    save_adapter(model, folder.adapter, keep_template(tokenizer), accelerator.is_main_process)
     interrupted = len(records) < steps and not out_of_patience
     if interrupted:
         after = NOT_ANSWERED
@@ -258,6 +271,22 @@ def _collector_off() -> Iterator[None]:
     finally:
         if was_on:
             gc.enable()
+
+
+def load_sharded(args: argparse.Namespace, preset: Preset, device: torch.device, dtype: torch.dtype):
+    """The model with its adapters, of which this process holds a part, and the tokenizer.
+
+    The adapters are in it before it is judged for the first time. They change nothing: as yet, they add zero.
+    """
+    config = read_config(args.model)
+    if quantized_by(config):
+        raise UserError(f"{args.model} is quantized already, and cannot be sharded yet: shard the 16-bit checkpoint")
+    model, unfilled = empty_model(config, args.method == "qlora", device, dtype)
+    tokenizer = load_tokenizer(args.model)
+    prepare_tokenizer(tokenizer, model)
+    model = preset.adapt(model, **adapter_of(args))
+    fill_and_shard(model, unfilled, CheckpointWeights(locate(args.model)), device)
+    return model, tokenizer
 
 
 # ----------------------------------------------------------------------------------------------------------------- data

@@ -126,6 +126,7 @@ MAY_IMPORT = {
     "qlora_lab/finetuning/*": LEARNING,  # a page of names
     "qlora_lab/classroom/*": (LIBRARIES, "qlora_lab"),
     "qlora_lab/train_flags.py": ("torch", ARGUMENTS, ERRORS, FACTS, *LEARNING),
+    "qlora_lab/data.py": ("tqdm", ARGUMENTS, ERRORS, MODELS, TRAINING, "qlora_lab.train_flags"),
     "qlora_lab/train_qlora.py": (LIBRARIES, ARGUMENTS, ERRORS, FACTS, *LEARNING, MEMORY, "qlora_lab.train_flags"),
 }
 

@@ -205,6 +205,24 @@ def test_own_file_holds_some_lines_out(capsys, tiny_folder, tmp_path, told, judg
     assert held_out[0] == held_out[1] != held_out[2]
 
 
+def test_what_is_learned_is_shown_before_it_is(capsys, tiny_folder, tmp_path, told):
+    turns = [("user", "Is it in?"), ("assistant", "Yes."), ("user", "Where?"), ("assistant", "There.")]
+    chat = {"messages": [{"role": role, "content": text} for role, text in turns]}
+    path = jsonl(tmp_path / "mine.jsonl", *[json.dumps(chat)] * 4)
+    for learn, count, words in (("all", 6, "every turn of the assistant"), ("last", 3, "the assistant's last turn")):
+        arguments = ["--model", tiny_folder, "--data", path, *QUICK[:-1], "--learn", learn, "--output"]
+        _, err = call(capsys, *arguments, tmp_path / learn)
+        head = f"a sample as it is trained on, {count} of its {len(told['batches'].samples[0].ids)} tokens are learned"
+        lines = err.splitlines()
+        shown = lines[lines.index(f"{head} ({words}):") :]
+        assert [line for line in shown if line.startswith("  learned ")] == [
+            f"  learned  {text}<|im_end|>" for text in (("Yes.", "There.") if learn == "all" else ("There.",))
+        ]
+        assert "fewer than ten samples: none is held out to judge the model on" in lines
+    _, err = call(capsys, *arguments, tmp_path / "quiet", "--quiet")
+    assert err == ""
+
+
 def test_lines_are_held_out_as_datasets_does_it(tmp_path):
     """So runs of before this was our own line of code can be compared with, and resumed."""
     rows = [json.dumps({"prompt": f"Say {n}.", "response": str(n)}) for n in range(50)]

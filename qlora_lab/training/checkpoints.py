@@ -20,6 +20,7 @@ from qlora_lab.training.batches import Batches
 from qlora_lab.training.optimizers import without_accelerate
 from qlora_lab.training.schedules import rate
 from qlora_lab.training.settings import TrainSettings
+from qlora_lab.training.sharding import own_part, whole
 from qlora_lab.training.step_records import StepRecord
 
 FORMAT = 3
@@ -170,12 +171,14 @@ def what_resuming_means(
 
 def restore(begun: Checkpoint, trained: dict[str, torch.nn.Parameter], optimizer, accelerator) -> None:
     """Load a checkpoint into the parameters, the optimizer, the scaler and this process's random generators."""
+    parts = dict(zip(trained, optimizer.param_groups[0]["params"], strict=True))
     with torch.no_grad():
-        for name, parameter in trained.items():
-            parameter.copy_(begun.trained[name])
+        for name, part in parts.items():
+            part.copy_(own_part(begun.trained[name], trained[name]))
     for key, value in begun.optimizer.items():
         name, _, field = key.rpartition("|")
-        optimizer.state[trained[name]][field] = _place(value, field, trained[name], optimizer)
+        value = own_part(value, trained[name]) if isinstance(value, torch.Tensor) else value
+        optimizer.state[parts[name]][field] = _place(value, field, parts[name], optimizer)
     if begun.scaler and accelerator.scaler:
         accelerator.scaler.load_state_dict(begun.scaler)
     own = accelerator.process_index
@@ -206,6 +209,13 @@ def save_checkpoint(
     for kind, state in states.items():
         gathered = accelerator.gather(state.to(accelerator.device))  # the processes' states end to end
         tensors[f"rng|{kind}"] = gathered.cpu().view(accelerator.num_processes, -1)
+    adapter = {name: whole(parameter.detach(), parameter) for name, parameter in trained.items()}
+    for (name, parameter), part in zip(trained.items(), optimizer.param_groups[0]["params"], strict=True):
+        for key, value in optimizer.state[part].items():
+            if isinstance(value, torch.Tensor):
+                tensors[f"{name}|{key}"] = whole(value.detach(), parameter)
+            else:
+                numbers[f"{name}|{key}"] = value
     if not accelerator.is_main_process:
         return
     path = folder / f"checkpoint-{records[-1].step:06d}"
@@ -213,15 +223,10 @@ def save_checkpoint(
         shutil.rmtree(leftover)
     part = path.with_suffix(".part")
     part.mkdir(parents=True)
-    save_file({name: p.detach().contiguous() for name, p in trained.items()}, part / "adapter.safetensors")
+    save_file({name: values.contiguous() for name, values in adapter.items()}, part / "adapter.safetensors")
     if best is not None:
         save_file(best, part / "best.safetensors")
-    for name, parameter in trained.items():
-        for key, value in optimizer.state[parameter].items():
-            if isinstance(value, torch.Tensor):
-                tensors[f"{name}|{key}"] = value.detach().clone().contiguous()  # clone: some share one table
-            else:
-                numbers[f"{name}|{key}"] = value
+    tensors = {name: values.clone().contiguous() for name, values in tensors.items()}  # clone: some share one table
     save_file(tensors, part / "optimizer.safetensors")
     progress = {
         "format": FORMAT,

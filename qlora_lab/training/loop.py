@@ -44,9 +44,10 @@ from qlora_lab.training.checkpoints import (
 )
 from qlora_lab.training.interrupts import first_interrupt_noted
 from qlora_lab.training.optimizers import make_optimizer
-from qlora_lab.training.processes import make_accelerator
+from qlora_lab.training.processes import make_accelerator, prepare
 from qlora_lab.training.schedules import rate
 from qlora_lab.training.settings import TrainSettings
+from qlora_lab.training.sharding import part_of
 from qlora_lab.training.step_records import StepRecord, TrainingDiverged
 from qlora_lab.training.steps.choice import make_step
 from qlora_lab.training.steps.contract import Step, StepResult
@@ -188,10 +189,9 @@ def _steps(
     trained: the trained parameters by name. save: writes a checkpoint, from the optimizer, the records so far and the
     best adapter, if it is kept. begun: the checkpoint to resume from.
     """
-    optimizer = make_optimizer(
-        settings.optimizer, list(trained.values()), settings.learning_rate, settings.weight_decay
-    )
-    optimizer = accelerator.prepare(optimizer)
+    parts = [part_of(parameter) for parameter in trained.values()]
+    optimizer = make_optimizer(settings.optimizer, parts, settings.learning_rate, settings.weight_decay)
+    optimizer = prepare(accelerator, optimizer)
     records: list[StepRecord] = []
     if begun:
         restore(begun, trained, optimizer, accelerator)

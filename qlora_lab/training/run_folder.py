@@ -19,9 +19,12 @@ import pathlib
 import secrets
 import shutil
 
-from qlora_lab.adapters.files import add_fingerprint, base_fingerprint
+import torch
+
+from qlora_lab.adapters.files import add_fingerprint, fingerprint_of
 from qlora_lab.errors import UserError
 from qlora_lab.training.checkpoints import newest_checkpoint
+from qlora_lab.training.sharding import is_sharded, whole
 
 LENGTH = ("steps", "epochs", "patience")  # a run may be resumed for longer than it was meant to last
 
@@ -122,16 +125,26 @@ class RunFolder:
             raise UserError(f"{self.path} holds another run: give another --output, or --resume to continue it")
 
 
-def save_adapter(model, folder: pathlib.Path, tokenizer=None) -> None:
+def save_adapter(model, folder: pathlib.Path, tokenizer=None, writes: bool = True) -> None:
     """Save PEFT's adapter with the fingerprint of its base. The folder is replaced only when all files are written.
+
+    Of a sharded model all processes must call this, since each has a part.
 
     Args:
         tokenizer: saved beside the adapter if given, for it is no longer the base model's own.
+        writes: whether this process is the one that writes the files.
     """
+    gathered: dict[str, torch.Tensor] = {  # the adapters, and what the base's fingerprint is made of
+        name: whole(parameter.detach(), parameter)
+        for name, parameter in model.named_parameters()
+        if is_sharded(parameter) and (parameter.requires_grad or parameter.ndim == 1)
+    }
+    if not writes:
+        return
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
-    model.save_pretrained(part)
-    add_fingerprint(part, base_fingerprint(model))
+    model.save_pretrained(part, state_dict=gathered or None)
+    add_fingerprint(part, fingerprint_of({**dict(model.named_parameters()), **gathered}.items()))
     if tokenizer is not None:
         tokenizer.save_pretrained(part)
     if folder.exists():

@@ -14,6 +14,7 @@ import torch
 
 from qlora_lab.errors import UserError
 from qlora_lab.training.checkpoints import Checkpoint
+from qlora_lab.training.sharding import own_part, part_of, whole
 from qlora_lab.training.step_records import StepRecord, TrainingDiverged
 
 
@@ -83,7 +84,9 @@ class Validation:
         if loss < self.best_loss:
             self.best_step, self.best_loss = record.step, loss
             if self.keep_best:
-                self.best = {name: p.detach().to("cpu", copy=True).contiguous() for name, p in trained.items()}
+                self.best = {
+                    name: whole(p.detach(), p).to("cpu", copy=True).contiguous() for name, p in trained.items()
+                }
         return replace(record, validation_loss=loss)
 
     def over(self, records: Sequence[StepRecord]) -> bool:
@@ -100,5 +103,5 @@ class Validation:
         parameters = dict(model.named_parameters())
         with torch.no_grad():
             for name, value in self.best.items():
-                parameters[name].copy_(value)
+                part_of(parameters[name]).copy_(own_part(value, parameters[name]))
         return self.best_step
