@@ -18,6 +18,7 @@ from qlora_lab.training.formats import FORMATS
 from qlora_lab.training.presets import PRESETS, Preset
 from qlora_lab.training.settings import SCHEDULES, TrainSettings
 from qlora_lab.training.templates import LEARN
+from qlora_lab.training.tracking import TRACKERS, require_tracker
 
 KEEP = ("last", "best")
 DATA_HELP = "a data set of the course, a file, a folder with train.jsonl ..., or owner/name on the hub"
@@ -68,6 +69,7 @@ def parser() -> Parser:
     p.add_argument("--validate-every", type=count, metavar="STEPS", help="also measure the loss on held-out samples")
     p.add_argument("--keep", choices=KEEP, default="last", help="the adapter to save: the last, or the best validated")
     p.add_argument("--patience", type=count, metavar="N", help="stop after N validations without a better loss")
+    p.add_argument("--track", choices=TRACKERS, help="tell this program of each step, too (default: none)")
     p.add_argument("--output", type=pathlib.Path, default=pathlib.Path("runs/latest"))
     p.add_argument("--resume", action="store_true", help="continue the run in --output")
     p.add_argument("--beside", type=pathlib.Path, metavar="RUN", help="an earlier run to compare with this one")
@@ -88,6 +90,8 @@ def recipe(
     """
     _require_validation(args)
     scores_of(args)
+    if args.track:
+        require_tracker(args.track)
     if args.preset is None:
         optimizer = "paged_adamw_32bit" if device.type == "cuda" else "adamw_torch"
         preset = Preset("as the flags say", "float32", optimizer, args.gradient_checkpointing)

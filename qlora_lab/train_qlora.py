@@ -59,8 +59,9 @@ from qlora_lab.training.processes import another_has_ended, make_accelerator
 from qlora_lab.training.run_folder import RunFolder, save_adapter
 from qlora_lab.training.sharding import is_wanted, require_shardable
 from qlora_lab.training.step_log import StepLog
-from qlora_lab.training.step_records import tokens_per_second
+from qlora_lab.training.step_records import StepRecord, tokens_per_second
 from qlora_lab.training.templates import keep_template, remarks
+from qlora_lab.training.tracking import Tracking
 from qlora_lab.training.validation import Validation, validated
 
 NOT_ANSWERED = {"exact_match": {}, "perplexity": {}}
@@ -170,6 +171,14 @@ def run(args: argparse.Namespace) -> dict | None:
     validation = validation_of(judge, args)
     require_sound(base, tokenizer, [*samples, *(sample for pairs in fitting.values() for _, sample in pairs)], dtype)
     folder.claim(accelerator)
+    log, tracking = StepLog(folder.log), None
+    if args.track and accelerator.is_main_process:
+        tracking = Tracking(args.track, folder.path, folder.tracked_as(), folder.settings, log.told())
+
+    def tell(record: StepRecord) -> None:
+        for listener in (tracking, log) if accelerator.is_main_process else ():
+            if listener:
+                listener.write(record)
 
     if before is None:
         say("judging the model as it is ...")
@@ -190,7 +199,7 @@ def run(args: argparse.Namespace) -> dict | None:
         batches,
         settings,
         progress=not args.quiet and accelerator.is_main_process,
-        each_step=StepLog(folder.log).write if accelerator.is_main_process else lambda record: None,
+        each_step=tell,
         pad_token_id=tokenizer.pad_token_id,
         checkpoints=folder.checkpoints,
         resume=args.resume,
@@ -233,6 +242,8 @@ def run(args: argparse.Namespace) -> dict | None:
         "resumed_at": resumed_at,
         "interrupted": interrupted,
     }
+    if tracking:
+        tracking.finish(after, len(records))
     folder.write("answers.jsonl", answers)
     folder.write("report.json", report)
     folder.write("report.html", page(report, folder.settings, answers))

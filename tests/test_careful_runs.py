@@ -16,9 +16,11 @@ from safetensors.torch import load_file
 
 from qlora_lab import train_qlora
 from qlora_lab.evaluation import judge
+from qlora_lab.training import tracking
 from qlora_lab.training.run_folder import RunFolder
 from tests.conftest import in_two_processes
 from tests.test_train_qlora import GOOD, call, contents, fails, jsonl
+from tests.training.test_tracking import read
 
 # At this rate the tiny model's validation loss is lowest after some steps, and then it rises.
 CARE = [
@@ -226,3 +228,43 @@ def test_answers_are_scored_as_asked(capsys, monkeypatch, tiny_folder, tmp_path)
     assert shown["regex,", "shifted"] == ["50%", "50%"] and ("token", "F1,", "test") in shown
     stopped = train_qlora.describe({**report, "after": {"exact_match": {}, "perplexity": {}}, "interrupted": True})
     assert "JSON fields, test              75%         -" in stopped
+
+
+# ------------------------------------------------------------------------------------------------------------ tracking
+
+
+def test_a_tracked_run_is_tracked_step_by_step_and_only_if_asked(whole, capsys, tiny_folder, tmp_path):
+    """Stopped by Ctrl-C after a step that no checkpoint has, then resumed: TensorBoard has each step once."""
+    assert not (whole[0] / "tensorboard").exists() and not (whole[0] / "tracked.json").exists()
+    output = tmp_path / "run"
+    arguments = ["--model", tiny_folder, "--output", output, *CARE, "--patience", "1", "--track", "tensorboard"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_qlora.StepLog, "write", pressed_at(5, train_qlora.StepLog.write))
+        assert train_qlora.main([*map(str, arguments)]) == 130
+    assert [line["step"] for line in lines(output)] == [1, 2, 3, 4, 5]
+    capsys.readouterr()
+    report, err = call(capsys, *arguments, "--resume")
+    assert report["resumed_at"] == 3
+    seen = read(output / "tensorboard")
+    assert [step for step, _ in seen["loss"]] == list(range(1, report["steps"] + 1))
+    assert [loss for _, loss in seen["loss"]] == pytest.approx(report["losses"])
+    assert seen["validation_loss"] == [(step, pytest.approx(loss)) for step, loss in report["validation_losses"]]
+    for split, share in report["after"]["exact_match"].items():
+        assert seen[f"exact_match/{split}"] == [(report["steps"], share)]
+
+
+def pressed_at(step: int, write):
+    def pressing(log, record) -> None:
+        write(log, record)
+        if record.step == step:
+            signal.raise_signal(signal.SIGINT)
+
+    return pressing
+
+
+def test_a_missing_tracker_is_said_before_anything_is_read(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(tracking.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(train_qlora, "load_data", lambda *_: pytest.fail("too late: the data is read"))
+    message = fails(capsys, "--track", "trackio", "--output", tmp_path / "run")
+    assert message == "error: --track trackio needs the package trackio, which is not installed: pip install trackio"
+    assert not (tmp_path / "run").exists()

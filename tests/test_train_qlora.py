@@ -573,6 +573,7 @@ BEFORE_LOADING = [
     ("--judge f1 --data {place}/long", "long has no test split"),
     ("--judge json --data {place}/split", "number 1, 'b': it is no JSON object"),
     ("--judge regex:[0-9] --data {place}/split", "2 of 2 reference answers of test have no score"),
+    ("--track mlflow", "invalid choice: 'mlflow'"),
     ("--validate-every 0", "'0' is not a whole number from 1"),
     ("--validate-every 2 --eval-samples 0", "--eval-samples is 0: give at least 1"),
     ("--validate-every 2 --data {place}/few.jsonl", "few.jsonl would need 20 samples or more"),
@@ -698,7 +699,7 @@ OTHERWISE = {
     "steps": 7, "epochs": 2, "batch_size": 2, "accumulation": 2, "packing": None, "max_length": 128, "lr": 0.001,
     "schedule": "constant", "preset": "in-backward", "optimizer": "adamw_8bit", "gradient_checkpointing": None,
     "fast": None, "compute_dtype": "bfloat16", "seed": 1, "eval_samples": 3, "checkpoint_every": 3,
-    "judge": "f1", "validate_every": 2, "keep": "best", "patience": 3,
+    "judge": "f1", "track": "tensorboard", "validate_every": 2, "keep": "best", "patience": 3,
 }  # fmt: skip
 
 

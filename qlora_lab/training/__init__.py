@@ -25,6 +25,7 @@ checkpoints.py   a run goes on from here, bit for bit; no pickle
 interrupts.py    Ctrl-C
 step_records.py  what each step leaves behind, and the one definition of tokens a second
 step_log.py      a line for each step, while it runs
+tracking.py      the same for TensorBoard, Trackio or wandb
 validation.py    the loss on held-out samples, the best adapter so far, when to stop early
 run_folder.py    the folder of a run: is it free, what does it hold
 """

@@ -3,6 +3,7 @@
 run.json        the settings, as text, that a resumed run must share with the interrupted one, its length apart
 before.json     the judgement before training
 log.jsonl       a line for each step, as soon as it is taken: see `step_log.py`
+tracked.json    the run's name for a tracker, with --track; tensorboard/ has what TensorBoard is told
 checkpoints/    see `checkpoints.py`
 adapter/        in PEFT's format; with --keep best, the best one that was validated
 answers.jsonl   what was asked, expected and answered, before training and after
@@ -15,6 +16,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import secrets
 import shutil
 
 import torch
@@ -87,6 +89,14 @@ class RunFolder:
         part = self.path / f"{name}.part"
         part.write_text(value if isinstance(value, str) else json.dumps(value, indent=1), "utf-8", "backslashreplace")
         part.replace(self.path / name)
+
+    def tracked_as(self) -> str:
+        """The run's name for a tracker, which it has from its first call on: the folder's, and what makes it unique."""
+        if (self.path / "tracked.json").is_file():
+            return str(self._read("tracked.json").get("run"))
+        run = f"{self.path.absolute().name}-{secrets.token_hex(4)}"
+        self.write("tracked.json", {"run": run})
+        return run
 
     def answers(self) -> list[dict]:
         """The rows of answers.jsonl; none if there is no such file. Raises UserError if it is damaged."""

@@ -23,6 +23,10 @@ class StepLog:
     def __init__(self, path: pathlib.Path):
         self.path, self.begun = path, False
 
+    def told(self) -> int:
+        """How many steps the file has, those of a run that was killed included; a last line may be cut short."""
+        return self.path.read_bytes().count(b"\n") if self.path.is_file() else 0
+
     def write(self, record: StepRecord) -> None:
         with self.path.open("a" if self.begun else "w", encoding="utf-8") as file:
             file.write(json.dumps(line_of(record)) + "\n")
