@@ -6,6 +6,7 @@ What was understood, how much there is, what occurs twice, what is left out, and
 from __future__ import annotations
 
 import functools
+import os
 import sys
 
 from tqdm import tqdm
@@ -33,7 +34,10 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(describe(report, tokenizer))
+    try:
+        print(describe(report, tokenizer), flush=True)
+    except BrokenPipeError:  # `| head` has seen enough; Python itself would complain when it closes standard output
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

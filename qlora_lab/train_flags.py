@@ -20,7 +20,7 @@ from qlora_lab.training.settings import SCHEDULES, TrainSettings
 from qlora_lab.training.templates import LEARN
 
 KEEP = ("last", "best")
-DATA_HELP = "a data set of the course, a file, or a folder with train.jsonl ..."
+DATA_HELP = "a data set of the course, a file, a folder with train.jsonl ..., or owner/name on the hub"
 
 
 def add_data_flags(p: Parser) -> None:

@@ -5,7 +5,8 @@ before and after, and leaves in the output folder
 
     run.json       the settings          before.json   the judgement before training
     checkpoints/   to --resume from      adapter/      for peft.PeftModel.from_pretrained and qlora_lab.export
-    log.jsonl      a line for each step  report.json   what --json prints
+    log.jsonl      a line for each step  answers.jsonl the judged answers, before and after
+    report.json    what --json prints    report.html   all of it, for a browser
 
 `accelerate launch -m qlora_lab.train_qlora ...` spreads the same run over several GPUs.
 """
@@ -31,6 +32,8 @@ from qlora_lab.adapters.targets import find_targets, widths
 from qlora_lab.arguments import print_anywhere
 from qlora_lab.errors import CANNOT_WRITE, UserError
 from qlora_lab.evaluation.judge import Judge
+from qlora_lab.evaluation.kept_answers import before_only, joined, rows_of
+from qlora_lab.evaluation.page import page
 from qlora_lab.evaluation.reports import ANSWERED, describe, read_report, side_by_side
 from qlora_lab.evaluation.scores import require_references
 from qlora_lab.evaluation.soundness import require_finite, require_sound
@@ -120,6 +123,7 @@ def run(args: argparse.Namespace) -> dict | None:
     say = _speaker(args.quiet or not accelerator.is_main_process)
     folder = RunFolder(args.output, settings_of(args), args.resume, settings_of(parser().parse_args([])))
     before, resumed_at = folder.look()
+    answers = before_only(folder.answers()) if args.resume else []
     train_chats, judged, understood = load_data(args)
     require_targets(args)
     say(understood.summary())
@@ -166,9 +170,11 @@ def run(args: argparse.Namespace) -> dict | None:
 
     if before is None:
         say("judging the model as it is ...")
-        before = judge(base).as_dict()
+        judgement = judge(base)
+        before, answers = judgement.as_dict(), rows_of(judge, judgement, "before")
         require_finite(before)
         if accelerator.is_main_process:
+            folder.write("answers.jsonl", answers)
             folder.write("before.json", before)
     model = base if sharded else preset.adapt(base, **adapter_of(args))
     trainable, steps = trainable_parameters(model), settings.steps
@@ -198,7 +204,8 @@ def run(args: argparse.Namespace) -> dict | None:
         after = NOT_ANSWERED
     else:
         say("judging the model as it is now ...")
-        after = judge(model).as_dict()
+        judgement = judge(model)
+        after, answers = judgement.as_dict(), joined(answers, rows_of(judge, judgement, "after"))
     if not accelerator.is_main_process:
         return None
     report = {
@@ -223,7 +230,9 @@ def run(args: argparse.Namespace) -> dict | None:
         "resumed_at": resumed_at,
         "interrupted": interrupted,
     }
+    folder.write("answers.jsonl", answers)
     folder.write("report.json", report)
+    folder.write("report.html", page(report, folder.settings, answers))
     return report
 
 

@@ -1,8 +1,10 @@
 """Runs of the command line that validate, keep the best adapter, stop early, leave a log, and score free text."""
 
+import html
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,8 +16,9 @@ from safetensors.torch import load_file
 
 from qlora_lab import train_qlora
 from qlora_lab.evaluation import judge
+from qlora_lab.training.run_folder import RunFolder
 from tests.conftest import in_two_processes
-from tests.test_train_qlora import GOOD, call, jsonl
+from tests.test_train_qlora import GOOD, call, contents, fails, jsonl
 
 # At this rate the tiny model's validation loss is lowest after some steps, and then it rises.
 CARE = [
@@ -26,6 +29,10 @@ CARE = [
 
 def lines(output) -> list[dict]:
     return [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+
+
+def answers(output) -> list[dict]:
+    return [json.loads(line) for line in (output / "answers.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -83,10 +90,55 @@ def test_a_killed_run_ends_like_one_that_was_not(whole, capsys, tiny_folder, tmp
     assert report["resumed_at"] >= 3
     for key in ("losses", "validation_losses", "adapter_step", "out_of_patience", "before", "after"):
         assert report[key] == whole[1][key], key
+    assert answers(output) == answers(whole[0])  # those before training, of the process that was killed
     timeless = [[{**line, "seconds": 0} for line in lines(folder)] for folder in (output, whole[0])]
     assert timeless[0] == timeless[1]
     again, _ = call(capsys, *arguments, "--resume")
     assert (again["steps"], again["resumed_at"], again["after"]) == (report["steps"], report["steps"], report["after"])
+    assert answers(output) == answers(whole[0])
+
+    (output / "answers.jsonl").write_text('{"split": "test"}\n')
+    before = contents(output)
+    assert "answers.jsonl is damaged: without it" in fails(capsys, *arguments, "--resume")
+    assert contents(output) == before
+    (output / "answers.jsonl").unlink()  # as in a run of before answers were kept
+    call(capsys, *arguments, "--resume")
+    assert [set(row) for row in answers(output)] == [{"split", "asked", "expected", "after"}] * 6
+
+
+def test_answers_are_kept_beside_the_report_and_shown_on_a_page(whole):
+    output, report = whole
+    rows = answers(output)
+    assert [row["split"] for row in rows] == ["test"] * 3 + ["shifted"] * 3
+    assert all(set(row) == {"split", "asked", "expected", "before", "after"} for row in rows)
+    assert "answers" not in report
+    page = (output / "report.html").read_text(encoding="utf-8")
+    for row in rows:
+        assert html.escape(row["expected"]) in page and html.escape(row["asked"][-1]["content"]) in page
+    assert "validation loss was the lowest" in page and "Validation loss: lowest at step" in page
+
+
+def test_an_interrupted_run_shows_no_answers_of_an_earlier_end(whole, capsys, monkeypatch, tiny_folder, tmp_path):
+    """It was finished once, is made longer, and is stopped: what the model answered then is not what it answers now."""
+    output = tmp_path / "run"
+    shutil.copytree(whole[0], output)
+    monkeypatch.setattr(sys.modules["qlora_lab.training.steps.plain"], "token_loss_sum", pressed_twice)
+    arguments = ["--model", tiny_folder, "--output", output, *CARE, "--resume", "--steps", 61, "--patience", 20]
+    assert train_qlora.main([*map(str, arguments)]) == 130
+    assert [set(row) for row in answers(output)] == [{"split", "asked", "expected", "before"}] * 6
+    assert "Interrupted" in (output / "report.html").read_text(encoding="utf-8")
+
+
+def pressed_twice(*_):
+    signal.raise_signal(signal.SIGINT)
+    signal.raise_signal(signal.SIGINT)
+
+
+def test_any_path_can_be_written_down(tmp_path):
+    """A name that is no text in UTF-8, as Linux allows it."""
+    folder = RunFolder(tmp_path, {}, False, {})
+    folder.write("report.html", "na\udcefve")
+    assert (tmp_path / "report.html").read_text(encoding="utf-8") == "na\\udcefve"
 
 
 def test_two_processes_stop_at_the_same_step(whole, tiny_folder, tmp_path):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import subprocess
 import sys
 
 import pytest
@@ -68,3 +69,12 @@ def test_any_console_can_print_it(monkeypatch, tmp_path, encoding):
     out = console.getvalue().decode(encoding)
     assert "\n  learned  J a . <|im_end|>" in out and "?(3)" in out
     assert ("(· is a blank" if encoding == "cp1252" else "(? is a blank") in out
+
+
+def test_a_reader_who_has_seen_enough_is_no_error(tmp_path):
+    path = rows(tmp_path / "mine.jsonl", "Wo?")
+    command = [sys.executable, "-m", "qlora_lab.data", path, *COLUMNS]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()  # as `| head -0` does
+    _, err = process.communicate(timeout=300)
+    assert (process.returncode, err) == (0, b"")

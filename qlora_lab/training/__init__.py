@@ -3,7 +3,8 @@
 settings.py      TrainSettings: what can be wrong about a run is said when they are made
 presets.py       recipes by name, down to the one that needs the least memory
 data.py          data wherever it is: found, read a sample at a time, checked
-rows.py          a file's rows: JSON lines, an array, CSV, Parquet, text; packed or not
+rows.py          a file's rows: JSON lines, an array, text, a table; packed or not
+tables.py        rows of CSV, Parquet and data sets of 🤗 datasets
 formats.py       a row in any of people's formats -> a chat
 templates.py     what a chat template makes of a chat, and which of it are the assistant's own words
 chat.py          chats -> token ids, and which of them are learned

@@ -5,7 +5,9 @@ before.json     the judgement before training
 log.jsonl       a line for each step, as soon as it is taken: see `step_log.py`
 checkpoints/    see `checkpoints.py`
 adapter/        in PEFT's format; with --keep best, the best one that was validated
+answers.jsonl   what was asked, expected and answered, before training and after
 report.json     the finished run
+report.html     the same for a browser, with the answers side by side and the loss as a curve
 """
 
 from __future__ import annotations
@@ -75,11 +77,28 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             self.write("run.json", self.settings)
 
-    def write(self, name: str, value: dict) -> None:
-        """Write one of the JSON files atomically: there is the old one or the new one, never half of one."""
+    def write(self, name: str, value: dict | list[dict] | str) -> None:
+        """Write one of the files atomically: there is the old one or the new one, never half of one.
+
+        value: an object for a JSON file, a list of them for one of JSON lines, or the text itself.
+        """
+        if isinstance(value, list):
+            value = "".join(json.dumps(row) + "\n" for row in value)
         part = self.path / f"{name}.part"
-        part.write_text(json.dumps(value, indent=1))
+        part.write_text(value if isinstance(value, str) else json.dumps(value, indent=1), "utf-8", "backslashreplace")
         part.replace(self.path / name)
+
+    def answers(self) -> list[dict]:
+        """The rows of answers.jsonl; none if there is no such file. Raises UserError if it is damaged."""
+        path = self.path / "answers.jsonl"
+        if not path.is_file():
+            return []
+        try:
+            rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            _ = [(row["split"], row["expected"], row["before"]["answer"]) for row in rows]
+        except (ValueError, LookupError, TypeError) as error:
+            raise UserError(f"{path} is damaged: without it, the answers before training will not be shown") from error
+        return rows
 
     def _read(self, name: str) -> dict:
         path = self.path / name

@@ -5,6 +5,8 @@ import gzip
 import json
 import lzma
 import random
+import subprocess
+import sys
 import time
 import tracemalloc
 
@@ -198,6 +200,30 @@ def test_a_large_file_is_never_in_memory(tmp_path, kind):
         tracemalloc.stop()
     assert count == 40_000
     assert peak < 12e6
+
+
+def test_two_hundred_megabytes_are_read_in_the_memory_of_a_few(tmp_path):
+    """As the system counts a process' memory; what is held does not depend on the file."""
+    pytest.importorskip("resource")
+    path = tmp_path / "large.jsonl"
+    with path.open("w") as file:
+        line = json.dumps({"prompt": "words and more words, " * 45, "response": "b"}) + "\n"
+        file.writelines([line * 1000] * 200)
+    size = path.stat().st_size
+    code = """
+import resource, sys
+from qlora_lab.training.data import stream_chats
+chats = stream_chats(sys.argv[1])
+next(chats)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+count = 1 + sum(1 for _ in chats)
+print(count, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / before)
+"""
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, timeout=300)
+    path.unlink()
+    count, growth = done.stdout.split()
+    assert size > 200e6 and int(count) == 200_000
+    assert float(growth) < 1.5  # of some ten megabytes, most of them Python's own
 
 
 def test_a_line_without_end_is_refused_before_it_is_read(tmp_path, monkeypatch):
