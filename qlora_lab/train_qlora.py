@@ -8,8 +8,8 @@ before and after, and leaves in the output folder
     log.jsonl      a line for each step  answers.jsonl the judged answers, before and after
     report.json    what --json prints    report.html   all of it, for a browser
 
-`accelerate launch -m qlora_lab.train_qlora ...` spreads the same run over several GPUs, each with the whole model and its
-share of the data; with `--config_file data/accelerate/fsdp.yaml` each has a share of the model as well.
+`accelerate launch -m qlora_lab.train_qlora ...` spreads the same run over several GPUs. Each has the whole model, and
+its share of the data; with `--config_file data/accelerate/fsdp.yaml` it has a share of the model, too.
 """
 
 from __future__ import annotations
