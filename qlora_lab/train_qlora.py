@@ -225,6 +225,7 @@ def run(args: argparse.Namespace) -> dict | None:
         "trainable_parameters": trainable,
         "adapter": str(folder.adapter),
         "processes": accelerator.num_processes,
+        "sharded": sharded,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "compute_dtype": str(dtype).removeprefix("torch."),
         "samples_left_out": len(train_chats) - len(samples),

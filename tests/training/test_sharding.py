@@ -88,6 +88,7 @@ def test_train_qlora_in_two_processes(untied, tmp_path, capsys):
     assert train_qlora.main([*command, "--output", str(tmp_path / "one")]) == 0
     alone = json.loads(capsys.readouterr().out)
     assert (report["processes"], alone["processes"]) == (2, 1)
+    assert (report["sharded"], alone["sharded"]) == (True, False)
     assert report["trainable_parameters"] == alone["trainable_parameters"]
     assert report["losses"] == pytest.approx(alone["losses"], rel=1e-5)
     for moment in ("before", "after"):
