@@ -8,7 +8,8 @@ before and after, and leaves in the output folder
     log.jsonl      a line for each step  answers.jsonl the judged answers, before and after
     report.json    what --json prints    report.html   all of it, for a browser
 
-`accelerate launch -m qlora_lab.train_qlora ...` spreads the same run over several GPUs.
+`accelerate launch -m qlora_lab.train_qlora ...` spreads the same run over several GPUs. Each has the whole model, and
+its share of the data; with `--config_file data/accelerate/fsdp.yaml` it has a share of the model, too.
 """
 
 from __future__ import annotations
@@ -236,6 +237,7 @@ def run(args: argparse.Namespace) -> dict | None:
         "trainable_parameters": trainable,
         "adapter": str(folder.adapter),
         "processes": accelerator.num_processes,
+        "sharded": sharded,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "compute_dtype": str(dtype).removeprefix("torch."),
         "samples_left_out": len(train_chats) - len(samples),
