@@ -132,9 +132,7 @@ def run(args: argparse.Namespace) -> dict | None:
     if understood.remarks():
         _warn(understood.remarks(), accelerator)
     if judged and not has_splits(args.data):
-        count = len(judged["test"])
-        are = "is" if count == 1 else "are"
-        say(f"{count} of {understood.samples} samples {are} held out to judge the model on")
+        say(f"held out to judge the model on: {len(judged['test'])} of {understood.samples} samples")
         if args.validate_every:
             say(f"{len(judged['validation'])} others are held out to validate it, and do not judge its answers")
     elif args.eval_samples and not has_splits(args.data):

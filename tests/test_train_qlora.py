@@ -194,7 +194,7 @@ def test_own_file_holds_some_lines_out(capsys, tiny_folder, tmp_path, told, judg
     held_out = []
     for name, seed in (("run", 0), ("again", 0), ("other", 1)):
         report, err = call(capsys, *arguments, "--output", tmp_path / name, "--seed", seed)
-        assert "2 of 30 samples are held out" in err
+        assert "held out to judge the model on: 2 of 30 samples" in err
         assert set(report["after"]["exact_match"]) == {"test"}
         assert set(report["after"]["perplexity"]) == {"validation", "prose"}
         held_out.append({chat[-1]["content"] for chat in judged["asked"][-1]})

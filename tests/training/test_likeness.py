@@ -111,6 +111,14 @@ def test_what_many_samples_have_makes_no_twins():
         assert twins([asked(n) for n in range(20)], [asked(n) for n in range(20, 60)]) == []
 
 
+def test_likeness_is_that_of_the_rest():
+    fixed, rest = " ".join(WORDS[:40]), " ".join(WORDS[100:120])
+    judged = [chat(f"{fixed} number{n}", f"answer{n}") for n in range(20)] + [chat(f"{fixed} {rest}")]
+    [twin] = twins(judged, [chat(f"{fixed} {rest.replace('word107', 'other')}")])
+    assert twin.judged == "test, line 21"
+    assert twin.likeness == pytest.approx(18 / 24)  # 59 shingles, 38 of them in all; three have the other word
+
+
 def test_a_sample_is_no_twin_of_itself():
     found = Twins([("f, line 1", chat("a")), ("f, line 2", chat("b"))])
     for number, text in enumerate(["a", "b", "b"], 1):
