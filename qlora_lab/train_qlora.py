@@ -35,7 +35,7 @@ from qlora_lab.evaluation.judge import Judge
 from qlora_lab.evaluation.kept_answers import before_only, joined, rows_of
 from qlora_lab.evaluation.page import page
 from qlora_lab.evaluation.reports import ANSWERED, describe, read_report, side_by_side
-from qlora_lab.evaluation.scores import require_references
+from qlora_lab.evaluation.scores import require_scorable
 from qlora_lab.evaluation.soundness import require_finite, require_sound
 from qlora_lab.memory.meter import peak_memory_bytes, reset_peak
 from qlora_lab.memory.prediction import estimate
@@ -47,7 +47,16 @@ from qlora_lab.models.quiet import quiet_transformers
 from qlora_lab.models.sharded import CheckpointWeights, empty_model, fill_and_shard
 from qlora_lab.models.tokens import prepare_tokenizer
 from qlora_lab.models.trying import require_trainable
-from qlora_lab.train_flags import adapter_of, for_steps, parser, recipe, scores_of, settings_of, target_names
+from qlora_lab.train_flags import (
+    adapter_of,
+    for_steps,
+    parser,
+    recipe,
+    scores_of,
+    settings_of,
+    target_names,
+    validation_of,
+)
 from qlora_lab.training.batches import Batches
 from qlora_lab.training.chat import fitting_chats, tokenize, tokenize_text
 from qlora_lab.training.data import has_splits, load_prose, split_chats
@@ -62,7 +71,7 @@ from qlora_lab.training.step_log import StepLog
 from qlora_lab.training.step_records import StepRecord, tokens_per_second
 from qlora_lab.training.templates import keep_template, remarks
 from qlora_lab.training.tracking import Tracking
-from qlora_lab.training.validation import Validation, validated
+from qlora_lab.training.validation import validated
 
 NOT_ANSWERED = {"exact_match": {}, "perplexity": {}}
 
@@ -165,7 +174,7 @@ def run(args: argparse.Namespace) -> dict | None:
         raise UserError(f"{args.output} has {resumed_at} steps behind it: give --steps {resumed_at} or more")
     fitting = fitting_of(judged, args, tokenizer, accelerator)
     judge = judge_of(fitting, args, tokenizer, dtype, None if sharded else accelerator)
-    validation = validation_of(judge, args)
+    validation = validation_of(judge, args, accelerator)
     require_sound(base, tokenizer, [*samples, *(sample for pairs in fitting.values() for _, sample in pairs)], dtype)
     folder.claim(accelerator)
     log, tracking = StepLog(folder.log), None
@@ -303,16 +312,7 @@ def load_data(args: argparse.Namespace) -> tuple[list, dict[str, list], Understo
     if args.validate_every and not judged.get("validation"):
         lacks = "a validation split" if has_splits(args.data) else "20 samples or more, and --eval-samples 2 or more"
         raise UserError(f"--validate-every has no held-out samples: {args.data} would need {lacks}")
-    answered = {
-        split: [
-            chat[-1]["content"] for chat in judged[split] if chat[0]["role"] != "text" and "tool_calls" not in chat[-1]
-        ]
-        for split in ANSWERED
-        if split in judged
-    }
-    if args.judge and not any(answered.values()):
-        raise UserError(f"--judge has no answers to score: {args.data} has no test split, nor samples to hold out")
-    require_references(scores_of(args), answered)
+    require_scorable(scores_of(args), judged)
     return chats, judged, understood
 
 
@@ -341,20 +341,6 @@ def judge_of(fitting: dict[str, list], args: argparse.Namespace, tokenizer, dtyp
         if split in ANSWERED and asked:
             conversations[split] = asked
     return Judge(conversations, texts, tokenizer, dtype, accelerator, scores_of(args))
-
-
-def validation_of(judge: Judge, args: argparse.Namespace) -> Validation | None:
-    """What --validate-every asks for: the loss of the judge's validation samples."""
-    if not args.validate_every:
-        return None
-    if "validation" not in judge.texts:
-        raise UserError("no validation sample is left: raise --max-length")
-    return Validation(
-        lambda model: judge.loss(model, "validation").per_token,
-        args.validate_every,
-        args.patience,
-        keep_best=args.keep == "best",
-    )
 
 
 # ------------------------------------------------------------------------------------------------------------ speaking
