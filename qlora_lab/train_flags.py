@@ -1,4 +1,4 @@
-"""The flags of `train_qlora`, and what they ask for: how to adapt the model, how to train it, how to score it."""
+"""The flags of `train_qlora`, and what they ask for: how to adapt the model and how to train it."""
 
 from __future__ import annotations
 
@@ -10,18 +10,15 @@ import torch
 
 from qlora_lab.arguments import Parser, count, count_or_none, names, positive, seed
 from qlora_lab.errors import UserError
-from qlora_lab.evaluation.judge import Judge
 from qlora_lab.evaluation.scores import NAMES, Score, parse_score
 from qlora_lab.facts import OPTIMIZERS
 from qlora_lab.models.bundled import DEFAULT_MODEL
 from qlora_lab.models.hardware import DTYPES
 from qlora_lab.training.formats import FORMATS
 from qlora_lab.training.presets import PRESETS, Preset
-from qlora_lab.training.processes import of_main_process
 from qlora_lab.training.settings import SCHEDULES, TrainSettings
 from qlora_lab.training.templates import LEARN
 from qlora_lab.training.tracking import TRACKERS, require_tracker
-from qlora_lab.training.validation import Validation
 
 KEEP = ("last", "best")
 DATA_HELP = "a data set of the course, a file, a folder with train.jsonl ..., or owner/name on the hub"
@@ -138,20 +135,6 @@ def scores_of(args: argparse.Namespace) -> list[Score]:
     if twice := [name for name in names if names.count(name) > 1]:
         raise UserError(f"--judge was given twice for the same score, {twice[0]}: give it once")
     return scores
-
-
-def validation_of(judge: Judge, args: argparse.Namespace, accelerator) -> Validation | None:
-    """What --validate-every asks for: the loss of the judge's validation samples."""
-    if not args.validate_every:
-        return None
-    if "validation" not in judge.texts:
-        raise UserError("no validation sample is left: raise --max-length")
-    return Validation(
-        lambda model: of_main_process(accelerator, judge.loss(model, "validation").per_token),
-        args.validate_every,
-        args.patience,
-        keep_best=args.keep == "best",
-    )
 
 
 def _score(text: str) -> str:

@@ -18,7 +18,8 @@ def merge(model: nn.Module) -> nn.Module:
     (a subtraction would not); `unload` drops it.
 
     Raises:
-        UserError: a model without LoRA layers, one that is merged already, or a base without a floating-point weight.
+        UserError: a model without LoRA layers, one that is merged already, a base without a floating-point weight, or
+            one whose weight another layer has, too.
     """
     layers = required_lora(model)
     if any(layer.merged for layer in layers.values()):
@@ -30,12 +31,27 @@ def merge(model: nn.Module) -> nn.Module:
                 f"{name}: {type(layer.base).__name__} holds no weight that a correction can be added to; "
                 "dequantize_linears(model) makes the base dense first"
             )
+    if shared := [name for name in layers if f"{name}.weight" in _shared_weights(model)]:
+        raise UserError(
+            f"{shared[0]} shares its weight with another layer, which would change with it: leave it out of the "
+            "targets, or keep the adapter beside the model"
+        )
     for layer in layers.values():
         weight = layer.base.weight.data
         delta = layer.delta().T if is_transposed(layer.base) else layer.delta()
         layer.base.weight.data = (weight.float() + delta).to(weight.dtype)
         layer.unmerged_weight = weight
     return model
+
+
+def _shared_weights(model: nn.Module) -> set[str]:
+    """Names of weights that are one tensor with another, or will be: a checkpoint holds tied weights once."""
+    tied = getattr(model, "all_tied_weights_keys", None) or {}  # transformers: by name, the name of the other
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name.replace(".base.weight", ".weight"))
+    found = {*tied, *tied.values()} if isinstance(tied, dict) else set(tied)
+    return found.union(*(same for same in names.values() if len(same) > 1))
 
 
 @torch.no_grad()

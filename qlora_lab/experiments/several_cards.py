@@ -43,7 +43,7 @@ PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
 
 
 def add_flags(parser: Parser) -> None:
-    parser.add_argument("--ways", nargs="+", choices=WAYS, required=True)
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=["one"], help="default: one")
     parser.add_argument("--shape", choices=SHAPES, default="llama-7b")
     parser.add_argument("--batch-size", type=count, nargs="+", default=[4], help="samples on each GPU")
     parser.add_argument("--length", type=count, default=512, help="tokens of a sample")
@@ -174,12 +174,12 @@ def copy_instead_of_gathering(model) -> None:
 
 
 def layers_spread(model):
-    """Half of the layers go to the second of two GPUs, a third to each of three ...; embeddings and head stay."""
+    """Half of the layers go to the second of two GPUs, a third to each of three ...; the rest stays on the first."""
     from accelerate import dispatch_model
 
     layers, cards = model.config.num_hidden_layers, torch.cuda.device_count()
     where = {f"model.layers.{i}": i * cards // layers for i in range(layers)}
-    ends = {"model.embed_tokens": 0, "model.rotary_emb": 0, "model.norm": cards - 1, "lm_head": 0}
+    ends = {"model.embed_tokens": 0, "model.rotary_emb": 0, "model.norm": 0, "lm_head": 0}
     return dispatch_model(model, {**where, **ends}, main_device=torch.device(0))
 
 

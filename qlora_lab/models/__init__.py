@@ -8,6 +8,7 @@
     hardware.py        which device, which dtype to compute in, whether there are 4-bit kernels
     compatibility.py   what 4 bits would quantize in a model, and what not, from its config alone
     trying.py          whether it trains, packs, chunks, how long it reads: tried on a tiny copy with random weights
+    tiny.py            that copy
     parts.py           which part of a model reads text
     tokens.py          does a tokenizer fit its model?
     faults.py          faults of other libraries, and how we avoid them

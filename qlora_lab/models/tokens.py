@@ -36,8 +36,9 @@ def require_embeddings(model, tokenizer, ids: Iterable[int]) -> None:
     if unknown >= rows:
         raise UserError(
             f"the data has the token {tokenizer.convert_ids_to_tokens(unknown)!r}, number {unknown:,} of the "
-            f"tokenizer's {len(tokenizer):,}, and the model has embeddings for {rows:,}: save the model after "
-            f"resize_token_embeddings({len(tokenizer)}), or use the tokenizer that it was trained with"
+            f"tokenizer's {len(tokenizer):,}, and the model has embeddings for {rows:,}: adapters train no "
+            "embeddings, so use the tokenizer that the model was trained with (it reads the token as ordinary text), "
+            "or train the rows of new tokens before"
         )
 
 

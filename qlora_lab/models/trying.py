@@ -3,17 +3,17 @@
     tried = try_out(config)      Tried: does it train, pack, chunk its loss, read so many tokens?
     require_trainable(...)       what `train_qlora` asks before it loads a model
 
-A list of architectures would age; a question to the code does not. The copy has the config's class and attention, but
-only as many layers as it takes to have one of each kind, and few words, MLP columns and experts.
+A list of architectures would age; a question to the code does not. tiny.py makes the copy.
 """
 
 from __future__ import annotations
 
 import contextlib
-import copy
+import re
 import warnings
 import weakref
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,11 +21,11 @@ from torch import nn
 from qlora_lab.errors import UserError
 from qlora_lab.models.compatibility import adapt_on_meta, preflight, read_config
 from qlora_lab.models.loading import FOUR_BITS, first_sentence, is_quantized_already, quantized_by
+from qlora_lab.models.parts import text_decoder
 from qlora_lab.models.quiet import quiet_transformers
+from qlora_lab.models.tiny import in_4_bits, tiny_copy
 
-LARGEST = 400_000_000  # parameters of a copy: 1.6 GB, seconds
 SAME = 1e-3  # of the logits' standard deviation: float32 rounds to 1e-6 of it, another sample moves them by about 1
-SMALL = {"vocab_size": 512, "intermediate_size": 64, "moe_intermediate_size": 64}  # where a config has more
 
 
 @dataclass(frozen=True)
@@ -36,21 +36,26 @@ class Tried:
         training: why it cannot be trained on answers as a causal language model with PEFT's adapters.
         packing: why samples in one row are not as if each were alone.
         chunks: why its loss cannot be computed chunk by chunk.
+        checkpoints: why its activations cannot be checkpointed.
         longest: tokens that it can read at most; None: no limit was met.
+        unreached: adapted layers that no text reaches, by name; "*" stands for the number of a layer or an expert.
     """
 
     training: str = ""
     packing: str = ""
     chunks: str = ""
+    checkpoints: str = ""
     longest: int | None = None
+    unreached: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         if self.training:
             return f"Tried on a tiny copy: {self.training}"
         packing = f"no: {self.packing}" if self.packing else "yes, samples do not see one another"
-        chunks = f"no: {self.chunks}" if self.chunks else "yes"
+        chunks = f"no: {self.chunks or self.checkpoints}" if self.chunks or self.checkpoints else "yes"
         longest = f"\nTokens in a sample: {self.longest} at most" if self.longest else ""
-        return f"Tried on a tiny copy: it trains\n--packing: {packing}\n--preset lean: {chunks}{longest}"
+        beside = f", but for {len(self.unreached)} kinds of layers ({self.unreached[0]})" if self.unreached else ""
+        return f"Tried on a tiny copy: it trains{beside}\n--packing: {packing}\n--preset lean: {chunks}{longest}"
 
 
 def require_trainable(
@@ -60,6 +65,7 @@ def require_trainable(
     targets: str | list[str] = "all-linear",
     packing: bool = False,
     chunks: bool = False,
+    checkpoints: bool = False,
     max_length: int = 0,
 ) -> tuple[str, ...]:
     """Raise UserError unless a model can be trained so; return what should be said before it is, a sentence each.
@@ -70,6 +76,7 @@ def require_trainable(
         targets: what is adapted, as in `add_adapter`.
         packing: whether several samples share a row.
         chunks: whether the loss is computed chunk by chunk.
+        checkpoints: whether activations are checkpointed.
         max_length: tokens in the longest row.
     """
     config = read_config(config)
@@ -83,13 +90,20 @@ def require_trainable(
         if seen.share_missed > 0.05:
             most = max(seen.missed, key=lambda weight: weight.numel).reason
             notes.append(f"{seen.share_missed:.0%} of the weights of its layers stay in 16 bits ({most})")
-    tried = try_out(config, targets, max_length)
+    tried = try_out(config, targets, max_length, four_bits=quantize)
     if tried.training:
         raise UserError(tried.training)
+    if tried.unreached:
+        notes.append(
+            f"no text reaches {tried.unreached[0]}, one of {len(tried.unreached)} kinds of adapted layers "
+            "(* is any number) that stay as they are"
+        )
     if packing and tried.packing:
         raise UserError(f"{tried.packing}: train without --packing")
     if chunks and tried.chunks:
         raise UserError(f"{tried.chunks}: its loss cannot be computed in chunks (--preset lean); choose another preset")
+    if checkpoints and tried.checkpoints:
+        raise UserError(f"{tried.checkpoints}: train without --gradient-checkpointing and presets")
     if tried.longest and max_length > tried.longest:
         raise UserError(
             f"--max-length {max_length} is more than this model can read: it has positions for {tried.longest} tokens"
@@ -106,8 +120,8 @@ def require_isolation(model) -> None:
             raise UserError(f"{reason}: use packing=False")
 
 
-def try_out(config, targets: str | list[str] = "all-linear", max_length: int = 0) -> Tried:
-    """Try a tiny copy of a model. targets: what is adapted. max_length: of the samples that it is to read."""
+def try_out(config, targets: str | list[str] = "all-linear", max_length: int = 0, four_bits: bool = False) -> Tried:
+    """Try a tiny copy of a model. Arguments as in `require_trainable`; four_bits: try it in 4 bits, too."""
     with _on_the_side():
         try:
             small = tiny_copy(config)
@@ -118,84 +132,22 @@ def try_out(config, targets: str | list[str] = "all-linear", max_length: int = 0
                 return Tried(f"{kind} is no causal language model: its tokens see those that come after them")
             packing, chunks = why_not_packed(small), why_not_chunked(small)
             longest = _longest(small, max_length)
-            _train_once(small, targets)
         except UserError as error:
             return Tried(str(error))
         except Exception as error:  # whatever a model of this kind does not take
-            return Tried(f"a {type(config).__name__.removesuffix('Config')} cannot be trained: {first_sentence(error)}")
-    return Tried("", packing, chunks, longest)
+            return Tried(f"a {_kind(config)} cannot be trained: {first_sentence(error)}")
+        reason, unreached = _trained_once(small, targets)
+        if reason:
+            can = ",".join(_trained_alone(config)) if targets == "all-linear" else ""
+            return Tried(f"{reason}; --targets {can} can be trained" if can else reason)
+        checkpoints = _why_not_checkpointed(small)
+        if four_bits and (reason := _trained_once(in_4_bits(tiny_copy(config)), targets)[0]):
+            return Tried(f"in 4 bits, {reason}; with --method lora it can")
+    return Tried("", packing, chunks, checkpoints, longest, unreached)
 
 
-# -------------------------------------------------------------------------------------------------------- the tiny copy
-
-
-def tiny_copy(config, model_class: type | None = None):
-    """A model with random weights, in eval mode, that does what a model of this config does; None: still too large.
-
-    model_class: None for that of transformers' AutoModelForCausalLM, which `load_model` takes.
-
-    Raises:
-        UserError: transformers has no causal language model for such a config.
-    """
-    from transformers import AutoModelForCausalLM, PretrainedConfig
-
-    small = copy.deepcopy(config)
-    small.__dict__.pop("quantization_config", None)
-    text = small.get_text_config()
-    others = [part for part in vars(small).values() if isinstance(part, PretrainedConfig) and part is not text]
-    for part in (text, *others):
-        for name, most in SMALL.items():
-            if isinstance(getattr(part, name, None), int):
-                setattr(part, name, min(most, getattr(part, name)))
-        if part is not text and isinstance(getattr(part, "num_hidden_layers", None), int):
-            _keep_layers(part, 1)
-    for part in (small, text):
-        for name, value in list(vars(part).items()):
-            if name.endswith("token_id") and isinstance(value, int) and value >= text.vocab_size:
-                setattr(part, name, 0)
-
-    def build():
-        if model_class is not None:
-            return model_class(small)
-        if type(small) not in AutoModelForCausalLM._model_mapping:
-            raise UserError(f"transformers has no causal language model for a {type(small).__name__}")
-        return AutoModelForCausalLM.from_config(small)
-
-    with torch.device("meta"):
-        _keep_layers(text, _layers_of_each_kind(build(), text))
-        if sum(parameter.numel() for parameter in build().parameters()) > LARGEST:
-            return None
-    torch.manual_seed(0)
-    return build().float().eval()
-
-
-def _layers_of_each_kind(model, text) -> int:
-    """How many of a model's first layers have one of each kind among them, by their modules, shapes and types."""
-    lists = [module for module in model.get_decoder().modules() if isinstance(module, nn.ModuleList)]
-    layers = next((layers for layers in lists if len(layers) == text.num_hidden_layers), None)
-    if layers is None:
-        return text.num_hidden_layers
-    types = getattr(text, "layer_types", None) or [None] * len(layers)
-    kinds = [
-        (
-            kind,
-            *(
-                (name, type(module), *(p.shape for p in module.parameters(False)))
-                for name, module in layer.named_modules()
-            ),
-        )
-        for kind, layer in zip(types, layers, strict=True)
-    ]
-    return 1 + max(kinds.index(kind) for kind in set(kinds))
-
-
-def _keep_layers(text, count: int) -> None:
-    """Cut a config to its first layers, and each of its lists that has an entry a layer."""
-    layers = text.num_hidden_layers
-    for name, value in list(vars(text).items()):
-        if isinstance(value, list) and len(value) == layers:
-            object.__setattr__(text, name, value[:count])
-    text.num_hidden_layers = count
+def _kind(config) -> str:
+    return type(config).__name__.removesuffix("Config")
 
 
 @contextlib.contextmanager
@@ -247,35 +199,86 @@ def why_not_packed(model) -> str:
 
 def _longest(model, wanted: int) -> int | None:
     """The number of positions that a model has, if it is fewer than wanted and it cannot do with more."""
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if not isinstance(limit, int) or not 0 < limit < wanted:
-        return None
-    try:
-        _logits(model, _tokens(model, limit + 1, 1))
-    except (IndexError, RuntimeError, ValueError):
-        return limit
+    config = vars(model.config.get_text_config())
+    limits = {value for name, value in config.items() if "position" in name and isinstance(value, int)}
+    for limit in sorted(limit for limit in limits if 1 < limit < wanted):
+        try:
+            _logits(model, _tokens(model, limit + 1, 1))
+        except (IndexError, RuntimeError, ValueError):
+            return limit
     return None
 
 
-def _train_once(model, targets: str | list[str]) -> None:
-    """Have PEFT adapt the targets, as training will, and take gradients."""
+def _trained_once(model, targets: str | list[str]) -> tuple[str, tuple[str, ...]]:
+    """Have PEFT adapt the targets, as training will, and take gradients: why that fails, or ""; `Tried.unreached`.
+
+    The model is left with adapters.
+    """
     if isinstance(targets, list):  # a target may be in a layer that the copy does not have
         targets = [t for t in targets if any(f".{name}".endswith(f".{t}") for name, _ in model.named_modules())]
-    adapted, error = adapt_on_meta(model, targets) if targets else ((), "")
-    if error:
-        raise UserError(
-            f"{type(model).__name__} cannot be adapted as it is: PEFT's {targets} finds no target ({error})"
+    try:
+        adapted, error = adapt_on_meta(model, targets) if targets else ((), "")
+        if error:
+            kind = type(model).__name__
+            return f"{kind} cannot be adapted as it is: PEFT's {targets} finds no target ({error})", ()
+        for module in model.modules():  # the adapters were made without memory
+            if any(p.is_meta for p in module.parameters(False)):
+                module.to_empty(device="cpu", recurse=False)
+                for parameter in module.parameters(False):
+                    nn.init.normal_(parameter, std=0.01)
+        _take_gradients(model)
+        ids = torch.tensor([_tokens(model, 9, 1)])  # as it is judged
+        mask = torch.ones_like(ids)
+        model.eval().generate(ids, attention_mask=mask, max_new_tokens=2, do_sample=False, pad_token_id=0)
+    except Exception as error:  # whatever a model of this kind, or PEFT's layers in it, do not take
+        return f"a {_kind(model.config)} cannot be trained: {first_sentence(error)}", ()
+    if lost := _lost_when_loaded(model):
+        kind = _kind(model.config)
+        return (
+            f"a {kind}'s adapter cannot be kept: PEFT loses {len(lost)} of its tensors when it loads it ({lost[0]})",
+            (),
         )
-    for module in model.modules():  # the adapters were made without memory
-        if any(p.is_meta for p in module.parameters(False)):
-            module.to_empty(device="cpu", recurse=False)
-            for parameter in module.parameters(False):
-                nn.init.normal_(parameter, std=0.01)
+    reached: dict[str, bool] = {}  # experts of one layer count as one, for few tokens do not visit each
+    for name, parameter in model.named_parameters():
+        if ".lora_" in name:
+            name = re.sub(r"\.\d+(?=\.)", ".*", name.partition(".lora_")[0])
+            reached[name] = reached.get(name, False) or (parameter.grad is not None and bool(parameter.grad.any()))
+    return "", tuple(name for name, some in reached.items() if not some)
+
+
+def _lost_when_loaded(model) -> list[str]:
+    """Tensors of an adapter that PEFT saves and does not find again: it renames some, as checkpoints are renamed."""
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
+    kept = get_peft_model_state_dict(model)
+    return [name for name in set_peft_model_state_dict(model, kept).missing_keys if ".lora_" in name]
+
+
+def _take_gradients(model) -> None:
     ids = torch.tensor([_tokens(model, 9, 1)])
-    positions = torch.arange(9)[None]
-    model.train()
-    keep = torch.arange(9)
-    model(input_ids=ids, position_ids=positions, use_cache=False, logits_to_keep=keep).logits.sum().backward()
+    positions, keep = torch.arange(9)[None], torch.arange(9)
+    logits = model.train()(input_ids=ids, position_ids=positions, use_cache=False, logits_to_keep=keep).logits
+    (logits * torch.linspace(-1, 1, logits.shape[-1])).sum().backward()
+
+
+def _why_not_checkpointed(model) -> str:
+    """Why the activations of a model with adapters cannot be checkpointed; "" if they can."""
+    try:
+        enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+        enable({"use_reentrant": False})
+        _take_gradients(model)
+    except (RuntimeError, TypeError, ValueError) as error:
+        return f"the activations of a {_kind(model.config)} cannot be checkpointed ({first_sentence(error)})"
+    return ""
+
+
+def _trained_alone(config) -> list[str]:
+    """The last names of those linear layers that can be adapted and trained, tried one after the other."""
+    model: Any = tiny_copy(config)
+    head = model.get_output_embeddings()
+    linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head]
+    ends = dict.fromkeys(name.rpartition(".")[2] for name in linears)
+    return [end for end in ends if _trained_once(tiny_copy(config), [end]) == ("", ())]
 
 
 # ------------------------------------------------------------------------------------------------- around the head
@@ -299,8 +302,8 @@ def require_plain_head(model) -> None:
 def why_not_chunked(model) -> str:
     """What a causal language model does between its decoder and its logits beside the head; "" if nothing."""
     seen = {}
-    decoder, head = model.get_decoder(), model.get_output_embeddings()
-    if decoder is model:
+    decoder, head = text_decoder(model), model.get_output_embeddings()
+    if decoder is None:
         return f"a {type(model).__name__} does not say which of its parts is the decoder"
     hooks = (
         decoder.register_forward_hook(lambda module, given, made: seen.update(hidden=made.last_hidden_state)),

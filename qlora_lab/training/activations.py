@@ -5,13 +5,22 @@ from __future__ import annotations
 import torch
 import torch.utils.checkpoint
 
+from qlora_lab.errors import UserError
+
 
 def checkpoint_activations(model, on: bool = True) -> None:
-    """Switch gradient checkpointing on or off; not the reentrant kind, which needs inputs that require gradients."""
+    """Switch gradient checkpointing on or off; not the reentrant kind, which needs inputs that require gradients.
+
+    Raises:
+        UserError: transformers has no checkpointing for this model.
+    """
     # transformers 5.23 calls it activation checkpointing; 5.17 knows only the old name
     new = hasattr(model, "activation_checkpointing_enable")
     name = f"{'activation' if new else 'gradient'}_checkpointing_{'enable' if on else 'disable'}"
-    getattr(model, name)(*[{"use_reentrant": False}] * on)
+    try:
+        getattr(model, name)(*[{"use_reentrant": False}] * on)
+    except ValueError as error:
+        raise UserError(f"{error} Use gradient_checkpointing=False") from error
 
 
 def offloaded_hidden_states(hidden_size: int):

@@ -72,7 +72,8 @@ class Understood:
         if len(self.formats) == 1:
             formats = next(iter(self.formats))
         unused = f"; columns not used: {', '.join(sorted(self.unused))[:100]}" if self.unused else ""
-        return f"{self.name}: {self.samples} samples, read as {formats or 'nothing'}{unused}"
+        samples = "1 sample" if self.samples == 1 else f"{self.samples} samples"
+        return f"{self.name}: {samples}, read as {formats or 'nothing'}{unused}"
 
     def remarks(self) -> str:
         """One line on what was left out or changed; "" if nothing was."""

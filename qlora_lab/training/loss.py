@@ -7,6 +7,7 @@ import functools
 import torch
 import torch.utils.checkpoint
 
+from qlora_lab.models.parts import text_decoder
 from qlora_lab.models.trying import require_plain_head
 from qlora_lab.training.chat import IGNORED
 
@@ -36,7 +37,9 @@ def token_loss_sum(model, batch: dict[str, torch.Tensor], chunk: int | None = No
         position_ids=batch["position_ids"],
         use_cache=False,
         logits_to_keep=columns,
-    ).logits  # (rows, len(columns), vocab_size)
+    ).logits
+    if logits.shape[1] != len(columns):  # some models make all, whatever they are asked to keep
+        logits = logits[:, columns]
     return torch.nn.functional.cross_entropy(
         logits.flatten(0, 1).float(), targets[:, columns].flatten(), ignore_index=IGNORED, reduction="sum"
     )
@@ -47,7 +50,9 @@ def _chunked_loss_sum(model, batch, targets: torch.Tensor, columns: torch.Tensor
     causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model  # without PEFT's wrapper
     require_plain_head(causal_lm)
     head = causal_lm.get_output_embeddings()
-    hidden = causal_lm.get_decoder()(
+    decoder = text_decoder(causal_lm)
+    assert decoder is not None  # require_plain_head has seen it
+    hidden = decoder(
         input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False
     ).last_hidden_state[:, columns]  # (rows, len(columns), hidden_size)
 

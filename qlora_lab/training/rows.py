@@ -144,8 +144,6 @@ def _require_object(row, where: str) -> dict[str, Any]:
 
 def shown(value) -> str:
     """The beginning of a value, as JSON in plain ASCII, for a message."""
-    if isinstance(value, str):
-        value = value[:60]
     try:
         return json.dumps(value)[:40]
     except (ValueError, TypeError, RecursionError):

@@ -47,6 +47,17 @@ def test_a_65b_model_fits_two_cards_of_24_gb_and_is_loaded_there():
         assert max(run["peak_allocated"], run["loading_peak"]) < run["cap_gb"] * 1e9 == 24e9
 
 
+def test_one_gpu_that_plays_one_of_two_needs_what_one_of_two_needs():
+    """Which is how four and eight were measured."""
+    key = ("shape", "cards", "batch_size", "length", "rank", "gradient_checkpointing")
+    real = {tuple(run[name] for name in key): run for run in RUNS if run["way"] == "sharded"}
+    played = [run for run in RUNS if run["way"] == "rehearsed" and tuple(run[name] for name in key) in real]
+    assert len(played) == 3
+    for run in played:
+        with_others = real[tuple(run[name] for name in key)]
+        assert run["peak_allocated"] == pytest.approx(with_others["peak_allocated"], rel=0.001)
+
+
 def test_one_process_alone_holds_what_it_holds_without_sharding():
     """But for one layer, of which it has its own part, which is all of it, and a copy; and the head."""
     shape, settings = SHAPES["llama-7b"], {"batch_size": 4, "optimizer": "adamw_torch"}

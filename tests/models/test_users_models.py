@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -30,9 +31,13 @@ from qlora_lab.finetuning import (
     save_lora,
     unload,
 )
-from qlora_lab.models.parts import beside_the_language
+from qlora_lab.models.parts import beside_the_language, text_decoder
+from qlora_lab.models.tiny import tiny_copy
 from qlora_lab.models.trying import require_trainable, where_not_finite
+from qlora_lab.training.activations import checkpoint_activations
+from qlora_lab.training.loss import token_loss_sum
 from tests.conftest import tiny_config
+from tests.models.architectures import tiny
 
 QUICK = "--steps 2 --batch-size 2 --rank 2 --eval-samples 1 --quiet --compute-dtype float32".split()
 IDS = {"vocab_size": 49152, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
@@ -111,6 +116,7 @@ def test_new_tokens_without_embeddings_are_refused_where_the_data_has_them(capsy
     lines.write_text(json.dumps({"prompt": "<order> a", "response": "b"}))
     message = refused(capsys, tmp_path, "--model", folder, "--data", lines)
     assert "'<order>', number 49,152 of the tokenizer's 49,154, and the model has embeddings for 49,152" in message
+    assert "use the tokenizer that the model was trained with" in message
     lines.write_text(json.dumps({"prompt": "an order", "response": "b"}))  # one line: too few to judge by
     monkeypatch.undo()
     arguments = [*QUICK, "--model", str(folder), "--data", str(lines), "--output", str(tmp_path / "run")]
@@ -304,6 +310,95 @@ def test_a_router_that_peft_breaks_is_refused_and_may_be_left_out(capsys, tmp_pa
     assert require_trainable(config, quantize=False, targets=["q_proj", "v_proj"]) == ()
 
 
+def test_what_can_be_adapted_instead_is_said_and_can(capsys, tmp_path, tokenizer):
+    """PEFT refuses one of Mamba's layers; the sentence names those that train, and they do."""
+    config = transformers.MambaConfig(hidden_size=64, num_hidden_layers=2, state_size=8, time_step_rank=64, **IDS)
+    folder = save(tmp_path / "model", transformers.MambaForCausalLM(config), tokenizer)
+    message = refused(capsys, tmp_path, "--model", folder, "--method", "lora")
+    assert "MambaForCausalLM cannot be adapted as it is" in message
+    targets = re.search(r"--targets (\S+) can be trained", message).group(1)
+    assert targets == "in_proj,x_proj"
+    arguments = [*QUICK, "--model", str(folder), "--method", "lora", "--targets", targets]
+    assert train_qlora.main([*arguments, "--output", str(tmp_path / "run")]) == 0
+
+
+def test_layers_that_no_text_reaches_are_said():
+    """BART's attention to an encoder, in its decoder alone."""
+    (note,) = require_trainable(tiny("bart"), quantize=False)
+    assert "no text reaches model.decoder.layers.*.encoder_attn." in note and "one of 4 kinds of adapted" in note
+    assert require_trainable(tiny("bart"), quantize=False, targets=["fc1", "fc2"]) == ()
+
+
+def test_a_head_that_is_called_decoder_is_not_taken_for_one():
+    """ModernBERT's. All else would lie beside it, and hardly anything be adapted."""
+    model = transformers.AutoModelForCausalLM.from_config(tiny("modernbert-decoder"))
+    assert text_decoder(model) is model.model and beside_the_language(model) == ()
+    adapted = {name for name, module in add_adapter(model, rank=2).named_modules() if hasattr(module, "lora_A")}
+    assert len(adapted) > 10
+
+
+def test_a_leak_through_a_convolution_of_three_tokens_is_seen():
+    """With weights of the usual size, LFM 2's moves the logits by less than a thousandth of their deviation."""
+    with pytest.raises(UserError, match="Lfm2MoeForCausalLM, samples that share a row see one another"):
+        require_trainable(tiny("lfm2_moe"), quantize=False, packing=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "quantize", "said"),
+    [
+        ("laguna", False, "PEFT loses 6 of its tensors when it loads it .*shared_experts.* --targets q_proj,.* can be"),
+        ("prophetnet", False, "a ProphetNet cannot be trained: `position_ids` are incorrect"),  # when it answers
+        ("gemma3n_text", True, "in 4 bits, a Gemma3nText cannot be trained: .*; with --method lora it can"),
+        ("longcat_flash", True, "in 4 bits, a LongcatFlash cannot be trained: mat1 and mat2 shapes"),
+    ],
+)
+def test_what_would_end_in_a_traceback_or_lose_layers_is_refused(name, quantize, said):
+    with pytest.raises(UserError, match=said):
+        require_trainable(tiny(name), quantize=quantize)
+    if quantize:
+        require_trainable(tiny(name), quantize=False)
+
+
+def test_checkpointing_that_a_model_does_not_have_is_refused(capsys, tmp_path, tokenizer):
+    config = transformers.OpenAIGPTConfig(n_embd=64, n_layer=2, n_head=4, n_positions=512, **IDS)
+    folder = save(tmp_path / "model", transformers.OpenAIGPTLMHeadModel(config), tokenizer)
+    message = refused(capsys, tmp_path, "--model", folder, "--method", "lora", "--gradient-checkpointing")
+    assert "the activations of a OpenAIGPT cannot be checkpointed" in message
+    with pytest.raises(UserError, match="does not support activation .* Use gradient_checkpointing=False"):
+        checkpoint_activations(transformers.OpenAIGPTLMHeadModel(config))
+
+
+@pytest.mark.parametrize("name", ["trocr", "whisper"])
+def test_the_loss_of_a_model_that_makes_all_logits_whatever_it_is_asked(name):
+    model = transformers.AutoModelForCausalLM.from_config(tiny(name)).eval()
+    draw = torch.Generator().manual_seed(0)
+    ids = torch.randint(3, 90, (2, 9), generator=draw)
+    labels = torch.full_like(ids, -100)
+    labels[:, 6:] = ids[:, 6:]
+    batch = {"input_ids": ids, "labels": labels, "position_ids": torch.arange(9).expand(2, 9)}
+    expected = torch.nn.functional.cross_entropy(
+        model(input_ids=ids).logits[:, 5:8].flatten(0, 1), ids[:, 6:].flatten(), reduction="sum"
+    )
+    torch.testing.assert_close(token_loss_sum(model, batch), expected)
+
+
+def test_a_weight_of_two_layers_is_not_merged():
+    """It would change with either's correction, and a checkpoint holds it once."""
+    shared = add_lora(transformers.AutoModelForCausalLM.from_config(tiny("zamba")), rank=2)
+    with pytest.raises(UserError, match="model.layers.1.* shares its weight with another layer"):
+        merge(shared)
+    with pytest.raises(UserError, match="lm_head shares its weight with another layer"):
+        merge(add_lora(llama(), rank=2, targets=["lm_head"]))
+    merge(add_lora(llama(tie_word_embeddings=False), rank=2, targets=["lm_head"]))
+    merge(add_lora(llama(), rank=2))
+
+
+def test_what_cannot_be_cut_is_tried_whole():
+    """Zamba's layers share weights by number: with the first few alone, transformers builds none."""
+    assert tiny_copy(tiny("zamba")).config.num_hidden_layers == 5
+    assert tiny_copy(tiny("llama", layers=9)).config.num_hidden_layers == 1
+
+
 def vision() -> transformers.Gemma3Config:
     sizes = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4}
     text = transformers.Gemma3TextConfig(
@@ -341,6 +436,11 @@ def test_what_is_done_to_logits_is_seen_and_not_looked_up():
     with pytest.raises(UserError, match=r"changes its logits after the head: its loss cannot be computed in chunks"):
         require_trainable(capped, quantize=False, chunks=True)
     assert require_trainable(free, quantize=False, chunks=True) == ()
+    seeing = tiny("gemma4")  # its cap is not where the config has one for a model that only reads
+    assert require_trainable(seeing, quantize=False, chunks=True) == ()
+    seeing.text_config.final_logit_softcapping = 1.0
+    with pytest.raises(UserError, match="changes its logits after the head"):
+        require_trainable(seeing, quantize=False, chunks=True)
     factor = transformers.GraniteConfig(**sizes, num_key_value_heads=2, vocab_size=97, logits_scaling=1.0)
     assert require_trainable(factor, quantize=False, chunks=True) == ()  # a factor of 1 changes nothing
 

@@ -155,6 +155,8 @@ def test_columns_by_hand():
     row = {"frage": "a", "antwort": "b", "prompt": "other"}
     assert chat_of(row, {"prompt": "frage", "response": "antwort"}) == said("a", "b")
     assert chat_of({**row, "s": "be"}, {"prompt": "frage", "response": "antwort", "system": "s"})[0]["content"] == "be"
+    more = {**row, "messages": said("c", "d"), "system": "s", "history": [["1", "2"]]}
+    assert chat_of(more, {"prompt": "frage", "response": "antwort"}) == said("a", "b")  # what is not named is not there
     assert chat_of({"log": [U, A]}, {"messages": "log"}) == said("a", "b")
     assert chat_of({"body": "x"}, {"text": "body"}) == [{"role": "text", "content": "x"}]
     with pytest.raises(UserError, match=r"line 3 has no column 'answer' \(it has: frage, antwort, prompt\)"):
@@ -192,6 +194,9 @@ def test_what_was_understood_is_said(tmp_path):
     path.write_text(json.dumps(rows[1]))
     read_chats(path, understood=(clean := Understood()))
     assert clean.remarks() == ""
+    path.write_text(json.dumps({"prompt": "a", "response": "b", "system": "s", "history": [], "tools": None}))
+    read_chats(path, understood=(used := Understood()))
+    assert used.summary() == "mine.jsonl: 1 sample, read as prompt-response"
 
 
 def test_folders_of_datasets_and_splits_in_other_files(tmp_path):

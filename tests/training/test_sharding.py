@@ -24,9 +24,11 @@ from qlora_lab.models.sharded import (
     fill_and_shard,
     in_loading_order,
 )
+from qlora_lab.training.sharding import is_wanted
 from tests.conftest import ended, processes, tiny_config
 from tests.training.sharded_processes import CONFIG, CPU, RUNS, SETTINGS, batches, empty, in_memory
 
+FSDP = pathlib.Path(__file__).parents[2] / "data" / "accelerate" / "fsdp.yaml"
 RUN = "--steps 6 --batch-size 4 --eval-samples 2 --rank 4 --checkpoint-every 2 --compute-dtype float32 --quiet --json"
 
 
@@ -86,6 +88,7 @@ def test_train_qlora_in_two_processes(untied, tmp_path, capsys):
     assert train_qlora.main([*command, "--output", str(tmp_path / "one")]) == 0
     alone = json.loads(capsys.readouterr().out)
     assert (report["processes"], alone["processes"]) == (2, 1)
+    assert (report["sharded"], alone["sharded"]) == (True, False)
     assert report["trainable_parameters"] == alone["trainable_parameters"]
     assert report["losses"] == pytest.approx(alone["losses"], rel=1e-5)
     for moment in ("before", "after"):
@@ -94,6 +97,22 @@ def test_train_qlora_in_two_processes(untied, tmp_path, capsys):
     ours, theirs = (load_file(tmp_path / name / "adapter/adapter_model.safetensors") for name in ("two", "one"))
     assert {name: values.shape for name, values in ours.items()} == {name: v.shape for name, v in theirs.items()}
     assert fingerprint(tmp_path / "two") == fingerprint(tmp_path / "one")
+
+
+def test_accelerate_reads_the_configuration_and_asks_for_sharding(monkeypatch):
+    """What `accelerate launch --config_file data/accelerate/fsdp.yaml` puts into its processes' surroundings."""
+    from accelerate.commands import launch
+    from accelerate.utils.launch import prepare_multi_gpu_env
+
+    command = ["--config_file", str(FSDP), "--num_processes", "3", "-m", "qlora_lab.train_qlora", "--steps", "2"]
+    arguments, *_ = launch._validate_launch_command(launch.launch_command_parser().parse_args(command))
+    surroundings = prepare_multi_gpu_env(arguments)
+    assert arguments.num_processes == 3 and not arguments.cpu
+    assert surroundings["FSDP_VERSION"] == "2"
+    assert surroundings["ACCELERATE_MIXED_PRECISION"] == "bf16"
+    assert not is_wanted()
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", surroundings["ACCELERATE_USE_FSDP"])
+    assert is_wanted()
 
 
 def fingerprint(run: pathlib.Path) -> str:

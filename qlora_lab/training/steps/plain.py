@@ -32,6 +32,10 @@ class PlainStep:
         self.optimizer.zero_grad()
         set_learning_rate(self.optimizer, learning_rate)
         loss = self.backward(micro_batches, targets)
+        if self.accelerator.num_processes > 1:
+            for parameter in self.parameters:  # no sample of this process may have reached it
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
         sum_over_processes(self.accelerator, [loss, *(p.grad for p in self.parameters)])
         largest = self.settings.max_grad_norm
         norm = self.accelerator.clip_grad_norm_(self.parameters, math.inf if largest is None else largest)

@@ -29,7 +29,10 @@ class ShardedStep(PlainStep):
     ) -> StepResult:
         set_learning_rate(self.optimizer, learning_rate)
         loss = self.backward(micro_batches, targets)
-        gradients = [parameter.grad.to_local() for parameter in self.parameters]
+        gradients = [
+            torch.zeros_like(part) if parameter.grad is None else parameter.grad.to_local()  # no sample reached it
+            for parameter, part in zip(self.parameters, self.parts, strict=True)
+        ]
         square = torch.nn.utils.get_total_norm(gradients).square()
         sum_over_processes(self.accelerator, [loss, square])
         norm = square.sqrt()
