@@ -9,11 +9,12 @@ import torch
 from qlora_lab.errors import UserError
 from qlora_lab.evaluation.judge import Judge
 from qlora_lab.evaluation.reports import ANSWERED
-from qlora_lab.evaluation.scores import require_references
+from qlora_lab.evaluation.scores import require_scorable
 from qlora_lab.train_flags import scores_of
 from qlora_lab.training.chat import fitting_chats, tokenize_text
 from qlora_lab.training.data import has_splits, load_prose, split_chats
 from qlora_lab.training.formats import Understood, parse_columns
+from qlora_lab.training.processes import of_main_process
 from qlora_lab.training.validation import Validation
 
 
@@ -28,16 +29,7 @@ def load_data(args: argparse.Namespace) -> tuple[list, dict[str, list], Understo
     if args.validate_every and not judged.get("validation"):
         lacks = "a validation split" if has_splits(args.data) else "20 samples or more, and --eval-samples 2 or more"
         raise UserError(f"--validate-every has no held-out samples: {args.data} would need {lacks}")
-    answered = {
-        split: [
-            chat[-1]["content"] for chat in judged[split] if chat[0]["role"] != "text" and "tool_calls" not in chat[-1]
-        ]
-        for split in ANSWERED
-        if split in judged
-    }
-    if args.judge and not any(answered.values()):
-        raise UserError(f"--judge has no answers to score: {args.data} has no test split, nor samples to hold out")
-    require_references(scores_of(args), answered)
+    require_scorable(scores_of(args), judged)
     return chats, judged, understood
 
 
@@ -68,14 +60,14 @@ def judge_of(fitting: dict[str, list], args: argparse.Namespace, tokenizer, dtyp
     return Judge(conversations, texts, tokenizer, dtype, accelerator, scores_of(args))
 
 
-def validation_of(judge: Judge, args: argparse.Namespace) -> Validation | None:
+def validation_of(judge: Judge, args: argparse.Namespace, accelerator) -> Validation | None:
     """What --validate-every asks for: the loss of the judge's validation samples."""
     if not args.validate_every:
         return None
     if "validation" not in judge.texts:
         raise UserError("no validation sample is left: raise --max-length")
     return Validation(
-        lambda model: judge.loss(model, "validation").per_token,
+        lambda model: of_main_process(accelerator, judge.loss(model, "validation").per_token),
         args.validate_every,
         args.patience,
         keep_best=args.keep == "best",

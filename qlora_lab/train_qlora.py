@@ -167,7 +167,7 @@ def run(args: argparse.Namespace) -> dict | None:
         raise UserError(f"{args.output} has {resumed_at} steps behind it: give --steps {resumed_at} or more")
     fitting = fitting_of(judged, args, tokenizer, lambda text: _warn(text, accelerator))
     judge = judge_of(fitting, args, tokenizer, dtype, None if sharded else accelerator)
-    validation = validation_of(judge, args)
+    validation = validation_of(judge, args, accelerator)
     require_sound(base, tokenizer, [*samples, *(sample for pairs in fitting.values() for _, sample in pairs)], dtype)
     folder.claim(accelerator)
     log, tracking = StepLog(folder.log), None
