@@ -66,7 +66,7 @@ notebooks: model ## re-run every notebook, learner's and solved, with nbval; hol
 	wait $$solved || failed=1; cat "$$work/solved.log"; [ -z "$$failed" ]
 
 sweep: export HF_HUB_OFFLINE = 1
-sweep: model ## train, reload, merge, pack and chunk tiny models of all architectures that we know of
+sweep: model ## train, reload, merge, pack and chunk a tiny model of each architecture that transformers has
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(CORES) -m "sweep or not sweep" tests/models/test_sweep.py
 
 labels: ## the same, and write down what they took: then write the cards after data/records/notebooks.json

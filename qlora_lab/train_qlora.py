@@ -32,11 +32,9 @@ from qlora_lab.adapters.peft_adapter import trainable_parameters
 from qlora_lab.adapters.targets import find_targets, widths
 from qlora_lab.arguments import print_anywhere
 from qlora_lab.errors import CANNOT_WRITE, UserError
-from qlora_lab.evaluation.judge import Judge
 from qlora_lab.evaluation.kept_answers import before_only, joined, rows_of
 from qlora_lab.evaluation.page import page
-from qlora_lab.evaluation.reports import ANSWERED, describe, read_report, side_by_side
-from qlora_lab.evaluation.scores import require_references
+from qlora_lab.evaluation.reports import describe, read_report, side_by_side
 from qlora_lab.evaluation.soundness import require_finite, require_sound
 from qlora_lab.memory.meter import peak_memory_bytes, reset_peak
 from qlora_lab.memory.prediction import estimate
@@ -48,11 +46,11 @@ from qlora_lab.models.quiet import quiet_transformers
 from qlora_lab.models.sharded import CheckpointWeights, empty_model, fill_and_shard
 from qlora_lab.models.tokens import prepare_tokenizer
 from qlora_lab.models.trying import require_trainable
-from qlora_lab.train_flags import adapter_of, for_steps, parser, recipe, scores_of, settings_of, target_names
+from qlora_lab.train_data import fitting_of, judge_of, load_data, validation_of
+from qlora_lab.train_flags import adapter_of, for_steps, parser, recipe, settings_of, target_names
 from qlora_lab.training.batches import Batches
-from qlora_lab.training.chat import fitting_chats, tokenize, tokenize_text
-from qlora_lab.training.data import has_splits, load_prose, split_chats
-from qlora_lab.training.formats import Understood, parse_columns
+from qlora_lab.training.chat import tokenize
+from qlora_lab.training.data import has_splits
 from qlora_lab.training.loop import train
 from qlora_lab.training.picture import in_short
 from qlora_lab.training.presets import Preset
@@ -63,7 +61,7 @@ from qlora_lab.training.step_log import StepLog
 from qlora_lab.training.step_records import StepRecord, tokens_per_second
 from qlora_lab.training.templates import keep_template, remarks
 from qlora_lab.training.tracking import Tracking
-from qlora_lab.training.validation import Validation, validated
+from qlora_lab.training.validation import validated
 
 NOT_ANSWERED = {"exact_match": {}, "perplexity": {}}
 
@@ -165,9 +163,9 @@ def run(args: argparse.Namespace) -> dict | None:
         settings = for_steps(settings, math.ceil(args.epochs * batches.steps_per_epoch()))
     if resumed_at > settings.steps:
         raise UserError(f"{args.output} has {resumed_at} steps behind it: give --steps {resumed_at} or more")
-    fitting = fitting_of(judged, args, tokenizer, accelerator)
+    fitting = fitting_of(judged, args, tokenizer, lambda text: _warn(text, accelerator))
     judge = judge_of(fitting, args, tokenizer, dtype, None if sharded else accelerator)
-    validation = validation_of(judge, args)
+    validation = validation_of(judge, args, accelerator)
     require_sound(base, tokenizer, [*samples, *(sample for pairs in fitting.values() for _, sample in pairs)], dtype)
     folder.claim(accelerator)
     log, tracking = StepLog(folder.log), None
@@ -290,74 +288,6 @@ def load_sharded(args: argparse.Namespace, preset: Preset, device: torch.device,
     model = preset.adapt(model, **adapter_of(args))
     fill_and_shard(model, unfilled, CheckpointWeights(locate(args.model)), device)
     return model, tokenizer
-
-
-# ----------------------------------------------------------------------------------------------------------------- data
-
-
-def load_data(args: argparse.Namespace) -> tuple[list, dict[str, list], Understood]:
-    """The chats to train on; by split, those to evaluate on; and what was understood of those to train on."""
-    columns = parse_columns(args.columns) if args.columns else None
-    understood, splits = Understood(), ("validation", *ANSWERED)
-    chats, judged = split_chats(args.data, splits, args.eval_samples, args.seed, columns, args.format, understood)
-    if judged and args.validate_every and not has_splits(args.data):
-        held_out = judged["test"]  # samples that choose a step would flatter it as its judges
-        judged = {"test": held_out[::2], "validation": held_out[1::2]}
-    if args.validate_every and not judged.get("validation"):
-        lacks = "a validation split" if has_splits(args.data) else "20 samples or more, and --eval-samples 2 or more"
-        raise UserError(f"--validate-every has no held-out samples: {args.data} would need {lacks}")
-    answered = {
-        split: [
-            chat[-1]["content"] for chat in judged[split] if chat[0]["role"] != "text" and "tool_calls" not in chat[-1]
-        ]
-        for split in ANSWERED
-        if split in judged
-    }
-    if args.judge and not any(answered.values()):
-        raise UserError(f"--judge has no answers to score: {args.data} has no test split, nor samples to hold out")
-    require_references(scores_of(args), answered)
-    return chats, judged, understood
-
-
-def fitting_of(judged: dict[str, list], args: argparse.Namespace, tokenizer, accelerator) -> dict[str, list]:
-    """What is to be judged on, split by split, each conversation with its tokens.
-
-    No sample is longer than those trained on: what is left out, is said.
-    """
-    fitting = {}
-    for split, chats in judged.items():
-        fitting[split], left_out = fitting_chats(chats, tokenizer, args.max_length, args.learn, none_is_fine=True)
-        if left_out:
-            _warn(f"note: of those to judge on ({split}), {left_out}", accelerator)
-    return fitting
-
-
-def judge_of(fitting: dict[str, list], args: argparse.Namespace, tokenizer, dtype: torch.dtype, accelerator) -> Judge:
-    """For the splits that exist: exact match on test and shifted; perplexity on validation and on prose."""
-    texts, conversations = {}, {}
-    if fitting:
-        texts["prose"] = [tokenize_text(text, tokenizer) for text in load_prose()[: args.eval_samples]]
-    for split, pairs in fitting.items():
-        if split == "validation" and pairs:
-            texts[split] = [sample for _, sample in pairs]
-        asked = [chat for chat, _ in pairs if chat[0]["role"] != "text"]
-        if split in ANSWERED and asked:
-            conversations[split] = asked
-    return Judge(conversations, texts, tokenizer, dtype, accelerator, scores_of(args))
-
-
-def validation_of(judge: Judge, args: argparse.Namespace) -> Validation | None:
-    """What --validate-every asks for: the loss of the judge's validation samples."""
-    if not args.validate_every:
-        return None
-    if "validation" not in judge.texts:
-        raise UserError("no validation sample is left: raise --max-length")
-    return Validation(
-        lambda model: judge.loss(model, "validation").per_token,
-        args.validate_every,
-        args.patience,
-        keep_best=args.keep == "best",
-    )
 
 
 # ------------------------------------------------------------------------------------------------------------ speaking

@@ -570,7 +570,7 @@ BEFORE_LOADING = [
     ("--judge regex:(", "'(' is no regular expression"),
     ("--judge f1 --judge f1", "--judge was given twice for the same score, f1"),
     ("--judge f1 --eval-samples 0", "--eval-samples is 0: give at least 1"),
-    ("--judge f1 --data {place}/long", "long has no test split"),
+    ("--judge f1 --data {place}/long", "the data has no test split"),
     ("--judge json --data {place}/split", "number 1, 'b': it is no JSON object"),
     ("--judge regex:[0-9] --data {place}/split", "2 of 2 reference answers of test have no score"),
     ("--track mlflow", "invalid choice: 'mlflow'"),

@@ -45,13 +45,11 @@ def merge(model: nn.Module) -> nn.Module:
 
 
 def _shared_weights(model: nn.Module) -> set[str]:
-    """Names of weights that are one tensor with another, or will be: a checkpoint holds tied weights once."""
-    tied = getattr(model, "all_tied_weights_keys", None) or {}  # transformers: by name, the name of the other
+    """Names of weights that are one tensor with another, or belong to a module that has two names."""
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name.replace(".base.weight", ".weight"))
-    found = {*tied, *tied.values()} if isinstance(tied, dict) else set(tied)
-    return found.union(*(same for same in names.values() if len(same) > 1))
+    return {name for same in names.values() if len(same) > 1 for name in same}
 
 
 @torch.no_grad()

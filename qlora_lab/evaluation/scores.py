@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from qlora_lab.errors import UserError
+from qlora_lab.evaluation.reports import ANSWERED
+from qlora_lab.training.formats import Chat
 
 
 @dataclass(frozen=True)
@@ -179,8 +181,23 @@ def parse_score(text: str) -> Score:
     return Score("regex", "regular expression", score, fault)
 
 
-def require_references(scores: Iterable[Score], references: Mapping[str, Sequence[str]]) -> None:
-    """Raise UserError if a score cannot be given, whatever the answer. references: by split."""
+def require_scorable(scores: Sequence[Score], judged: Mapping[str, Sequence[Chat]]) -> None:
+    """Raise UserError if there is no reference answer to score by, or one by which no answer can be scored.
+
+    Args:
+        scores: those asked for.
+        judged: conversations by split, each with its reference as the last message. Plain text has none; how a tool
+            call reads is up to the model's template, so it is not looked at here.
+    """
+    references = {
+        split: [chat[-1]["content"] for chat in chats if chat[0]["role"] != "text" and not chat[-1].get("tool_calls")]
+        for split, chats in judged.items()
+        if split in ANSWERED
+    }
+    if scores and not any(references.values()):
+        raise UserError(
+            "--judge has no answers to score: the data has no test split, nor enough samples to hold one out"
+        )
     for score in scores:
         for split, texts in references.items():
             faults = [(number, fault) for number, text in enumerate(texts, 1) if (fault := score.fault(text))]

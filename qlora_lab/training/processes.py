@@ -17,6 +17,15 @@ def sum_over_processes(accelerator, tensors: list[torch.Tensor]) -> None:
         tensor.copy_(total.view_as(tensor))
 
 
+def of_main_process(accelerator, number: float) -> float:
+    """The main process's number, in all of them, so that what they decide by it is the same. All must call this."""
+    if accelerator.num_processes == 1:
+        return number
+    from accelerate.utils import broadcast
+
+    return broadcast(torch.tensor(number, dtype=torch.float64, device=accelerator.device)).item()
+
+
 def prepare(accelerator, optimizer):
     """🤗 Accelerate's wrapper around the optimizer, which skips a step if fp16 gradients overflow.
 

@@ -10,7 +10,7 @@ from qlora_lab.evaluation.scores import (
     normalized,
     normalized_match,
     parse_score,
-    require_references,
+    require_scorable,
     right_fields,
     same_value,
     token_f1,
@@ -134,16 +134,29 @@ def test_shares_by_field_are_of_those_that_have_it():
 
 
 def test_a_reference_that_cannot_be_scored_is_named():
-    texts = {"test": ["#### 1", "2", "three"]}
-    with pytest.raises(
-        UserError, match="2 of 3 reference answers of test have no score 'regular expression', the first "
-    ):
-        require_references([parse_score(r"regex:#### (\d+)")], texts)
+    chats = {"test": [asked(text) for text in ("#### 1", "2", "three")]}
+    with pytest.raises(UserError, match="2 of 3 reference answers of test have no score 'regular expression', the f"):
+        require_scorable([parse_score(r"regex:#### (\d+)")], chats)
     with pytest.raises(UserError, match="is number 3, 'three': '.*' finds nothing in it"):
-        require_references([parse_score(r"regex:\d+")], texts)
+        require_scorable([parse_score(r"regex:\d+")], chats)
     with pytest.raises(UserError, match="is number 1, '#### 1': it is no JSON object"):
-        require_references([parse_score("f1"), parse_score("json")], texts)
-    require_references([parse_score("f1"), parse_score("normalized")], texts)
+        require_scorable([parse_score("f1"), parse_score("json")], chats)
+    require_scorable([parse_score("f1"), parse_score("normalized")], chats)
+
+
+def asked(answer: str, **more) -> list[dict]:
+    return [{"role": "user", "content": "Q"}, {"role": "assistant", "content": answer, **more}]
+
+
+def test_only_answers_are_asked_for_a_score():
+    """Not texts, nor splits that are read and not answered, nor tool calls, whose text is up to the template."""
+    text, call = [{"role": "text", "content": "Once"}], asked("", tool_calls=[{"name": "f"}])
+    json_score = [parse_score("json")]
+    require_scorable(json_score, {"test": [asked("{}"), text, call], "validation": [asked("no JSON")]})
+    for judged in ({}, {"validation": [asked("{}")]}, {"test": [text, call]}):
+        require_scorable([], judged)
+        with pytest.raises(UserError, match="--judge has no answers to score: the data has no test split, nor"):
+            require_scorable(json_score, judged)
 
 
 @pytest.mark.parametrize("text", ["bleu", "F1", "regex", "regex:", "", "exact:f1"])

@@ -606,6 +606,8 @@ def test_two_processes_are_one_run(make_tiny, tmp_path, capsys):
     assert first["validated"]["best"][0] == validation.restore_best(model) == len(records) - 2 > 1
     assert first["validated"]["best"][1] == min(first["validated"]["losses"])
 
+    assert first["agreed"] == 0.1  # to the last bit
+
     judged = first["judged"]
     assert judged["f1"] == {"test": [1, 1, 1, 0, 0], "shifted": [1]}
     assert judged["exact"] == {"test": 3 / 5, "shifted": 1.0}

@@ -14,7 +14,7 @@ from accelerate import PartialState
 from qlora_lab.evaluation import judge
 from qlora_lab.evaluation.scores import parse_score
 from qlora_lab.finetuning import Batches, train
-from qlora_lab.training.processes import make_accelerator
+from qlora_lab.training.processes import make_accelerator, of_main_process
 from qlora_lab.training.validation import Validation
 from tests.conftest import tiny_model
 from tests.training.test_loop import RISING_AGAIN, random_samples, stopped_at
@@ -40,6 +40,7 @@ def seen(folder: pathlib.Path) -> dict:
     results["resumed"] = [[r.loss, r.gradient_norm] for r in records]
     results["judged"] = judged(accelerator)
     results["validated"] = validated(accelerator)
+    results["agreed"] = of_main_process(accelerator, 0.1 + accelerator.process_index)
     return results
 
 
