@@ -10,6 +10,7 @@ import torch
 
 from qlora_lab.arguments import Parser, count, count_or_none, names, positive, seed
 from qlora_lab.errors import UserError
+from qlora_lab.evaluation.scores import NAMES, Score, parse_score
 from qlora_lab.facts import OPTIMIZERS
 from qlora_lab.models.bundled import DEFAULT_MODEL
 from qlora_lab.models.hardware import DTYPES
@@ -17,17 +18,25 @@ from qlora_lab.training.formats import FORMATS
 from qlora_lab.training.presets import PRESETS, Preset
 from qlora_lab.training.settings import SCHEDULES, TrainSettings
 from qlora_lab.training.templates import LEARN
+from qlora_lab.training.tracking import TRACKERS, require_tracker
+
+KEEP = ("last", "best")
+DATA_HELP = "a data set of the course, a file, a folder with train.jsonl ..., or owner/name on the hub"
+
+
+def add_data_flags(p: Parser) -> None:
+    """How data is to be read, and what of it learned: the same for a training and for a look at the data."""
+    p.add_argument("--model", default=DEFAULT_MODEL, help="bundled name, folder or hub id (default: %(default)s)")
+    p.add_argument("--columns", help="which columns hold what, if not recognized: prompt=question,response=answer")
+    p.add_argument("--format", choices=FORMATS, help="the data's format, if not recognized")
+    p.add_argument("--learn", choices=LEARN, default="all", help="all turns of the assistant, the last, or everything")
+    p.add_argument("--max-length", type=count, default=256, help="longer samples are left out, and counted")
 
 
 def parser() -> Parser:
     p = Parser(prog="train_qlora", description="Fine-tune a language model with QLoRA and measure what it learned.")
-    p.add_argument("--model", default=DEFAULT_MODEL, help="bundled name, folder or hub id (default: %(default)s)")
-    p.add_argument(
-        "--data", default="orders", help="a data set of the course, a file, or a folder with train.jsonl ..."
-    )
-    p.add_argument("--columns", help="which columns hold what, if not recognized: prompt=question,response=answer")
-    p.add_argument("--learn", choices=LEARN, default="all", help="all turns of the assistant, the last, or everything")
-    p.add_argument("--format", choices=FORMATS, help="the data's format, if not recognized")
+    p.add_argument("--data", default="orders", help=DATA_HELP)
+    add_data_flags(p)
     p.add_argument("--method", choices=["qlora", "lora"], default="qlora", help="4-bit NF4 base, or 16/32-bit base")
     p.add_argument("--rank", type=count, default=16)
     p.add_argument("--alpha", type=positive, help="default: 2 x rank")
@@ -38,7 +47,6 @@ def parser() -> Parser:
     p.add_argument("--batch-size", type=count, default=8, help="samples per forward pass, over all processes")
     p.add_argument("--accumulation", type=count, default=1, help="forward passes per optimizer step")
     p.add_argument("--packing", action="store_true", help="fill rows of --max-length with several samples")
-    p.add_argument("--max-length", type=count, default=256, help="longer samples are left out, and counted")
     p.add_argument("--lr", type=positive, default=1.5e-3, help="peak learning rate (default: %(default)s)")
     p.add_argument("--schedule", choices=SCHEDULES, default="cosine")
     p.add_argument(
@@ -50,7 +58,18 @@ def parser() -> Parser:
     p.add_argument("--compute-dtype", choices=DTYPES, help="default: bfloat16 where the hardware has it")
     p.add_argument("--seed", type=seed, default=0)
     p.add_argument("--eval-samples", type=count_or_none, default=50, help="evaluated per split and of prose; 0: none")
+    p.add_argument(
+        "--judge",
+        action="append",
+        type=_score,
+        metavar="SCORE",
+        help=f"a score beside exact match, may be given several times: {', '.join(NAMES)} (its group, or its match)",
+    )
     p.add_argument("--checkpoint-every", type=count, default=10, metavar="STEPS")
+    p.add_argument("--validate-every", type=count, metavar="STEPS", help="also measure the loss on held-out samples")
+    p.add_argument("--keep", choices=KEEP, default="last", help="the adapter to save: the last, or the best validated")
+    p.add_argument("--patience", type=count, metavar="N", help="stop after N validations without a better loss")
+    p.add_argument("--track", choices=TRACKERS, help="tell this program of each step, too (default: none)")
     p.add_argument("--output", type=pathlib.Path, default=pathlib.Path("runs/latest"))
     p.add_argument("--resume", action="store_true", help="continue the run in --output")
     p.add_argument("--beside", type=pathlib.Path, metavar="RUN", help="an earlier run to compare with this one")
@@ -69,6 +88,10 @@ def recipe(
     Raises:
         UserError: settings that are impossible, or impossible on this device or with this many processes.
     """
+    _require_validation(args)
+    scores_of(args)
+    if args.track:
+        require_tracker(args.track)
     if args.preset is None:
         optimizer = "paged_adamw_32bit" if device.type == "cuda" else "adamw_torch"
         preset = Preset("as the flags say", "float32", optimizer, args.gradient_checkpointing)
@@ -93,6 +116,35 @@ def recipe(
     return preset, for_steps(settings, settings.steps)
 
 
+def _require_validation(args: argparse.Namespace) -> None:
+    """Raise UserError if flags need validation, and --validate-every or its samples are missing."""
+    if not args.validate_every:
+        flag = "--keep best" if args.keep == "best" else f"--patience {args.patience}" if args.patience else ""
+        if flag:
+            raise UserError(f"{flag} goes by the validation loss: give --validate-every STEPS, too")
+    elif not args.eval_samples:
+        raise UserError("--validate-every needs held-out samples, and --eval-samples is 0: give at least 1")
+
+
+def scores_of(args: argparse.Namespace) -> list[Score]:
+    """What --judge asks for. Raises UserError if there is nothing to judge, or twice the same."""
+    scores = [parse_score(text) for text in args.judge or []]
+    if scores and not args.eval_samples:
+        raise UserError("--judge scores answers, and --eval-samples is 0: give at least 1")
+    names = [score.name for score in scores]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"--judge was given twice for the same score, {twice[0]}: give it once")
+    return scores
+
+
+def _score(text: str) -> str:
+    try:
+        parse_score(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text
+
+
 def for_steps(settings: TrainSettings, steps: int) -> TrainSettings:
     """The same settings for this many steps, the first tenth of which (at least one) warm up."""
     return dataclasses.replace(settings, steps=steps, warmup_steps=max(1, steps // 10))
@@ -102,6 +154,16 @@ def settings_of(args: argparse.Namespace) -> dict[str, str]:
     """The settings, as text, that a resumed run must share with the interrupted one."""
     per_call = ("output", "resume", "beside", "quiet", "json")
     return {key: str(value) for key, value in vars(args).items() if key not in per_call}
+
+
+def adapter_of(args: argparse.Namespace) -> dict:
+    """The flags about the adapter, as arguments of `add_adapter`."""
+    return {
+        "rank": args.rank,
+        "alpha": args.alpha or 2 * args.rank,
+        "targets": target_names(args),
+        "seed": args.seed,
+    }
 
 
 def target_names(args: argparse.Namespace) -> str | list[str]:

@@ -5,9 +5,11 @@ before and after, and leaves in the output folder
 
     run.json       the settings          before.json   the judgement before training
     checkpoints/   to --resume from      adapter/      for peft.PeftModel.from_pretrained and qlora_lab.export
-    report.json    what --json prints
+    log.jsonl      a line for each step  answers.jsonl the judged answers, before and after
+    report.json    what --json prints    report.html   all of it, for a browser
 
-`accelerate launch -m qlora_lab.train_qlora ...` spreads the same run over several GPUs.
+`accelerate launch -m qlora_lab.train_qlora ...` spreads the same run over several GPUs. Each has the whole model, and
+its share of the data; with `--config_file data/accelerate/fsdp.yaml` it has a share of the model, too.
 """
 
 from __future__ import annotations
@@ -30,33 +32,42 @@ from qlora_lab.adapters.peft_adapter import trainable_parameters
 from qlora_lab.adapters.targets import find_targets, widths
 from qlora_lab.arguments import print_anywhere
 from qlora_lab.errors import CANNOT_WRITE, UserError
-from qlora_lab.evaluation.judge import Judge
-from qlora_lab.evaluation.reports import ANSWERED, describe, read_report, side_by_side
+from qlora_lab.evaluation.kept_answers import before_only, joined, rows_of
+from qlora_lab.evaluation.page import page
+from qlora_lab.evaluation.reports import describe, read_report, side_by_side
 from qlora_lab.evaluation.soundness import require_finite, require_sound
 from qlora_lab.memory.meter import peak_memory_bytes, reset_peak
 from qlora_lab.memory.prediction import estimate
 from qlora_lab.memory.shapes import from_config
 from qlora_lab.models.compatibility import build_on_meta, read_config
 from qlora_lab.models.hardware import DTYPES, pick_compute_dtype
-from qlora_lab.models.loading import load_model, locate
+from qlora_lab.models.loading import load_model, load_tokenizer, locate, quantized_by
 from qlora_lab.models.quiet import quiet_transformers
+from qlora_lab.models.sharded import CheckpointWeights, empty_model, fill_and_shard
+from qlora_lab.models.tokens import prepare_tokenizer
 from qlora_lab.models.trying import require_trainable
-from qlora_lab.train_flags import for_steps, parser, recipe, settings_of, target_names
+from qlora_lab.train_data import fitting_of, judge_of, load_data, validation_of
+from qlora_lab.train_flags import adapter_of, for_steps, parser, recipe, settings_of, target_names
 from qlora_lab.training.batches import Batches
-from qlora_lab.training.chat import fitting_chats, tokenize, tokenize_text
-from qlora_lab.training.data import has_splits, load_prose, split_chats
-from qlora_lab.training.formats import Understood, parse_columns
+from qlora_lab.training.chat import tokenize
+from qlora_lab.training.data import has_splits
 from qlora_lab.training.loop import train
-from qlora_lab.training.processes import make_accelerator
+from qlora_lab.training.picture import in_short
+from qlora_lab.training.presets import Preset
+from qlora_lab.training.processes import another_has_ended, make_accelerator
 from qlora_lab.training.run_folder import RunFolder, save_adapter
-from qlora_lab.training.step_records import tokens_per_second
+from qlora_lab.training.sharding import is_wanted, require_shardable
+from qlora_lab.training.step_log import StepLog
+from qlora_lab.training.step_records import StepRecord, tokens_per_second
 from qlora_lab.training.templates import keep_template, remarks
+from qlora_lab.training.tracking import Tracking
+from qlora_lab.training.validation import validated
 
 NOT_ANSWERED = {"exact_match": {}, "perplexity": {}}
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; return the exit code: 0, 2 for a user's error, 130 after Ctrl-C."""
+    """Run the command line; return the exit code: 0, 1 (another process died), 2 (a user's error), 130 (Ctrl-C)."""
     print_anywhere()
     try:
         args = parser().parse_args(arguments)
@@ -70,6 +81,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (torch.OutOfMemoryError, MemoryError) as error:
         return _fail(out_of_memory(args, error))
     except RuntimeError as error:
+        if another_has_ended(error):
+            _fail(f"another process of this run has ended, and so does this one: --resume continues {args.output}")
+            return 1
         if "alloc" not in str(error).lower():  # torch's CPU allocator says "can't allocate memory" in a RuntimeError
             raise
         return _fail(out_of_memory(args, error))
@@ -103,12 +117,26 @@ def run(args: argparse.Namespace) -> dict | None:
     device = cast(torch.device, machine.device)  # optional in Accelerate's types, never in a state that has been made
     dtype = DTYPES.get(args.compute_dtype) or pick_compute_dtype(device)
     preset, settings = recipe(args, device, dtype, machine.num_processes)
+    if sharded := is_wanted():
+        require_shardable(settings, args.rank, machine.num_processes)
     accelerator = make_accelerator(settings.compute_dtype, device)
     say = _speaker(args.quiet or not accelerator.is_main_process)
-    folder = RunFolder(args.output, settings_of(args), args.resume)
+    folder = RunFolder(args.output, settings_of(args), args.resume, settings_of(parser().parse_args([])))
     before, resumed_at = folder.look()
-    train_chats, judged = load_data(args, say, lambda text: _warn(text, accelerator))
+    answers = before_only(folder.answers()) if args.resume else []
+    train_chats, judged, understood = load_data(args)
     require_targets(args)
+    say(understood.summary())
+    if understood.remarks():
+        _warn(understood.remarks(), accelerator)
+    if judged and not has_splits(args.data):
+        count = len(judged["test"])
+        are = "is" if count == 1 else "are"
+        say(f"{count} of {understood.samples} samples {are} held out to judge the model on")
+        if args.validate_every:
+            say(f"{len(judged['validation'])} others are held out to validate it, and do not judge its answers")
+    elif args.eval_samples and not has_splits(args.data):
+        say("fewer than ten samples: none is held out to judge the model on")
     for note in require_trainable(
         args.model,
         quantize=args.method == "qlora",
@@ -122,31 +150,44 @@ def run(args: argparse.Namespace) -> dict | None:
 
     quantization = "nf4" if args.method == "qlora" else None
     say(f"loading {args.model} ({'4-bit NF4, double quantization' if quantization else dtype}, on {device}) ...")
-    base, tokenizer = load_model(args.model, quantization, device=device, compute_dtype=dtype)
+    if sharded:
+        base, tokenizer = load_sharded(args, preset, device, dtype)
+    else:
+        base, tokenizer = load_model(args.model, quantization, device=device, compute_dtype=dtype)
     for remark in remarks(tokenizer, train_chats):
         _warn(f"note: {remark}", accelerator)
     samples, left_out = tokenize({"messages": train_chats}, tokenizer, args.max_length, args.learn)
     if left_out:
         _warn(f"note: {left_out}", accelerator)
+    say(in_short(samples[0], tokenizer, args.learn))
     batches = Batches(samples, args.batch_size, args.accumulation, args.packing, args.max_length, args.seed)
     if args.epochs:
         settings = for_steps(settings, math.ceil(args.epochs * batches.steps_per_epoch()))
     if resumed_at > settings.steps:
         raise UserError(f"{args.output} has {resumed_at} steps behind it: give --steps {resumed_at} or more")
-    fitting = fitting_of(judged, args, tokenizer, accelerator)
-    judge = judge_of(fitting, args, tokenizer, dtype, accelerator)
+    fitting = fitting_of(judged, args, tokenizer, lambda text: _warn(text, accelerator))
+    judge = judge_of(fitting, args, tokenizer, dtype, None if sharded else accelerator)
+    validation = validation_of(judge, args)
     require_sound(base, tokenizer, [*samples, *(sample for pairs in fitting.values() for _, sample in pairs)], dtype)
     folder.claim(accelerator)
+    log, tracking = StepLog(folder.log), None
+    if args.track and accelerator.is_main_process:
+        tracking = Tracking(args.track, folder.path, folder.tracked_as(), folder.settings, log.told())
+
+    def tell(record: StepRecord) -> None:
+        for listener in (tracking, log) if accelerator.is_main_process else ():
+            if listener:
+                listener.write(record)
 
     if before is None:
         say("judging the model as it is ...")
-        before = judge(base).as_dict()
+        judgement = judge(base)
+        before, answers = judgement.as_dict(), rows_of(judge, judgement, "before")
         require_finite(before)
         if accelerator.is_main_process:
+            folder.write("answers.jsonl", answers)
             folder.write("before.json", before)
-    model = preset.adapt(
-        base, rank=args.rank, alpha=args.alpha or 2 * args.rank, targets=target_names(args), seed=args.seed
-    )
+    model = base if sharded else preset.adapt(base, **adapter_of(args))
     trainable, steps = trainable_parameters(model), settings.steps
     say(f"training {trainable:,} parameters for {steps} steps of {args.batch_size * args.accumulation} samples ...")
     torch.manual_seed(args.seed)  # for the model's own dropout, if it has any
@@ -157,21 +198,25 @@ def run(args: argparse.Namespace) -> dict | None:
         batches,
         settings,
         progress=not args.quiet and accelerator.is_main_process,
+        each_step=tell,
         pad_token_id=tokenizer.pad_token_id,
         checkpoints=folder.checkpoints,
         resume=args.resume,
         accelerator=accelerator,
+        validation=validation,
     )
+    out_of_patience = validation is not None and validation.over(records)
+    adapter_step = (validation and validation.restore_best(model)) or len(records)
     say(f"trained for {time.perf_counter() - start:.0f} s")
     peak = peak_memory_bytes(device)
-    if accelerator.is_main_process:
-        save_adapter(model, folder.adapter, keep_template(tokenizer))
-    interrupted = len(records) < steps
+    save_adapter(model, folder.adapter, keep_template(tokenizer), accelerator.is_main_process)
+    interrupted = len(records) < steps and not out_of_patience
     if interrupted:
         after = NOT_ANSWERED
     else:
         say("judging the model as it is now ...")
-        after = judge(model).as_dict()
+        judgement = judge(model)
+        after, answers = judgement.as_dict(), joined(answers, rows_of(judge, judgement, "after"))
     if not accelerator.is_main_process:
         return None
     report = {
@@ -179,6 +224,9 @@ def run(args: argparse.Namespace) -> dict | None:
         "method": args.method,
         "steps": len(records),
         "losses": [record.loss for record in records],
+        "validation_losses": [(record.step, record.validation_loss) for record in validated(records)],
+        "adapter_step": adapter_step,
+        "out_of_patience": out_of_patience,
         "before": before,
         "after": after,
         "tokens_per_second": tokens_per_second(records) or 0.0,
@@ -187,13 +235,18 @@ def run(args: argparse.Namespace) -> dict | None:
         "trainable_parameters": trainable,
         "adapter": str(folder.adapter),
         "processes": accelerator.num_processes,
+        "sharded": sharded,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "compute_dtype": str(dtype).removeprefix("torch."),
         "samples_left_out": len(train_chats) - len(samples),
         "resumed_at": resumed_at,
         "interrupted": interrupted,
     }
+    if tracking:
+        tracking.finish(after, len(records))
+    folder.write("answers.jsonl", answers)
     folder.write("report.json", report)
+    folder.write("report.html", page(report, folder.settings, answers))
     return report
 
 
@@ -223,48 +276,20 @@ def _collector_off() -> Iterator[None]:
             gc.enable()
 
 
-# ----------------------------------------------------------------------------------------------------------------- data
+def load_sharded(args: argparse.Namespace, preset: Preset, device: torch.device, dtype: torch.dtype):
+    """The model with its adapters, of which this process holds a part, and the tokenizer.
 
-
-def load_data(args: argparse.Namespace, say, warn=lambda text: None) -> tuple[list, dict[str, list]]:
-    """The chats to train on, and by split those to evaluate on. say: gets what was understood; warn: what was not."""
-    columns = parse_columns(args.columns) if args.columns else None
-    understood, splits = Understood(), ("validation", *ANSWERED)
-    chats, judged = split_chats(args.data, splits, args.eval_samples, args.seed, columns, args.format, understood)
-    say(understood.summary())
-    if understood.remarks():
-        warn(understood.remarks())
-    if judged and not has_splits(args.data):
-        held_out = len(judged["test"])
-        say(f"{held_out} of {len(chats) + held_out} samples are held out to judge the model on")
-    return chats, judged
-
-
-def fitting_of(judged: dict[str, list], args: argparse.Namespace, tokenizer, accelerator) -> dict[str, list]:
-    """What is to be judged on, split by split, each conversation with its tokens.
-
-    No sample is longer than those trained on: what is left out, is said.
+    The adapters are in it before it is judged for the first time. They change nothing: as yet, they add zero.
     """
-    fitting = {}
-    for split, chats in judged.items():
-        fitting[split], left_out = fitting_chats(chats, tokenizer, args.max_length, args.learn, none_is_fine=True)
-        if left_out:
-            _warn(f"note: of those to judge on ({split}), {left_out}", accelerator)
-    return fitting
-
-
-def judge_of(fitting: dict[str, list], args: argparse.Namespace, tokenizer, dtype: torch.dtype, accelerator) -> Judge:
-    """For the splits that exist: exact match on test and shifted; perplexity on validation and on prose."""
-    texts, conversations = {}, {}
-    if fitting:
-        texts["prose"] = [tokenize_text(text, tokenizer) for text in load_prose()[: args.eval_samples]]
-    for split, pairs in fitting.items():
-        if split == "validation" and pairs:
-            texts[split] = [sample for _, sample in pairs]
-        asked = [chat for chat, _ in pairs if chat[0]["role"] != "text"]
-        if split in ANSWERED and asked:
-            conversations[split] = asked
-    return Judge(conversations, texts, tokenizer, dtype, accelerator)
+    config = read_config(args.model)
+    if quantized_by(config):
+        raise UserError(f"{args.model} is quantized already, and cannot be sharded yet: shard the 16-bit checkpoint")
+    model, unfilled = empty_model(config, args.method == "qlora", device, dtype)
+    tokenizer = load_tokenizer(args.model)
+    prepare_tokenizer(tokenizer, model)
+    model = preset.adapt(model, **adapter_of(args))
+    fill_and_shard(model, unfilled, CheckpointWeights(locate(args.model)), device)
+    return model, tokenizer
 
 
 # ------------------------------------------------------------------------------------------------------------ speaking

@@ -110,24 +110,36 @@ def tiny(make_tiny):
 
 
 def in_two_processes(module: str, *arguments) -> subprocess.CompletedProcess:
-    """Run a module in two processes on the CPU. (`accelerate launch --cpu --num_processes 2` starts one.)"""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", module]
+    """Run a module in two processes on the CPU."""
+    return ended(processes(2, module, *arguments))
+
+
+def processes(count: int, module: str, *arguments, shard: bool = False) -> subprocess.Popen:
+    """Start a module in several processes on the CPU. (`accelerate launch --cpu --num_processes 2` starts one.)
+
+    shard: say what `accelerate launch` says for a configuration with FSDP.
+    """
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
     surroundings = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     surroundings["CUDA_VISIBLE_DEVICES"] = ""  # Accelerate's barrier would want a GPU for each, where there is one
-    process = subprocess.Popen(
-        [*command, *map(str, arguments)],
+    return subprocess.Popen(
+        [*command, "-m", module, *map(str, arguments)],
         cwd=pathlib.Path(__file__).parents[1],
-        env=surroundings,
+        env={**surroundings, "ACCELERATE_USE_FSDP": str(shard).lower()},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def ended(process: subprocess.Popen) -> subprocess.CompletedProcess:
+    """Wait for `processes` to end."""
     try:
         out, err = process.communicate(timeout=300)
     except subprocess.TimeoutExpired:
-        process.terminate()  # it ends both
+        process.terminate()  # it ends all
         raise
-    return subprocess.CompletedProcess(command, process.returncode, out, err)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
 def watch_train_steps(monkeypatch, module: str) -> list[dict]:

@@ -95,6 +95,7 @@ TRAINING, EVALUATION, MEMORY = "qlora_lab.training", "qlora_lab.evaluation", "ql
 EXPORT = "qlora_lab.export"
 EXPERIMENTS = "qlora_lab.experiments"
 WHEELHOUSE = "qlora_lab.wheelhouse"
+COMMAND_LINE = ("qlora_lab.train_flags", "qlora_lab.train_data")
 LEARNING = (QUANTIZATION, MODELS, ADAPTERS, TRAINING, EVALUATION)
 
 # What a file may import beside the standard library, by the first pattern that fits it. A name covers what is in it.
@@ -126,7 +127,9 @@ MAY_IMPORT = {
     "qlora_lab/finetuning/*": LEARNING,  # a page of names
     "qlora_lab/classroom/*": (LIBRARIES, "qlora_lab"),
     "qlora_lab/train_flags.py": ("torch", ARGUMENTS, ERRORS, FACTS, *LEARNING),
-    "qlora_lab/train_qlora.py": (LIBRARIES, ARGUMENTS, ERRORS, FACTS, *LEARNING, MEMORY, "qlora_lab.train_flags"),
+    "qlora_lab/data.py": ("tqdm", ARGUMENTS, ERRORS, MODELS, TRAINING, "qlora_lab.train_flags"),
+    "qlora_lab/train_data.py": ("torch", ERRORS, *LEARNING, "qlora_lab.train_flags"),
+    "qlora_lab/train_qlora.py": (LIBRARIES, ARGUMENTS, ERRORS, FACTS, *LEARNING, MEMORY, *COMMAND_LINE),
 }
 
 
@@ -395,7 +398,16 @@ def test_a_room_says_what_its_files_hold(init):
 
 
 def test_a_file_that_nobody_names_is_seen():
-    names = ["losses.py", "answers.py", "intervals.py", "reports.py", "soundness.py"]
+    names = [
+        "kept_answers.py",
+        "page.py",
+        "losses.py",
+        "answers.py",
+        "scores.py",
+        "intervals.py",
+        "reports.py",
+        "soundness.py",
+    ]
     assert unnamed("qlora_lab/evaluation/__init__.py", " ".join(names)) == ["judge.py"]
 
 

@@ -21,7 +21,7 @@ from qlora_lab.errors import UserError
 from qlora_lab.evaluation import judge
 from qlora_lab.evaluation.losses import Loss
 from qlora_lab.finetuning import add_adapter, load_model, load_samples
-from qlora_lab.training.run_folder import save_adapter
+from qlora_lab.training.run_folder import LENGTH, save_adapter
 from qlora_lab.training.step_records import StepRecord
 from tests.conftest import in_two_processes
 
@@ -103,6 +103,7 @@ def test_json_and_nothing_else_on_standard_output(finished, tiny_folder):
         "model", "method", "steps", "losses", "before", "after", "tokens_per_second", "train_seconds",
         "peak_memory_bytes", "trainable_parameters", "adapter",  # these are promised
         "processes", "device", "compute_dtype", "samples_left_out", "resumed_at", "interrupted",
+        "validation_losses", "adapter_step", "out_of_patience",
     }  # fmt: skip
     assert report["model"] == str(tiny_folder)
     assert len(report["losses"]) == report["steps"] == 6
@@ -204,12 +205,30 @@ def test_own_file_holds_some_lines_out(capsys, tiny_folder, tmp_path, told, judg
     assert held_out[0] == held_out[1] != held_out[2]
 
 
+def test_what_is_learned_is_shown_before_it_is(capsys, tiny_folder, tmp_path, told):
+    turns = [("user", "Is it in?"), ("assistant", "Yes."), ("user", "Where?"), ("assistant", "There.")]
+    chat = {"messages": [{"role": role, "content": text} for role, text in turns]}
+    path = jsonl(tmp_path / "mine.jsonl", *[json.dumps(chat)] * 4)
+    for learn, count, words in (("all", 6, "every turn of the assistant"), ("last", 3, "the assistant's last turn")):
+        arguments = ["--model", tiny_folder, "--data", path, *QUICK[:-1], "--learn", learn, "--output"]
+        _, err = call(capsys, *arguments, tmp_path / learn)
+        head = f"a sample as it is trained on, {count} of its {len(told['batches'].samples[0].ids)} tokens are learned"
+        lines = err.splitlines()
+        shown = lines[lines.index(f"{head} ({words}):") :]
+        assert [line for line in shown if line.startswith("  learned ")] == [
+            f"  learned  {text}<|im_end|>" for text in (("Yes.", "There.") if learn == "all" else ("There.",))
+        ]
+        assert "fewer than ten samples: none is held out to judge the model on" in lines
+    _, err = call(capsys, *arguments, tmp_path / "quiet", "--quiet")
+    assert err == ""
+
+
 def test_lines_are_held_out_as_datasets_does_it(tmp_path):
     """So runs of before this was our own line of code can be compared with, and resumed."""
     rows = [json.dumps({"prompt": f"Say {n}.", "response": str(n)}) for n in range(50)]
     path = jsonl(tmp_path / "mine.jsonl", *rows)
     args = train_qlora.parser().parse_args(["--data", str(path), "--seed", "7", "--eval-samples", "4"])
-    trained, judged = train_qlora.load_data(args, print)
+    trained, judged, _ = train_qlora.load_data(args)
     theirs = load_samples(path).train_test_split(test_size=4, seed=7)
     assert judged["test"] == judged["validation"] == list(theirs["test"]["messages"])
     assert trained == list(theirs["train"]["messages"])
@@ -277,7 +296,7 @@ def everything(told) -> dict:
         "samples": len(batches.samples),
         **{field: getattr(batches, field) for field in ("batch_size", "accumulation", "packing", "max_length", "seed")},
         **dataclasses.asdict(told["settings"]),
-        **{key: value for key, value in told["named"].items() if key != "accelerator"},
+        **{key: value for key, value in told["named"].items() if key not in ("accelerator", "each_step")},
     }
 
 
@@ -367,6 +386,7 @@ def test_each_flag_reaches_what_it_names_and_nothing_else(capsys, tiny_folder, t
         "checkpoints": tmp_path / "run" / "checkpoints",
         "resume": False,
         "progress": True,
+        "validation": None,
         **changed,
     }
 
@@ -472,6 +492,12 @@ def place(finished, tiny_folder, tmp_path_factory) -> pathlib.Path:
     (place / "nothing").mkdir()
     jsonl(place / "empty.jsonl")
     jsonl(place / "half.jsonl", GOOD, "{")
+    jsonl(place / "few.jsonl", *[GOOD] * 19)
+    for folder, splits in (("split", {"train": 1, "test": 1}), ("long", {"train": 1, "validation": 300})):
+        (place / folder).mkdir()
+        for split, words in splits.items():
+            row = {"prompt": "a " * words, "response": "b"}
+            jsonl(place / folder / f"{split}.jsonl", *[json.dumps(row)] * 5)
     jsonl(place / "number.jsonl", GOOD, GOOD, '{"prompt": "a", "response": "b", "system": 5}')
     shutil.copytree(finished[0], place / "finished")
     shutil.copytree(finished[0], place / "damaged")
@@ -500,6 +526,11 @@ BEFORE_LOADING = [
     ("--data {place}/empty.jsonl", "is empty"),
     ("--data {place}/half.jsonl", "half.jsonl, line 2 is not valid JSON"),
     ("--data {place}/number.jsonl", "number.jsonl, line 3 has no text in 'system', but 5"),
+    ("--columns prompt", "'prompt' is no FIELD=COLUMN"),
+    ("--columns prompt=question,response=answer", "train.jsonl, line 1 has no column 'question'"),
+    ("--format csv", "invalid choice: 'csv'"),
+    ("--format alpaca", "train.jsonl, line 1 is not in the format alpaca"),
+    ("--learn first", "invalid choice: 'first'"),
     ("--method dora", "invalid choice: 'dora'"),
     ("--rank many", "'many' is not a whole number from 1"),
     ("--rank 65", "--rank 65 is more than these layers can use: choose at most 64"),
@@ -535,6 +566,22 @@ BEFORE_LOADING = [
     (f"--seed {2**64}", "is not a whole number from 0"),
     ("--eval-samples=-1", "'-1' is not a whole number from 0"),
     ("--checkpoint-every 0", "'0' is not a whole number"),
+    ("--judge bleu", "no score is called 'bleu': choose from normalized, f1, json, regex:PATTERN"),
+    ("--judge regex:(", "'(' is no regular expression"),
+    ("--judge f1 --judge f1", "--judge was given twice for the same score, f1"),
+    ("--judge f1 --eval-samples 0", "--eval-samples is 0: give at least 1"),
+    ("--judge f1 --data {place}/long", "long has no test split"),
+    ("--judge json --data {place}/split", "number 1, 'b': it is no JSON object"),
+    ("--judge regex:[0-9] --data {place}/split", "2 of 2 reference answers of test have no score"),
+    ("--track mlflow", "invalid choice: 'mlflow'"),
+    ("--validate-every 0", "'0' is not a whole number from 1"),
+    ("--validate-every 2 --eval-samples 0", "--eval-samples is 0: give at least 1"),
+    ("--validate-every 2 --data {place}/few.jsonl", "few.jsonl would need 20 samples or more"),
+    ("--validate-every 2 --data {place}/split", "split would need a validation split"),
+    ("--keep first", "invalid choice: 'first'"),
+    ("--keep best", "--keep best goes by the validation loss: give --validate-every STEPS, too"),
+    ("--patience 0 --validate-every 2", "'0' is not a whole number from 1"),
+    ("--patience 3", "--patience 3 goes by the validation loss: give --validate-every STEPS, too"),
     ("--output {place}/file", "file is not a folder"),
     ("--output {place}/file/run", "cannot write to"),
     ("--output {place}/" + 300 * "x", "cannot write to"),
@@ -554,6 +601,7 @@ ON_A_CPU = [
 AFTER_LOADING = [
     ("--model {place}/broken", "cannot load"),
     ("--max-length 9", "nothing is left, raise --max-length"),
+    ("--validate-every 2 --data {place}/long --max-length 64", "no validation sample is left: raise --max-length"),
 ]
 
 
@@ -646,25 +694,27 @@ def test_long_samples_are_counted(capsys, tiny_folder, tmp_path, told):
 
 
 OTHERWISE = {
-    "model": "smollm2-135m-instruct", "data": "{data}", "method": "lora", "rank": 8, "alpha": 9, "targets": "q_proj",
+    "model": "smollm2-135m-instruct", "data": "{data}", "columns": "prompt=system,response=response",
+    "format": "prompt-response", "learn": "last", "method": "lora", "rank": 8, "alpha": 9, "targets": "q_proj",
     "steps": 7, "epochs": 2, "batch_size": 2, "accumulation": 2, "packing": None, "max_length": 128, "lr": 0.001,
     "schedule": "constant", "preset": "in-backward", "optimizer": "adamw_8bit", "gradient_checkpointing": None,
     "fast": None, "compute_dtype": "bfloat16", "seed": 1, "eval_samples": 3, "checkpoint_every": 3,
+    "judge": "f1", "track": "tensorboard", "validate_every": 2, "keep": "best", "patience": 3,
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("setting", [setting for setting in OTHERWISE if setting not in ("steps", "epochs")])
+@pytest.mark.parametrize("setting", [setting for setting in OTHERWISE if setting not in LENGTH])
 def test_resume_with_other_settings(capsys, finished, place, tiny_folder, setting):
     """Every setting that shapes a run is among those that must be as they were, but for its length."""
     flag = "--" + setting.replace("_", "-")
     now = [] if OTHERWISE[setting] is None else [str(OTHERWISE[setting]).format(data=place / "nothing")]
-    optimizer = ["--optimizer", "adamw_torch"] if setting == "preset" else []
+    more = {"preset": ["--optimizer", "adamw_torch"], "keep": ["--validate-every", "2"]}.get(setting, [])
     before = contents(place)
     message = fails(
-        capsys, "--model", tiny_folder, "--output", place / "finished", "--resume", *QUICK, *optimizer, flag, *now
+        capsys, "--model", tiny_folder, "--output", place / "finished", "--resume", *QUICK, *more, flag, *now
     )
     assert "cannot resume" in message and "was" in message
-    assert f"{flag} was " in message or setting == "preset"  # which changes two, and one is named
+    assert f"{flag} was " in message or setting in ("preset", "keep")  # which change two, and one is named
     assert contents(place) == before
 
 

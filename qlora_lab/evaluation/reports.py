@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import json
 import pathlib
+from collections.abc import Mapping
 
 from qlora_lab.errors import UserError
 
+SCORES = {
+    "exact_match": "exact match",
+    "normalized_match": "normalized match",
+    "f1": "token F1",
+    "regex": "regex",
+    "json": "JSON fields",
+}
 ANSWERED, READ = ("test", "shifted"), ("validation", "prose")  # scored by exact match, by perplexity
 
 
@@ -29,17 +37,17 @@ def describe(report: dict) -> str:
     lines = [f"{report['model']}, {report['method']}: {report['steps']} steps on {report['device']}"]
     if report["interrupted"]:
         lines.append("stopped early; the adapter holds what was learned so far")
-    rows = [(f"exact match, {s}", "exact_match", s, "{:.0%}") for s in ANSWERED]
-    rows += [(f"perplexity, {s}", "perplexity", s, "{:.3f}") for s in READ]
+    if report.get("out_of_patience"):
+        lines.append("stopped early: the validation loss no longer fell")
+    if report.get("adapter_step", report["steps"]) != report["steps"]:
+        lines.append(f"the adapter is that of step {report['adapter_step']}, whose validation loss was the lowest")
     if report["before"]["perplexity"]:
         lines.append(f"{'':<24}{'before':>10}{'after':>10}")
-    for label, kind, split, form in rows:
-        if split in report["before"][kind]:
-            after = report["after"][kind].get(split)
-            shown = form.format(after) if after is not None else "-"
-            lines.append(f"{label:<24}{form.format(report['before'][kind][split]):>10}{shown:>10}")
+    lines += [f"{label:<24}{before:>10}{after:>10}" for label, before, after in score_lines(report)]
     losses = report["losses"]
     lines += [f"{'loss':<24}{losses[0]:>10.4f}{losses[-1]:>10.4f}"] if losses else []
+    validated = [loss for _, loss in report.get("validation_losses", [])]
+    lines += [f"{'validation loss':<24}{validated[0]:>10.4f}{validated[-1]:>10.4f}"] if validated else []
     lines += [
         f"{'tokens per second':<24}{report['tokens_per_second']:>20.0f}",
         f"{'training time':<24}{report['train_seconds']:>18.0f} s",
@@ -48,6 +56,23 @@ def describe(report: dict) -> str:
         f"adapter: {report['adapter']}",
     ]
     return "\n".join(lines)
+
+
+def score_lines(report: Mapping) -> list[tuple[str, str, str]]:
+    """What was judged, each with its values before and after training as text; "-" for what was not judged after."""
+    before, after = report["before"], report["after"]
+    more = [key for key in before if key not in ("exact_match", "perplexity", "json_fields")]
+    lines = []
+    for key in ("exact_match", *more, "perplexity"):
+        splits, form = (READ, "{:.3f}") if key == "perplexity" else (ANSWERED, "{:.0%}")
+        then = after.get(key, {})
+        lines += [
+            (f"{SCORES.get(key, key)}, {s}", form, before[key][s], then.get(s)) for s in splits if s in before[key]
+        ]
+        for split, shares in before.get("json_fields", {}).items() if key == "json" else ():
+            then = after.get("json_fields", {}).get(split, {})
+            lines += [(f"  {name}, {split}", form, share, then.get(name)) for name, share in shares.items()]
+    return [(label, form.format(one), "-" if two is None else form.format(two)) for label, form, one, two in lines]
 
 
 def side_by_side(*reports: dict) -> str:

@@ -5,6 +5,7 @@ gpu.py                 the GPU that is measured
 
 The bundled model learns the course's orders, in several ways and at several seeds (orders.py):
 accuracy.py            accuracy: what do few bits cost?
+amounts.py             amounts: how many examples, and what is forgotten
 knobs.py               knobs: what does each setting buy, alone?
 presets_compared.py    presets: does a recipe buy memory with bad training?
 
@@ -26,5 +27,6 @@ unsloth_process.py     through Unsloth: the process that it gets
 unsloth_speed.py       and what runs in it
 kernel_speed.py        kernels: beside the bandwidth of a copy
 quantization_speed.py  quantization: beside bitsandbytes and a copy, on a CPU too
+several_cards.py       cards: one model on several GPUs
 side_by_side.py        side-by-side: two trainings on the same cores
 """

@@ -23,6 +23,8 @@ EXPERIMENTS = {
     "kernels": "kernel_speed",
     "quantization": "quantization_speed",
     "side-by-side": "side_by_side",
+    "amounts": "amounts",
+    "cards": "several_cards",
 }
 
 

@@ -2,6 +2,7 @@
 
     prediction.py     `estimate`: the peak of a training step, part by part
     moments.py        the moments that may be the peak, and what is there then
+    processes.py      several processes: what each holds, and what goes over the wire
     training_step.py  what is trained, in which precision, on how many tokens
     activations.py    what autograd keeps of the forward pass, tensor by tensor
     tensors.py        which tensors a model and its training hold
@@ -16,6 +17,7 @@ All but the last two are plain numbers. Importing this room is quick: torch and 
 from qlora_lab.facts import LINEARS, bits_per_parameter
 from qlora_lab.memory.activations import layer_activation_bytes
 from qlora_lab.memory.prediction import CUDA_CONTEXT, MemoryBreakdown, estimate
+from qlora_lab.memory.processes import traffic
 from qlora_lab.memory.shapes import SHAPES, Shape, from_config, shape_named
 from qlora_lab.memory.tensors import (
     kbit_preparation_bytes,
@@ -39,6 +41,7 @@ __all__ = [
     "measure_memory",
     "optimizer_state_bytes",
     "shape_named",
+    "traffic",
     "trainable_parameters",
     "trained_tensors",
 ]

@@ -97,7 +97,7 @@ def when_logits_are_a_loss(step: TrainingStep) -> dict[str, int]:
     return {
         "activations": kept_of_forward(step) + step.leaf,
         "bf16 copies": bf16_copies(step),
-        "logits and loss": (2 + 4 + 4) * _logits(step),  # the head's in bf16, the same in fp32, their log-softmax
+        "logits and loss": (2 + 4 + 4) * logits_of(step),  # the head's in bf16, the same in fp32, their log-softmax
     }
 
 
@@ -105,7 +105,7 @@ def when_the_loss_goes_back(step: TrainingStep) -> dict[str, int]:
     return {
         "activations": kept_of_forward(step),
         "bf16 copies": kept_copies(step),
-        "logits and loss": (4 + 4 + 4) * _logits(step),  # log-softmax, its gradient, the logits' gradient
+        "logits and loss": (4 + 4 + 4) * logits_of(step),  # log-softmax, its gradient, the logits' gradient
     }
 
 
@@ -143,7 +143,7 @@ def when_parameters_are_updated(step: TrainingStep) -> dict[str, int]:
     return {"activations": step.leaf, "gradients": step.trained_bytes * step.trained, "update": needed}
 
 
-def _logits(step: TrainingStep) -> int:
+def logits_of(step: TrainingStep) -> int:
     """Numbers: one row less than tokens for each sample, since the last token has no next one."""
     vocabulary = step.shape.vocab_size
     logits = step.batch_size * (step.sequence_length - 1) * vocabulary

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qlora_lab.memory.moments import held_throughout, moments
+from qlora_lab.memory.processes import held_by_one, moments_beside_others, moments_of_one
 from qlora_lab.memory.shapes import require_known
 from qlora_lab.memory.training_step import TrainingStep
 
@@ -85,6 +86,8 @@ def estimate(
     update_in_backward: bool = False,
     embeddings_on_cpu: bool = False,
     preset: str | None = None,
+    processes: int = 1,
+    sharding: str = "data",
 ) -> MemoryBreakdown:
     """Predict the memory of one training step on a GPU.
 
@@ -104,12 +107,15 @@ def estimate(
             16 bytes a parameter, AdamW's fp32 states included.
         loss_chunk, update_in_backward, embeddings_on_cpu: as in `finetuning.Preset` and `finetuning.train_steps`.
         preset: one of `PRESETS`, which sets adapter_dtype and the three above.
+        processes: GPUs that take the step together; the prediction is for one of them, and its own batch_size.
+        sharding: "data", each has the whole model; or "full", each has a share of every layer (see `processes.py`).
 
     Returns:
         parts by name: "base weights" (of the linears), "quantization constants", "embeddings and head", "norms",
         "biases", "master weights", "adapters", "gradients", "optimizer states", "bf16 copies" (autocast's),
         "activations", "logits and loss", "dequantized weight" (one, while it is used), "update" (what the optimizer
-        needs for itself), "cuBLAS workspace"; only those that are not 0 at the peak.
+        needs for itself), "gathered" (whole layers, of a sharded model), "exchange" (sums of gradients over processes),
+        "cuBLAS workspace"; only those that are not 0 at the peak.
 
     Raises:
         ValueError: an unknown method, optimizer, dtype, target or preset; a rank, length or batch below 1.
@@ -136,8 +142,14 @@ def estimate(
         double_quant=double_quant,
         full_precision=full_precision,
         **recipe,
+        processes=processes,
+        sharding=sharding,
     )
-    held, managed = held_throughout(step)
-    moment, at_peak = max(moments(step), key=lambda candidate: sum(candidate[1].values()))
+    if sharding == "full":
+        (held, managed), candidates = held_by_one(step, processes), moments_of_one(step, processes)
+    else:
+        held, managed = held_throughout(step)
+        candidates = moments(step) if processes == 1 else moments_beside_others(step)
+    moment, at_peak = max(candidates, key=lambda candidate: sum(candidate[1].values()))
     parts = {name: size for name, size in {**held, **at_peak}.items() if size}
     return MemoryBreakdown(parts, {"CUDA context": CUDA_CONTEXT, "paged optimizer states": managed}, moment)

@@ -31,6 +31,8 @@ class TrainingStep:
     loss_chunk: int | None
     update_in_backward: bool
     embeddings_on_cpu: bool
+    processes: int = 1
+    sharding: str = "data"
 
     def __post_init__(self):
         require_known("method", self.method, METHODS)
@@ -39,8 +41,14 @@ class TrainingStep:
         require_known("full_precision", self.full_precision, ("float32", "mixed"))
         require_known("optimizer", self.optimizer, OPTIMIZERS)
         require_counts(rank=self.rank, batch_size=self.batch_size, sequence_length=self.sequence_length)
+        require_known("sharding", self.sharding, ("data", "full"))
+        require_counts(processes=self.processes)
         if self.loss_chunk is not None:
             require_counts(loss_chunk=self.loss_chunk)
+        if self.sharding == "full" and (self.full or self.update_in_backward or self.optimizer.endswith("8bit")):
+            raise ValueError(
+                "sharding='full' goes with lora and qlora, 32-bit optimizer states and updates after the backward pass"
+            )
 
     @property
     def full(self) -> bool:

@@ -3,6 +3,7 @@
     bundled.py         models that pip can fetch, made into checkpoints in the user's cache
     loading.py         any model of a folder or the hub, in 4 bits if wanted; none of its code runs
     random_weights.py  a LLaMA of any shape, built on the device layer by layer
+    sharded.py         a model spread over several processes, read and quantized layer by layer
     embeddings.py      input embeddings in the host's memory instead of the GPU's
     hardware.py        which device, which dtype to compute in, whether there are 4-bit kernels
     compatibility.py   what 4 bits would quantize in a model, and what not, from its config alone

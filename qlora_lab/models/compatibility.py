@@ -221,12 +221,14 @@ def read_config(config_or_name):
     return config
 
 
-def build_on_meta(config, dtype: torch.dtype):
-    """The model of a config, on the meta device: shapes and dtypes, no memory."""
+def build_on_meta(config, dtype: torch.dtype, buffers: bool = False):
+    """The model of a config, on the meta device: shapes and dtypes, no memory. buffers: compute them, on the CPU."""
+    from accelerate import init_empty_weights
+
     default = torch.get_default_dtype()
     torch.set_default_dtype(dtype)  # as `from_pretrained` does; single modules may still choose another
     try:
-        with torch.device("meta"):
+        with init_empty_weights(include_buffers=False) if buffers else torch.device("meta"):
             model = _construct(config)
         model.tie_weights()
     except UserError:
@@ -255,11 +257,15 @@ def _construct(config):
     raise UserError(f"transformers {transformers.__version__} has no model for this config, which {named}")
 
 
-def quantize_on_meta(model, dtype: torch.dtype) -> None:
-    """Let transformers replace the model's linears by `Linear4bit`, as it does before it loads weights into them."""
+def quantize_on_meta(model, dtype: torch.dtype, storage: torch.dtype = torch.uint8) -> None:
+    """Let transformers replace the model's linears by `Linear4bit`, as it does before it loads weights into them.
+
+    storage: the dtype that the packed codes will have. The bits are the same.
+    """
     from transformers.quantizers.auto import AutoHfQuantizer
 
-    quantizer = AutoHfQuantizer.from_config(bnb_config("nf4", True, dtype), pre_quantized=False)
+    settings = bnb_config("nf4", True, dtype, storage)
+    quantizer = AutoHfQuantizer.from_config(settings, pre_quantized=False)
     default = torch.get_default_dtype()
     torch.set_default_dtype(dtype)  # for the biases of the new layers
     try:

@@ -102,6 +102,22 @@ def load_model(
     return model.eval(), tokenizer
 
 
+def load_tokenizer(name: str | os.PathLike = DEFAULT_MODEL):
+    """A model's tokenizer without the model. name: as in `load_model`.
+
+    Raises:
+        UserError: no such model, or its tokenizer is missing or damaged.
+    """
+    from transformers import AutoTokenizer
+
+    source = locate(str(name))
+    try:
+        with quiet_transformers():
+            return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    except Exception as error:  # from a missing file, the network, JSON ...
+        raise UserError(f"cannot load the tokenizer of {str(name)!r}: {why(error)}") from error
+
+
 FOUR_BITS = "bitsandbytes, 4 bits"
 
 
@@ -129,7 +145,7 @@ def _compute_in(model, dtype: torch.dtype) -> None:
             module.compute_dtype, module.compute_type_is_set = dtype, True
 
 
-def bnb_config(quantization: str, double_quant: bool, compute_dtype: torch.dtype):
+def bnb_config(quantization: str, double_quant: bool, compute_dtype: torch.dtype, storage: torch.dtype = torch.uint8):
     """The `BitsAndBytesConfig` of QLoRA. The class has other defaults: fp4, fp32 compute, no double quantization."""
     from transformers import BitsAndBytesConfig
 
@@ -138,6 +154,7 @@ def bnb_config(quantization: str, double_quant: bool, compute_dtype: torch.dtype
         bnb_4bit_quant_type=quantization,
         bnb_4bit_compute_dtype=compute_dtype,
         bnb_4bit_use_double_quant=double_quant,
+        bnb_4bit_quant_storage=storage,
     )
 
 

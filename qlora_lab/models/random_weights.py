@@ -38,7 +38,7 @@ def build_random(
     Raises:
         UserError: an unknown quantization, or no 4-bit kernel for the device.
     """
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaForCausalLM
     from transformers.models.llama.modeling_llama import LlamaRMSNorm, LlamaRotaryEmbedding
 
     device = torch.device(device) if device is not None else pick_device()
@@ -47,16 +47,7 @@ def build_random(
         raise UserError(f"quantization is {quantization!r}: choose None, 'nf4' or 'fp4'")
     if quantization:
         require_4bit_kernels(device)
-    config = LlamaConfig(
-        hidden_size=shape.hidden_size,
-        intermediate_size=shape.intermediate_size,
-        num_hidden_layers=shape.num_hidden_layers,
-        num_attention_heads=shape.num_attention_heads,
-        num_key_value_heads=shape.num_key_value_heads,
-        vocab_size=shape.vocab_size,
-        tie_word_embeddings=shape.tie_word_embeddings,
-        dtype=compute_dtype,
-    )
+    config = llama_config(shape, compute_dtype)
     generator = torch.Generator(device).manual_seed(seed)
 
     def random_weight(like: torch.Tensor) -> torch.Tensor:
@@ -81,6 +72,22 @@ def build_random(
     if quantization:
         use_differentiable_kernels(model)  # wrong scales (`require_right_scales`) do no harm to noise
     return model.eval()
+
+
+def llama_config(shape, dtype: torch.dtype):
+    """transformers' config of a LLaMA of this shape, as `build_random` takes it."""
+    from transformers import LlamaConfig
+
+    return LlamaConfig(
+        hidden_size=shape.hidden_size,
+        intermediate_size=shape.intermediate_size,
+        num_hidden_layers=shape.num_hidden_layers,
+        num_attention_heads=shape.num_attention_heads,
+        num_key_value_heads=shape.num_key_value_heads,
+        vocab_size=shape.vocab_size,
+        tie_word_embeddings=shape.tie_word_embeddings,
+        dtype=dtype,
+    )
 
 
 def linear_4bit(weight: torch.Tensor, quantization: str, double_quant: bool, compute_dtype: torch.dtype) -> nn.Module:

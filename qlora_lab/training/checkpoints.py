@@ -20,9 +20,10 @@ from qlora_lab.training.batches import Batches
 from qlora_lab.training.optimizers import without_accelerate
 from qlora_lab.training.schedules import rate
 from qlora_lab.training.settings import TrainSettings
+from qlora_lab.training.sharding import own_part, whole
 from qlora_lab.training.step_records import StepRecord
 
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class Checkpoint:
 
     trained: parameters by name. optimizer: its state, tensors and numbers, by "parameter name|key". generators: random
     states by device type ("cpu", "cuda"), uint8 of shape (processes, bytes per state). scaler: the state of fp16's,
-    else None. run: see `run_of`; None in format 1. passed_over: what is wrong with newer checkpoints.
+    else None. run: see `run_of`; None in format 1. best: the parameters that did best in validation, by name; None if
+    they are not kept. passed_over: what is wrong with newer checkpoints.
     """
 
     path: pathlib.Path
@@ -41,6 +43,7 @@ class Checkpoint:
     generators: dict[str, torch.Tensor]
     scaler: dict | None
     run: dict | None
+    best: dict[str, torch.Tensor] | None = None
     passed_over: tuple[str, ...] = ()
 
 
@@ -88,6 +91,7 @@ def _read(path: pathlib.Path) -> Checkpoint:
         generators={kind: state.view(-1, state.shape[-1]) for kind, state in states.items() if state is not None},
         scaler=progress.get("scaler"),
         run=progress.get("run"),
+        best=load_file(path / "best.safetensors") if progress.get("keeps_best") else None,
     )
 
 
@@ -167,12 +171,14 @@ def what_resuming_means(
 
 def restore(begun: Checkpoint, trained: dict[str, torch.nn.Parameter], optimizer, accelerator) -> None:
     """Load a checkpoint into the parameters, the optimizer, the scaler and this process's random generators."""
+    parts = dict(zip(trained, optimizer.param_groups[0]["params"], strict=True))
     with torch.no_grad():
-        for name, parameter in trained.items():
-            parameter.copy_(begun.trained[name])
+        for name, part in parts.items():
+            part.copy_(own_part(begun.trained[name], trained[name]))
     for key, value in begun.optimizer.items():
         name, _, field = key.rpartition("|")
-        optimizer.state[trained[name]][field] = _place(value, field, trained[name], optimizer)
+        value = own_part(value, trained[name]) if isinstance(value, torch.Tensor) else value
+        optimizer.state[parts[name]][field] = _place(value, field, parts[name], optimizer)
     if begun.scaler and accelerator.scaler:
         accelerator.scaler.load_state_dict(begun.scaler)
     own = accelerator.process_index
@@ -190,10 +196,11 @@ def save_checkpoint(
     records: list[StepRecord],
     run: dict,
     accelerator,
+    best: dict[str, torch.Tensor] | None = None,
 ) -> None:
     """Write a checkpoint; once it is safely on disk, remove all others but the one before it.
 
-    All processes must call this, since each contributes its random states; the main one writes.
+    All processes must call this, since each contributes its random states; the main one writes. best: see `Checkpoint`.
     """
     states = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
@@ -202,6 +209,13 @@ def save_checkpoint(
     for kind, state in states.items():
         gathered = accelerator.gather(state.to(accelerator.device))  # the processes' states end to end
         tensors[f"rng|{kind}"] = gathered.cpu().view(accelerator.num_processes, -1)
+    adapter = {name: whole(parameter.detach(), parameter) for name, parameter in trained.items()}
+    for (name, parameter), part in zip(trained.items(), optimizer.param_groups[0]["params"], strict=True):
+        for key, value in optimizer.state[part].items():
+            if isinstance(value, torch.Tensor):
+                tensors[f"{name}|{key}"] = whole(value.detach(), parameter)
+            else:
+                numbers[f"{name}|{key}"] = value
     if not accelerator.is_main_process:
         return
     path = folder / f"checkpoint-{records[-1].step:06d}"
@@ -209,13 +223,10 @@ def save_checkpoint(
         shutil.rmtree(leftover)
     part = path.with_suffix(".part")
     part.mkdir(parents=True)
-    save_file({name: p.detach().contiguous() for name, p in trained.items()}, part / "adapter.safetensors")
-    for name, parameter in trained.items():
-        for key, value in optimizer.state[parameter].items():
-            if isinstance(value, torch.Tensor):
-                tensors[f"{name}|{key}"] = value.detach().clone().contiguous()  # clone: some share one table
-            else:
-                numbers[f"{name}|{key}"] = value
+    save_file({name: values.contiguous() for name, values in adapter.items()}, part / "adapter.safetensors")
+    if best is not None:
+        save_file(best, part / "best.safetensors")
+    tensors = {name: values.clone().contiguous() for name, values in tensors.items()}  # clone: some share one table
     save_file(tensors, part / "optimizer.safetensors")
     progress = {
         "format": FORMAT,
@@ -223,6 +234,7 @@ def save_checkpoint(
         "records": [asdict(record) for record in records],
         "optimizer": numbers,
         "scaler": accelerator.scaler.state_dict() if accelerator.scaler else None,
+        "keeps_best": best is not None,
     }
     (part / "progress.json").write_text(json.dumps(progress))
     for file in part.iterdir():

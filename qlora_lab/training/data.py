@@ -13,9 +13,11 @@ from collections.abc import Iterator
 
 from qlora_lab.errors import UserError
 from qlora_lab.training.formats import Chat, LeftOut, Understood, to_chat
-from qlora_lab.training.rows import PACKED_SUFFIXES, SUFFIXES, Row, rows_of_file, rows_of_table
+from qlora_lab.training.rows import PACKED_SUFFIXES, SUFFIXES, rows_of_file
+from qlora_lab.training.tables import Row, rows_of_table
 
 DATA_FOLDER = pathlib.Path(__file__).parents[2] / "data"
+ON_HUB = re.compile(r"\w[\w.-]*/[\w.-]+(:[\w.-]+)?")
 
 
 def load_samples(
@@ -28,7 +30,8 @@ def load_samples(
 
     Args:
         source: the name of one of the course's data sets ("orders"), a file (JSON lines, a JSON array, CSV, Parquet,
-            text, packed or not), a folder with such a file for each split, or a folder of `save_to_disk`.
+            text, packed or not), a folder with such a file for each split, a folder of `save_to_disk`, or the name
+            of a data set on the hub, "owner/name" or "owner/name:config".
         split: "train", "validation", "test", ... ; ignored for what has no splits.
         columns, format: what cannot be recognized, see `formats.to_chat`.
 
@@ -73,6 +76,17 @@ def stream_chats(
     Args:
         understood: is told what was understood, complete when the last chat has come.
     """
+    return (chat for _, chat in stream_samples(source, split, columns, format, understood))
+
+
+def stream_samples(
+    source: str | pathlib.Path,
+    split: str = "train",
+    columns: dict[str, str] | None = None,
+    format: str | None = None,
+    understood: Understood | None = None,
+) -> Iterator[tuple[str, Chat]]:
+    """The same, each with the place where it stands: "file, line 3"."""
     understood = understood if understood is not None else Understood()
     rows, path = _rows(source, split)
     understood.name = path.name
@@ -83,7 +97,7 @@ def stream_chats(
             understood.leave_out(str(reason), where)
             continue
         understood.samples += 1
-        yield chat
+        yield where, chat
     if understood.left_out and not understood.samples:
         raise UserError(f"nothing is left of {path}: {understood.remarks().removeprefix('note: ')}")
     if not understood.samples:
@@ -130,11 +144,13 @@ def split_chats(
 
 def has_splits(source: str | pathlib.Path) -> bool:
     """Whether the data comes in splits: not so a file, nor a folder that `Dataset.save_to_disk` has written."""
-    return not os.path.isfile(source) and not os.path.isfile(_folder(source) / "state.json")
+    return _is_on_hub(source) or not os.path.isfile(source) and not os.path.isfile(_folder(source) / "state.json")
 
 
 def has_split(source: str | pathlib.Path, split: str) -> bool:
-    """Whether the data is a folder that holds this split."""
+    """Whether the data is a folder, or a data set of the hub, that holds this split."""
+    if _is_on_hub(source):
+        return split in _from_hub(source, "get_dataset_split_names")
     folder = _folder(source)
     return os.path.isdir(folder) and has_splits(source) and bool(_saved_split(folder, split) or _files(folder, split))
 
@@ -143,6 +159,8 @@ def _rows(source: str | pathlib.Path, split: str) -> tuple[Iterator[Row], pathli
     """The rows of a split, and the file or folder that they are in."""
     if os.path.isfile(source):
         return rows_of_file(pathlib.Path(source)), pathlib.Path(source)
+    if _is_on_hub(source):
+        return _hub_rows(source, split), pathlib.Path(source)
     folder = _folder(source)
     if not os.path.isdir(folder):
         known = ", ".join(sorted(p.name for p in DATA_FOLDER.glob("*") if (p / "train.jsonl").is_file()))
@@ -190,6 +208,35 @@ def _saved_rows(folder: pathlib.Path) -> Iterator[Row]:
         first = str(error).partition("\n")[0]
         raise UserError(f"cannot read {folder} as a folder of save_to_disk: {first}") from error
     yield from rows_of_table(table, folder.name)
+
+
+def _is_on_hub(source: str | pathlib.Path) -> bool:
+    """Whether this looks like the name of a data set on the hub, and nothing here has that name."""
+    return bool(ON_HUB.fullmatch(str(source))) and not os.path.exists(source) and not (DATA_FOLDER / source).exists()
+
+
+def _from_hub(source: str | pathlib.Path, function: str, **options):
+    """Call a function of 🤗 datasets with the name and the config of a data set of the hub."""
+    import datasets
+
+    name, _, config = str(source).partition(":")
+    try:
+        return getattr(datasets, function)(name, config or None, **options)
+    except Exception as error:  # from the network, the hub, a missing split or config ...
+        first = str(error).partition("\n")[0]
+        raise UserError(f"no data at {str(source)!r}: no such file or folder, and from the hub: {first}") from error
+
+
+def _hub_rows(source: str | pathlib.Path, split: str) -> Iterator[Row]:
+    """The rows of a split, as they come over the network. No code of the data set's is run: datasets 4 dropped that."""
+    table = _from_hub(source, "load_dataset", split=split, streaming=True)
+    try:
+        yield from rows_of_table(table, str(source))
+    except UserError:
+        raise
+    except Exception as error:  # from the network, Arrow, JSON ...
+        first = str(error).partition("\n")[0]
+        raise UserError(f"cannot read {source} from the hub: {first}") from error
 
 
 def load_prose() -> list[str]:

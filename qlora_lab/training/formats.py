@@ -72,7 +72,8 @@ class Understood:
         if len(self.formats) == 1:
             formats = next(iter(self.formats))
         unused = f"; columns not used: {', '.join(sorted(self.unused))[:100]}" if self.unused else ""
-        return f"{self.name}: {self.samples} samples, read as {formats or 'nothing'}{unused}"
+        samples = "1 sample" if self.samples == 1 else f"{self.samples} samples"
+        return f"{self.name}: {samples}, read as {formats or 'nothing'}{unused}"
 
     def remarks(self) -> str:
         """One line on what was left out or changed; "" if nothing was."""
@@ -169,6 +170,8 @@ def _recognize(row: dict, where: str, format: str | None) -> tuple[str, tuple[st
         return "sharegpt" if sharegpt else "messages", (turns,)
     if question and answer:
         return QUESTIONS.get(question, "prompt-response"), (question, answer, *beside[:1])
+    if format:
+        raise UserError(f"{where} is not in the format {format} (it has: {named(row)})")
     if "chosen" in row and "rejected" in row:
         raise UserError(
             f"{where} is a preference (chosen and rejected), for which there is no loss here: to learn the chosen "
@@ -177,10 +180,8 @@ def _recognize(row: dict, where: str, format: str | None) -> tuple[str, tuple[st
     if question or answer:
         lacks = "response" if question else "prompt"
         raise UserError(f"{where} has no text in {lacks!r} (it has: {named(row)}): --columns says where else it is")
-    if "text" in row and format is None:
+    if "text" in row:
         return "text", ("text",)
-    if format:
-        raise UserError(f"{where} is not in the format {format} (it has: {named(row)})")
     raise UserError(
         f"{where} has no text in 'prompt' (it has: {named(row)}): if other columns hold it, say "
         "--columns prompt=...,response=..."

@@ -26,7 +26,7 @@ import sys
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from itertools import islice
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 
@@ -44,24 +44,30 @@ from qlora_lab.training.checkpoints import (
 )
 from qlora_lab.training.interrupts import first_interrupt_noted
 from qlora_lab.training.optimizers import make_optimizer
-from qlora_lab.training.processes import make_accelerator
+from qlora_lab.training.processes import make_accelerator, prepare
 from qlora_lab.training.schedules import rate
 from qlora_lab.training.settings import TrainSettings
-from qlora_lab.training.step_records import StepRecord
+from qlora_lab.training.sharding import part_of
+from qlora_lab.training.step_records import StepRecord, TrainingDiverged
 from qlora_lab.training.steps.choice import make_step
 from qlora_lab.training.steps.contract import Step, StepResult
+from qlora_lab.training.validation import Validation
 
 T = TypeVar("T")
 
 
-class TrainingDiverged(UserError):
-    """The loss or the gradient norm is not finite."""
-
-
 def train(
-    model, batches: Batches, settings: TrainSettings | None = None, *, progress: bool = True, **named
+    model,
+    batches: Batches,
+    settings: TrainSettings | None = None,
+    *,
+    progress: bool = True,
+    each_step: Callable[[StepRecord], None] = lambda record: None,
+    **named,
 ) -> list[StepRecord]:
     """Run `train_steps` to its end with a progress bar; `named` are its other arguments.
+
+    Each record is given to `each_step` as soon as it is there, those before a resume included.
 
     Ctrl-C ends the training after the current step (a second one at once). The adapters then hold what was learned so
     far.
@@ -79,10 +85,14 @@ def train(
     running = train_steps(model, batches, settings, **named)
     try:
         with first_interrupt_noted() as interrupts, tqdm(total=steps, unit="step", disable=not progress) as bar:
+            validated = ""
             for record in running:
                 records.append(record)
                 bar.update(record.step - bar.n)
-                bar.set_postfix_str(f"loss {record.loss:.4f}")
+                if record.validation_loss is not None:
+                    validated = f", validation {record.validation_loss:.4f}"
+                bar.set_postfix_str(f"loss {record.loss:.4f}{validated}")
+                each_step(record)
                 if interrupts:
                     raise KeyboardInterrupt
     except KeyboardInterrupt:
@@ -102,6 +112,7 @@ def train_steps(
     resume: bool = False,
     accelerator=None,
     make_step: Callable[..., Step] = make_step,
+    validation: Validation | None = None,
     **named,
 ) -> Generator[StepRecord, None, None]:
     """Train the parameters that require gradients; yield a record after each optimizer step.
@@ -119,6 +130,7 @@ def train_steps(
             nothing else that the numbers depend on (see `run_of`) may.
         accelerator: 🤗 Accelerate's; None: made for the settings.
         make_step: makes the `Step` to take, from the arguments of the default, `choice.make_step`.
+        validation: validates after every so many steps, and may end the training early.
         named: fields of `TrainSettings`, instead of `settings`.
 
     Raises:
@@ -143,7 +155,7 @@ def train_steps(
     if checkpoints is None:
         if resume:
             raise UserError("resume=True continues from a checkpoint: give its folder as checkpoints=...")
-        return _steps(model, batches, settings, trained, accelerator, make_this_step)
+        return _steps(model, batches, settings, trained, accelerator, make_this_step, validation)
     folder = pathlib.Path(checkpoints)
     run = run_of(settings, batches)
     begun = newest_checkpoint(folder) if resume else None
@@ -151,12 +163,14 @@ def train_steps(
         notes = what_resuming_means(begun, run, trained, accelerator.num_processes)
         for note in notes if accelerator.is_main_process else []:
             print(f"note: {note}", file=sys.stderr)
+        if validation:
+            validation.take_up(begun)
     elif not resume and (there := checkpoints_in(folder)):
         raise UserError(
             f"{folder} holds {there[-1].name} of another run: resume=True continues it, another folder starts a new one"
         )
     save = functools.partial(save_checkpoint, folder, trained, run=run, accelerator=accelerator)
-    return _steps(model, batches, settings, trained, accelerator, make_this_step, save, begun)
+    return _steps(model, batches, settings, trained, accelerator, make_this_step, validation, save, begun)
 
 
 def _steps(
@@ -166,18 +180,18 @@ def _steps(
     trained: dict[str, torch.nn.Parameter],
     accelerator,
     make_step: Callable[..., Step],
-    save: Callable[[Any, list[StepRecord]], None] | None = None,
+    validation: Validation | None,
+    save: Callable[..., None] | None = None,
     begun: Checkpoint | None = None,
 ) -> Generator[StepRecord, None, None]:
     """The part of `train_steps` that trains, after all checks.
 
-    trained: the trained parameters by name. save: writes a checkpoint, from the optimizer and the records so far.
-    begun: the checkpoint to resume from.
+    trained: the trained parameters by name. save: writes a checkpoint, from the optimizer, the records so far and the
+    best adapter, if it is kept. begun: the checkpoint to resume from.
     """
-    optimizer = make_optimizer(
-        settings.optimizer, list(trained.values()), settings.learning_rate, settings.weight_decay
-    )
-    optimizer = accelerator.prepare(optimizer)
+    parts = [part_of(parameter) for parameter in trained.values()]
+    optimizer = make_optimizer(settings.optimizer, parts, settings.learning_rate, settings.weight_decay)
+    optimizer = prepare(accelerator, optimizer)
     records: list[StepRecord] = []
     if begun:
         restore(begun, trained, optimizer, accelerator)
@@ -186,8 +200,9 @@ def _steps(
 
     one_step = make_step(model, optimizer, accelerator, settings, batches.accumulation)
     model.train()
+    over = validation is not None and validation.over(records)
     try:
-        coming = with_next(islice(batches, len(records), settings.steps))
+        coming = with_next(islice(batches, len(records), len(records) if over else settings.steps))
         for step, (micro_batches, following) in enumerate(coming, len(records) + 1):
             start = time.perf_counter()
             samples = [sample for rows in micro_batches for row in rows for sample in row]
@@ -206,12 +221,17 @@ def _steps(
                 tokens=sum(len(sample.ids) for sample in samples),
                 seconds=time.perf_counter() - start,
             )
+            if validation:
+                record = validation.after(record, model, trained, settings.steps)
             records.append(record)
             yield record  # before saving, so that Ctrl-C during a save does not lose the record
-            if save and (step % settings.checkpoint_every == 0 or step == settings.steps):
+            over = validation is not None and validation.over(records)
+            if save and (step % settings.checkpoint_every == 0 or step == settings.steps or over):
                 one_step.write_state()
-                save(optimizer, records)
+                save(optimizer, records, best=validation.best if validation else None)
                 accelerator.wait_for_everyone()
+            if over:
+                break
     finally:
         one_step.close()
         model.eval()

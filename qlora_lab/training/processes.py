@@ -17,6 +17,23 @@ def sum_over_processes(accelerator, tensors: list[torch.Tensor]) -> None:
         tensor.copy_(total.view_as(tensor))
 
 
+def prepare(accelerator, optimizer):
+    """🤗 Accelerate's wrapper around the optimizer, which skips a step if fp16 gradients overflow.
+
+    Where Accelerate is told to shard (FSDP), it would only prepare an optimizer together with a model that it shards
+    itself, all at once. Ours is sharded while it is loaded, in bf16 or fp32, so there is nothing to wrap.
+    """
+    return optimizer if accelerator.scaler is None else accelerator.prepare(optimizer)
+
+
+def another_has_ended(error: RuntimeError) -> bool:
+    """Whether this is what a process hears of when another one of its run is no longer there."""
+    import torch.distributed
+
+    lost = getattr(torch.distributed, "DistError", ())  # NCCL's; gloo raises bare RuntimeErrors
+    return isinstance(error, lost) or "gloo/transport" in str(error)
+
+
 def make_accelerator(compute_dtype: torch.dtype, device: torch.device):
     """Make 🤗 Accelerate's accelerator for this compute dtype and the model's device."""
     from accelerate import Accelerator

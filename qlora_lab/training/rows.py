@@ -1,4 +1,4 @@
-"""A file's rows, one at a time: JSON lines, a JSON array, CSV, Parquet or plain text, compressed or not.
+"""A file's rows, one at a time: JSON lines, a JSON array, plain text, or a table (`tables.py`), compressed or not.
 
 What a file is, its first bytes say, then its name. Whatever its size, at most one row and a piece of the file are in
 memory. Each row comes with the place where it stands, which a message about it can name.
@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import bz2
 import codecs
-import csv
 import gzip
 import json
 import lzma
 import pathlib
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import IO, Any
 
 from qlora_lab.errors import UserError
+from qlora_lab.training.tables import Row, rows_of_csv, rows_of_parquet
 
 LONGEST = 64 * 2**20  # bytes of a line, characters of a JSON value: longer ones are no training sample
 PIECE = 2**20
@@ -30,8 +30,6 @@ REFUSED = {
     b"\xfe\xff": "is UTF-16 text: save the file as UTF-8",
     b"\x28\xb5\x2f\xfd": "is packed with Zstandard: unpack it, or pack it with gzip",
 }
-
-Row = tuple[str, dict[str, Any]]  # where it stands, its fields
 
 
 def rows_of_file(path: pathlib.Path) -> Iterator[Row]:
@@ -49,15 +47,6 @@ def rows_of_file(path: pathlib.Path) -> Iterator[Row]:
         raise UserError(f"{path.name} is damaged, it cannot be unpacked to its end: {error}") from error
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-
-
-def rows_of_table(table, name: str) -> Iterator[Row]:
-    """The rows of a `datasets.Dataset`, without decoding what else it may hold (images, sound)."""
-    number = 0
-    for batch in table.with_format("arrow").iter(1000):
-        for row in batch.to_pylist():
-            number += 1
-            yield f"{name}, row {number}", {key: _without_none(value) for key, value in row.items()}
 
 
 def _opened(path: pathlib.Path) -> IO[bytes]:
@@ -78,9 +67,9 @@ def _rows(file: IO[bytes], path: pathlib.Path) -> Iterator[Row]:
     file.seek(0)
     suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
     if head.startswith(b"PAR1"):
-        return _parquet(file, name)
+        return rows_of_parquet(file, name)
     if ".csv" in suffixes or ".tsv" in suffixes:
-        return _csv(file, name, "\t" if ".tsv" in suffixes else None)
+        return rows_of_csv(_text_lines(file, name), name, "\t" if ".tsv" in suffixes else None)
     if ".txt" in suffixes:
         return _paragraphs(file, name)
     start = head.removeprefix(codecs.BOM_UTF8).lstrip()
@@ -155,8 +144,6 @@ def _require_object(row, where: str) -> dict[str, Any]:
 
 def shown(value) -> str:
     """The beginning of a value, as JSON in plain ASCII, for a message."""
-    if isinstance(value, str):
-        value = value[:60]
     try:
         return json.dumps(value)[:40]
     except (ValueError, TypeError, RecursionError):
@@ -280,62 +267,3 @@ class _Scanner:
                 f"{self.name}, line {line} is not UTF-8 text: {error.reason}; save the file as UTF-8"
             ) from error
         self.text, self.at = self.text[self.at :] + more, 0
-
-
-# --------------------------------------------------------------------------------------------------------------- tables
-
-
-def _csv(file: IO[bytes], name: str, delimiter: str | None) -> Iterator[Row]:
-    """A table with a header. Every cell stays the text that it is: nobody turns "007" into 7 or "NA" into nothing."""
-    lines = (f"{line}\n" for _, line in _text_lines(file, name))
-    header = next(lines, "")
-    delimiter = delimiter or max(",;\t|", key=header.count)
-    reader = csv.reader(_chain(header, lines), delimiter=delimiter, strict=True)
-    number = 1
-    try:
-        columns = next(reader, [])
-        if len(set(columns)) < len(columns):
-            raise UserError(f"{name}, line 1 names a column twice: {', '.join(columns)[:100]}")
-        number = reader.line_num + 1
-        for cells in reader:
-            where, number = f"{name}, line {number}", reader.line_num + 1
-            if not cells:
-                continue
-            if len(cells) != len(columns):
-                raise UserError(
-                    f"{where} has {len(cells)} cells, and the header names {len(columns)} columns: put quotes around "
-                    f"text that holds {delimiter!r}"
-                )
-            yield where, dict(zip(columns, cells, strict=True))
-    except csv.Error as error:
-        raise UserError(f"{name}, line {number} is not valid CSV: {error}") from error
-
-
-def _chain(first: str, rest: Iterable[str]) -> Iterator[str]:
-    if first:
-        yield first
-    yield from rest
-
-
-def _parquet(file: IO[bytes], name: str) -> Iterator[Row]:
-    import pyarrow
-    from pyarrow import parquet
-
-    number = 0
-    try:
-        for batch in parquet.ParquetFile(file).iter_batches(1000):
-            for row in batch.to_pylist():
-                number += 1
-                yield f"{name}, row {number}", {key: _without_none(value) for key, value in row.items()}
-    except (pyarrow.ArrowException, OSError) as error:
-        first = str(error).partition("\n")[0]
-        raise UserError(f"{name} is a damaged Parquet file, from row {number + 1} on: {first}") from error
-
-
-def _without_none(value):
-    """Arrow gives every dictionary of a column the keys of all: those without a value were not there."""
-    if isinstance(value, dict):
-        return {key: _without_none(inner) for key, inner in value.items() if inner is not None}
-    if isinstance(value, list):
-        return [_without_none(inner) for inner in value]
-    return value

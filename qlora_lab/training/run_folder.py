@@ -2,9 +2,13 @@
 
 run.json        the settings, as text, that a resumed run must share with the interrupted one, its length apart
 before.json     the judgement before training
+log.jsonl       a line for each step, as soon as it is taken: see `step_log.py`
+tracked.json    the run's name for a tracker, with --track; tensorboard/ has what TensorBoard is told
 checkpoints/    see `checkpoints.py`
-adapter/        in PEFT's format
+adapter/        in PEFT's format; with --keep best, the best one that was validated
+answers.jsonl   what was asked, expected and answered, before training and after
 report.json     the finished run
+report.html     the same for a browser, with the answers side by side and the loss as a curve
 """
 
 from __future__ import annotations
@@ -12,13 +16,17 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import secrets
 import shutil
 
-from qlora_lab.adapters.files import add_fingerprint, base_fingerprint
+import torch
+
+from qlora_lab.adapters.files import add_fingerprint, fingerprint_of
 from qlora_lab.errors import UserError
 from qlora_lab.training.checkpoints import newest_checkpoint
+from qlora_lab.training.sharding import is_sharded, whole
 
-LENGTH = ("steps", "epochs")  # a run may be resumed for longer than it was meant to last
+LENGTH = ("steps", "epochs", "patience")  # a run may be resumed for longer than it was meant to last
 
 
 class RunFolder:
@@ -28,11 +36,12 @@ class RunFolder:
         path: the folder, which need not exist.
         settings: this run's, as text.
         resume: continue the run that the folder holds, instead of starting one in a free folder.
+        defaults: what a setting was, if the folder's run is older than the flag for it.
     """
 
-    def __init__(self, path: pathlib.Path, settings: dict[str, str], resume: bool):
-        self.path, self.settings, self.resume = path, settings, resume
-        self.adapter, self.checkpoints = path / "adapter", path / "checkpoints"
+    def __init__(self, path: pathlib.Path, settings: dict[str, str], resume: bool, defaults: dict[str, str]):
+        self.path, self.settings, self.resume, self.defaults = path, settings, resume, defaults
+        self.adapter, self.checkpoints, self.log = path / "adapter", path / "checkpoints", path / "log.jsonl"
 
     def look(self) -> tuple[dict | None, int]:
         """Check that the folder is free or, to resume, that it holds this run.
@@ -52,7 +61,7 @@ class RunFolder:
             return None, 0
         if not (self.path / "run.json").is_file():
             raise UserError(f"nothing to resume: {self.path} holds no run")
-        then = self._read("run.json")
+        then = {**self.defaults, **self._read("run.json")}
         for key, now in self.settings.items():
             if then.get(key) != now and key not in LENGTH:
                 flag = "--" + key.replace("_", "-")
@@ -70,11 +79,36 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             self.write("run.json", self.settings)
 
-    def write(self, name: str, value: dict) -> None:
-        """Write one of the JSON files atomically: there is the old one or the new one, never half of one."""
+    def write(self, name: str, value: dict | list[dict] | str) -> None:
+        """Write one of the files atomically: there is the old one or the new one, never half of one.
+
+        value: an object for a JSON file, a list of them for one of JSON lines, or the text itself.
+        """
+        if isinstance(value, list):
+            value = "".join(json.dumps(row) + "\n" for row in value)
         part = self.path / f"{name}.part"
-        part.write_text(json.dumps(value, indent=1))
+        part.write_text(value if isinstance(value, str) else json.dumps(value, indent=1), "utf-8", "backslashreplace")
         part.replace(self.path / name)
+
+    def tracked_as(self) -> str:
+        """The run's name for a tracker, which it has from its first call on: the folder's, and what makes it unique."""
+        if (self.path / "tracked.json").is_file():
+            return str(self._read("tracked.json").get("run"))
+        run = f"{self.path.absolute().name}-{secrets.token_hex(4)}"
+        self.write("tracked.json", {"run": run})
+        return run
+
+    def answers(self) -> list[dict]:
+        """The rows of answers.jsonl; none if there is no such file. Raises UserError if it is damaged."""
+        path = self.path / "answers.jsonl"
+        if not path.is_file():
+            return []
+        try:
+            rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            _ = [(row["split"], row["expected"], row["before"]["answer"]) for row in rows]
+        except (ValueError, LookupError, TypeError) as error:
+            raise UserError(f"{path} is damaged: without it, the answers before training will not be shown") from error
+        return rows
 
     def _read(self, name: str) -> dict:
         path = self.path / name
@@ -91,16 +125,26 @@ class RunFolder:
             raise UserError(f"{self.path} holds another run: give another --output, or --resume to continue it")
 
 
-def save_adapter(model, folder: pathlib.Path, tokenizer=None) -> None:
+def save_adapter(model, folder: pathlib.Path, tokenizer=None, writes: bool = True) -> None:
     """Save PEFT's adapter with the fingerprint of its base. The folder is replaced only when all files are written.
+
+    Of a sharded model all processes must call this, since each has a part.
 
     Args:
         tokenizer: saved beside the adapter if given, for it is no longer the base model's own.
+        writes: whether this process is the one that writes the files.
     """
+    gathered: dict[str, torch.Tensor] = {  # the adapters, and what the base's fingerprint is made of
+        name: whole(parameter.detach(), parameter)
+        for name, parameter in model.named_parameters()
+        if is_sharded(parameter) and (parameter.requires_grad or parameter.ndim == 1)
+    }
+    if not writes:
+        return
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
-    model.save_pretrained(part)
-    add_fingerprint(part, base_fingerprint(model))
+    model.save_pretrained(part, state_dict=gathered or None)
+    add_fingerprint(part, fingerprint_of({**dict(model.named_parameters()), **gathered}.items()))
     if tokenizer is not None:
         tokenizer.save_pretrained(part)
     if folder.exists():

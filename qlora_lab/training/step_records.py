@@ -6,7 +6,13 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from qlora_lab.errors import UserError
+
 WARM_UP = 2  # steps: the first loads libraries and kernels, the first two fill caches and record graphs
+
+
+class TrainingDiverged(UserError):
+    """A loss or the gradient norm is not finite."""
 
 
 @dataclass(frozen=True)
@@ -15,7 +21,9 @@ class StepRecord:
 
     loss: mean over the step's target tokens, in nats, before the update. gradient_norm: before clipping.
     tokens: all tokens of the step's samples, including prompts but not padding.
-    seconds: wall time, without writing checkpoints.
+    seconds: wall time, without validation and without writing checkpoints.
+    validation_loss: mean over the held-out samples' target tokens, in nats, after the update; None if the model was not
+        validated after this step.
     """
 
     step: int
@@ -24,6 +32,7 @@ class StepRecord:
     gradient_norm: float
     tokens: int
     seconds: float
+    validation_loss: float | None = None
 
 
 def steady(records: Sequence[StepRecord]) -> Sequence[StepRecord]:

@@ -24,7 +24,11 @@ PLAIN_TEMPLATE = (
 )
 OWN_FIELDS = ("tools", "weight")  # of our messages, not the template's
 REASONING = ("reasoning_content", "reasoning", "thinking")
-LEARN = ("all", "last", "everything")
+LEARN = {
+    "all": "every turn of the assistant",
+    "last": "the assistant's last turn",
+    "everything": "all of it, what others say, too",
+}
 
 
 @dataclass(frozen=True)

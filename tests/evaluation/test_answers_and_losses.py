@@ -105,7 +105,7 @@ class Parrot(torch.nn.Module):
 
 @pytest.mark.parametrize("templated", [True, False])
 def test_answers_come_back_in_the_order_of_the_questions(starting_tokenizer, templated):
-    if templated:  # ends with what is asked, where the bundled model's ends with the assistant's name
+    if templated:  # begins each turn with the start token, the answer's, too
         starting_tokenizer.chat_template = "{% for m in messages %}<|im_start|>{{ m.content }}{% endfor %}"
     else:
         starting_tokenizer.chat_template = None
@@ -115,10 +115,11 @@ def test_answers_come_back_in_the_order_of_the_questions(starting_tokenizer, tem
     assert answers == ["seven", "one", "two", "five"]
     assert [len(ids) for ids, *_ in model.asked] == [3, 1]
     for ids, mask, settings, bf16, training in model.asked:
-        assert settings == {"max_new_tokens": 11, "do_sample": False, "pad_token_id": 2}
+        assert settings == {"max_new_tokens": 11, "do_sample": False, "pad_token_id": 2, "eos_token_id": [2]}
         assert bf16 and not training
         starts = mask.argmax(dim=1).tolist()  # padded on the left
-        assert [row[start:].tolist().count(1) for row, start in zip(ids, starts, strict=True)] == [1] * len(ids)
+        begun = [row[start:].tolist().count(1) for row, start in zip(ids, starts, strict=True)]
+        assert begun == [2 if templated else 1] * len(ids)  # and none added by the tokenizer
         assert all(row[:start].eq(2).all() and row[start] == 1 for row, start in zip(ids, starts, strict=True))
         assert mask[:, -1].all()
     lengths = [mask.sum().item() for _, masks, *_ in model.asked for mask in masks]

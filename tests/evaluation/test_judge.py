@@ -9,6 +9,7 @@ from qlora_lab.errors import UserError
 from qlora_lab.evaluation import judge as module
 from qlora_lab.evaluation.judge import Judge
 from qlora_lab.evaluation.losses import Loss
+from qlora_lab.evaluation.scores import parse_score
 from qlora_lab.finetuning import exact_match, generate, load_model, load_samples, text_loss
 from qlora_lab.training.chat import tokenize_chat
 
@@ -37,8 +38,31 @@ def test_answers_are_compared_one_by_one_and_all_splits_at_once(monkeypatch):
     judgement = Judge(splits, {}, Words(), torch.bfloat16)("model")
     assert judgement.exact == {"test": "101", "shifted": "1"}
     assert judgement.as_dict() == {"exact_match": {"test": 2 / 3, "shifted": 1.0}, "perplexity": {}}
+    assert judgement.answers == {"test": ["A", "x", "C "], "shifted": ["D E F"]}
     prompts = [chat[:1] for split in splits.values() for chat in split]
     assert asked == [("model", prompts, 3 + 8, torch.bfloat16)]
+
+
+def test_scores_stand_beside_exact_match(monkeypatch):
+    """One for each answer, their mean by split, and of JSON the shares by field."""
+    answers = ['{"a": 1, "b": 2}', "The {}", '{"a": 1}']
+    monkeypatch.setattr(module, "generate", lambda *_, **__: answers)
+    splits = {"test": chats(("q", '{"a": 1, "b": 3}'), ("r", "{}")), "shifted": chats(("s", '{"a": 1}'))}
+    scores = [parse_score(name) for name in ("normalized", "json")]
+    judgement = Judge(splits, {}, Words(), scores=scores)("model")
+    assert judgement.scores == {
+        "normalized_match": {"test": [0, 1], "shifted": [1]},
+        "json": {"test": [0.5, 0], "shifted": [1]},
+    }
+    assert judgement.as_dict() == {
+        "exact_match": {"test": 0, "shifted": 1},
+        "perplexity": {},
+        "normalized_match": {"test": 0.5, "shifted": 1},
+        "json": {"test": 0.25, "shifted": 1},
+        "json_fields": {"test": {"a": 1, "b": 0}, "shifted": {"a": 1}},
+    }
+    alone = Judge(splits, {}, Words(), scores=scores[:1])("model").as_dict()
+    assert set(alone) == {"exact_match", "perplexity", "normalized_match"}
 
 
 def test_losses_are_those_of_each_text(monkeypatch):
@@ -68,33 +92,34 @@ def test_it_is_what_the_functions_say_of_a_real_model(tiny_folder):
 
 
 class Process:
-    """One of several that share the samples; what they sum is given."""
+    """One of two that share the samples."""
 
-    num_processes, device = 2, torch.device("cpu")
+    num_processes = 2
 
-    def __init__(self, index: int, others: list[float]):
-        self.process_index, self.others = index, others
-
-    def reduce(self, tensor, reduction):
-        assert reduction == "sum" and tensor.dtype == torch.float64
-        return tensor + torch.tensor(self.others, dtype=tensor.dtype)
+    def __init__(self, index: int):
+        self.process_index = index
 
 
 def test_each_process_asks_its_share_and_all_get_the_same(monkeypatch):
-    monkeypatch.setattr(module, "generate", lambda model, tokenizer, prompts, **_: ["right"] * len(prompts))
-    splits = {"test": chats(("a", "right"), ("b", "right"), ("c", "right")), "shifted": chats(("d", "right"))}
-    first, second = Process(0, [0.0, 1.0, 0.0, 1.0]), Process(1, [1.0, 0.0, 0.0, 0.0])
-    assert Judge(splits, {}, Words(), accelerator=first).exactness("model") == {"test": "111", "shifted": "1"}
-    assert Judge(splits, {}, Words(), accelerator=second).exactness("model") == {"test": "110", "shifted": "1"}
+    monkeypatch.setattr(
+        module, "generate", lambda model, tokenizer, prompts, **_: [f"{p[0]['content']}!" for p in prompts]
+    )
+    splits = {"test": chats("ar", "br", "cr"), "shifted": chats("dr")}
+    for index, others in ((0, [(1, "b?"), (3, "d?")]), (1, [(0, "a?"), (2, "c?")])):
+        monkeypatch.setattr("accelerate.utils.gather_object", lambda own, others=others: own + others)
+        answers = Judge(splits, {}, Words(), accelerator=Process(index)).answers("model")
+        expected = ["a!", "b?", "c!", "d?"] if index == 0 else ["a?", "b!", "c?", "d!"]
+        assert answers == {"test": expected[:3], "shifted": expected[3:]}
 
 
 def test_a_limit_is_the_same_for_all_processes(monkeypatch):
     """That of the longest reference, whoever has it."""
     limits = []
     monkeypatch.setattr(module, "generate", lambda *_, max_new_tokens, **__: limits.append(max_new_tokens) or ["x"])
+    monkeypatch.setattr("accelerate.utils.gather_object", lambda own: [(0, "x"), (1, "x")])
     for index in (0, 1):
-        judge = Judge({"test": chats("ab", ("c", "a b c d"))}, {}, Words(), accelerator=Process(index, [0.0, 0.0]))
-        judge.exactness("model")
+        judge = Judge({"test": chats("ab", ("c", "a b c d"))}, {}, Words(), accelerator=Process(index))
+        judge.answers("model")
     assert limits == [12, 12]
 
 

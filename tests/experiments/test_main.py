@@ -10,7 +10,7 @@ import torch
 from qlora_lab.experiments import record
 from qlora_lab.experiments.__main__ import EXPERIMENTS, main
 
-NAMES = "accuracy, knobs, presets, memory, kept, step, kernels, quantization, side-by-side"
+NAMES = "accuracy, knobs, presets, memory, kept, step, kernels, quantization, side-by-side, amounts, cards"
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
@@ -44,7 +44,9 @@ def test_each_experiment_has_flags_and_says_what_is_wrong_with_them(name, capsys
     assert f"python -m qlora_lab.experiments {name}" in capsys.readouterr().out.replace("\n", " ")
 
 
-@pytest.mark.parametrize("flags", ["accuracy", "knobs", "presets", "memory --grid", "kept", "step", "kernels"])
+@pytest.mark.parametrize(
+    "flags", ["accuracy", "knobs", "presets", "memory --grid", "kept", "step", "kernels", "cards", "amounts"]
+)
 def test_what_needs_a_gpu_says_so(flags, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert main([*flags.split(), "--output", str(tmp_path)]) == 2

@@ -155,6 +155,8 @@ def test_columns_by_hand():
     row = {"frage": "a", "antwort": "b", "prompt": "other"}
     assert chat_of(row, {"prompt": "frage", "response": "antwort"}) == said("a", "b")
     assert chat_of({**row, "s": "be"}, {"prompt": "frage", "response": "antwort", "system": "s"})[0]["content"] == "be"
+    more = {**row, "messages": said("c", "d"), "system": "s", "history": [["1", "2"]]}
+    assert chat_of(more, {"prompt": "frage", "response": "antwort"}) == said("a", "b")  # what is not named is not there
     assert chat_of({"log": [U, A]}, {"messages": "log"}) == said("a", "b")
     assert chat_of({"body": "x"}, {"text": "body"}) == [{"role": "text", "content": "x"}]
     with pytest.raises(UserError, match=r"line 3 has no column 'answer' \(it has: frage, antwort, prompt\)"):
@@ -192,6 +194,9 @@ def test_what_was_understood_is_said(tmp_path):
     path.write_text(json.dumps(rows[1]))
     read_chats(path, understood=(clean := Understood()))
     assert clean.remarks() == ""
+    path.write_text(json.dumps({"prompt": "a", "response": "b", "system": "s", "history": [], "tools": None}))
+    read_chats(path, understood=(used := Understood()))
+    assert used.summary() == "mine.jsonl: 1 sample, read as prompt-response"
 
 
 def test_folders_of_datasets_and_splits_in_other_files(tmp_path):
@@ -220,3 +225,69 @@ def test_folders_of_datasets_and_splits_in_other_files(tmp_path):
     (tmp_path / "one" / "dataset_info.json").write_text("{")
     with pytest.raises(UserError, match="cannot read .*one as a folder of save_to_disk"):
         read_chats(tmp_path / "one")
+
+
+def test_what_arrow_keeps_as_json_text_is_what_it_was(tmp_path):
+    """datasets 5 reads messages that have different keys so; in a folder of save_to_disk and in Parquet, too."""
+    import datasets
+
+    tool = {"tools": [TOOL], "messages": [U, {"role": "assistant", "content": "", "tool_calls": [CALL]}]}
+    (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, [tool, {"messages": [U, A, U, A]}])))
+    table = datasets.load_dataset("json", data_files=str(tmp_path / "mine.jsonl"), split="train", cache_dir=tmp_path)
+    table.save_to_disk(tmp_path / "saved")
+    table.to_parquet(tmp_path / "mine.parquet")
+    for source in ("mine.jsonl", "saved", "mine.parquet"):
+        assert read_chats(tmp_path / source) == [chat_of(tool), said("a", "b", "a", "b")]
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A hub that holds "ann/talks", with the splits train and test, the latter in the config "more" alone."""
+    import datasets
+
+    def load_dataset(name, config, split, streaming):
+        assert streaming
+        if name != "ann/talks":
+            raise ConnectionError(f"Couldn't reach '{name}' on the Hub\nand more")
+        rows = [{"prompt": f"Say {split} {n}", "response": "x"} for n in range(3)]
+        return datasets.Dataset.from_list(rows).to_iterable_dataset()
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    names = lambda name, config: ["train", "test"] if config == "more" else ["train"]  # noqa: E731
+    monkeypatch.setattr(datasets, "get_dataset_split_names", names)
+
+
+def test_names_on_the_hub(hub, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert read_chats("ann/talks") == [said(f"Say train {n}", "x") for n in range(3)]
+    assert read_chats("ann/talks:more", "test")[0] == said("Say test 0", "x")
+    assert has_splits("ann/talks") and has_split("ann/talks:more", "test") and not has_split("ann/talks", "test")
+    with pytest.raises(
+        UserError, match="no data at 'ann/walks': no such file or folder, .* reach 'ann/walks' on the Hub$"
+    ):
+        read_chats("ann/walks")
+    with pytest.raises(UserError, match="ann/talks, row 1 has no column 'q'"):
+        read_chats("ann/talks", columns={"prompt": "q", "response": "a"})
+    (tmp_path / "ann" / "talks").mkdir(parents=True)
+    with pytest.raises(UserError, match="ann/talks has no train.jsonl"):
+        read_chats("ann/talks")
+
+
+def test_a_hub_that_breaks_off_is_one_sentence(hub, monkeypatch):
+    import datasets
+
+    def broken():
+        yield {"prompt": "a", "response": "b"}
+        raise ConnectionError("reset by peer")
+
+    table = datasets.IterableDataset.from_generator(broken)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: table)
+    with pytest.raises(UserError, match="cannot read ann/talks from the hub: reset by peer"):
+        read_chats("ann/talks")
+
+
+@pytest.mark.parametrize("name", ["orders", "mine.jsonl", "./mine/train", "/mine/train", "a/b/c", "~/mine", "../mine"])
+def test_what_is_no_name_on_the_hub_is_not_looked_up_there(name):
+    with pytest.raises(UserError, match="^(no data at|.*orders has no other.jsonl)"):
+        read_chats(name, "other")
+    assert not has_split(name, "other")

@@ -6,15 +6,18 @@ Trains, with and without dropout, stops and goes on, judges; each process writes
 import json
 import pathlib
 import sys
+from types import SimpleNamespace
 
 import torch
 from accelerate import PartialState
 
 from qlora_lab.evaluation import judge
+from qlora_lab.evaluation.scores import parse_score
 from qlora_lab.finetuning import Batches, train
 from qlora_lab.training.processes import make_accelerator
+from qlora_lab.training.validation import Validation
 from tests.conftest import tiny_model
-from tests.training.test_loop import random_samples, stopped_at
+from tests.training.test_loop import RISING_AGAIN, random_samples, stopped_at
 
 BATCHES = Batches(random_samples(40), 4, seed=5)
 SETTINGS = {"steps": 6, "checkpoint_every": 2, "learning_rate": 1e-2}
@@ -36,7 +39,21 @@ def seen(folder: pathlib.Path) -> dict:
     records = train(model, BATCHES, checkpoints=folder, resume=True, **own)
     results["resumed"] = [[r.loss, r.gradient_norm] for r in records]
     results["judged"] = judged(accelerator)
+    results["validated"] = validated(accelerator)
     return results
+
+
+def validated(accelerator) -> dict:
+    """Validates after each step, the second process with fewer samples, until the loss rises again."""
+    model, texts = tiny_model(), {"validation": random_samples(5, seed=9)}
+    held_out = judge.Judge({}, texts, SimpleNamespace(pad_token_id=0), torch.float32, accelerator)
+    validation = Validation(lambda model: held_out.loss(model, "validation").per_token, 1, patience=2, keep_best=True)
+    records = train(model, BATCHES, validation=validation, accelerator=accelerator, progress=False, **RISING_AGAIN)
+    step = validation.restore_best(model)
+    return {
+        "losses": [record.validation_loss for record in records],
+        "best": [step, held_out.loss(model, "validation").per_token],
+    }
 
 
 def judged(accelerator) -> dict:
@@ -57,11 +74,14 @@ def judged(accelerator) -> dict:
         f"answer {chat[-1]['content']}" if chat[-1]["content"] in "0125" else "no idea" for chat in conversations
     ]
 
+    f1 = judge.Judge(chats, {}, Words(), torch.float32, accelerator, [parse_score("f1")])(None)
+
     def judgement(conversations: dict, texts: dict, model=None) -> dict:
         return judge.Judge(conversations, texts, Words(), torch.float32, accelerator)(model).as_dict()
 
     texts = {"five": random_samples(5), "one": random_samples(1)}
     return {
+        "f1": f1.scores["f1"],
         "exact": judgement(chats, {})["exact_match"],
         "one": judgement({"shifted": chats["shifted"]}, {})["exact_match"],
         "none": judgement({}, {})["exact_match"],

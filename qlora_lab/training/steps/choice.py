@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 
 from qlora_lab.training.settings import TrainSettings
+from qlora_lab.training.sharding import is_sharded
 from qlora_lab.training.steps.contract import Step
 from qlora_lab.training.steps.fast.limits import NoFastStep, require_machine
 from qlora_lab.training.steps.fast.step import FastStep
 from qlora_lab.training.steps.in_backward import InBackwardStep
 from qlora_lab.training.steps.plain import PlainStep
+from qlora_lab.training.steps.sharded import ShardedStep
 
 
 def make_step(model, optimizer, accelerator, settings: TrainSettings, accumulation: int, pad_token_id: int) -> Step:
@@ -17,6 +19,8 @@ def make_step(model, optimizer, accelerator, settings: TrainSettings, accumulati
 
     accumulation: micro-batches per step. pad_token_id: fills up short rows.
     """
+    if any(is_sharded(parameter) for parameter in model.parameters()):
+        return ShardedStep(model, optimizer, accelerator, settings, pad_token_id)
     if settings.fast:
         try:
             return make_fast_step(model, optimizer, accelerator, settings, accumulation, pad_token_id)

@@ -31,11 +31,7 @@ class PlainStep:
     ) -> StepResult:
         self.optimizer.zero_grad()
         set_learning_rate(self.optimizer, learning_rate)
-        loss = torch.zeros((), device=self.accelerator.device)
-        for rows in micro_batches:
-            share = self.loss_share(rows, targets)
-            loss += share.detach()
-            self.accelerator.backward(share)
+        loss = self.backward(micro_batches, targets)
         if self.accelerator.num_processes > 1:
             for parameter in self.parameters:  # no sample of this process may have reached it
                 if parameter.grad is None:
@@ -48,6 +44,15 @@ class PlainStep:
         if finite or skipped:  # the scaler does the skipping
             self.optimizer.step()
         return StepResult(loss, norm, updated=finite, skipped=skipped)
+
+    def backward(self, micro_batches: MicroBatches, targets: int) -> torch.Tensor:
+        """Forward and backward pass of this process's rows. Returns their part of the step's loss, a scalar."""
+        loss = torch.zeros((), device=self.accelerator.device)
+        for rows in micro_batches:
+            share = self.loss_share(rows, targets)
+            loss += share.detach()
+            self.accelerator.backward(share)
+        return loss
 
     def loss_share(self, rows: list[list], targets: int) -> torch.Tensor:
         """The forward pass of this process's rows of a micro-batch. Returns their part of the step's loss, a scalar."""

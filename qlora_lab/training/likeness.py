@@ -1,0 +1,178 @@
+"""Which samples occur twice, and which of those to judge on are nearly among those to train on.
+
+Repeats are found by a 64-bit hash of each sample. Two samples are nearly the same if the sets of their shingles (each
+three words or signs in a row) have a Jaccard similarity, shared over all, of at least 0.7: in a sample of twenty words,
+one differs. (For documents, five words and 0.8 are usual: Lee et al. 2022, arXiv 2107.06499.) It is computed exactly:
+the judged samples' shingles are an index in which every trained sample is looked up, so memory depends on the judged
+ones alone. System messages play no part in it, nor do shingles that many samples have: a task's fixed words do not make
+samples alike.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from array import array
+from bisect import bisect_right
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+
+from qlora_lab.training.formats import Chat
+
+SHINGLE = 3
+NEARLY = 0.7
+# Thai, Lao, Burmese, Khmer, kana, Han: there are no blanks between words
+NO_BLANKS = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
+# a character of such a script; a run of other letters and digits; a sign
+WORDS = re.compile(rf"[{NO_BLANKS}]|(?:(?![{NO_BLANKS}])[^\W_])+|[^\w\s]")
+LONGEST = 100_000  # characters of a sample that are compared
+
+
+def question(chat: Chat) -> str:
+    """All that comes before the last answer, as a text to compare: kinds of white space make no difference."""
+    return _text(chat[:-1])
+
+
+def _text(messages: Chat) -> str:
+    return json.dumps([{**message, "content": " ".join(message["content"].split())} for message in messages])
+
+
+class Places:
+    """Where samples stand ("file, line 3"), in eight bytes each."""
+
+    def __init__(self):
+        self._numbers, self._names, self._begins = array("Q"), [], []
+
+    def append(self, where: str) -> None:
+        name, _, number = where.rpartition(" ")
+        if self._names[-1:] != [name]:
+            self._names.append(name)
+            self._begins.append(len(self._numbers))
+        self._numbers.append(int(number))
+
+    def __getitem__(self, index: int) -> str:
+        return f"{self._names[bisect_right(self._begins, index) - 1]} {self._numbers[index]}"
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """repeats: samples that are an earlier one again; of which the first is `example`: where it and the earlier stand.
+
+    disagreeing: questions that have several different answers, of which one is in `disagreement`: where two stand.
+    """
+
+    repeats: int
+    example: tuple[str, str] | None
+    disagreeing: int
+    disagreement: tuple[str, str] | None
+
+
+class Repeats:
+    """Is told every sample; keeps 24 bytes of each."""
+
+    def __init__(self):
+        self.places = Places()
+        self._samples, self._questions = array("q"), array("q")
+
+    def see(self, where: str, chat: Chat) -> None:
+        self.places.append(where)
+        self._samples.append(hash(_text(chat)))
+        self._questions.append(hash(question(chat) if len(chat) > 1 else _text(chat)))
+
+    def found(self) -> Repeated:
+        import numpy
+
+        samples, questions = numpy.array(self._samples), numpy.array(self._questions)
+        first, again = _first_and_again(samples)
+        example = self._pair(again[0], first[again[0]]) if len(again) else None
+        once = numpy.setdiff1d(numpy.arange(len(samples)), again)  # a question that is here twice has two answers
+        first, other = _first_and_again(questions[once])
+        disagreement = self._pair(once[other[0]], once[first[other[0]]]) if len(other) else None
+        return Repeated(len(again), example, len(numpy.unique(questions[once][other])), disagreement)
+
+    def _pair(self, one, other) -> tuple[str, str]:
+        return self.places[int(one)], self.places[int(other)]
+
+
+def _first_and_again(values):
+    """The index of each value's first occurrence, and the indices of those that have occurred before, ascending."""
+    import numpy
+
+    _, first, which = numpy.unique(values, return_index=True, return_inverse=True)
+    return first[which], numpy.flatnonzero(first[which] != numpy.arange(len(values)))
+
+
+SAME, ASKED, NEAR = "word for word", "with another answer", "nearly"
+STRENGTH = (NEAR, ASKED, SAME)
+
+
+@dataclass(frozen=True)
+class Twin:
+    """Where a judged sample stands, and the trained one that is most like it.
+
+    kind: SAME, ASKED (the same question, another answer) or NEAR.
+    likeness: the Jaccard similarity of their shingles, for those that are NEAR; 1 for the others.
+    """
+
+    judged: str
+    trained: str
+    kind: str
+    likeness: float
+
+
+class Twins:
+    """Finds those of the judged samples that are among the trained ones, or nearly.
+
+    Args:
+        judged: where each stands, and the chat.
+    """
+
+    def __init__(self, judged: list[tuple[str, Chat]]):
+        self.judged = judged
+        shingles = [shingles_of(chat) for _, chat in judged]
+        counts = Counter(shingle for of in shingles for shingle in of)
+        most = max(10, len(judged) // 20)
+        self._common = {shingle for shingle, count in counts.items() if count > most}
+        self._sizes = [len(of - self._common) for of in shingles]
+        self._index, self._exact, self._asked = defaultdict(list), defaultdict(list), defaultdict(list)
+        for number, (of, (_, chat)) in enumerate(zip(shingles, judged, strict=True)):
+            for shingle in of - self._common:
+                self._index[shingle].append(number)
+            self._exact[hash(_text(chat))].append(number)
+            if len(chat) > 1:
+                self._asked[hash(question(chat))].append(number)
+        self._best: dict[int, Twin] = {}
+
+    def see(self, where: str, chat: Chat) -> None:
+        """Compare a trained sample with the judged ones, except with itself."""
+        for number in self._exact.get(hash(_text(chat)), ()):
+            self._like(number, where, SAME)
+        for number in self._asked.get(hash(question(chat)), ()) if len(chat) > 1 else ():
+            self._like(number, where, ASKED)
+        shingles = shingles_of(chat)
+        shared = Counter(number for shingle in shingles for number in self._index.get(shingle, ()))
+        if shared:
+            size = len(shingles - self._common)
+            for number, both in shared.items():
+                likeness = both / (size + self._sizes[number] - both)
+                if likeness >= NEARLY:
+                    self._like(number, where, NEAR, likeness)
+
+    def _like(self, number: int, where: str, kind: str, likeness: float = 1.0) -> None:
+        judged, best = self.judged[number][0], self._best.get(number)
+        rank = (STRENGTH.index(kind), likeness)
+        if where != judged and (best is None or rank > (STRENGTH.index(best.kind), best.likeness)):
+            self._best[number] = Twin(judged, where, kind, likeness)
+
+    def found(self) -> list[Twin]:
+        """A twin of each judged sample that has one, in the order of the judged samples."""
+        return [self._best[number] for number in sorted(self._best)]
+
+
+def shingles_of(chat: Chat) -> set[int]:
+    """Hashes of each three words in a row, system messages aside; of all words, if there are fewer."""
+    text = "\n".join(message["content"] for message in chat if message["role"] != "system")[:LONGEST]
+    words = WORDS.findall(text.casefold())
+    if len(words) <= SHINGLE:
+        return {hash(tuple(words))}
+    return set(map(hash, zip(words, words[1:], words[2:], strict=False)))
