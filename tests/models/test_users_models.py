@@ -397,6 +397,7 @@ def test_what_cannot_be_cut_is_tried_whole():
     """Zamba's layers share weights by number: with the first few alone, transformers builds none."""
     assert tiny_copy(tiny("zamba")).config.num_hidden_layers == 5
     assert tiny_copy(tiny("llama", layers=9)).config.num_hidden_layers == 1
+    assert tiny_copy(tiny("gemma3_text", layers=9)).config.num_hidden_layers == 2  # with a window, and without
 
 
 def vision() -> transformers.Gemma3Config:

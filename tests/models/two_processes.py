@@ -22,7 +22,7 @@ def losses_of(folder, accelerator=None) -> list[float]:
     records = train(
         add_adapter(model, rank=2),
         Batches(samples, 4),
-        steps=5,
+        steps=3,
         learning_rate=0.01,
         progress=False,
         accelerator=accelerator,
