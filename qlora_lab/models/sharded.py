@@ -28,7 +28,7 @@ from qlora_lab.models.quiet import quiet_transformers
 
 Weights = Callable[[str, torch.Size], torch.Tensor]  # a parameter's name and shape -> its values, in any dtype
 Unfilled = dict[tuple[nn.Module, str], str]  # a module and its parameter -> the parameter's name in the checkpoint
-STORAGE = torch.bfloat16  # of the 4-bit codes: FSDP2 shards no integers. The bits are the same
+STORAGE = torch.bfloat16  # of the 4-bit codes, as bitsandbytes and Accelerate ask for with FSDP. The bits are the same
 
 
 def empty_model(config, quantize: bool, device: torch.device, compute_dtype: torch.dtype) -> tuple[Any, Unfilled]:
