@@ -745,7 +745,7 @@ def test_an_adapter_is_saved_whole_or_not_at_all(capsys, monkeypatch, tmp_path, 
     """A disk that fills up in the middle leaves the adapter that was there, and never half a one."""
     save_pretrained = type(tiny).save_pretrained
 
-    def half(model, folder):
+    def half(model, folder, **named):
         folder.mkdir(parents=True)
         (folder / "half").write_bytes(b"of it")
         raise OSError(28, "No space left on device")
