@@ -31,6 +31,11 @@ THROUGH_KWARGS = {
         "transformers.models.auto.configuration_auto",
         'kwargs.pop("trust_remote_code"',
     ),
+    **{
+        (tracker, keyword): ("accelerate.tracking", f"{package}.init(project=self.run_name, **self.init_kwargs)")
+        for tracker, package in (("TrackioTracker", "trackio"), ("WandBTracker", "wandb"))
+        for keyword in ("name", "id", "resume", "dir")
+    },
     ("from_config", "pre_quantized"): ("transformers.quantizers.base", 'kwargs.pop("pre_quantized"'),
     ("PreTrainedTokenizerFast", "tokenizer_object"): (
         "transformers.tokenization_utils_tokenizers",

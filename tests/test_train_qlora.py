@@ -102,7 +102,7 @@ def test_json_and_nothing_else_on_standard_output(finished, tiny_folder):
     assert set(report) == {
         "model", "method", "steps", "losses", "before", "after", "tokens_per_second", "train_seconds",
         "peak_memory_bytes", "trainable_parameters", "adapter",  # these are promised
-        "processes", "device", "compute_dtype", "samples_left_out", "resumed_at", "interrupted",
+        "processes", "sharded", "device", "compute_dtype", "samples_left_out", "resumed_at", "interrupted",
         "validation_losses", "adapter_step", "out_of_patience",
     }  # fmt: skip
     assert report["model"] == str(tiny_folder)

@@ -329,6 +329,7 @@ def test_loaded_states_lie_where_the_optimizer_wants_them():
         is_paged = True
 
         def __init__(self):
+            self.param_groups = [{"params": [parameter]}]
             self.state, self.buffers = {parameter: {}}, []
 
         def get_state_buffer(self, p, dtype):

@@ -125,7 +125,7 @@ def fingerprint(run: pathlib.Path) -> str:
 def test_one_killed_ends_all_and_another_number_goes_on(untied, tmp_path, capsys):
     output = tmp_path / "run"
     command = ["--model", str(untied), *RUN.split(), "--output", str(output)]
-    command[command.index("--steps") + 1] = "40"
+    command[command.index("--steps") + 1] = "20"
     started = processes(4, "qlora_lab.train_qlora", *command, shard=True)
     deadline = time.time() + 200
     while not list(output.glob("checkpoints/checkpoint-*2")) and time.time() < deadline and started.poll() is None:
@@ -141,11 +141,11 @@ def test_one_killed_ends_all_and_another_number_goes_on(untied, tmp_path, capsys
     resumed = ended(processes(2, "qlora_lab.train_qlora", *command, "--resume", shard=True))
     assert resumed.returncode == 0, resumed.stderr
     report = json.loads(resumed.stdout)
-    assert 2 <= report["resumed_at"] < 40
+    assert 2 <= report["resumed_at"] < 20
     command[command.index(str(output))] = str(tmp_path / "one")
     assert train_qlora.main(command) == 0
     alone = json.loads(capsys.readouterr().out)
-    assert report["losses"] == pytest.approx(alone["losses"], rel=1e-3)  # 40 steps of AdamW enlarge what rounding began
+    assert report["losses"] == pytest.approx(alone["losses"], rel=1e-3)  # 20 steps of AdamW enlarge what rounding began
 
 
 def test_a_checkpoint_is_read_as_transformers_reads_it(untied):
