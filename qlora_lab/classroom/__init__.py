@@ -12,5 +12,6 @@ drafts.py     from its cells to both notebooks
 values.py     the numbers in the text, filled in from a run and compared with the next
 outputs.py    running, and what may be stored of it
 notebook_json.py  a notebook's file, read
-grade.py      a learner's notebook, run under limits -> points
+grading/      what learners hand in, run under limits, judged, put into tables
+grade.py      its command line
 """
