@@ -125,7 +125,7 @@ def test_a_notebook_has_a_limit_of_its_own(monkeypatch):
     calls = []
 
     class Client:
-        def execute(self, code, allow_stdin, store_history):
+        def execute(self, code, allow_stdin, store_history, stop_on_error):
             return "request"
 
         def get_shell_msg(self, timeout):
@@ -142,6 +142,30 @@ def test_a_notebook_has_a_limit_of_its_own(monkeypatch):
     with pytest.raises(kernel.Stopped, match="^the notebook took longer than 1800 s$"):
         run.run("while True: pass")
     assert calls == ["look", "interrupt", "look"]
+
+
+def test_the_cell_after_one_that_failed_is_not_dropped(monkeypatch):
+    """A kernel drops what arrives while it clears its queue after an error, unless it is told not to."""
+    replies = []
+
+    class Client:
+        def execute(self, code, allow_stdin, store_history, stop_on_error):
+            assert not stop_on_error
+            return "request"
+
+        def get_shell_msg(self, timeout):
+            return {"parent_header": {"msg_id": "request"}, "content": replies.pop()}
+
+    run = object.__new__(kernel.Kernel)
+    run.limits, run.deadline, run.client = Limits(), time.monotonic() + 60, Client()
+    for reply, error in (
+        ({"status": "ok"}, ""),
+        ({"status": "error", "ename": "SystemExit", "evalue": ""}, "SystemExit"),
+        ({"status": "error", "ename": "NameError", "evalue": "x"}, "NameError: x"),
+        ({"status": "aborted"}, "aborted"),
+    ):
+        replies.append(reply)
+        assert run.run("x") == error
 
 
 def test_what_is_over_time_stops_there_and_what_was_judged_counts(tmp_path):

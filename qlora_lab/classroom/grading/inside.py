@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from qlora_lab.classroom import checks
-from qlora_lab.classroom.judging import error_text
 
 # taken when this module is imported, in the kernel before the learner's first cell: later changes have no effect
 CHECKS = {name: (check.exercise, check.verdict) for name, check in checks.CHECKS.items()}
@@ -35,15 +34,13 @@ def end_fork() -> None:
 def judge(name: str, answer: Callable[[], tuple], file: str) -> None:
     """Write to a file, as JSON [state, message], what the check `name` says of the answer.
 
-    Nothing that the answer raises gets out of here, SystemExit and KeyboardInterrupt included.
+    Nothing is written if the answer raises what is no Exception, such as SystemExit.
     """
     try:
         verdict = CHECKS[name][1](*answer())
         state, message = verdict.state, verdict.message
     except NameError as error:
         state, message = "missing", f"{error}: the cell that makes it failed, or was deleted or renamed"
-    except BaseException as error:
-        state, message = "wrong", f"it could not be judged: {error_text(error)}"
     end_fork()
     Path(file).write_text(json.dumps([state, message]), encoding="utf-8")
 

@@ -93,7 +93,8 @@ class Kernel:
         """Run code and return the error that it raised, "NameError: ...", or "". seconds: default a cell's limit."""
         seconds = seconds or self.limits.cell_seconds
         end = min(self.deadline, time.monotonic() + seconds)
-        request = self.client.execute(code, allow_stdin=False, store_history=False)
+        # stop_on_error would have a kernel that is slow drop the request after one that failed
+        request = self.client.execute(code, allow_stdin=False, store_history=False, stop_on_error=False)
         if (error := self._wait(request, end)) is not None:
             return error
         self.manager.interrupt_kernel()
@@ -113,7 +114,9 @@ class Kernel:
                 reply = {"parent_header": {}}
             if reply["parent_header"].get("msg_id") == request:
                 content = reply["content"]
-                return f"{content['ename']}: {content['evalue']}" if content["status"] == "error" else ""
+                if content["status"] == "ok":
+                    return ""
+                return f"{content.get('ename', content['status'])}: {content.get('evalue', '')}".rstrip(": ")
             self._watch()
             if time.monotonic() > end:
                 return None

@@ -72,7 +72,7 @@ def _grade_apart(path: Path, key: str, limits: Limits, results: Path, course: st
     order["results"] = str(results.absolute())
     with tempfile.TemporaryFile() as said:
         process = subprocess.Popen(
-            [sys.executable, "-m", WORKER],
+            [sys.executable, "-m", WORKER, str(path)],
             env=os.environ | {MARK: mark, "PYTHONPATH": python_path()},
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,

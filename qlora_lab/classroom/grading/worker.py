@@ -1,7 +1,8 @@
 """Grade one hand-in in a process of its own: `runs.py` starts it.
 
-It takes JSON on standard input (see `work`), writes the report to the file named there, and ends everything that the
-hand-in started. It ends itself when the process that started it is gone.
+It takes JSON on standard input (see `work`), keeps the report in the folder named there, and ends everything that the
+hand-in started. It ends itself when the process that started it is gone. (The hand-in's path is also its argument, so
+that `ps` shows what it is at.)
 """
 
 from __future__ import annotations
