@@ -39,7 +39,7 @@ def new_folder(target: pathlib.Path, nbytes: int) -> Iterator[pathlib.Path]:
         part.mkdir()
         yield part
         for file in filter(pathlib.Path.is_file, part.rglob("*")):  # on the disk before the rename makes it visible
-            with open(file, "rb") as handle:
+            with open(file, "r+b") as handle:  # Windows flushes only files opened for writing
                 os.fsync(handle.fileno())
         part.rename(target)
     except SafetensorError as error:  # damaged files are reported where they are read, so this is a failed write

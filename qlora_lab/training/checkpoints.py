@@ -77,7 +77,7 @@ def newest_checkpoint(folder: pathlib.Path) -> Checkpoint | None:
 
 
 def _read(path: pathlib.Path) -> Checkpoint:
-    progress = json.loads((path / "progress.json").read_text())
+    progress = json.loads((path / "progress.json").read_text(encoding="utf-8"))
     if progress.get("format", 1) > FORMAT:
         raise UserError(f"{path} has format {progress['format']}, and this version reads up to {FORMAT}: update it")
     tensors = load_file(path / "optimizer.safetensors")
@@ -236,7 +236,7 @@ def save_checkpoint(
         "scaler": accelerator.scaler.state_dict() if accelerator.scaler else None,
         "keeps_best": best is not None,
     }
-    (part / "progress.json").write_text(json.dumps(progress))
+    (part / "progress.json").write_text(json.dumps(progress), encoding="utf-8")
     for file in part.iterdir():
         with open(file, "r+b") as handle:  # Windows flushes only files opened for writing
             os.fsync(handle.fileno())

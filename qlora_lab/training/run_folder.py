@@ -87,7 +87,8 @@ class RunFolder:
         if isinstance(value, list):
             value = "".join(json.dumps(row) + "\n" for row in value)
         part = self.path / f"{name}.part"
-        part.write_text(value if isinstance(value, str) else json.dumps(value, indent=1), "utf-8", "backslashreplace")
+        text = value if isinstance(value, str) else json.dumps(value, indent=1)
+        part.write_text(text, encoding="utf-8", errors="backslashreplace")
         part.replace(self.path / name)
 
     def tracked_as(self) -> str:
@@ -113,7 +114,7 @@ class RunFolder:
     def _read(self, name: str) -> dict:
         path = self.path / name
         try:
-            value = json.loads(path.read_text())
+            value = json.loads(path.read_text(encoding="utf-8"))
         except ValueError:
             value = None
         if not isinstance(value, dict):

@@ -132,6 +132,13 @@ def test_a_full_disk_is_seen_before_anything_is_written(run, capsys, monkeypatch
     assert "is too full" in refused(capsys, run)
 
 
+def test_files_are_flushed_as_every_system_can(tmp_path):
+    """conftest.py's fsync refuses handles that were opened for reading, as on Windows."""
+    with new_folder.new_folder(tmp_path / "model", 10) as part:
+        (part / "weights").write_bytes(b"weights")
+    assert (tmp_path / "model" / "weights").read_bytes() == b"weights"
+
+
 @pytest.mark.parametrize("form", ["merged", "gguf"])
 def test_a_disk_that_fills_up_leaves_nothing(run, capsys, monkeypatch, form):
     def full(*_, **__):
