@@ -16,6 +16,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from qlora_lab.adapters.dora import DoraLinear
 from qlora_lab.adapters.lora import LoraLinear, required_lora
 from qlora_lab.adapters.quantized_linear import QuantizedLinear, Quantizer, Weight, dense_weight, is_quantized
 from qlora_lab.adapters.targets import is_transposed
@@ -38,6 +39,14 @@ def low_rank(weight: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tenso
 
 
 @torch.no_grad()
+def begin(A: torch.Tensor, B: torch.Tensor, scale: float, target: torch.Tensor) -> None:
+    """Set A, Tensor[rank, in], and B, Tensor[out, rank], so that scale * B A comes as close to a matrix as it can."""
+    b, a = low_rank(target, len(A))
+    A.copy_(a / scale**0.5)
+    B.copy_(b / scale**0.5)
+
+
+@torch.no_grad()
 def initialize_pissa(model: nn.Module, quantizer: Quantizer | None = None) -> nn.Module:
     """Give the LoRA layers of a model with dense weights their beginning, in place.
 
@@ -52,12 +61,14 @@ def initialize_pissa(model: nn.Module, quantizer: Quantizer | None = None) -> nn
     """
     for name, layer in required_lora(model).items():
         weight = _dense_weight(name, layer)
-        _begin(layer, *low_rank(weight, layer.rank))
-        rest = (weight.float() - layer.delta()).to(weight.dtype)
+        begin(layer.lora_A, layer.lora_B, layer.scale, weight)
+        # LoraLinear's, for DoRA's would also hold what changes in length
+        rest = (weight.float() - LoraLinear.delta(layer)).to(weight.dtype)
         if quantizer:
             _quantize_base(layer, quantizer(rest))
         else:
             layer.base.weight.data = rest.T if is_transposed(layer.base) else rest
+        _keep_lengths(layer)
     return model
 
 
@@ -82,9 +93,10 @@ def initialize_loftq(model: nn.Module, quantizer: Quantizer, iterations: int = 1
         weight = _dense_weight(name, layer)
         nn.init.zeros_(layer.lora_B)
         for _ in range(iterations):
-            q = quantizer((weight.float() - layer.delta()).to(weight.dtype))
-            _begin(layer, *low_rank(weight.float() - q.dequantize().float(), layer.rank))
+            q = quantizer((weight.float() - LoraLinear.delta(layer)).to(weight.dtype))
+            begin(layer.lora_A, layer.lora_B, layer.scale, weight.float() - q.dequantize().float())
         _quantize_base(layer, q)
+        _keep_lengths(layer)
     return model
 
 
@@ -106,13 +118,20 @@ def fit_to_error(model: nn.Module, weight_of: Callable[[str], torch.Tensor]) -> 
         if not is_quantized(layer.base):
             raise UserError(f"{name} is not quantized: there is no error that LoftQ could correct")
         error = weight_of(name).float() - dense_weight(layer.base).float()
-        _begin(layer, *low_rank(error, layer.rank))
+        begin(layer.lora_A, layer.lora_B, layer.scale, error)
+        _keep_lengths(layer)
     return model
 
 
 def _quantize_base(layer: LoraLinear, q: Weight) -> None:
     """Put a layer with this weight in the place of a LoRA layer's dense base."""
     layer.add_module("base", QuantizedLinear(q, layer.base.bias).train(layer.training))
+
+
+def _keep_lengths(layer: LoraLinear) -> None:
+    """Let DoRA's magnitudes begin as the lengths that W + scale * B A has now."""
+    if isinstance(layer, DoraLinear):
+        layer.lora_magnitude.copy_(layer.lengths())
 
 
 def _dense_weight(name: str, layer: LoraLinear) -> torch.Tensor:
@@ -122,10 +141,3 @@ def _dense_weight(name: str, layer: LoraLinear) -> torch.Tensor:
         raise UserError(f"{name} is {state} already: PiSSA and LoftQ begin with the dense weight")
     weight = layer.base.weight.detach()
     return weight.T if is_transposed(layer.base) else weight
-
-
-def _begin(layer: LoraLinear, B: torch.Tensor, A: torch.Tensor) -> None:
-    """Give a layer A and B whose product, once it is scaled, is B A."""
-    root = layer.scale**0.5
-    layer.lora_B.copy_(B / root)
-    layer.lora_A.copy_(A / root)

@@ -209,6 +209,12 @@ def test_pissa_is_pefts_and_changes_no_output():
     torch.testing.assert_close(logits(ours), logits(llama()), rtol=1e-4, atol=1e-5)
 
 
+def test_with_dora_they_begin_at_the_same_place():
+    for begin in (initialize_pissa, lambda model: initialize_loftq(model, nf4_double)):
+        plain, dora = (begin(add_lora(llama(), 4, 12, TARGETS, kind=kind)) for kind in (LoraLinear, DoraLinear))
+        torch.testing.assert_close(logits(plain), logits(dora), rtol=1e-4, atol=1e-4)
+
+
 def test_pissa_takes_the_largest_singular_values_and_freezes_the_rest():
     layer = add_lora(llama(), 4, 4, "q_proj").model.layers[0].self_attn
     values = torch.linalg.svdvals(layer.q_proj.base.weight)
