@@ -11,7 +11,7 @@ import torch
 from qlora_lab.arguments import Parser, count, count_or_none, names, positive, seed
 from qlora_lab.errors import UserError
 from qlora_lab.evaluation.scores import NAMES, Score, parse_score
-from qlora_lab.facts import OPTIMIZERS
+from qlora_lab.facts import MERGE_TARGETS, OPTIMIZERS
 from qlora_lab.models.bundled import DEFAULT_MODEL
 from qlora_lab.models.hardware import DTYPES
 from qlora_lab.training.formats import FORMATS
@@ -55,6 +55,7 @@ def parser() -> Parser:
     p.add_argument("--optimizer", choices=OPTIMIZERS, help="default: paged_adamw_32bit on a GPU, adamw_torch on a CPU")
     p.add_argument("--gradient-checkpointing", action="store_true", help="less memory for one more forward pass")
     p.add_argument("--fast", action="store_true", help="on a GPU with bf16: fused kernels in one CUDA graph")
+    p.add_argument("--merge-aware", choices=MERGE_TARGETS, help="learn under the rounding of a merge into these 4 bits")
     p.add_argument("--compute-dtype", choices=DTYPES, help="default: bfloat16 where the hardware has it")
     p.add_argument("--seed", type=seed, default=0)
     p.add_argument("--eval-samples", type=count_or_none, default=50, help="evaluated per split and of prose; 0: none")
@@ -109,6 +110,7 @@ def recipe(
         learning_rate=args.lr,
         schedule=args.schedule,
         fast=args.fast,
+        merge_aware=args.merge_aware,
         checkpoint_every=args.checkpoint_every,
         **memory,
     )

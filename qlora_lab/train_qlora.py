@@ -28,6 +28,8 @@ from typing import Any, cast
 import torch
 from safetensors import SafetensorError
 
+from qlora_lab.adapters.lora import add_lora
+from qlora_lab.adapters.merge_aware import merge_requantized
 from qlora_lab.adapters.peft_adapter import trainable_parameters
 from qlora_lab.adapters.targets import find_targets, widths
 from qlora_lab.arguments import print_anywhere
@@ -185,7 +187,10 @@ def run(args: argparse.Namespace) -> dict | None:
         if accelerator.is_main_process:
             folder.write("answers.jsonl", answers)
             folder.write("before.json", before)
-    model = base if sharded else preset.adapt(base, **adapter_of(args))
+    if args.merge_aware:
+        model = add_lora(base, dtype=getattr(torch, preset.adapter_dtype), **adapter_of(args))
+    else:
+        model = base if sharded else preset.adapt(base, **adapter_of(args))
     trainable, steps = trainable_parameters(model), settings.steps
     say(f"training {trainable:,} parameters for {steps} steps of {args.batch_size * args.accumulation} samples ...")
     torch.manual_seed(args.seed)  # for the model's own dropout, if it has any
@@ -209,6 +214,8 @@ def run(args: argparse.Namespace) -> dict | None:
     peak = peak_memory_bytes(device)
     save_adapter(model, folder.adapter, keep_template(tokenizer), accelerator.is_main_process)
     interrupted = len(records) < steps and not out_of_patience
+    if args.merge_aware:
+        merge_requantized(model, args.merge_aware)  # it is judged as it will be used
     if interrupted:
         after = NOT_ANSWERED
     else:
