@@ -12,7 +12,7 @@ from qlora_lab.adapters.peft_adapter import KINDS
 from qlora_lab.arguments import Parser, count, count_or_none, names, positive, seed
 from qlora_lab.errors import UserError
 from qlora_lab.evaluation.scores import NAMES, Score, parse_score
-from qlora_lab.facts import OPTIMIZERS
+from qlora_lab.facts import MERGE_TARGETS, OPTIMIZERS
 from qlora_lab.models.bundled import DEFAULT_MODEL
 from qlora_lab.models.hardware import DTYPES
 from qlora_lab.training.formats import FORMATS
@@ -60,6 +60,7 @@ def parser() -> Parser:
     p.add_argument("--optimizer", choices=OPTIMIZERS, help="default: paged_adamw_32bit on a GPU, adamw_torch on a CPU")
     p.add_argument("--gradient-checkpointing", action="store_true", help="less memory for one more forward pass")
     p.add_argument("--fast", action="store_true", help="on a GPU with bf16: fused kernels in one CUDA graph")
+    p.add_argument("--merge-aware", choices=MERGE_TARGETS, help="learn under the rounding of a merge into these 4 bits")
     p.add_argument("--compute-dtype", choices=DTYPES, help="default: bfloat16 where the hardware has it")
     p.add_argument("--seed", type=seed, default=0)
     p.add_argument("--eval-samples", type=count_or_none, default=50, help="evaluated per split and of prose; 0: none")
@@ -96,6 +97,8 @@ def recipe(
     _require_validation(args)
     if args.init == "loftq" and args.method != "qlora":
         raise UserError("--init loftq corrects what 4 bits lose, and --method lora loses nothing: leave it out")
+    if args.merge_aware and (args.adapter == "dora" or args.init != "zero"):
+        raise UserError("--merge-aware trains LoRA or rsLoRA from B = 0: leave out --adapter dora and --init")
     scores_of(args)
     if args.track:
         require_tracker(args.track)
@@ -117,6 +120,7 @@ def recipe(
         schedule=args.schedule,
         lora_plus=args.lora_plus,
         fast=args.fast,
+        merge_aware=args.merge_aware,
         checkpoint_every=args.checkpoint_every,
         **memory,
     )

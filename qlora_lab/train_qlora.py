@@ -28,6 +28,8 @@ from typing import Any, cast
 import torch
 from safetensors import SafetensorError
 
+from qlora_lab.adapters.lora import add_lora
+from qlora_lab.adapters.merge_aware import merge_requantized
 from qlora_lab.adapters.peft_adapter import begin_with_loftq, trainable_parameters
 from qlora_lab.adapters.targets import find_targets, widths
 from qlora_lab.arguments import print_anywhere
@@ -195,7 +197,7 @@ def run(args: argparse.Namespace) -> dict | None:
         if accelerator.is_main_process:
             folder.write("answers.jsonl", answers)
             folder.write("before.json", before)
-    model = base if sharded else preset.adapt(base, **adapter_of(args))
+    model = base if sharded else add_adapters(base, args, preset)
     if weights and not resumed_at:
         say("fitting the adapters to what 4 bits lost ...")
         begin_with_loftq(model, weights)
@@ -222,6 +224,8 @@ def run(args: argparse.Namespace) -> dict | None:
     peak = peak_memory_bytes(device)
     save_adapter(model, folder.adapter, keep_template(tokenizer), accelerator.is_main_process)
     interrupted = len(records) < steps and not out_of_patience
+    if args.merge_aware:
+        merge_requantized(model, args.merge_aware)  # it is judged as it will be used
     if interrupted:
         after = NOT_ANSWERED
     else:
@@ -285,6 +289,15 @@ def _collector_off() -> Iterator[None]:
     finally:
         if was_on:
             gc.enable()
+
+
+def add_adapters(base, args: argparse.Namespace, preset: Preset):
+    """The model with its adapters: PEFT's, or ours for --merge-aware, which PEFT does not have."""
+    if not args.merge_aware:
+        return preset.adapt(base, **adapter_of(args))
+    adapter = {name: value for name, value in adapter_of(args).items() if name != "kind"}
+    dtype = getattr(torch, preset.adapter_dtype)
+    return add_lora(base, dtype=dtype, rank_stabilized=args.adapter == "rslora", **adapter)
 
 
 def load_sharded(args: argparse.Namespace, preset: Preset, device: torch.device, dtype: torch.dtype):

@@ -16,13 +16,17 @@ import time
 import pytest
 import safetensors.torch
 import torch
+from peft import PeftModel
 
 from qlora_lab import train_qlora
+from qlora_lab.adapters.files import load_lora
+from qlora_lab.adapters.merge_aware import merge_requantized
 from qlora_lab.adapters.quantized_linear import dense_weight
 from qlora_lab.errors import UserError
 from qlora_lab.evaluation import judge
-from qlora_lab.evaluation.losses import Loss
+from qlora_lab.evaluation.losses import Loss, text_loss
 from qlora_lab.finetuning import add_adapter, load_model, load_samples
+from qlora_lab.training.chat import tokenize_chat
 from qlora_lab.training.run_folder import LENGTH, save_adapter
 from qlora_lab.training.step_records import StepRecord
 from tests.conftest import in_two_processes, kill_train_qlora
@@ -412,6 +416,7 @@ def test_each_flag_reaches_what_it_names_and_nothing_else(capsys, tiny_folder, t
         "loss_chunk": None,
         "update_in_backward": False,
         "fast": False,
+        "merge_aware": None,
         "checkpoint_every": 10,
         "pad_token_id": 2,
         "checkpoints": tmp_path / "run" / "checkpoints",
@@ -420,6 +425,31 @@ def test_each_flag_reaches_what_it_names_and_nothing_else(capsys, tiny_folder, t
         "validation": None,
         **changed,
     }
+
+
+def test_a_merge_aware_run_is_judged_as_merged_and_leaves_an_ordinary_adapter(capsys, tiny_folder, tmp_path):
+    base = ["--model", tiny_folder, "--steps", 3, "--batch-size", 2, "--rank", 2, "--compute-dtype", "float32"]
+    report, _ = call(
+        capsys, *base, "--eval-samples", 2, "--lr", 0.02, "--merge-aware", "q4_0", "--output", tmp_path / "run"
+    )
+    model, tokenizer = load_model(tiny_folder, "nf4", compute_dtype=torch.float32)
+    load_lora(model, tmp_path / "run" / "adapter")
+    texts = [tokenize_chat(chat, tokenizer) for chat in load_samples("orders", "validation")["messages"][:2]]
+    beside = text_loss(model, texts).perplexity
+    merged = text_loss(merge_requantized(model, "q4_0"), texts).perplexity
+    assert report["after"]["perplexity"]["validation"] == pytest.approx(merged, rel=1e-5)
+    assert abs(merged - beside) > 1e-3 * merged
+    loaded, _ = load_model(tiny_folder, "nf4", compute_dtype=torch.float32)
+    peft = PeftModel.from_pretrained(loaded, tmp_path / "run" / "adapter")
+    assert text_loss(peft, texts).perplexity == pytest.approx(beside, rel=1e-5)
+
+
+@pytest.mark.parametrize("flag", ["--fast", "--preset lean --compute-dtype bfloat16 --optimizer adamw_torch"])
+def test_merge_aware_training_wants_the_plain_step(capsys, tiny_folder, tmp_path, flag):
+    arguments = ["--model", str(tiny_folder), "--output", str(tmp_path / "run"), "--merge-aware", "nf4"]
+    assert train_qlora.main([*arguments, *flag.split()]) == 2
+    assert "merge_aware needs the plain step: leave out" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_seed_makes_the_adapter(capsys, tiny_folder, tmp_path, told):
@@ -575,6 +605,7 @@ BEFORE_LOADING = [
         "--init loftq --method lora",
         "--init loftq corrects what 4 bits lose, and --method lora loses nothing",
     ),
+    ("--merge-aware nf4 --adapter dora", "--merge-aware trains LoRA or rsLoRA from B = 0"),
     ("--lora-plus 0", "'0' is not a positive number"),
     ("--targets q_proj,upproj", "no linear layer named 'upproj': did you mean up_proj"),
     ("--targets embed_tokens", "no linear layer named 'embed_tokens'"),

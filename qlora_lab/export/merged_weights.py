@@ -78,7 +78,7 @@ class MergedWeights:
             return weight
         layer = name.removesuffix(".weight")
         a, b = self._adapter[f"{layer}.lora_A"], self._adapter[f"{layer}.lora_B"]
-        return torch.addmm(weight.float(), b.float(), a.float(), alpha=self._scale)
+        return (self._scale * (b.float() @ a.float())).add_(weight)  # as `merge` adds them, bit for bit
 
     def matrices(self) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
         """The adapter alone: (name of the weight, A: Tensor[rank, in], B: Tensor[out, rank]), in the model's order."""

@@ -715,6 +715,7 @@ def test_defaults_are_those_that_the_course_was_measured_with():
         loss_chunk=None,
         update_in_backward=False,
         fast=False,
+        merge_aware=None,
         checkpoint_every=10,
     )
 
@@ -740,6 +741,12 @@ def test_defaults_are_those_that_the_course_was_measured_with():
         ),
         ({"update_in_backward": True}, "update_in_backward needs max_grad_norm=None"),
         ({"activation_offloading": True}, "keeps: switch that on too"),
+        ({"merge_aware": "int4"}, "merge_aware is 'int4': choose from nf4, q4_0, or None"),
+        ({"merge_aware": "nf4", "fast": True}, "merge_aware needs the plain step: leave out fast"),
+        (
+            {"merge_aware": "nf4", "update_in_backward": True, "max_grad_norm": None},
+            "merge_aware needs the plain step: leave out update_in_backward",
+        ),
     ],
 )
 def test_settings_are_judged_when_they_are_made(setting, message):
