@@ -14,12 +14,14 @@ import sys
 import time
 
 import pytest
+import safetensors.torch
 import torch
 from peft import PeftModel
 
 from qlora_lab import train_qlora
 from qlora_lab.adapters.files import load_lora
 from qlora_lab.adapters.merge_aware import merge_requantized
+from qlora_lab.adapters.quantized_linear import dense_weight
 from qlora_lab.errors import UserError
 from qlora_lab.evaluation import judge
 from qlora_lab.evaluation.losses import Loss, text_loss
@@ -155,6 +157,42 @@ def test_two_processes_train_to_the_same_loss(tiny_folder, tmp_path, capsys):
     for moment in ("before", "after"):
         assert report[moment]["perplexity"] == pytest.approx(alone[moment]["perplexity"], rel=1e-5)
         assert report[moment]["exact_match"] == alone[moment]["exact_match"]
+
+
+def test_the_adapter_that_was_asked_for(capsys, tiny_folder, tmp_path, told):
+    """Its kind, its beginning and its learning rates; what 4 bits lost, LoftQ's adapter mends in part."""
+    flags = ["--model", tiny_folder, "--eval-samples", 0, "--output"]
+    call(capsys, *flags, tmp_path / "a", "--adapter", "dora", "--lora-plus", "4", "--init", "loftq")
+    assert told["settings"].lora_plus == 4
+    layers = {
+        name: layer for name, layer in told["model"].get_base_model().named_modules() if hasattr(layer, "base_layer")
+    }
+    dense = safetensors.torch.load_file(tiny_folder / "model.safetensors")
+    assert len(layers) == 14
+    for name, layer in layers.items():
+        assert layer.use_dora["default"] and layer.scaling["default"] == 2
+        lost = dense[f"{name}.weight"].float() - dense_weight(layer.base_layer).float()
+        mended = lost - layer.get_delta_weight("default")
+        best = torch.linalg.svdvals(lost)[16:].norm()
+        torch.testing.assert_close(mended.norm(), best, rtol=1e-3, atol=1e-5)
+        lengths = (dense[f"{name}.weight"].float() - mended).norm(dim=1)
+        torch.testing.assert_close(layer.lora_magnitude_vector["default"].weight, lengths, rtol=1e-3, atol=1e-5)
+    call(capsys, *flags, tmp_path / "b", "--adapter", "rslora", "--alpha", 8)
+    layer = next(layer for layer in told["model"].modules() if hasattr(layer, "base_layer"))
+    assert layer.scaling["default"] == 2 and not layer.use_dora["default"] and not layer.lora_B["default"].weight.any()
+
+
+def test_dora_with_loftq_and_lora_plus_is_a_whole_run(capsys, tiny_folder, tmp_path):
+    from peft import PeftModel
+
+    flags = ["--adapter", "dora", "--init", "loftq", "--lora-plus", "4"]
+    report, _ = call(capsys, "--model", tiny_folder, "--output", tmp_path / "run", *QUICK, *flags)
+    assert report["losses"][-1] < report["losses"][0]
+    base, tokenizer = load_model(tiny_folder, quantization="nf4", device="cpu", compute_dtype=torch.float32)
+    adapted = PeftModel.from_pretrained(base, tmp_path / "run" / "adapter")
+    magnitudes = [name for name, _ in adapted.named_parameters() if "lora_magnitude_vector" in name]
+    assert len(magnitudes) == 14
+    assert sum(p.numel() for n, p in adapted.named_parameters() if "lora_" in n) == report["trainable_parameters"]
 
 
 def test_lora_trains_the_same_number_of_parameters(capsys, finished, tiny_folder, tmp_path):
@@ -561,6 +599,14 @@ BEFORE_LOADING = [
     ("--alpha nan", "'nan' is not a positive number"),
     ("--alpha 0", "'0' is not a positive number"),
     ("--alpha=-16", "'-16' is not a positive number"),
+    ("--adapter adalora", "invalid choice: 'adalora'"),
+    ("--init pissa", "invalid choice: 'pissa'"),
+    (
+        "--init loftq --method lora",
+        "--init loftq corrects what 4 bits lose, and --method lora loses nothing",
+    ),
+    ("--merge-aware nf4 --adapter dora", "--merge-aware trains LoRA or rsLoRA from B = 0"),
+    ("--lora-plus 0", "'0' is not a positive number"),
     ("--targets q_proj,upproj", "no linear layer named 'upproj': did you mean up_proj"),
     ("--targets embed_tokens", "no linear layer named 'embed_tokens'"),
     ("--targets ,", "no linear layer named ''"),
@@ -718,7 +764,8 @@ def test_long_samples_are_counted(capsys, tiny_folder, tmp_path, told):
 
 OTHERWISE = {
     "model": "smollm2-135m-instruct", "data": "{data}", "columns": "prompt=system,response=response",
-    "format": "prompt-response", "learn": "last", "method": "lora", "rank": 8, "alpha": 9, "targets": "q_proj",
+    "format": "prompt-response", "learn": "last", "method": "lora", "rank": 8, "alpha": 9,
+    "adapter": "dora", "init": "loftq", "lora_plus": 4.0, "targets": "q_proj",
     "steps": 7, "epochs": 2, "batch_size": 2, "accumulation": 2, "packing": None, "max_length": 128, "lr": 0.001,
     "schedule": "constant", "preset": "in-backward", "optimizer": "adamw_8bit", "gradient_checkpointing": None,
     "fast": None, "compute_dtype": "bfloat16", "seed": 1, "eval_samples": 3, "checkpoint_every": 3,

@@ -1,6 +1,8 @@
 """Small trained matrices beside frozen layers.
 
 lora.py              LoRA around any linear layer. It knows nothing of quantization: that is the lesson
+dora.py              DoRA: the same, and the lengths of the weight's rows apart
+initialization.py    PiSSA and LoftQ: other beginnings for A and B
 targets.py           which layers a name selects
 merging.py           adds a correction to its base's weight, takes it back, removes the LoRA layers
 files.py             PEFT's file format, both ways

@@ -3,9 +3,9 @@
 An adapter that is merged into its 4-bit base and rounded again loses most of what it learned: its changes are smaller
 than a step between two levels. Here it learns under that rounding:
 
-    forward     y = x Wᵀ       W = round(base + alpha / rank * B A), anew in each forward pass
+    forward     y = x Wᵀ       W = round(base + scale * B A), anew in each forward pass
     backward    dL/dx = dL/dy W, and A and B get the gradients of plain LoRA:
-                dL/dB = alpha / rank * dL/dyᵀ (x Aᵀ)        dL/dA = alpha / rank * (dL/dy B)ᵀ x
+                dL/dB = scale * dL/dyᵀ (x Aᵀ)        dL/dA = scale * (dL/dy B)ᵀ x
 
 The gradients of A and B pass through the rounding as if it were not there, since its own derivative is 0 nearly
 everywhere: the straight-through estimator (Bengio et al. 2013, arXiv 1308.3432).
@@ -72,6 +72,7 @@ class MergeAwareLinear(LoraLinear):
     def __init__(self, layer: LoraLinear, target: str):
         nn.Module.__init__(self)
         self.base, self.alpha, self.dropout = layer.base, layer.alpha, layer.dropout
+        self.rank_stabilized = layer.rank_stabilized
         self.lora_A, self.lora_B, self.unmerged_weight = layer.lora_A, layer.lora_B, None
         self.target = target
         self.train(layer.training)
@@ -82,8 +83,7 @@ class MergeAwareLinear(LoraLinear):
             x = x.to(torch.get_autocast_dtype(kind))
         bias = getattr(self.base, "bias", None)
         bias = None if bias is None else bias.to(x.dtype)
-        scale = self.alpha / self.rank
-        return _StraightThrough.apply(x, self.lora_A, self.lora_B, scale, requantized(self, self.target), bias)
+        return _StraightThrough.apply(x, self.lora_A, self.lora_B, self.scale, requantized(self, self.target), bias)
 
 
 @contextlib.contextmanager
@@ -126,6 +126,8 @@ def _mergeable(model: nn.Module, target: str) -> dict[str, LoraLinear]:
         raise UserError("merge_aware works with our LoRA layers, and this adapter is PEFT's: use add_lora(model)")
     layers = required_lora(model)
     for name, layer in layers.items():
+        if type(layer) is not LoraLinear:
+            raise UserError(f"{name} is a {type(layer).__name__}: merge_aware knows LoRA and rsLoRA")
         if layer.merged:
             raise UserError("the adapter is merged already: unmerge(model) takes it back")
         if layer.dropout:

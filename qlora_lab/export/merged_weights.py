@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from qlora_lab.adapters.files import fingerprint_of, read_adapter
+from qlora_lab.adapters.files import fingerprint_of, read_adapter, scale_of
 from qlora_lab.adapters.quantized_linear import frozen_weight
 from qlora_lab.errors import UserError
 from qlora_lab.export.trained_run import TrainedRun
@@ -51,7 +51,7 @@ class MergedWeights:
         if getattr(self.config, "quantization_config", None):
             raise UserError(f"the base {run.model} is stored quantized: export needs its 16-bit checkpoint")
         settings, self._adapter, fingerprint = read_adapter(run.adapter)
-        self._scale = settings["lora_alpha"] / settings["r"]
+        self._scale = scale_of(settings)
         self.adapted = {f"{name.rpartition('.lora_')[0]}.weight" for name in self._adapter}
         self._files = checkpoint_index(run.base)
         with quiet_transformers():

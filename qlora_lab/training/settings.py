@@ -27,6 +27,7 @@ class TrainSettings:
         learning_rate, schedule, warmup_steps: linear warm-up to the peak, then "cosine" down to 0 or "constant".
         max_grad_norm: gradients are scaled down to this norm; None leaves them as they are.
         weight_decay: AdamW's, decoupled: each step also multiplies the parameters by 1 - learning_rate * weight_decay.
+        lora_plus: how many times A's learning rate B gets (LoRA+); 1 is plain LoRA.
         optimizer: one of OPTIMIZERS; `make_optimizer` says which states each one keeps, and where.
         compute_dtype: bf16 or fp16 run the forward pass under autocast (fp16 with a scaled loss); fp32 does not.
         gradient_checkpointing: keep only each layer's input and compute the rest again in the backward pass.
@@ -52,6 +53,7 @@ class TrainSettings:
     warmup_steps: int = 3
     max_grad_norm: float | None = 1.0
     weight_decay: float = 0.0
+    lora_plus: float = 1.0
     optimizer: str = "adamw_torch"
     compute_dtype: torch.dtype = torch.float32
     gradient_checkpointing: bool = False
@@ -75,6 +77,8 @@ class TrainSettings:
             raise UserError(f"max_grad_norm={self.max_grad_norm}: must be positive, or None to leave gradients alone")
         if not 0 <= self.weight_decay < math.inf:
             raise UserError(f"weight_decay={self.weight_decay}: must be 0 or more")
+        if not 0 < self.lora_plus < math.inf:
+            raise UserError(f"lora_plus={self.lora_plus}: must be a positive number, 1 for one learning rate")
         if self.optimizer not in OPTIMIZERS:
             raise UserError(f"optimizer is {self.optimizer!r}: choose from {', '.join(OPTIMIZERS)}")
         if self.compute_dtype not in PRECISIONS:

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from transformers import LlamaForCausalLM
 
+from qlora_lab.adapters.dora import DoraLinear
 from qlora_lab.adapters.lora import LoraLinear, add_lora, lora_layers
 from qlora_lab.adapters.merge_aware import MergeAwareLinear, merge_aware, merge_requantized, requantized
 from qlora_lab.adapters.merging import merge, unload
@@ -38,7 +39,7 @@ def llama(**changes) -> LlamaForCausalLM:
 
 def adapted(base, dtype: torch.dtype = torch.float32):
     """With an adapter that changes something, and biases that are not 0."""
-    model = add_lora(base, rank=4, alpha=8, dtype=dtype)
+    model = add_lora(base, rank=4, alpha=8, dtype=dtype, rank_stabilized=True)
     draw = torch.Generator().manual_seed(1)
     for name, parameter in model.named_parameters():
         if "lora_B" in name or name.endswith("bias"):
@@ -202,3 +203,11 @@ def test_a_merge_keeps_more_of_what_was_learned_under_it(target):
     lost = loss(merge_requantized(plain, target)) - beside
     lost_aware = loss(merge_requantized(aware, target)) - beside
     assert beside < 0.03 < 0.07 < lost and lost_aware < lost / 3
+
+
+def test_dora_is_left_to_others():
+    with (
+        pytest.raises(UserError, match="is a DoraLinear: merge_aware knows LoRA and rsLoRA"),
+        merge_aware(add_lora(llama(), kind=DoraLinear), "nf4"),
+    ):
+        pass

@@ -186,6 +186,8 @@ def test_processes_that_do_not_know_of_one_another():
         ("--preset lean --compute-dtype bfloat16 --optimizer adamw_torch", "reads and updates whole parameters"),
         ("--fast", "--fast reads and updates whole parameters"),
         ("--optimizer adamw_8bit", "quantizes its states in blocks"),
+        ("--adapter dora", "--adapter dora needs whole weights"),
+        ("--init loftq", "--init loftq needs whole weights"),
         ("--merge-aware nf4", "merge_aware merges whole matrices"),
     ],
 )
