@@ -770,8 +770,8 @@ OTHERWISE = {
     "adapter": "dora", "init": "loftq", "lora_plus": 4.0, "targets": "q_proj",
     "steps": 7, "epochs": 2, "batch_size": 2, "accumulation": 2, "packing": None, "max_length": 128, "lr": 0.001,
     "schedule": "constant", "preset": "in-backward", "optimizer": "adamw_8bit", "gradient_checkpointing": None,
-    "fast": None, "merge_aware": "nf4", "compute_dtype": "bfloat16", "seed": 1, "eval_samples": 3, "checkpoint_every": 3,
-    "judge": "f1", "track": "tensorboard", "validate_every": 2, "keep": "best", "patience": 3,
+    "fast": None, "merge_aware": "nf4", "compute_dtype": "bfloat16", "seed": 1, "eval_samples": 3,
+    "checkpoint_every": 3, "judge": "f1", "track": "tensorboard", "validate_every": 2, "keep": "best", "patience": 3,
 }  # fmt: skip
 
 
