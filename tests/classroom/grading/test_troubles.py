@@ -97,7 +97,7 @@ def hand_ins(left: str) -> dict[str, tuple[bytes, dict[str, str], str]]:
         code = code.replace("LEFT", repr(left))
         answer = f"def extra_gigabytes(n):\n    exec({code!r}, {{}})\n    return {GIGABYTES.partition(': ')[2]}"
         right = {"4.2": "right", "4.3": "right"}
-        often = [code] * (20 if name == "forks" else 1)  # one that goes on as a second kernel may be lucky
+        often = [code] * (40 if name == "forks" else 1)  # one that goes on as a second kernel may be lucky
         students[f"{name} in a cell"] = (notebook(IMPORT, *BITS, *often, GIGABYTES, ASKED), right, "")
         students[f"{name} in an answer"] = (notebook(IMPORT, answer, ASKED, *BITS), right, "")
     for name, content in FILES.items():
