@@ -14,6 +14,7 @@ from qlora_lab.evaluation.page import PAGE, STYLE
 
 OURS = """
 td.right { color: var(--right); } td.wrong { color: var(--wrong); } td.mark { text-align: center; }
+td { overflow-wrap: normal; } td.said { min-width: 18rem; overflow-wrap: anywhere; }
 details { margin: .4rem 0; } summary { cursor: pointer; }
 """
 
@@ -61,7 +62,7 @@ def _matrix(rows: Sequence[Row]) -> str:
 def _findings(rows: Sequence[Row]) -> str:
     body = "".join(
         f"<tr><td>{html.escape(f'{f.exercise} {f.title}')}</td><td class='{f.state}'>{f.state}</td>"
-        f"<td class='number'>{len(f.students)}</td><td>{html.escape(f.message)}</td>"
+        f"<td class='number'>{len(f.students)}</td><td class='said'>{html.escape(f.message)}</td>"
         f"<td>{html.escape('' if f.state == 'right' else ', '.join(f.students))}</td></tr>"
         for f in findings(rows)
     )
@@ -71,10 +72,10 @@ def _findings(rows: Sequence[Row]) -> str:
 def _comments(row: Row) -> str:
     graded = "".join(
         f"<tr><td>{html.escape(f'{grade.id} {grade.title}')}</td><td class='{grade.state}'>{grade.state}</td>"
-        f"<td class='number'>{grade.points}/{grade.of}</td><td>{html.escape(grade.message)}</td></tr>"
+        f"<td class='number'>{grade.points}/{grade.of}</td><td class='said'>{html.escape(grade.message)}</td></tr>"
         for grade in row.grades.values()
     )
     notes = "".join(f"<p>{html.escape(comment)}</p>" for comment in row.comments)
     table = _table(["exercise", "state", "points", "message"], graded) if graded else ""
-    name, points = html.escape(row.student.name), row.points()
-    return f"<details><summary>{name}: {points} points</summary>{table}{notes}</details>"
+    points = f"{row.points()} of {sum(grade.of for grade in row.grades.values())} points"
+    return f"<details><summary>{html.escape(row.student.name)}: {points}</summary>{table}{notes}</details>"
