@@ -356,6 +356,7 @@ LLAMA = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_p
         ("--packing", {"packing": True}),
         ("--max-length 45", {"max_length": 45, "samples": 20}),
         ("--lr 0.25", {"learning_rate": 0.25}),
+        ("--lora-plus 8", {"lora_plus": 8.0}),
         ("--schedule constant", {"schedule": "constant"}),
         ("--optimizer adamw_8bit", {"optimizer": "adamw_8bit"}),
         ("--gradient-checkpointing", {"gradient_checkpointing": True}),
@@ -417,6 +418,7 @@ def test_each_flag_reaches_what_it_names_and_nothing_else(capsys, tiny_folder, t
         "update_in_backward": False,
         "fast": False,
         "merge_aware": None,
+        "lora_plus": 1.0,
         "checkpoint_every": 10,
         "pad_token_id": 2,
         "checkpoints": tmp_path / "run" / "checkpoints",
@@ -768,8 +770,8 @@ OTHERWISE = {
     "adapter": "dora", "init": "loftq", "lora_plus": 4.0, "targets": "q_proj",
     "steps": 7, "epochs": 2, "batch_size": 2, "accumulation": 2, "packing": None, "max_length": 128, "lr": 0.001,
     "schedule": "constant", "preset": "in-backward", "optimizer": "adamw_8bit", "gradient_checkpointing": None,
-    "fast": None, "compute_dtype": "bfloat16", "seed": 1, "eval_samples": 3, "checkpoint_every": 3,
-    "judge": "f1", "track": "tensorboard", "validate_every": 2, "keep": "best", "patience": 3,
+    "fast": None, "merge_aware": "nf4", "compute_dtype": "bfloat16", "seed": 1, "eval_samples": 3,
+    "checkpoint_every": 3, "judge": "f1", "track": "tensorboard", "validate_every": 2, "keep": "best", "patience": 3,
 }  # fmt: skip
 
 
