@@ -114,11 +114,12 @@ def test_gradients_are_those_of_the_straight_through(target):
 
 def test_a_frozen_input_gets_no_gradient_and_autocast_computes_in_bf16():
     layer = MergeAwareLinear(lora_layers(adapted(llama()))["model.layers.0.mlp.up_proj"], "nf4")
-    x = torch.ones(2, layer.in_features)
+    x, kept = torch.ones(2, layer.in_features), []
     with torch.autocast("cpu", torch.bfloat16):
-        y = layer(x)
+        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda kept: kept):
+            y = layer(x)
         assert torch.equal(y, QuantizedLinear(requantized(layer, "nf4"), layer.base.bias)(x))
-    assert y.dtype == torch.bfloat16
+    assert y.dtype == torch.bfloat16 and {t.dtype for t in kept if t.shape == x.shape} == {torch.bfloat16}
     y.float().sum().backward()
     assert x.grad is None and layer.lora_B.grad.dtype == torch.float32 and layer.lora_B.grad.abs().sum() > 0
 

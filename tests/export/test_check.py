@@ -114,30 +114,46 @@ def told(answers: list[str], stopped: bool = True) -> check.Told:
     return check.Told(answers, [stopped] * len(answers), 1.5)
 
 
+RIGHT = ["one tea", "two teas"] * 50
+
+
+def faults(answers: list[str], kind: str, stopped: bool = True) -> str:
+    return check.fault(told(RIGHT), told(answers, stopped), RIGHT, kind)
+
+
 def test_what_runs_on_is_broken():
-    right = ["one tea", "two teas"] * 5
-    on = [f"{text} and on and on" for text in right]
-    assert "10 answers run on where the trained model stops, the first with ' and on" in (
-        check.fault(told(right), told(on, stopped=False), "f16")
-    )
-    assert check.fault(told(right), told(right), "f16") == ""
-    assert check.fault(told(right, stopped=False), told(right, stopped=False), "f16") == ""
+    on = [f"{text} and on and on" for text in RIGHT]
+    assert "100 answers run on where the trained model stops, the first with ' and on" in faults(on, "f16", False)
+    assert faults(RIGHT, "f16") == ""
+    cut = told(RIGHT, stopped=False)
+    assert check.fault(cut, cut, RIGHT, "f16") == ""
 
 
 @pytest.mark.parametrize("kind", check.UNEQUAL)
 def test_a_few_unequal_answers_are_rounding_and_many_are_a_fault(kind):
-    right = ["one tea", "two teas"] * 50
     most = check.most_unequal(check.UNEQUAL[kind], 100)
     for unequal in (most, most + 1):
-        said = check.fault(told(right), told(["three cups"] * unequal + right[unequal:]), kind)
-        assert said == (
-            ""
-            if unequal == most
-            else f"{unequal} of 100 answers are unequal, and of a whole {kind} file at most {most} should be"
+        said = faults(["three cups"] * unequal + RIGHT[unequal:], kind)
+        many = f"{unequal} of 100 answers are unequal, and of a whole {kind} file at most {most} should be"
+        assert said == ("" if unequal == most else many)
+
+
+def test_a_file_in_four_bits_is_broken_if_it_keeps_less_than_half_of_what_was_right():
+    """Of the 100 answers the trained model has 40 right, and the file 20 or 19 of these and all the others."""
+    trained = told(RIGHT[:40] + ["three cups"] * 60)
+    for kept, broken in ((20, False), (19, True)):
+        said = check.fault(trained, told(RIGHT[:kept] + ["no"] * (40 - kept) + RIGHT[40:]), RIGHT, "q4_0")
+        assert (
+            said
+            == (
+                "of 40 answers that the trained model has right, 19 are left in q4_0: export with --weights q8_0, or "
+                "train with --merge-aware q4_0"
+            )
+            * broken
         )
 
 
-@pytest.mark.parametrize(("rate", "count"), [(0.02, 3), (0.02, 50), (0.06, 100), (0.4, 100)])
+@pytest.mark.parametrize(("rate", "count"), [(0.02, 3), (0.02, 50), (0.1, 100), (0.4, 100)])
 def test_chance_exceeds_the_most_unequal_answers_once_in_a_thousand_checks(rate, count):
     """Summed exactly, term by term."""
     most = check.most_unequal(rate, count)
