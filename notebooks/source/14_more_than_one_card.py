@@ -49,7 +49,9 @@ print(f"recorded on {record['device']}, {record['date']}, by `{record['command']
 # %%
 gradients = torch.tensor([0.5, -1.0, 2.0, 0.25])  # of one weight, from four samples
 first_card, second_card = gradients[:2].sum(), gradients[2:].sum()
-print(f"one card: {gradients.sum():.2f}; two cards: {first_card:.2f} + {second_card:.2f} = {first_card + second_card:.2f}")
+print(
+    f"one card: {gradients.sum():.2f}; two cards: {first_card:.2f} + {second_card:.2f} = {first_card + second_card:.2f}"
+)
 
 # %% [markdown]
 # What must travel is the gradients, and QLoRA trains only the adapters.
@@ -100,12 +102,24 @@ print(f"held {share['card 0'].numel()} of {layer.numel()}; gathered for a moment
 # %%
 vote = ...  # "none", "data", "sharded" or "both"
 
+
 # %% machinery "Train three times with the command line: one process, two, and two that share the model"
 def train(processes, sharded):
     """Four steps of the bundled model in so many processes of this computer; their losses."""
     output = scratch / f"{processes}-{sharded}"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    command += ["-m", "qlora_lab.train_qlora", "--steps", "4", "--batch-size", "2", "--rank", "8", "--eval-samples", "0"]
+    command += [
+        "-m",
+        "qlora_lab.train_qlora",
+        "--steps",
+        "4",
+        "--batch-size",
+        "2",
+        "--rank",
+        "8",
+        "--eval-samples",
+        "0",
+    ]
     command += ["--compute-dtype", "float32", "--quiet", "--output", str(output)]
     asked = {"ACCELERATE_USE_FSDP": str(sharded).lower(), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env={**os.environ, **asked}, capture_output=True, text=True)
@@ -164,7 +178,9 @@ explore(
 # %%
 two = estimate(SHAPES["llama-65b"], rank=16, optimizer="adamw_torch", processes=2, sharding="full")
 real = measured["llama-65b", 2, 1, 16]
-print(f"65B on two cards: predicted {two.peak_allocated / GB:.1f} GB each, measured {real:.1f} GB; your guess: {cards} cards")
+print(
+    f"65B on two cards: predicted {two.peak_allocated / GB:.1f} GB each, measured {real:.1f} GB; your guess: {cards} cards"
+)
 print(two.table())
 
 # %% [markdown]
@@ -206,9 +222,18 @@ check_cards_needed(cards_needed)
 # %%
 big = SHAPES["llama-65b"]
 data, sharded = (traffic(big, processes=2, sharding=way, rank=16) for way in ("data", "full"))
-step_seconds = [run for run in record["runs"] if run["shape"] == "llama-65b" and run["way"] == "sharded"][-1]["milliseconds"] / 1e3
-print(f"65B, two cards, a step: data parallel {sum(data.values()) / GB:.1f} GB, sharded {sum(sharded.values()) / GB:.1f} GB")
-for wire, speed in {"NVLink 4 (H100, H200)": 450, "PCIe 4.0 x16": 25, "Ethernet, 100 Gbit/s": 12.5, "10 Gbit/s": 1.25}.items():
+step_seconds = [run for run in record["runs"] if run["shape"] == "llama-65b" and run["way"] == "sharded"][-1][
+    "milliseconds"
+] / 1e3
+print(
+    f"65B, two cards, a step: data parallel {sum(data.values()) / GB:.1f} GB, sharded {sum(sharded.values()) / GB:.1f} GB"
+)
+for wire, speed in {
+    "NVLink 4 (H100, H200)": 450,
+    "PCIe 4.0 x16": 25,
+    "Ethernet, 100 Gbit/s": 12.5,
+    "10 Gbit/s": 1.25,
+}.items():
     print(f"{wire:<24}{speed:>7} GB/s: {sum(sharded.values()) / GB / speed:8.2f} s for the sharded step")
 
 # %% [markdown]
@@ -221,6 +246,7 @@ for wire, speed in {"NVLink 4 (H100, H200)": 450, "PCIe 4.0 x16": 25, "Ethernet,
 
 # %%
 tokens = {"data": ..., "sharded": ...}  # ← your guesses
+
 
 # %% machinery "Find the runs of the record"
 def run_of(way, shape, cards, batch_size):

@@ -30,11 +30,17 @@ def check_cards_needed(cards_needed: Callable[..., int]) -> Verdict:
         mistakes = [
             (least(shape, card * 1e9, **knobs), "You let a card be full to the last byte: leave 5 % for the gaps."),
             (least(shape, limit, lambda b: b.peak_allocated, **knobs), "Take `.total`: the CUDA context counts, too."),
-            (least(shape, limit, sharding="data", **knobs), 'Say sharding="full": each of yours holds the whole model.'),
+            (
+                least(shape, limit, sharding="data", **knobs),
+                'Say sharding="full": each of yours holds the whole model.',
+            ),
             (expected - 1, "That is one card too few: the count begins at 1."),
             (expected + 1, "That is one card too many: return the first that fits."),
             (MOST, "That is the last that was tried: if none fits, return 0."),
-            (math.ceil(estimate(shape, **knobs).total / limit), "Not everything is shared out: ask `estimate` for each number."),
+            (
+                math.ceil(estimate(shape, **knobs).total / limit),
+                "Not everything is shared out: ask `estimate` each time.",
+            ),
         ]
         came = call(cards_needed, shape, card, dict(knobs))
         expect_number(f"cards_needed({name}, {card})", came, expected, mistakes)
@@ -57,18 +63,22 @@ def check_tokens_to_hide(tokens_to_hide: Callable[..., int]) -> Verdict:
         case = (shape, processes, speed, flops)
         parts = traffic(shape, processes=processes, sharding="full", rank=16)
         gathered_once = parts["weights"] / 2
+        of_data = traffic(shape, processes=processes, sharding="data", rank=16)
         expected = math.ceil(tokens(*case))
         mistakes = [
             (math.floor(tokens(*case)), "Rounded down, the computing ends first: round up."),
-            (math.ceil(tokens(*case, passes=4)), "With checkpointing the forward pass runs twice: 6 operations, not 4."),
+            (math.ceil(tokens(*case, passes=4)), "With checkpointing the forward pass runs twice: 6, not 4."),
             (math.ceil(tokens(*case, passes=2)), "That is the forward pass alone: 6 operations a weight and token."),
             (math.ceil(tokens(*case, passes=1)), "Each weight takes 6 operations a token, not one."),
             (math.ceil(tokens(*case, moved=parts["weights"])), "The gradients travel, too: add up all of `traffic`."),
-            (math.ceil(tokens(*case, moved=gathered_once)), "Layers are gathered twice, and `traffic` counts that already."),
+            (
+                math.ceil(tokens(*case, moved=gathered_once)),
+                "Layers are gathered twice: `traffic` counts that already.",
+            ),
             (math.ceil(tokens(*case) * processes), "Each card computes its own samples: do not multiply by the cards."),
             (math.ceil(tokens(*case) / processes), "Each card has its own samples: do not divide by the cards."),
             (
-                math.ceil(tokens(*case, moved=sum(traffic(shape, processes=processes, sharding="data", rank=16).values()))),
+                math.ceil(tokens(*case, moved=sum(of_data.values()))),
                 'That is data parallel traffic: say sharding="full".',
             ),
         ]

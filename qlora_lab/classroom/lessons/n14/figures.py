@@ -9,7 +9,11 @@ GROUPS = {  # what is drawn as one piece of a bar: its parts by `estimate`'s nam
     "weights, 4 and 16 bits": (("base weights", "embeddings and head", "norms", "biases"), BLUE, ""),
     "scales (not shared)": (("quantization constants",), "#56B4E9", "xx"),
     "gathered layer": (("gathered",), ORANGE, "//"),
-    "adapters, gradients, optimizer": (("adapters", "gradients", "optimizer states", "update", "bf16 copies"), GREEN, ".."),
+    "adapters, and what training them takes": (
+        ("adapters", "gradients", "optimizer states", "update", "bf16 copies"),
+        GREEN,
+        "..",
+    ),
     "activations and the rest": ((), GREY, ""),
 }
 
@@ -29,7 +33,14 @@ def plot_cards_needed(
             for all_parts in predicted.values()
         ]
         ax.bar(
-            range(len(predicted)), sizes, 0.7, list(bottoms.values()), color=colour, hatch=hatch, edgecolor="white", label=name
+            range(len(predicted)),
+            sizes,
+            0.7,
+            list(bottoms.values()),
+            color=colour,
+            hatch=hatch,
+            edgecolor="white",
+            label=name,
         )
         bottoms = {n: bottoms[n] + size for n, size in zip(predicted, sizes, strict=True)}
     at = list(predicted)
@@ -59,7 +70,9 @@ def plot_step_times(ax: Axes, tokens_per_second: dict[str, float], guesses: dict
     ax.bar_label(drawn, [f"{value:,.0f}" for value in tokens_per_second.values()], padding=4, fontsize=9)
     twice = 2 * tokens_per_second[names[0]]
     ax.axvline(twice, color="0.4", linestyle="--", linewidth=1)
-    ax.annotate("twice one card", (twice, -0.45), (-4, 0), textcoords="offset points", ha="right", fontsize=9, color="0.4")
+    ax.annotate(
+        "twice one card", (twice, -0.45), (-4, 0), textcoords="offset points", ha="right", fontsize=9, color="0.4"
+    )
     for row, name in enumerate(names):
         guess = guesses.get(name.split()[-1])
         if isinstance(guess, (int, float)):
