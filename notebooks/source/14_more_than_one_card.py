@@ -7,7 +7,7 @@
 #
 # | you need | |
 # |---|---|
-# | time | 35 minutes |
+# | time | 45 minutes |
 # | computing | up to 2 minutes on two CPU cores |
 # | memory | 2 GB |
 # | GPU | not needed |
@@ -26,7 +26,7 @@ import torch
 
 import qlora_lab
 from qlora_lab.classroom.checks import check_cards_needed, check_tokens_to_hide, progress
-from qlora_lab.classroom.lessons.n14.figures import plot_cards_needed, plot_step_times
+from qlora_lab.classroom.lessons.n14.figures import plot_cards_needed, plot_step_times, told
 from qlora_lab.classroom.plots import new_axes
 from qlora_lab.classroom.widgets import explore
 from qlora_lab.memory import SHAPES, estimate, traffic
@@ -66,7 +66,7 @@ prediction = {"received, GB": ...}  # ← your guess
 seven = SHAPES["llama-7b"]
 received = traffic(seven, processes=2, sharding="data", rank=64)
 full = 4 * seven.parameters()
-print(f"each card receives {received['gradients'] / GB:.2f} GB; your guess: {prediction['received, GB']}")
+print(f"each card receives {received['gradients'] / GB:.2f} GB; {told(prediction['received, GB'])}")
 print(f"with full fine-tuning it would be {full / GB:.1f} GB")
 
 # %% [markdown]
@@ -132,7 +132,7 @@ def train(processes, sharded):
 losses = {"one process": train(1, False), "data": train(2, False), "sharded": train(2, True)}
 for way, values in losses.items():
     print(f"{way:<12}", "  ".join(f"{loss:.4f}" for loss in values))
-print(f"you voted: {vote}")
+print(told(vote))
 
 # %% claims
 assert all(abs(a - b) < 1e-4 * a for way in losses.values() for a, b in zip(way, losses["one process"], strict=True))
@@ -179,7 +179,7 @@ explore(
 two = estimate(SHAPES["llama-65b"], rank=16, optimizer="adamw_torch", processes=2, sharding="full")
 real = measured["llama-65b", 2, 1, 16]
 print(
-    f"65B on two cards: predicted {two.peak_allocated / GB:.1f} GB each, measured {real:.1f} GB; your guess: {cards} cards"
+    f"65B on two cards: predicted {two.peak_allocated / GB:.1f} GB each, measured {real:.1f} GB; {told(cards)}"
 )
 print(two.table())
 

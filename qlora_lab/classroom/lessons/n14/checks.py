@@ -16,7 +16,7 @@ def least(shape, limit: float, size=lambda breakdown: breakdown.total, sharding:
     return next((n for n, breakdown in predictions if size(breakdown) < limit), 0)
 
 
-@exercise("14.1", "which cards fit", item="beyond", points=2, todo="complete `cards_needed`")
+@exercise("14.1", "which cards fit", item="memory", points=2, todo="complete `cards_needed`")
 def check_cards_needed(cards_needed: Callable[..., int]) -> Verdict:
     """cards_needed(shape, card_gb, knobs): the least number of cards that train the shape together; 0: over 64."""
     for name, card, knobs in [
@@ -52,7 +52,7 @@ def tokens(shape, processes: int, speed: float, flops: float, passes: float = 6,
     return moved / speed * flops / (passes * (weights or shape.linear_parameters()))
 
 
-@exercise("14.2", "hide the wires", item="beyond", points=3, todo="complete `tokens_to_hide`")
+@exercise("14.2", "hide the wires", item="memory", points=3, todo="complete `tokens_to_hide`")
 def check_tokens_to_hide(tokens_to_hide: Callable[..., int]) -> Verdict:
     """tokens_to_hide(shape, processes, bytes_per_second, flops): least tokens for which computing takes as long."""
     for name, processes, speed, flops in [

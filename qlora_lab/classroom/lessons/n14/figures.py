@@ -18,6 +18,11 @@ GROUPS = {  # what is drawn as one piece of a bar: its parts by `estimate`'s nam
 }
 
 
+def told(guess) -> str:
+    """What the learner guessed, or that nothing was guessed."""
+    return "you made no guess" if guess is ... else f"your guess: {guess}"
+
+
 def plot_cards_needed(
     ax: Axes, predicted: dict[int, dict[str, int]], measured: dict[int, float], guess: int | None = None
 ) -> Axes:
