@@ -1,9 +1,9 @@
 # %% [markdown]
 # # 14 · More than one card
 #
-# A 70B model in 4 bits takes 36 GB. You have two cards of 24 GB. Can they train it together, although neither can hold
-# it? Yes. This lesson shows how, what each card then holds, and what has to travel between the cards in every step.
-# Two processes on your CPU stand in for two cards, so that you can watch; the numbers for real cards are from two H200.
+# LLaMA-65B in 4 bits takes 35 GB, more than a card of 24 GB can hold. Can several such cards train it together? This lesson
+# shows how, what each card then holds, and what has to travel between the cards in every step. Two processes on your CPU stand
+# in for two cards, so that you can watch; the numbers for real cards are from two H200.
 #
 # | you need | |
 # |---|---|
@@ -40,7 +40,7 @@ print(f"recorded on {record['device']}, {record['date']}, by `{record['command']
 # %% [markdown]
 # ## 1 · Share out the data
 #
-# The simplest way to use two cards: each holds the *whole* model and takes half of the samples. After the backward pass
+# The simplest way to use two cards: each holds the *whole* model and takes its own samples.each holds the *whole* model and takes half of the samples. After the backward pass
 # the cards add up their gradients, and both make the same update. This is called *data parallel* training.
 #
 # Four numbers show that nothing changes. A step with four samples needs the sum of their four gradients. Let one weight
@@ -70,9 +70,10 @@ print(f"each card receives {received['gradients'] / GB:.2f} GB; {told(prediction
 print(f"with full fine-tuning it would be {full / GB:.1f} GB")
 
 # %% [markdown]
-# **What happened?** The adapters are 160 million numbers of 4 bytes, {{received['gradients'] / GB:.2f}} GB. In a ring of N
-# cards each receives 2 (N − 1) / N times that: once for the sum of its own part, once for everybody else's sums. With two
-# cards the factor is 1. The base is frozen, so it never travels. That makes QLoRA easier to spread than full fine-tuning, by
+# **What happened?** The adapters are 160 million numbers of 4 bytes, {{received['gradients'] / GB:.2f}} GB. Think of them as N
+# parts, one for each of N cards. First every card collects its own part from the others and adds it up, which brings it
+# (N − 1) / N of the whole; then it collects the finished parts of the others, (N − 1) / N again. With two cards that is once
+# the whole. The base is frozen, so it never travels. That makes QLoRA easier to spread than full fine-tuning, by
 # a factor of {{full / received['gradients']:.0f}}.
 #
 # ## 2 · Share out the model
@@ -237,9 +238,9 @@ for wire, speed in {
     print(f"{wire:<24}{speed:>7} GB/s: {sum(sharded.values()) / GB / speed:8.2f} s for the sharded step")
 
 # %% [markdown]
-# A step of 65B with one sample took {{step_seconds:.1f}} s on two H200, so over NVLink the wires are no problem, over PCIe they
-# cost as much as the computing, and over 10 Gbit/s they are all you wait for. The wires can work while the card computes, but
-# not faster than they are.
+# A step of 65B with one sample took {{step_seconds:.1f}} s on two H200. Against that NVLink is no problem, PCIe would add more
+# than half again if nothing overlapped, and over 10 Gbit/s you would do nothing but wait. (Speeds are nominal ones of one
+# direction; 25 GB/s is what PCIe 4.0 really gives.) The wires can work while the card computes, but not faster than they are.
 #
 # **Predict.** Two H200 train 7B with 16 samples each. One card alone does 8,930 tokens a second. How many do two do, data parallel
 # and sharded?
@@ -269,13 +270,16 @@ for way, value in speed.items():
 
 # %% [markdown]
 # **What happened?** Sharing the data costs next to nothing: {{speed['two, data'] / speed['one card'] / 2:.1%}} of the ideal. Sharing
-# the model costs {{1 - speed['two, sharded'] / speed['one card'] / 2:.0%}}, although 4 GB travel in each step of a second: they travel
-# while the cards compute. With 4 samples a card the same layers are gathered for a quarter of the work, and sharding reaches
-# {{few['sharded'] / few['one'] / 2:.0%}} only. Part of that is Python, which has more to start in every layer.
+# the model costs {{1 - speed['two, sharded'] / speed['one card'] / 2:.0%}}. It is not the wires: 4.5 GB take NVLink 10
+# milliseconds of a step of a second. It is what has to be *started* in every layer: gathering, copying, giving up, by Python,
+# while the card waits. With 4 samples a card there is less to compute meanwhile, and sharding reaches
+# {{few['sharded'] / few['one'] / 2:.0%}} only.
 #
 # **Exercise 14.2 ●●● (12 minutes).** How many tokens must a card have in a step, so that the wires do not hold it up? A card
 # that computes `flops` operations a second needs 6 of them for each weight and token with checkpointing (forward, again forward,
 # and the gradient of the input). Return the least number of tokens for which the computing takes at least as long as the wires.
+# (The least in theory: Python may hold a card up long before the wires do.)
+for which the computing takes at least as long as the wires.
 
 
 # %%
@@ -301,13 +305,14 @@ check_tokens_to_hide(tokens_to_hide)
 # There is a third way. `device_map="auto"` in transformers puts the first half of the layers on one card and the second half on
 # the other. It needs no launcher: one process drives both. But a sample goes through the layers one after the other, so while one
 # card computes, the other waits. N cards are as fast as one. It is the way to *try* a model that is too large for a card, not to
+# train it fast.not to
 # train it. (Pipelines that keep all cards busy cut the batch into pieces; that is another lesson.)
 #
 # | | each card holds | each card receives in a step | with N cards |
 # |---|---|---|---|
-# | data parallel | the whole model | the adapters' gradients | N times as fast |
-# | sharded | 1/N of it, and a layer | the model twice, in 4 bits | nearly, if the wires are fast |
-# | layers (`device_map`) | 1/N of the layers | a hidden state a token | as fast as one |
+# | data parallel | the whole model | the adapters' gradients | nearly N times as fast, with enough samples |
+# | sharded | 1/N of it, two whole layers, all scales | the others' shares, twice, in 4 bits | less: more travels, and has to be started |
+# | layers (`device_map`) | 1/N of the layers | a hidden state a token, and its gradient |a hidden state a token | as fast as one |
 #
 # ## 6 · Your turn
 #
@@ -320,9 +325,9 @@ check_tokens_to_hide(tokens_to_hide)
 #
 # ## Recap
 #
-# - Data parallel QLoRA sends the adapters' gradients only, so even slow wires do.
-# - Sharding lets cards train together what none of them can hold: 65B on two cards of 24 GB. The price is the whole model, twice a
-#   step, over the wires.
+# - Data parallel QLoRA sends the adapters' gradients only, once a step, however many micro-batches it has.
+# - Sharding lets cards train together what none of them can hold: 65B on two cards of 24 GB. The price: in every micro-batch
+#   each card receives the others' shares twice.
 # - Neither changes the losses: a sum is a sum.
 
 # %%
