@@ -40,7 +40,7 @@ print(f"recorded on {record['device']}, {record['date']}, by `{record['command']
 # %% [markdown]
 # ## 1 · Share out the data
 #
-# The simplest way to use two cards: each holds the *whole* model and takes its own samples.each holds the *whole* model and takes half of the samples. After the backward pass
+# The simplest way to use two cards: each holds the *whole* model and takes its own samples. After the backward pass
 # the cards add up their gradients, and both make the same update. This is called *data parallel* training.
 #
 # Four numbers show that nothing changes. A step with four samples needs the sum of their four gradients. Let one weight
@@ -279,7 +279,6 @@ for way, value in speed.items():
 # that computes `flops` operations a second needs 6 of them for each weight and token with checkpointing (forward, again forward,
 # and the gradient of the input). Return the least number of tokens for which the computing takes at least as long as the wires.
 # (The least in theory: Python may hold a card up long before the wires do.)
-for which the computing takes at least as long as the wires.
 
 
 # %%
@@ -305,14 +304,13 @@ check_tokens_to_hide(tokens_to_hide)
 # There is a third way. `device_map="auto"` in transformers puts the first half of the layers on one card and the second half on
 # the other. It needs no launcher: one process drives both. But a sample goes through the layers one after the other, so while one
 # card computes, the other waits. N cards are as fast as one. It is the way to *try* a model that is too large for a card, not to
-# train it fast.not to
-# train it. (Pipelines that keep all cards busy cut the batch into pieces; that is another lesson.)
+# train it fast. (Pipelines that keep all cards busy cut the batch into pieces; that is another lesson.)
 #
 # | | each card holds | each card receives in a step | with N cards |
 # |---|---|---|---|
 # | data parallel | the whole model | the adapters' gradients | nearly N times as fast, with enough samples |
 # | sharded | 1/N of it, two whole layers, all scales | the others' shares, twice, in 4 bits | less: more travels, and has to be started |
-# | layers (`device_map`) | 1/N of the layers | a hidden state a token, and its gradient |a hidden state a token | as fast as one |
+# | layers (`device_map`) | 1/N of the layers | a hidden state a token, and its gradient | as fast as one |
 #
 # ## 6 · Your turn
 #
