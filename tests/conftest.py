@@ -6,6 +6,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -107,6 +108,18 @@ def make_tiny():
 @pytest.fixture
 def tiny(make_tiny):
     return make_tiny()
+
+
+def kill_train_qlora(arguments: list, output: pathlib.Path, checkpoint: str) -> None:
+    """Start train_qlora, and kill it once `output` has a checkpoint whose name ends so."""
+    command = [sys.executable, "-m", "qlora_lab.train_qlora", *map(str, arguments)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.time() + 120
+    while not list(output.glob(f"checkpoints/checkpoint-*{checkpoint}")) and time.time() < deadline:
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (output / "report.json").exists(), "it was over before it could be killed"
 
 
 def in_two_processes(module: str, *arguments) -> subprocess.CompletedProcess:

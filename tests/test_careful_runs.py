@@ -3,12 +3,10 @@
 import html
 import json
 import math
-import os
 import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -18,7 +16,7 @@ from qlora_lab import train_qlora
 from qlora_lab.evaluation import judge
 from qlora_lab.training import tracking
 from qlora_lab.training.run_folder import RunFolder
-from tests.conftest import in_two_processes
+from tests.conftest import in_two_processes, kill_train_qlora
 from tests.test_train_qlora import GOOD, call, contents, fails, jsonl
 from tests.training.test_tracking import read
 
@@ -80,14 +78,7 @@ def test_the_log_is_the_report_step_by_step(whole):
 def test_a_killed_run_ends_like_one_that_was_not(whole, capsys, tiny_folder, tmp_path):
     output = tmp_path / "run"
     arguments = ["--model", tiny_folder, "--output", output, *CARE]
-    command = [sys.executable, "-m", "qlora_lab.train_qlora", *map(str, arguments)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.time() + 120
-    while not list(output.glob("checkpoints/checkpoint-*3")) and time.time() < deadline:
-        time.sleep(0.005)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    assert not (output / "report.json").exists(), "it was over before it could be killed"
+    kill_train_qlora(arguments, output, "3")
     report, _ = call(capsys, *arguments, "--resume")
     assert report["resumed_at"] >= 3
     for key in ("losses", "validation_losses", "adapter_step", "out_of_patience", "before", "after"):

@@ -23,7 +23,7 @@ from qlora_lab.evaluation.losses import Loss
 from qlora_lab.finetuning import add_adapter, load_model, load_samples
 from qlora_lab.training.run_folder import LENGTH, save_adapter
 from qlora_lab.training.step_records import StepRecord
-from tests.conftest import in_two_processes
+from tests.conftest import in_two_processes, kill_train_qlora
 
 QUICK = "--steps 6 --batch-size 4 --eval-samples 2 --rank 4 --checkpoint-every 2 --quiet".split()
 
@@ -129,14 +129,7 @@ def test_adapter_loads_with_plain_peft(finished, tiny_folder):
 def test_killed_and_resumed_run_has_the_same_losses(finished, tiny_folder, tmp_path):
     output = tmp_path / "run"
     arguments = ["--model", tiny_folder, "--output", output, "--json", *QUICK]
-    command = [sys.executable, "-m", "qlora_lab.train_qlora", *map(str, arguments)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.time() + 120
-    while not list(output.glob("checkpoints/checkpoint-*2")) and time.time() < deadline:
-        time.sleep(0.005)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    assert not (output / "report.json").exists(), "it was over before it could be killed"
+    kill_train_qlora(arguments, output, "2")
     resumed = run(*arguments, "--resume")
     assert resumed.returncode == 0, resumed.stderr
     report = json.loads(resumed.stdout)

@@ -238,7 +238,7 @@ def test_the_loss_in_chunks_is_the_loss_or_chunks_are_refused(name, folder_of, m
     ],
 )
 def test_two_processes_are_one(names, folder_of, tmp_path, record_property):
-    """Three steps of each in two processes, and in one. (At a fifth, DBRX's losses were 0.3 % apart, equal before.)"""
+    """Three steps of each in two processes, and in one."""
     from tests.models.two_processes import losses_of
 
     names = [name for name in names if name not in NOT_TRAINED]
