@@ -1,1 +1,1 @@
-"""14_more_than_one_card: see qlora_lab/classroom/lessons/__init__.py."""
+"""Lesson 14: More than one card."""

@@ -20,7 +20,7 @@ def least(shape, limit: float, size=lambda breakdown: breakdown.total, sharding:
 def check_cards_needed(cards_needed: Callable[..., int]) -> Verdict:
     """cards_needed(shape, card_gb, knobs): the least number of cards that train the shape together; 0: over 64."""
     for name, card, knobs in [
-        ("llama-65b", 24, KNOBS),
+        ("llama-65b", 5, KNOBS),  # many: each mistake gives another number
         ("llama-33b", 12, {**KNOBS, "batch_size": 4}),
         ("llama-7b", 16, KNOBS),
         ("llama-65b", 2, KNOBS),  # the scales alone fill half of one
@@ -44,44 +44,57 @@ def check_cards_needed(cards_needed: Callable[..., int]) -> Verdict:
         ]
         came = call(cards_needed, shape, card, dict(knobs))
         expect_number(f"cards_needed({name}, {card})", came, expected, mistakes)
-    return right("65B needs two cards of 24 GB; what all of them hold decides how small a card may be.")
+    return right("How small a card may be is decided by what every card holds, however many there are.")
 
 
-def tokens(shape, processes: int, speed: float, flops: float, passes: float = 6, weights=None, moved=None) -> float:
-    moved = moved or sum(traffic(shape, processes=processes, sharding="full", rank=16).values())
-    return moved / speed * flops / (passes * (weights or shape.linear_parameters()))
+RUNS = [  # as rows of the record: one card, and three
+    {"shape": "llama-7b", "cards": 1, "batch_size": 16, "length": 512, "milliseconds": 800.0},
+    {"shape": "llama-13b", "cards": 3, "batch_size": 4, "length": 256, "milliseconds": 500.0},
+]
+
+
+def row_of(run: dict) -> dict:
+    tokens = run["cards"] * run["batch_size"] * run["length"]
+    return run | {"tokens_per_second": tokens / (run["milliseconds"] / 1e3)}
 
 
 @exercise("14.2", "hide the wires", item="memory", points=3, todo="complete `tokens_to_hide`")
 def check_tokens_to_hide(tokens_to_hide: Callable[..., int]) -> Verdict:
-    """tokens_to_hide(shape, processes, bytes_per_second, flops): least tokens for which computing takes as long."""
-    for name, processes, speed, flops in [
-        ("llama-65b", 2, 25e9, 4e14),
-        ("llama-7b", 8, 1.25e9, 1e14),
+    """tokens_to_hide(run, shape, processes, bytes_per_second): least tokens for which each pass takes as long."""
+    for run, name, processes, speed in [
+        (row_of(RUNS[0]), "llama-65b", 2, 25e9),
+        (row_of(RUNS[1]), "llama-7b", 8, 1.25e9),
     ]:
-        shape = SHAPES[name]
-        case = (shape, processes, speed, flops)
+        shape, measured = SHAPES[name], SHAPES[run["shape"]]
         parts = traffic(shape, processes=processes, sharding="full", rank=16)
-        gathered_once = parts["weights"] / 2
-        of_data = traffic(shape, processes=processes, sharding="data", rank=16)
-        expected = math.ceil(tokens(*case))
+        pace = run["tokens_per_second"] / run["cards"] * measured.linear_parameters() / shape.linear_parameters()
+        forward = parts["weights"] / 2 / speed * pace * 6 / 2
+        backward = (parts["weights"] / 2 + parts["gradients"]) / speed * pace * 6 / 4
+        of_data = sum(traffic(shape, processes=processes, sharding="data", rank=16).values())
         mistakes = [
-            (math.floor(tokens(*case)), "Rounded down, the computing ends first: round up."),
-            (math.ceil(tokens(*case, passes=4)), "With checkpointing the forward pass runs twice: 6, not 4."),
-            (math.ceil(tokens(*case, passes=2)), "That is the forward pass alone: 6 operations a weight and token."),
-            (math.ceil(tokens(*case, passes=1)), "Each weight takes 6 operations a token, not one."),
-            (math.ceil(tokens(*case, moved=parts["weights"])), "The gradients travel, too: add up all of `traffic`."),
+            (math.floor(forward), "Rounded down, the computing ends first: round up."),
             (
-                math.ceil(tokens(*case, moved=gathered_once)),
-                "Layers are gathered twice: `traffic` counts that already.",
+                math.ceil(sum(parts.values()) / speed * pace),
+                "A pass cannot hide the other's traffic: take each by itself, and return the larger.",
             ),
-            (math.ceil(tokens(*case) * processes), "Each card computes its own samples: do not multiply by the cards."),
-            (math.ceil(tokens(*case) / processes), "Each card has its own samples: do not divide by the cards."),
+            (math.ceil(backward), "That is enough for the backward pass: return the larger of both."),
+            (math.ceil(2 * forward), "Each pass gathers half of what `traffic` counts as weights."),
+            (math.ceil(run["cards"] * forward), "`tokens_per_second` are those of all cards of the run: divide them."),
             (
-                math.ceil(tokens(*case, moved=sum(of_data.values()))),
-                'That is data parallel traffic: say sharding="full".',
+                math.ceil(forward * shape.linear_parameters() / measured.linear_parameters()),
+                "What the run achieves, it achieves with the weights of *its* shape.",
+            ),
+            (math.ceil(forward / 1e3), "`milliseconds` are thousandths of a second."),
+            (math.ceil(forward * 1e3), "`milliseconds` are thousandths of a second."),
+            (math.ceil(of_data / speed * pace * 6 / 4), 'That is data parallel traffic: say sharding="full".'),
+            (math.ceil(3 * forward), "Of the 6 operations, 2 are the forward pass's, and 4 the backward pass's."),
+            (math.ceil(forward / 3), "Of the 6 operations, 2 are the forward pass's, and 4 the backward pass's."),
+            (
+                math.ceil(forward * 4 / 6),
+                "The run's pace counts 6 operations a weight and token: it used checkpointing.",
             ),
         ]
-        came = call(tokens_to_hide, *case)
-        expect_number(f"tokens_to_hide({name}, {processes}, ...)", came, expected, mistakes)
-    return right("Fast wires or many tokens: whoever has neither had better share the data alone.")
+        came = call(tokens_to_hide, dict(run), shape, processes, speed)
+        source = f"tokens_to_hide({run['shape']}'s run, {name}, {processes}, {speed:g})"
+        expect_number(source, came, math.ceil(forward), mistakes)
+    return right("The forward pass decides: it has half of the weights to wait for, and a third of the computing.")

@@ -3,7 +3,7 @@
 import math
 
 from qlora_lab.classroom.checks import check_cards_needed, check_tokens_to_hide
-from qlora_lab.memory import estimate, traffic
+from qlora_lab.memory import SHAPES, estimate, traffic
 
 
 def fits(shape, card, knobs, size="total", share=0.95, sharding="full"):
@@ -20,9 +20,42 @@ def received(shape, processes, sharding="full"):
     return traffic(shape, processes=processes, sharding=sharding, rank=16)
 
 
-def tokens(shape, processes, speed, flops, operations=6, moved=None):
-    wires = (moved or sum(received(shape, processes).values())) / speed
-    return math.ceil(wires / (operations * shape.linear_parameters() / flops))
+def passes(run, shape, processes, speed, achieved=None, halves=2, sharding="full"):
+    """Tokens that the forward pass needs, and the backward pass."""
+    parts = received(shape, processes, sharding)
+    operations = 6 * SHAPES[run["shape"]].linear_parameters() * run["batch_size"] * run["length"]
+    achieved = achieved or operations / (run["milliseconds"] / 1e3)
+    flops_a_token = shape.linear_parameters() / achieved
+    gathered, summed = parts["weights"] / halves / speed, parts["gradients"] / speed
+    return gathered / (2 * flops_a_token), (gathered + summed) / (4 * flops_a_token)
+
+
+def tokens(*of, **otherwise):
+    return math.ceil(max(passes(*of, **otherwise)))
+
+
+def together(run, shape, processes, speed):
+    moved = sum(received(shape, processes).values())
+    pace = run["tokens_per_second"] / run["cards"] * SHAPES[run["shape"]].linear_parameters()
+    return math.ceil(moved / speed * pace / shape.linear_parameters())
+
+
+def pace_with(run, weights, tokens_a_second):
+    return 6 * weights * tokens_a_second
+
+
+def of_all_cards(run, *of):
+    weights = SHAPES[run["shape"]].linear_parameters()
+    return tokens(run, *of, achieved=pace_with(run, weights, run["tokens_per_second"]))
+
+
+def of_the_wrong_shape(run, shape, *of):
+    pace = run["tokens_per_second"] / run["cards"]
+    return tokens(run, shape, *of, achieved=pace_with(run, shape.linear_parameters(), pace))
+
+
+def data_parallel(*of):
+    return math.ceil(passes(*of, sharding="data")[1])
 
 
 RIGHT = [
@@ -43,16 +76,22 @@ WRONG = [  # and what the learner must be told
         "Not everything is shared out",
     ),
     (check_tokens_to_hide, lambda *of: tokens(*of) - 1, "round up"),
-    (check_tokens_to_hide, lambda *of: tokens(*of, operations=4), "runs twice"),
-    (check_tokens_to_hide, lambda *of: tokens(*of, operations=2), "the forward pass alone"),
-    (check_tokens_to_hide, lambda *of: tokens(*of, operations=1), "6 operations a token, not one"),
-    (check_tokens_to_hide, lambda *of: tokens(*of, moved=received(*of[:2])["weights"]), "gradients travel, too"),
-    (check_tokens_to_hide, lambda *of: tokens(*of, moved=received(*of[:2])["weights"] / 2), "counts that already"),
-    (check_tokens_to_hide, lambda *of: tokens(*of, moved=of[1] * sum(received(*of[:2]).values())), "do not multiply"),
-    (check_tokens_to_hide, lambda *of: tokens(*of, moved=sum(received(*of[:2]).values()) / of[1]), "do not divide"),
+    (check_tokens_to_hide, together, "cannot hide the other's traffic"),
+    (check_tokens_to_hide, lambda *of: math.ceil(passes(*of)[1]), "enough for the backward pass"),
+    (check_tokens_to_hide, lambda *of: tokens(*of, halves=1), "gathers half"),
+    (check_tokens_to_hide, of_all_cards, "of all cards of the run"),
+    (check_tokens_to_hide, of_the_wrong_shape, "the weights of *its* shape"),
     (
         check_tokens_to_hide,
-        lambda *of: tokens(*of, moved=sum(received(*of[:2], sharding="data").values())),
-        "data parallel traffic",
+        lambda run, *of: tokens({**run, "milliseconds": 1e3 * run["milliseconds"]}, *of),
+        "thousandths",
     ),
+    (
+        check_tokens_to_hide,
+        lambda run, *of: tokens({**run, "milliseconds": run["milliseconds"] / 1e3}, *of),
+        "thousandths",
+    ),
+    (check_tokens_to_hide, data_parallel, "data parallel traffic"),
+    (check_tokens_to_hide, lambda *of: math.ceil(3 * max(passes(*of))), "2 are the forward pass's"),
+    (check_tokens_to_hide, lambda *of: math.ceil(2 / 3 * max(passes(*of))), "it used checkpointing"),
 ]
