@@ -112,6 +112,7 @@ MAY_IMPORT = {
     "qlora_lab/models/__main__.py": (ARGUMENTS, ERRORS, MODELS),
     "qlora_lab/models/*": (LIBRARIES, ERRORS, FACTS, WHEELHOUSE, QUANTIZATION, MODELS),
     # QLoRA is LoRA on a base that happens to be 4-bit: LoRA knows nothing of quantization
+    "qlora_lab/adapters/merge_aware.py": ("torch", ERRORS, FACTS, QUANTIZATION, ADAPTERS),
     "qlora_lab/adapters/quantized_linear.py": (LIBRARIES, ERRORS, FACTS, QUANTIZATION, MODELS, ADAPTERS),
     "qlora_lab/adapters/peft_adapter.py": (LIBRARIES, ERRORS, FACTS, ADAPTERS, MODELS),
     "qlora_lab/adapters/targets.py": ("torch", ERRORS, ADAPTERS, "qlora_lab.models.parts"),

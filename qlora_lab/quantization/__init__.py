@@ -3,6 +3,7 @@
     quantize, dequantize            block-wise 4-bit, equal to bitsandbytes' bit for bit (blockwise.py)
     double_quantize                 the scales in 8 bits (double_quant.py)
     quantize_absmax, ..._affine     integers of 2 to 8 bits (uniform.py)
+    quantize_q4_0                   llama.cpp's 4 bits, equal to the library gguf's bit for bit (uniform.py)
     NF4, FP4, INT4, ...             the levels, and how they are derived (codebooks.py)
     error_report, level_usage, ...  what was lost, and where (metrics.py)
     pack, unpack                    two 4-bit codes in a byte (packing.py)
@@ -36,7 +37,7 @@ from .double_quant import double_quantize, quantize_scales, quantize_scales_plai
 from .metrics import ErrorReport, entropy, error_report, level_usage, max_error, relative_rms, snr_db
 from .packing import pack, unpack
 from .scales import QuantizedAbsmax
-from .uniform import UniformTensor, quantize_absmax, quantize_affine
+from .uniform import UniformTensor, quantize_absmax, quantize_affine, quantize_q4_0
 
 __all__ = [
     "BITSANDBYTES_NF4",
@@ -70,6 +71,7 @@ __all__ = [
     "quantize_absmax",
     "quantize_affine",
     "quantize_plain",
+    "quantize_q4_0",
     "quantize_scales",
     "quantize_scales_plain",
     "relative_rms",
