@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from qlora_lab.classroom.plots import BLUE, GREEN, GREY, ORANGE, VERMILION, fix_ticks
 
 CARDS = (16, 24, 48, 80)  # GB
+TOPS = (10, 30, 60, 100, 200)  # GB, of the axis: a few, so that most moves of a slider leave the frame as it is
 GROUPS = {  # what is drawn as one piece of a bar: its parts by `estimate`'s names, colour, hatch
     "weights, 4 and 16 bits": (("base weights", "embeddings and head", "norms", "biases"), BLUE, ""),
     "scales (not shared)": (("quantization constants",), "#56B4E9", "xx"),
@@ -60,20 +61,20 @@ def plot_cards_needed(
         bottoms = {n: bottoms[n] + size for n, size in zip(predicted, sizes, strict=True)}
     at = list(predicted)
     for way, (label, fill) in DOTS.items():
-        if dots := {n: peak for n, peak in peaks[way].items() if way == "sharded" or n not in peaks["sharded"]}:
-            places = [at.index(n) for n in dots]
-            ax.plot(places, list(dots.values()), "o", color=VERMILION, markerfacecolor=fill, label=label)
-    highest = max(bottoms.values())
-    for card in (card for card in CARDS if card < 1.25 * highest):
+        dots = {n: peak for n, peak in peaks[way].items() if way == "sharded" or n not in peaks["sharded"]}
+        places = [at.index(n) for n in dots]
+        ax.plot(places, list(dots.values()), "o", color=VERMILION, markerfacecolor=fill, label=label)
+    top = next(top for top in TOPS if top > 1.15 * max(bottoms.values()))
+    for card in (card for card in CARDS if card < top):
         ax.axhline(card, color="0.6", linestyle="--", linewidth=1)
-        ax.annotate(f"{card} GB", (len(at) - 0.45, card), va="bottom", ha="right", color="0.4", fontsize=9)
+        ax.annotate(f"{card} GB", (len(at) - 0.02, card), va="bottom", ha="right", color="0.4", fontsize=9)
     if isinstance(guess, int) and guess in predicted:
         ax.annotate("your guess", (at.index(guess), bottoms[guess]), (0, 14), textcoords="offset points", ha="center",
                     arrowprops={"arrowstyle": "->", "color": "0.3"}, fontsize=9)  # fmt: skip
-    ax.set(xticks=range(len(at)), xticklabels=at, xlabel="cards", ylabel="on each card (GB, 10$^9$ bytes)")
-    ax.set_ylim(0, 1.25 * highest)
+    ax.set(xlabel="cards", ylabel="on each card (GB, 10$^9$ bytes)", xlim=(-0.5, len(at)), ylim=(0, top))
+    fix_ticks(ax.xaxis, range(len(at)), at)
     ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(frameon=False, fontsize=9)
+    ax.legend(frameon=False, fontsize=9, loc="upper right", bbox_to_anchor=(0.92, 1)).set_gid("frame")
     return ax
 
 
