@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import TypeGuard
 
 from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
 
 from qlora_lab.classroom.plots import BLUE, GREEN, GREY, ORANGE, VERMILION, fix_ticks
 
@@ -48,16 +49,9 @@ def plot_cards_needed(
             sum(size for part, size in all_parts.items() if (part in parts if parts else part not in named)) / 1e9
             for all_parts in predicted.values()
         ]
-        ax.bar(
-            range(len(predicted)),
-            sizes,
-            0.7,
-            list(bottoms.values()),
-            color=colour,
-            hatch=hatch,
-            edgecolor="white",
-            label=name,
-        )
+        spans = [(x, low, low + size) for x, (low, size) in enumerate(zip(bottoms.values(), sizes, strict=True))]
+        corners = [[(x - 0.35, a), (x + 0.35, a), (x + 0.35, b), (x - 0.35, b)] for x, a, b in spans]
+        ax.add_collection(PolyCollection(corners, facecolor=colour, hatch=hatch, edgecolor="white", label=name))
         bottoms = {n: bottoms[n] + size for n, size in zip(predicted, sizes, strict=True)}
     at = list(predicted)
     for way, (label, fill) in DOTS.items():
