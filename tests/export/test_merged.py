@@ -2,7 +2,6 @@
 
 import errno
 import json
-import resource
 import shutil
 
 import pytest
@@ -152,6 +151,7 @@ def test_a_disk_that_fills_up_leaves_nothing(run, capsys, monkeypatch, form):
 @pytest.mark.parametrize("form", ["merged", "gguf"])
 def test_a_file_system_that_takes_only_small_files_leaves_nothing(run, capsys, form):
     """A real failure in the middle of the weights, as on a full disk, or on FAT32 with a file of more than 4 GB."""
+    resource = pytest.importorskip("resource")  # Windows has no such limit
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
     try:
