@@ -67,9 +67,9 @@ terminal("python -m qlora_lab.train_qlora --steps 24 --batch-size 2 --lr 0.003 -
 # %% [markdown]
 # ## 2 · Three merges
 #
-# A layer with an adapter computes *W x + (alpha / rank) · B A x*. To *merge* is to add the product of B and A to W, once and for
-# all. Afterwards the model is an ordinary one that every program can run. But which W? You trained beside weights
-# in 4 bits. There are three ways:
+# An adapter is two thin matrices, A and B, beside the frozen matrix W of a layer. Together they compute
+# *W x + (alpha / rank) · B A x*. To *merge* is to add the product to W, once and for all, which leaves an ordinary model.
+# But which W? You trained beside weights in 4 bits, so there are three ways:
 #
 # | | the adapter is added to | and stored in |
 # |---|---|---|
@@ -77,8 +77,8 @@ terminal("python -m qlora_lab.train_qlora --steps 24 --batch-size 2 --lr 0.003 -
 # | *requantized* | what the 4-bit weights stand for | 4 bits, rounded again |
 # | *pristine* | the original 16-bit weights | 16 bits |
 #
-# PEFT's `merge_and_unload()` on a 4-bit model is the second way. Four numbers show what it does. Here are four weights on
-# the levels of NF4, and a correction that training has found:
+# PEFT's `merge_and_unload()` on a 4-bit model is the second way. Here are four weights on the levels of NF4, and a correction such as
+# training finds:
 
 # %%
 weights = dequantize(quantize(torch.tensor([0.90, -0.35, 0.12, -0.60])))
@@ -279,7 +279,7 @@ assert all(
 # %% [markdown]
 # **What happened?** F16 and Q8_0 answer as the trained model does, or nearly: where they differ, two tokens were about equally
 # likely. Fewer bits mean fewer bytes to read for each token, so the smaller files are also faster. But Q4_0 has lost part of your
-# adapter: its answers still look like JSON, and names and numbers in them are wrong. It is the requantized merge again. Q4_0's levels
+# adapter: its answers still look like JSON, and names and numbers in them are wrong. It is the requantized merge again, in a milder form. Q4_0's levels
 # are not those of NF4, so every weight is rounded a second time, and a correction smaller than half a step is mostly gone. Never ship
 # 4 bits without looking. There are two other ways: section 7 keeps the adapter beside a base in 4 bits, and a run that was trained
 # with `--merge-aware q4_0` has learned under this rounding from the start.
@@ -312,8 +312,8 @@ assert why == "length" and is_exact(answer[: len(order[-1]["content"])], order[-
 
 # %% [markdown]
 # **What happened?** The answer is right, and then the model goes on until the limit of 90 tokens (`length`). The file is whole, and
-# llama.cpp knows the end token. The model just never says it. To see why, look at what was learned. Framed tokens are learned,
-# grey ones are only read. First your samples, then hers:
+# llama.cpp knows the end token. The model just never says it. To see why, look at what was learned: the framed
+# tokens. Here is the end of one of your samples, and below it the end of one of hers:
 
 # %%
 yours, _ = tokenize({"messages": chats["train"][100:200]}, tokenizer, max_length=256)
