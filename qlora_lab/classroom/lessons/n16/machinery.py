@@ -130,3 +130,10 @@ def go_on_training(run: pathlib.Path, samples: list[TokenizedSample], steps: int
     save_lora(model, to / "adapter")
     shutil.copyfile(run / "run.json", to / "run.json")
     return to
+
+
+def short_card(file: os.PathLike | str) -> str:
+    """A model card from its head to the scores, without what it was run and trained with, and the versions."""
+    text = pathlib.Path(file).read_text(encoding="utf-8")
+    head, scores = text.partition("## Run it")[0], text.partition("## Scores")[2]
+    return f"{head}[...]\n\n## Scores{scores.partition('Written with')[0]}".rstrip()

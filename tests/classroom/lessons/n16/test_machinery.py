@@ -32,3 +32,12 @@ def test_samples_without_end_are_those_of_the_template_but_for_the_end(tokenizer
     assert text == tokenizer.apply_chat_template(CHAT, tokenize=False).replace("<|im_end|>", "")
     assert tokenizer.eos_token_id not in sample.ids
     assert tokenizer.decode(sample.ids[sample.prompt_length :]) == "the last\n"
+
+
+def test_a_short_card_has_its_head_and_its_scores(tmp_path):
+    middle = "## Run it\n\nx\n\n## Settings\n\n- y\n\n"
+    card = f"---\nlicense: mit\n---\n# Title\n\n{middle}## Scores\n\n| a |\n\nWritten with z.\n"
+    (tmp_path / "README.md").write_text(card)
+    assert machinery.short_card(tmp_path / "README.md") == (
+        "---\nlicense: mit\n---\n# Title\n\n[...]\n\n## Scores\n\n| a |"
+    )
