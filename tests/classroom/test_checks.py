@@ -36,9 +36,10 @@ ANSWERS = [runpy.run_path(str(path)) for path in sorted((Path(__file__).parent /
 RIGHT = [case for answers in ANSWERS for case in answers["RIGHT"]]
 WRONG = [case for answers in ANSWERS for case in answers["WRONG"]]
 ALL_CHECKS = list({check: None for check, _ in RIGHT})
-KERNEL_CHECK, KERNEL_STUB = ANSWERS[-1]["KERNEL_STUB"]  # the one that takes a Triton kernel
+WITH_A_KERNEL = next(answers for answers in ANSWERS if "KERNEL_STUB" in answers)
+KERNEL_CHECK, KERNEL_STUB = WITH_A_KERNEL["KERNEL_STUB"]  # the one that takes a Triton kernel
 CHECKS_OF_FUNCTIONS = [c for c in ALL_CHECKS if callable(dict(RIGHT)[c][0]) and c is not KERNEL_CHECK]
-TRITON = ANSWERS[-1]["TRITON"]
+TRITON = WITH_A_KERNEL["TRITON"]
 
 
 @pytest.fixture(autouse=True)
