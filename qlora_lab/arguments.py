@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import contextlib
 import io
 import sys
@@ -38,11 +39,25 @@ def positive(text: str) -> float:
     raise argparse.ArgumentTypeError(f"{text!r} is not a positive number, 1,000,000 at most")
 
 
+# for consoles whose encoding lacks them, such as cp1252, Windows' own in much of the world
+IN_ASCII = {"✓": "+", "✗": "x", "·": ".", "–": "-", "—": "-", "×": "x", "±": "+-", "→": "->", "…": "...", "≈": "~"}
+
+
 def print_anywhere() -> None:
-    """Let standard output and error take any text: what the console's encoding lacks becomes a question mark."""
+    """Let standard output and error take any text: what the console's encoding lacks becomes ASCII that looks like it.
+
+    What has no such likeness becomes a question mark.
+    """
+    codecs.register_error("qlora_lab.in_ascii", _in_ascii)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
+            stream.reconfigure(errors="qlora_lab.in_ascii")
+
+
+def _in_ascii(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    lacking = error.object[error.start : error.end]
+    return "".join(IN_ASCII.get(character, "?") for character in lacking), error.end
 
 
 def names(text: str) -> str:

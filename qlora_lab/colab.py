@@ -58,7 +58,7 @@ def prepare() -> None:
             )
     before = {name_of(requirement): installed(name_of(requirement)) for requirement in wanted}
     print(f"installing {', '.join(wanted)} ...")
-    with tempfile.NamedTemporaryFile("w", suffix=".txt") as constraints:
+    with tempfile.NamedTemporaryFile("w", suffix=".txt", encoding="utf-8") as constraints:
         constraints.writelines(f"{name}=={version}\n" for name in KEPT if (version := installed(name)))
         constraints.flush()
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--constraint", constraints.name, *wanted]

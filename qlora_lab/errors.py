@@ -4,7 +4,7 @@ import errno
 
 # numbers of an OSError that says where a user cannot write, and why
 CANNOT_WRITE = {
-    getattr(errno, name) for name in "ENOSPC EACCES EPERM EROFS EDQUOT ENOTDIR EEXIST ENAMETOOLONG ELOOP".split()
+    getattr(errno, name) for name in "ENOSPC EFBIG EACCES EPERM EROFS EDQUOT ENOTDIR EEXIST ENAMETOOLONG ELOOP".split()
 }
 
 

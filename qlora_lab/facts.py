@@ -8,6 +8,9 @@ OPTIMIZERS = ("adamw_torch", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bi
 # the linear layers of a LLaMA's decoder layer, by transformers' names: what "all-linear" means there
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
+# the 4-bit numbers that a merged adapter may be rounded to while it is trained: QLoRA's, and llama.cpp's
+MERGE_TARGETS = ("nf4", "q4_0")
+
 BLOCK, SCALE_BLOCK = 64, 256  # elements that share a scale; scales that share a scale of their own
 
 

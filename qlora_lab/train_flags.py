@@ -8,10 +8,11 @@ import pathlib
 
 import torch
 
+from qlora_lab.adapters.peft_adapter import KINDS
 from qlora_lab.arguments import Parser, count, count_or_none, names, positive, seed
 from qlora_lab.errors import UserError
 from qlora_lab.evaluation.scores import NAMES, Score, parse_score
-from qlora_lab.facts import OPTIMIZERS
+from qlora_lab.facts import MERGE_TARGETS, OPTIMIZERS
 from qlora_lab.models.bundled import DEFAULT_MODEL
 from qlora_lab.models.hardware import DTYPES
 from qlora_lab.training.formats import FORMATS
@@ -21,6 +22,7 @@ from qlora_lab.training.templates import LEARN
 from qlora_lab.training.tracking import TRACKERS, require_tracker
 
 KEEP = ("last", "best")
+INITS = ("zero", "loftq")
 DATA_HELP = "a data set of the course, a file, a folder with train.jsonl ..., or owner/name on the hub"
 
 
@@ -40,6 +42,9 @@ def parser() -> Parser:
     p.add_argument("--method", choices=["qlora", "lora"], default="qlora", help="4-bit NF4 base, or 16/32-bit base")
     p.add_argument("--rank", type=count, default=16)
     p.add_argument("--alpha", type=positive, help="default: 2 x rank")
+    p.add_argument("--adapter", choices=KINDS, default="lora", help="rsLoRA scales by alpha/sqrt(rank); DoRA: dora.py")
+    p.add_argument("--init", choices=INITS, default="zero", help="of the adapter: B is 0, or LoftQ's from a 4-bit base")
+    p.add_argument("--lora-plus", type=positive, default=1.0, metavar="RATIO", help="B's learning rate over A's")
     p.add_argument("--targets", type=names, default="all-linear", help="all-linear, or comma-separated: q_proj,v_proj")
     length = p.add_mutually_exclusive_group()
     length.add_argument("--steps", type=count, help="optimizer steps (default: 30)")
@@ -55,6 +60,7 @@ def parser() -> Parser:
     p.add_argument("--optimizer", choices=OPTIMIZERS, help="default: paged_adamw_32bit on a GPU, adamw_torch on a CPU")
     p.add_argument("--gradient-checkpointing", action="store_true", help="less memory for one more forward pass")
     p.add_argument("--fast", action="store_true", help="on a GPU with bf16: fused kernels in one CUDA graph")
+    p.add_argument("--merge-aware", choices=MERGE_TARGETS, help="learn under the rounding of a merge into these 4 bits")
     p.add_argument("--compute-dtype", choices=DTYPES, help="default: bfloat16 where the hardware has it")
     p.add_argument("--seed", type=seed, default=0)
     p.add_argument("--eval-samples", type=count_or_none, default=50, help="evaluated per split and of prose; 0: none")
@@ -89,6 +95,10 @@ def recipe(
         UserError: settings that are impossible, or impossible on this device or with this many processes.
     """
     _require_validation(args)
+    if args.init == "loftq" and args.method != "qlora":
+        raise UserError("--init loftq corrects what 4 bits lose, and --method lora loses nothing: leave it out")
+    if args.merge_aware and (args.adapter == "dora" or args.init != "zero"):
+        raise UserError("--merge-aware trains LoRA or rsLoRA from B = 0: leave out --adapter dora and --init")
     scores_of(args)
     if args.track:
         require_tracker(args.track)
@@ -108,12 +118,21 @@ def recipe(
         steps=args.steps or 30,
         learning_rate=args.lr,
         schedule=args.schedule,
+        lora_plus=args.lora_plus,
         fast=args.fast,
+        merge_aware=args.merge_aware,
         checkpoint_every=args.checkpoint_every,
         **memory,
     )
     settings.require_possible(device, args.batch_size, args.accumulation, processes)
     return preset, for_steps(settings, settings.steps)
+
+
+def require_shardable_adapter(args: argparse.Namespace) -> None:
+    """Raise UserError if the adapter needs whole weights, of which each process has only a part."""
+    if args.adapter == "dora" or args.init != "zero":
+        flag = "--adapter dora" if args.adapter == "dora" else f"--init {args.init}"
+        raise UserError(f"{flag} needs whole weights, and here each process has a part of them: leave it out")
 
 
 def _require_validation(args: argparse.Namespace) -> None:
@@ -163,6 +182,7 @@ def adapter_of(args: argparse.Namespace) -> dict:
         "alpha": args.alpha or 2 * args.rank,
         "targets": target_names(args),
         "seed": args.seed,
+        "kind": args.adapter,
     }
 
 

@@ -28,7 +28,9 @@ from typing import Any, cast
 import torch
 from safetensors import SafetensorError
 
-from qlora_lab.adapters.peft_adapter import trainable_parameters
+from qlora_lab.adapters.lora import add_lora
+from qlora_lab.adapters.merge_aware import merge_requantized
+from qlora_lab.adapters.peft_adapter import begin_with_loftq, trainable_parameters
 from qlora_lab.adapters.targets import find_targets, widths
 from qlora_lab.arguments import print_anywhere
 from qlora_lab.errors import CANNOT_WRITE, UserError
@@ -47,7 +49,15 @@ from qlora_lab.models.sharded import CheckpointWeights, empty_model, fill_and_sh
 from qlora_lab.models.tokens import prepare_tokenizer
 from qlora_lab.models.trying import require_trainable
 from qlora_lab.train_data import fitting_of, judge_of, load_data, validation_of
-from qlora_lab.train_flags import adapter_of, for_steps, parser, recipe, settings_of, target_names
+from qlora_lab.train_flags import (
+    adapter_of,
+    for_steps,
+    parser,
+    recipe,
+    require_shardable_adapter,
+    settings_of,
+    target_names,
+)
 from qlora_lab.training.batches import Batches
 from qlora_lab.training.chat import tokenize
 from qlora_lab.training.data import has_splits
@@ -119,6 +129,7 @@ def run(args: argparse.Namespace) -> dict | None:
     preset, settings = recipe(args, device, dtype, machine.num_processes)
     if sharded := is_wanted():
         require_shardable(settings, args.rank, machine.num_processes)
+        require_shardable_adapter(args)
     accelerator = make_accelerator(settings.compute_dtype, device)
     say = _speaker(args.quiet or not accelerator.is_main_process)
     folder = RunFolder(args.output, settings_of(args), args.resume, settings_of(parser().parse_args([])))
@@ -152,6 +163,7 @@ def run(args: argparse.Namespace) -> dict | None:
         base, tokenizer = load_sharded(args, preset, device, dtype)
     else:
         base, tokenizer = load_model(args.model, quantization, device=device, compute_dtype=dtype)
+    weights = dense_weights(args) if args.init == "loftq" else None
     for remark in remarks(tokenizer, train_chats):
         _warn(f"note: {remark}", accelerator)
     samples, left_out = tokenize({"messages": train_chats}, tokenizer, args.max_length, args.learn)
@@ -185,7 +197,10 @@ def run(args: argparse.Namespace) -> dict | None:
         if accelerator.is_main_process:
             folder.write("answers.jsonl", answers)
             folder.write("before.json", before)
-    model = base if sharded else preset.adapt(base, **adapter_of(args))
+    model = base if sharded else add_adapters(base, args, preset)
+    if weights and not resumed_at:
+        say("fitting the adapters to what 4 bits lost ...")
+        begin_with_loftq(model, weights)
     trainable, steps = trainable_parameters(model), settings.steps
     say(f"training {trainable:,} parameters for {steps} steps of {args.batch_size * args.accumulation} samples ...")
     torch.manual_seed(args.seed)  # for the model's own dropout, if it has any
@@ -209,6 +224,8 @@ def run(args: argparse.Namespace) -> dict | None:
     peak = peak_memory_bytes(device)
     save_adapter(model, folder.adapter, keep_template(tokenizer), accelerator.is_main_process)
     interrupted = len(records) < steps and not out_of_patience
+    if args.merge_aware:
+        merge_requantized(model, args.merge_aware)  # it is judged as it will be used
     if interrupted:
         after = NOT_ANSWERED
     else:
@@ -274,20 +291,34 @@ def _collector_off() -> Iterator[None]:
             gc.enable()
 
 
+def add_adapters(base, args: argparse.Namespace, preset: Preset):
+    """The model with its adapters: PEFT's, or ours for --merge-aware, which PEFT does not have."""
+    if not args.merge_aware:
+        return preset.adapt(base, **adapter_of(args))
+    adapter = {name: value for name, value in adapter_of(args).items() if name != "kind"}
+    dtype = getattr(torch, preset.adapter_dtype)
+    return add_lora(base, dtype=dtype, rank_stabilized=args.adapter == "rslora", **adapter)
+
+
 def load_sharded(args: argparse.Namespace, preset: Preset, device: torch.device, dtype: torch.dtype):
     """The model with its adapters, of which this process holds a part, and the tokenizer.
 
     The adapters are in it before it is judged for the first time. They change nothing: as yet, they add zero.
     """
-    config = read_config(args.model)
-    if quantized_by(config):
-        raise UserError(f"{args.model} is quantized already, and cannot be sharded yet: shard the 16-bit checkpoint")
-    model, unfilled = empty_model(config, args.method == "qlora", device, dtype)
+    weights = dense_weights(args)
+    model, unfilled = empty_model(read_config(args.model), args.method == "qlora", device, dtype)
     tokenizer = load_tokenizer(args.model)
     prepare_tokenizer(tokenizer, model)
     model = preset.adapt(model, **adapter_of(args))
-    fill_and_shard(model, unfilled, CheckpointWeights(locate(args.model)), device)
+    fill_and_shard(model, unfilled, weights, device)
     return model, tokenizer
+
+
+def dense_weights(args: argparse.Namespace) -> CheckpointWeights:
+    """The checkpoint's weights, to be read one by one. Raises UserError if they are quantized."""
+    if quantized_by(read_config(args.model)):
+        raise UserError(f"{args.model} is quantized already, and its 16-bit weights are needed: name that checkpoint")
+    return CheckpointWeights(locate(args.model))
 
 
 # ------------------------------------------------------------------------------------------------------------ speaking

@@ -1,6 +1,7 @@
 """Models for the tests: the bundled one, and a tiny random LLaMA with the bundled one's tokenizer."""
 
 import copy
+import errno
 import os
 import pathlib
 import signal
@@ -31,6 +32,23 @@ def pytest_collection_modifyitems(config, items):
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="no GPU here"))
+
+
+@pytest.fixture(autouse=True)
+def fsync_as_on_windows(monkeypatch):
+    """There, a handle that was opened for reading cannot be flushed."""
+    if os.name != "posix":
+        return
+    import fcntl
+
+    fsync = os.fsync
+
+    def strict(handle):
+        if fcntl.fcntl(handle, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", strict)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""The data sets are what their README says they are, and the records what docs/benchmarks.md says."""
+"""The data sets are what their README says they are, and the records what pages in docs say."""
 
 import hashlib
 import json
@@ -82,3 +82,25 @@ def test_unsloths_speeds_are_the_records():
         cell = f"{run['tokens_per_second']:,.0f} · {peak:.{1 if peak >= 10 else 2}f} GB"
         if run["who"] != "unsloth, on the GPU":  # SFTTrainer again, and no faster
             assert any(row[0] == f"| {name}" and cell in " | ".join(row) for row in rows), (run["who"], name, cell)
+
+
+def test_the_page_on_exports_says_what_the_record_of_merge_aware_training_holds():
+    """Exact match of `test`, three seeds: plain training beside the base and merged, and training for the merge."""
+    page = (DATA.parent / "docs" / "export.md").read_text(encoding="utf-8")
+    record = json.loads((DATA / "records" / "merge-aware-nvidia-h200.json").read_text(encoding="utf-8"))
+
+    def right(way: str, kind: str) -> str:
+        runs = sorted((run for run in record["runs"] if run["way"] == way), key=lambda run: run["seed"])
+        assert len(runs) == 3 and all(len(run[kind]["exact"]["test"]) == 100 for run in runs)
+        return ", ".join(str(run[kind]["exact"]["test"].count("1")) for run in runs)
+
+    for steps in (30, 120):
+        plain = " | ".join(right(f"plain, {steps} steps", kind) for kind in ("beside", "nf4", "q4_0"))
+        assert f"| plainly | {steps} | {plain} |" in page
+        aware = " | ".join(right(f"{kind}, {steps} steps", kind) for kind in ("nf4", "q4_0"))
+        assert f"| for this merge | {steps} | | {aware} |" in page
+    prose = {kind: [run[kind]["after"]["prose"] for run in record["runs"] if kind in run] for kind in ("nf4", "q4_0")}
+    beside = [run["beside"]["after"]["prose"] for run in record["runs"] if "beside" in run]
+    long = [run["nf4"]["after"]["prose"] for run in record["runs"] if run["way"] == "nf4, 120 steps"]
+    assert min(beside) > 3.75 and max(beside) < 3.9 and min(prose["q4_0"]) > 4.1 and max(prose["q4_0"]) < 4.3
+    assert f"{min(long):.1f} to {max(long):.1f} after 120 steps for NF4" in page

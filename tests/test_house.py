@@ -112,6 +112,7 @@ MAY_IMPORT = {
     "qlora_lab/models/__main__.py": (ARGUMENTS, ERRORS, MODELS),
     "qlora_lab/models/*": (LIBRARIES, ERRORS, FACTS, WHEELHOUSE, QUANTIZATION, MODELS),
     # QLoRA is LoRA on a base that happens to be 4-bit: LoRA knows nothing of quantization
+    "qlora_lab/adapters/merge_aware.py": ("torch", ERRORS, FACTS, QUANTIZATION, ADAPTERS),
     "qlora_lab/adapters/quantized_linear.py": (LIBRARIES, ERRORS, FACTS, QUANTIZATION, MODELS, ADAPTERS),
     "qlora_lab/adapters/peft_adapter.py": (LIBRARIES, ERRORS, FACTS, ADAPTERS, MODELS),
     "qlora_lab/adapters/targets.py": ("torch", ERRORS, ADAPTERS, "qlora_lab.models.parts"),
@@ -437,6 +438,49 @@ def test_a_machine_path_is_seen(folder):
     for before in ('"', " ", r"\n", r"\u001b[32m", "file://"):
         assert machine_paths(f"some text{before}{path}, line 3".encode()) == [path[:40]]
     assert machine_paths(f"https://host{path} ./..{path} docs{path}".encode()) == []
+
+
+def opened_without_encoding(source: str) -> list[str]:
+    """Calls that read or write text in whatever encoding the machine prefers: Windows' own is rarely UTF-8."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call) or any(keyword.arg == "encoding" for keyword in node.keywords):
+            continue
+        of_module = isinstance(node.func, ast.Attribute) and isinstance(node.func.value, ast.Name)
+        name = ast.unparse(node.func) if of_module else getattr(node.func, "attr", getattr(node.func, "id", ""))
+        last = name.rpartition(".")[2]
+        modes = [arg.value for arg in node.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str)]
+        modes += [keyword.value.value for keyword in node.keywords if keyword.arg == "mode"]
+        in_bytes = any(re.fullmatch(r"[rwax+]*b[rwax+]*", mode) for mode in modes)
+        of_text = [mode for mode in modes if re.fullmatch(r"[rwaxt+]+", mode)]
+        opens = last == "open" and name not in ("os.open", "archive.open") and not in_bytes
+        temporary = last in ("NamedTemporaryFile", "TemporaryFile", "fdopen") and of_text
+        if opens or temporary or last in ("read_text", "write_text"):
+            found.append(f"line {node.lineno}: {last}")
+    return found
+
+
+@pytest.mark.parametrize("path", MODULES)
+def test_text_is_read_and_written_in_a_named_encoding(path):
+    assert opened_without_encoding((ROOT / path).read_text(encoding="utf-8")) == []
+
+
+def test_a_file_without_encoding_is_seen():
+    fine = """
+open(p, "rb"), p.open(mode="r+b"), open(p, "w", encoding="utf-8"), p.read_text(encoding="utf-8")
+os.open(p, os.O_RDONLY), tempfile.TemporaryFile(), archive.open(member)
+"""
+    assert opened_without_encoding(fine) == []
+    wrong = """
+open(p)
+p.open("w")
+io.open(p, mode="a+")
+p.write_text(text)
+(folder / "a.json").read_text()
+tempfile.NamedTemporaryFile("w", suffix=".txt")
+"""
+    names = ["open", "open", "open", "write_text", "read_text", "NamedTemporaryFile"]
+    assert opened_without_encoding(wrong) == [f"line {line}: {name}" for line, name in enumerate(names, start=2)]
 
 
 # --------------------------------------------------------------------------------------------------------- environment

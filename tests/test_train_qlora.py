@@ -14,13 +14,19 @@ import sys
 import time
 
 import pytest
+import safetensors.torch
 import torch
+from peft import PeftModel
 
 from qlora_lab import train_qlora
+from qlora_lab.adapters.files import load_lora
+from qlora_lab.adapters.merge_aware import merge_requantized
+from qlora_lab.adapters.quantized_linear import dense_weight
 from qlora_lab.errors import UserError
 from qlora_lab.evaluation import judge
-from qlora_lab.evaluation.losses import Loss
+from qlora_lab.evaluation.losses import Loss, text_loss
 from qlora_lab.finetuning import add_adapter, load_model, load_samples
+from qlora_lab.training.chat import tokenize_chat
 from qlora_lab.training.run_folder import LENGTH, save_adapter
 from qlora_lab.training.step_records import StepRecord
 from tests.conftest import in_two_processes, kill_train_qlora
@@ -151,6 +157,42 @@ def test_two_processes_train_to_the_same_loss(tiny_folder, tmp_path, capsys):
     for moment in ("before", "after"):
         assert report[moment]["perplexity"] == pytest.approx(alone[moment]["perplexity"], rel=1e-5)
         assert report[moment]["exact_match"] == alone[moment]["exact_match"]
+
+
+def test_the_adapter_that_was_asked_for(capsys, tiny_folder, tmp_path, told):
+    """Its kind, its beginning and its learning rates; what 4 bits lost, LoftQ's adapter mends in part."""
+    flags = ["--model", tiny_folder, "--eval-samples", 0, "--output"]
+    call(capsys, *flags, tmp_path / "a", "--adapter", "dora", "--lora-plus", "4", "--init", "loftq")
+    assert told["settings"].lora_plus == 4
+    layers = {
+        name: layer for name, layer in told["model"].get_base_model().named_modules() if hasattr(layer, "base_layer")
+    }
+    dense = safetensors.torch.load_file(tiny_folder / "model.safetensors")
+    assert len(layers) == 14
+    for name, layer in layers.items():
+        assert layer.use_dora["default"] and layer.scaling["default"] == 2
+        lost = dense[f"{name}.weight"].float() - dense_weight(layer.base_layer).float()
+        mended = lost - layer.get_delta_weight("default")
+        best = torch.linalg.svdvals(lost)[16:].norm()
+        torch.testing.assert_close(mended.norm(), best, rtol=1e-3, atol=1e-5)
+        lengths = (dense[f"{name}.weight"].float() - mended).norm(dim=1)
+        torch.testing.assert_close(layer.lora_magnitude_vector["default"].weight, lengths, rtol=1e-3, atol=1e-5)
+    call(capsys, *flags, tmp_path / "b", "--adapter", "rslora", "--alpha", 8)
+    layer = next(layer for layer in told["model"].modules() if hasattr(layer, "base_layer"))
+    assert layer.scaling["default"] == 2 and not layer.use_dora["default"] and not layer.lora_B["default"].weight.any()
+
+
+def test_dora_with_loftq_and_lora_plus_is_a_whole_run(capsys, tiny_folder, tmp_path):
+    from peft import PeftModel
+
+    flags = ["--adapter", "dora", "--init", "loftq", "--lora-plus", "4"]
+    report, _ = call(capsys, "--model", tiny_folder, "--output", tmp_path / "run", *QUICK, *flags)
+    assert report["losses"][-1] < report["losses"][0]
+    base, tokenizer = load_model(tiny_folder, quantization="nf4", device="cpu", compute_dtype=torch.float32)
+    adapted = PeftModel.from_pretrained(base, tmp_path / "run" / "adapter")
+    magnitudes = [name for name, _ in adapted.named_parameters() if "lora_magnitude_vector" in name]
+    assert len(magnitudes) == 14
+    assert sum(p.numel() for n, p in adapted.named_parameters() if "lora_" in n) == report["trainable_parameters"]
 
 
 def test_lora_trains_the_same_number_of_parameters(capsys, finished, tiny_folder, tmp_path):
@@ -314,6 +356,7 @@ LLAMA = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_p
         ("--packing", {"packing": True}),
         ("--max-length 45", {"max_length": 45, "samples": 20}),
         ("--lr 0.25", {"learning_rate": 0.25}),
+        ("--lora-plus 8", {"lora_plus": 8.0}),
         ("--schedule constant", {"schedule": "constant"}),
         ("--optimizer adamw_8bit", {"optimizer": "adamw_8bit"}),
         ("--gradient-checkpointing", {"gradient_checkpointing": True}),
@@ -374,6 +417,8 @@ def test_each_flag_reaches_what_it_names_and_nothing_else(capsys, tiny_folder, t
         "loss_chunk": None,
         "update_in_backward": False,
         "fast": False,
+        "merge_aware": None,
+        "lora_plus": 1.0,
         "checkpoint_every": 10,
         "pad_token_id": 2,
         "checkpoints": tmp_path / "run" / "checkpoints",
@@ -382,6 +427,31 @@ def test_each_flag_reaches_what_it_names_and_nothing_else(capsys, tiny_folder, t
         "validation": None,
         **changed,
     }
+
+
+def test_a_merge_aware_run_is_judged_as_merged_and_leaves_an_ordinary_adapter(capsys, tiny_folder, tmp_path):
+    base = ["--model", tiny_folder, "--steps", 3, "--batch-size", 2, "--rank", 2, "--compute-dtype", "float32"]
+    report, _ = call(
+        capsys, *base, "--eval-samples", 2, "--lr", 0.02, "--merge-aware", "q4_0", "--output", tmp_path / "run"
+    )
+    model, tokenizer = load_model(tiny_folder, "nf4", compute_dtype=torch.float32)
+    load_lora(model, tmp_path / "run" / "adapter")
+    texts = [tokenize_chat(chat, tokenizer) for chat in load_samples("orders", "validation")["messages"][:2]]
+    beside = text_loss(model, texts).perplexity
+    merged = text_loss(merge_requantized(model, "q4_0"), texts).perplexity
+    assert report["after"]["perplexity"]["validation"] == pytest.approx(merged, rel=1e-5)
+    assert abs(merged - beside) > 1e-3 * merged
+    loaded, _ = load_model(tiny_folder, "nf4", compute_dtype=torch.float32)
+    peft = PeftModel.from_pretrained(loaded, tmp_path / "run" / "adapter")
+    assert text_loss(peft, texts).perplexity == pytest.approx(beside, rel=1e-5)
+
+
+@pytest.mark.parametrize("flag", ["--fast", "--preset lean --compute-dtype bfloat16 --optimizer adamw_torch"])
+def test_merge_aware_training_wants_the_plain_step(capsys, tiny_folder, tmp_path, flag):
+    arguments = ["--model", str(tiny_folder), "--output", str(tmp_path / "run"), "--merge-aware", "nf4"]
+    assert train_qlora.main([*arguments, *flag.split()]) == 2
+    assert "merge_aware needs the plain step: leave out" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_seed_makes_the_adapter(capsys, tiny_folder, tmp_path, told):
@@ -531,6 +601,14 @@ BEFORE_LOADING = [
     ("--alpha nan", "'nan' is not a positive number"),
     ("--alpha 0", "'0' is not a positive number"),
     ("--alpha=-16", "'-16' is not a positive number"),
+    ("--adapter adalora", "invalid choice: 'adalora'"),
+    ("--init pissa", "invalid choice: 'pissa'"),
+    (
+        "--init loftq --method lora",
+        "--init loftq corrects what 4 bits lose, and --method lora loses nothing",
+    ),
+    ("--merge-aware nf4 --adapter dora", "--merge-aware trains LoRA or rsLoRA from B = 0"),
+    ("--lora-plus 0", "'0' is not a positive number"),
     ("--targets q_proj,upproj", "no linear layer named 'upproj': did you mean up_proj"),
     ("--targets embed_tokens", "no linear layer named 'embed_tokens'"),
     ("--targets ,", "no linear layer named ''"),
@@ -688,11 +766,12 @@ def test_long_samples_are_counted(capsys, tiny_folder, tmp_path, told):
 
 OTHERWISE = {
     "model": "smollm2-135m-instruct", "data": "{data}", "columns": "prompt=system,response=response",
-    "format": "prompt-response", "learn": "last", "method": "lora", "rank": 8, "alpha": 9, "targets": "q_proj",
+    "format": "prompt-response", "learn": "last", "method": "lora", "rank": 8, "alpha": 9,
+    "adapter": "dora", "init": "loftq", "lora_plus": 4.0, "targets": "q_proj",
     "steps": 7, "epochs": 2, "batch_size": 2, "accumulation": 2, "packing": None, "max_length": 128, "lr": 0.001,
     "schedule": "constant", "preset": "in-backward", "optimizer": "adamw_8bit", "gradient_checkpointing": None,
-    "fast": None, "compute_dtype": "bfloat16", "seed": 1, "eval_samples": 3, "checkpoint_every": 3,
-    "judge": "f1", "track": "tensorboard", "validate_every": 2, "keep": "best", "patience": 3,
+    "fast": None, "merge_aware": "nf4", "compute_dtype": "bfloat16", "seed": 1, "eval_samples": 3,
+    "checkpoint_every": 3, "judge": "f1", "track": "tensorboard", "validate_every": 2, "keep": "best", "patience": 3,
 }  # fmt: skip
 
 

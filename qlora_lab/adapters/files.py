@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import pathlib
 from collections.abc import Iterable
@@ -20,17 +21,19 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+from qlora_lab.adapters.dora import DoraLinear
 from qlora_lab.adapters.lora import LoraLinear, add_lora, lora_layers, required_lora
 from qlora_lab.adapters.targets import is_linear, is_named, widths
 from qlora_lab.errors import UserError
 
+MAGNITUDE = "lora_magnitude_vector"  # PEFT's name for DoRA's m
 CONFIG, WEIGHTS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
-# PEFT's settings that do not change what A and B mean. Any other setting that is on does, or may: rsLoRA's scale, ranks
-# or alphas of single layers, DoRA, an initialization that changes the base ... Every release of PEFT has new ones.
+# PEFT's settings that do not change what A and B mean, or in a way that is understood here. Any other setting that is
+# on does, or may: ranks of single layers, an initialization that changes the base ... Every release has new ones.
 HARMLESS = {
     *"peft_type peft_version task_type auto_mapping base_model_name_or_path revision inference_mode".split(),
     *"r lora_alpha lora_dropout target_modules exclude_modules layers_to_transform layers_pattern".split(),
-    *"megatron_core qalora_group_size eva_config ensure_weight_tying fan_in_fan_out".split(),
+    *"megatron_core qalora_group_size eva_config ensure_weight_tying fan_in_fan_out use_rslora".split(),
 }
 HARMLESS_VALUES = {"bias": ("none",), "init_lora_weights": (True, "gaussian", "orthogonal", "eva")}
 
@@ -42,15 +45,21 @@ def save_lora(model: nn.Module, folder: str | os.PathLike) -> None:
         folder: where the two files go; created if it does not exist.
 
     Raises:
-        UserError: a model without LoRA layers, or whose layers differ in rank, alpha or dropout.
+        UserError: a model without LoRA layers, or whose layers differ in kind, rank, alpha or dropout.
     """
     from safetensors.torch import save_file
 
     layers = required_lora(model)
-    kinds = {(layer.rank, layer.alpha, layer.dropout) for layer in layers.values()}
+    kinds = {
+        (layer.rank, layer.alpha, layer.dropout, layer.rank_stabilized, isinstance(layer, DoraLinear))
+        for layer in layers.values()
+    }
     if len(kinds) > 1:
-        raise UserError(f"the LoRA layers have several (rank, alpha, dropout): {sorted(kinds)}; one file holds one")
-    ((rank, alpha, dropout),) = kinds
+        raise UserError(
+            "the LoRA layers have several (rank, alpha, dropout, whether rank-stabilized, whether DoRA): "
+            f"{sorted(kinds)}; one file holds one"
+        )
+    ((rank, alpha, dropout, rank_stabilized, dora),) = kinds
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -58,14 +67,17 @@ def save_lora(model: nn.Module, folder: str | os.PathLike) -> None:
         "r": rank,
         "lora_alpha": alpha,
         "lora_dropout": dropout,
+        "use_rslora": rank_stabilized,
+        "use_dora": dora,
         "target_modules": _shortest_targets(model, list(layers)),
         "bias": "none",
         "inference_mode": True,
     }
+    parts = {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight"} | ({"lora_magnitude": MAGNITUDE} if dora else {})
     tensors = {
-        f"{PREFIX}{name}.{part}.weight": getattr(layer, part).detach().contiguous().cpu()
+        f"{PREFIX}{name}.{theirs}": getattr(layer, ours).detach().contiguous().cpu()
         for name, layer in layers.items()
-        for part in ("lora_A", "lora_B")
+        for ours, theirs in parts.items()
     }
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -92,8 +104,10 @@ def load_lora(model: nn.Module, folder: str | os.PathLike, any_base: bool = Fals
         UserError: missing or damaged files, an adapter that is not plain LoRA, another base, a rank other than that of
             the model's layers, or a merged model.
     """
-    config, tensors, fingerprint = read_adapter(folder)
+    config, tensors, fingerprint = read_adapter(folder, with_dora=True)
     names = list(dict.fromkeys(name.rpartition(".lora_")[0] for name in tensors))
+    kind = DoraLinear if config.get("use_dora") else LoraLinear
+    rank_stabilized = bool(config.get("use_rslora"))
     _require_same_base(model, names, tensors, None if any_base else fingerprint)
     layers = lora_layers(model)
     if any(layer.merged for layer in layers.values()):
@@ -107,13 +121,18 @@ def load_lora(model: nn.Module, folder: str | os.PathLike, any_base: bool = Fals
         raise UserError(
             f"the adapter has rank {config['r']}, the model's LoRA layers {ranks.pop()}: unload(model) first"
         )
-    dtype = tensors[f"{names[0]}.lora_A"].dtype
+    if any(type(layer) is not kind for layer in layers.values()):
+        raise UserError(f"the adapter needs {kind.__name__}s, and the model has other LoRA layers: unload(model) first")
+    rank, alpha, dropout = config["r"], config["lora_alpha"], config.get("lora_dropout", 0.0)
     if not layers:
-        add_lora(model, config["r"], config["lora_alpha"], names, config.get("lora_dropout", 0.0), dtype=dtype)
+        dtype = tensors[f"{names[0]}.lora_A"].dtype
+        add_lora(model, rank, alpha, names, dropout, dtype=dtype, rank_stabilized=rank_stabilized, kind=kind)
     for name, layer in lora_layers(model).items():
-        layer.alpha, layer.dropout = config["lora_alpha"], config.get("lora_dropout", 0.0)
+        layer.alpha, layer.dropout, layer.rank_stabilized = alpha, dropout, rank_stabilized
         layer.lora_A.data.copy_(tensors[f"{name}.lora_A"])
         layer.lora_B.data.copy_(tensors[f"{name}.lora_B"])
+        if isinstance(layer, DoraLinear):
+            layer.lora_magnitude.data.copy_(tensors[f"{name}.{MAGNITUDE}"])
     return model
 
 
@@ -130,7 +149,7 @@ def fingerprint_of(parameters: Iterable[tuple[str, torch.Tensor]]) -> str:
     """`base_fingerprint` of a model's parameters with their names, in the model's order. Matrices are passed over."""
     digest = hashlib.sha256()
     for name, parameter in parameters:
-        if parameter.ndim == 1 and parameter.is_floating_point():
+        if parameter.ndim == 1 and parameter.is_floating_point() and ".lora_" not in name:  # DoRA's are vectors, too
             plain = name.removeprefix(PREFIX).replace(".base_layer.", ".").replace(".base.", ".")  # PEFT's, and ours
             digest.update(plain.encode())
             digest.update(parameter.detach().to("cpu", torch.bfloat16).view(torch.int16).numpy().tobytes())
@@ -150,15 +169,25 @@ def add_fingerprint(folder: str | os.PathLike, fingerprint: str) -> None:
     part.replace(weights)
 
 
-def read_adapter(folder: str | os.PathLike) -> tuple[dict, dict[str, torch.Tensor], str | None]:
+def scale_of(config: dict) -> float:
+    """By what B A is scaled, from PEFT's settings: alpha / r, or alpha / sqrt(r) with rsLoRA."""
+    return config["lora_alpha"] / (math.sqrt(config["r"]) if config.get("use_rslora") else config["r"])
+
+
+def read_adapter(
+    folder: str | os.PathLike, with_dora: bool = False
+) -> tuple[dict, dict[str, torch.Tensor], str | None]:
     """Read an adapter's files, without a model.
 
+    Args:
+        with_dora: whether the caller knows what to do with DoRA's magnitudes.
+
     Returns:
-        PEFT's settings; the tensors by "<layer>.lora_A", Tensor[rank, in], and "<layer>.lora_B", Tensor[out, rank]; the
-        base's fingerprint, None if the file has none
+        PEFT's settings; the tensors by "<layer>.lora_A", Tensor[rank, in], "<layer>.lora_B", Tensor[out, rank], and
+        with DoRA "<layer>.lora_magnitude_vector", Tensor[out]; the base's fingerprint, None if the file has none
 
     Raises:
-        UserError: missing or damaged files, or an adapter that is not plain LoRA.
+        UserError: missing or damaged files, or an adapter that is neither plain LoRA nor, if allowed, DoRA.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -181,18 +210,32 @@ def read_adapter(folder: str | os.PathLike) -> tuple[dict, dict[str, torch.Tenso
         for key, value in config.items()
         if value and key not in HARMLESS and value not in HARMLESS_VALUES.get(key, ())
     ]
+    dora = with_dora and bool(config.get("use_dora"))
+    if dora:
+        special.remove("use_dora")
+    endings = (".lora_A", ".lora_B", f".{MAGNITUDE}") if dora else (".lora_A", ".lora_B")
     plain = {name: name.removeprefix(PREFIX).removesuffix(".weight") for name in tensors}
-    others = [name for name, short in plain.items() if not short.endswith((".lora_A", ".lora_B"))]
+    others = [name for name, short in plain.items() if not short.endswith(endings)]
     if special or others or config.get("peft_type") != "LORA":
         what = (special or others or [config.get("peft_type")])[0]
         raise UserError(f"the adapter in {folder} is not plain LoRA ({what}): load it with PEFT")
     tensors = {plain[name]: tensor for name, tensor in tensors.items()}
-    wrong = [name for name, tensor in tensors.items() if tensor.shape[name.endswith("_B")] != rank]
-    lonely = [name for name in tensors if name[:-1] + ("B" if name.endswith("A") else "A") not in tensors]
-    if wrong or lonely or not tensors:
-        what = f"{(wrong or lonely or ['nothing'])[0]} does not fit r={rank}"
+    layers = {name.rpartition(".lora_")[0] for name in tensors}
+    lonely = [f"{name}{ending}" for name in layers for ending in endings if f"{name}{ending}" not in tensors]
+    if lonely or not tensors:
+        what = f"{lonely[0] if lonely else 'every tensor'} is missing"
         raise UserError(f"the adapter in {folder} does not agree with its own config: {what}")
+    if wrong := [name for name in tensors if not _fits(name, tensors, rank)]:
+        raise UserError(f"the adapter in {folder} does not agree with its own config: {wrong[0]} does not fit r={rank}")
     return config, tensors, fingerprint
+
+
+def _fits(name: str, tensors: dict[str, torch.Tensor], rank: int) -> bool:
+    """Whether a tensor's shape agrees with the rank and with the layer's other tensors."""
+    tensor = tensors[name]
+    if name.endswith(MAGNITUDE):
+        return tensor.shape == tensors[name.removesuffix(MAGNITUDE) + "lora_B"].shape[:1]
+    return tensor.ndim == 2 and tensor.shape[name.endswith("_B")] == rank
 
 
 def _require_same_base(model: nn.Module, names: list[str], tensors: dict, fingerprint: str | None) -> None:

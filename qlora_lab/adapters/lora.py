@@ -5,6 +5,9 @@
 A starts random and B at zero, so an adapted model first computes exactly what it computed before. Only A and B are
 trained: rank * (in + out) numbers instead of in * out. (Hu et al. 2021, arXiv 2106.09685, section 4.1.)
 
+With `rank_stabilized`, the scale is alpha / sqrt(rank). What A and B add to the output then neither grows nor shrinks
+with the rank; with alpha / rank, a high rank learns ever more slowly. (rsLoRA, Kalajdzievski 2023, arXiv 2312.03732.)
+
     add_lora(model)               freeze the model, put a LoraLinear around its linear layers, in place
     merge, unmerge                add the correction to the base's weight; take it back, exactly
     unload                        put the base layers back in the LoraLinears' place
@@ -32,7 +35,7 @@ class LoraLinear(nn.Module):
     Args:
         base: a module that maps (..., in_features) to (..., out_features).
         rank: r, the inner dimension of the correction.
-        alpha: the correction is scaled by alpha / rank.
+        alpha: the correction is scaled by alpha / rank, or by alpha / sqrt(rank) if `rank_stabilized`.
         dropout: share of the correction's input that is set to zero while training.
         dtype: of A and B, and so of their gradients and the optimizer's states.
         generator: for A's random numbers, on the base's device; None: torch's own.
@@ -51,6 +54,7 @@ class LoraLinear(nn.Module):
         dropout: float = 0.0,
         dtype: torch.dtype = torch.float32,
         generator: torch.Generator | None = None,
+        rank_stabilized: bool = False,
     ):
         super().__init__()
         if not is_linear(base):
@@ -59,7 +63,7 @@ class LoraLinear(nn.Module):
             )
         if rank < 1:
             raise UserError(f"rank={rank}: must be at least 1")
-        self.base, self.alpha, self.dropout = base, alpha, dropout
+        self.base, self.alpha, self.dropout, self.rank_stabilized = base, alpha, dropout, rank_stabilized
         device = base.weight.device
         inputs, outputs = widths(base)
         self.lora_A = nn.Parameter(torch.empty(rank, inputs, dtype=dtype, device=device))
@@ -71,6 +75,10 @@ class LoraLinear(nn.Module):
     @property
     def rank(self) -> int:
         return len(self.lora_A)
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / (math.sqrt(self.rank) if self.rank_stabilized else self.rank)
 
     @property
     def in_features(self) -> int:
@@ -94,15 +102,19 @@ class LoraLinear(nn.Module):
         if self.merged:
             return y
         z = nn.functional.dropout(x.to(self.lora_A.dtype), self.dropout, self.training)
-        z = nn.functional.linear(nn.functional.linear(z, self.lora_A), self.lora_B)  # (..., rank), then (..., out)
-        return y + (z * (self.alpha / self.rank)).to(y.dtype)
+        return y + self.correction(z).to(y.dtype)
+
+    def correction(self, x: torch.Tensor) -> torch.Tensor:
+        """scale * (x Aᵀ) Bᵀ: (..., in) -> (..., rank) -> (..., out)."""
+        return nn.functional.linear(nn.functional.linear(x, self.lora_A), self.lora_B) * self.scale
 
     def delta(self) -> torch.Tensor:
         """What the correction adds to the weight: float32, Tensor[out_features, in_features]."""
-        return self.alpha / self.rank * (self.lora_B.float() @ self.lora_A.float())
+        return self.scale * (self.lora_B.float() @ self.lora_A.float())
 
     def extra_repr(self) -> str:
-        return f"rank={self.rank}, alpha={self.alpha}, dropout={self.dropout}, merged={self.merged}"
+        scale = f"scale={self.scale:.3g}, " if self.rank_stabilized else ""
+        return f"rank={self.rank}, alpha={self.alpha}, {scale}dropout={self.dropout}, merged={self.merged}"
 
 
 def add_lora(
@@ -113,11 +125,14 @@ def add_lora(
     dropout: float = 0.0,
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
+    rank_stabilized: bool = False,
+    kind: type[LoraLinear] = LoraLinear,
 ) -> nn.Module:
     """Freeze a model and put a LoraLinear around its linear layers, in place.
 
     Args:
-        rank, alpha, dropout, dtype: as in `LoraLinear`.
+        rank, alpha, dropout, dtype, rank_stabilized: as in `LoraLinear`.
+        kind: LoraLinear, or DoraLinear for DoRA.
         targets: "all-linear" (all but the output head), or names of modules, or the ends of dotted ones:
             ["q_proj", "layers.0.mlp.down_proj"]. Of a model that also sees or hears, the part that reads text.
         seed: for A's random numbers. torch's own generators are not touched.
@@ -137,7 +152,7 @@ def add_lora(
     draw = {device: torch.Generator(device).manual_seed(seed) for device in devices if device.type != "meta"}
     for name in names:
         base = get_linear(model, name)
-        layer = LoraLinear(base, rank, alpha, dropout, dtype, draw.get(base.weight.device))
+        layer = kind(base, rank, alpha, dropout, dtype, draw.get(base.weight.device), rank_stabilized)
         set_module(model, name, layer.train(model.training))
     return model
 
@@ -148,8 +163,8 @@ def lora_layers(model: nn.Module) -> dict[str, LoraLinear]:
 
 
 def lora_parameters(model: nn.Module) -> int:
-    """The number of LoRA parameters: rank * (in_features + out_features), summed over the layers."""
-    return sum(layer.lora_A.numel() + layer.lora_B.numel() for layer in lora_layers(model).values())
+    """The number of trained numbers in them: rank * (in_features + out_features) a layer; DoRA has a few more."""
+    return sum(p.numel() for layer in lora_layers(model).values() for p in layer.parameters(recurse=False))
 
 
 def required_lora(model: nn.Module) -> dict[str, LoraLinear]:

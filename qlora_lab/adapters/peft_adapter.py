@@ -1,15 +1,20 @@
-"""PEFT's LoRA adapters on a model: what `train_qlora` trains."""
+"""PEFT's LoRA adapters on a model: what `train_qlora` trains. Ours (`lora.py`, `dora.py`) compute the same."""
 
 from __future__ import annotations
 
 import contextlib
 import warnings
+from collections.abc import Callable
 
 import torch
 
+from qlora_lab.adapters.initialization import begin
+from qlora_lab.adapters.quantized_linear import dense_weight, is_quantized
 from qlora_lab.adapters.targets import find_targets
 from qlora_lab.errors import UserError
 from qlora_lab.models.parts import excluded_modules
+
+KINDS = ("lora", "rslora", "dora")
 
 
 def add_adapter(
@@ -20,6 +25,7 @@ def add_adapter(
     dropout: float = 0.0,
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
+    kind: str = "lora",
 ):
     """Freeze the model and put PEFT's LoRA adapters beside its linear layers.
 
@@ -28,23 +34,27 @@ def add_adapter(
 
     Args:
         rank: r, the inner dimension of the adapters.
-        alpha: the adapter's output is scaled by alpha / rank.
+        alpha: the adapter's output is scaled by alpha / rank, or by alpha / sqrt(rank) with rsLoRA.
         targets: "all-linear" (all but the output head) or names of modules: ["q_proj", "v_proj"]. Of a model that also
             sees or hears, only the part that reads text: no gradient would reach the others.
         dropout: share of an adapter's input that is set to zero while training. It draws from torch's own generators,
             which the seed leaves alone: `torch.manual_seed` makes a run with dropout repeatable.
         seed: for the random A; B starts at zero, so the outputs do not change.
         dtype: of the adapters, and so of their gradients: fp32, or bf16 for half the memory.
+        kind: one of KINDS.
 
     Returns:
         peft.PeftModel
 
     Raises:
-        UserError: a target that the model does not have (near matches are named), or one that PEFT does not adapt.
+        UserError: a target that the model does not have (near matches are named), one that PEFT does not adapt, or an
+            unknown kind.
     """
     from peft import LoraConfig, get_peft_model
     from transformers.pytorch_utils import Conv1D
 
+    if kind not in KINDS:
+        raise UserError(f"kind is {kind!r}: choose from {', '.join(KINDS)}")
     if targets != "all-linear":
         targets = [targets] if isinstance(targets, str) else list(targets)
         find_targets(model, targets, language_only=True)  # raises
@@ -55,6 +65,8 @@ def add_adapter(
         exclude_modules=excluded_modules(model),
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
         lora_dropout=dropout,
+        use_rslora=kind == "rslora",
+        use_dora=kind == "dora",
         bias="none",
         task_type="CAUSAL_LM",
     )
@@ -78,6 +90,34 @@ def add_adapter(
         if parameter.requires_grad:
             parameter.data = parameter.data.to(dtype)  # beside dense weights, PEFT has chosen theirs
     return adapted
+
+
+@torch.no_grad()
+def begin_with_loftq(adapted, weights: Callable[[str, torch.Size], torch.Tensor]) -> None:
+    """Give the adapters of a 4-bit model the best correction of what quantization lost (LoftQ with one iteration).
+
+    Args:
+        adapted: what `add_adapter` returned, for a model that is quantized by bitsandbytes.
+        weights: from a parameter's name in the model, and its shape there, to its values before quantization.
+
+    Raises:
+        UserError: a layer that is not quantized.
+    """
+    for name, layer in adapted.get_base_model().named_modules():
+        if not hasattr(layer, "base_layer"):
+            continue
+        if not is_quantized(layer.base_layer):
+            raise UserError(f"{name} is not quantized: there is no error that LoftQ could correct")
+        A, B, scale = layer.lora_A["default"].weight, layer.lora_B["default"].weight, layer.scaling["default"]
+        rounded = dense_weight(layer.base_layer).float()
+        if layer.fan_in_fan_out:  # GPT-2 stores (in, out)
+            weight = weights(f"{name}.weight", rounded.T.shape).T
+        else:
+            weight = weights(f"{name}.weight", rounded.shape)
+        begin(A, B, scale, weight.to(A.device, torch.float32) - rounded)
+        if layer.use_dora["default"]:  # the lengths that change nothing are others now
+            lengths = torch.linalg.vector_norm(rounded + scale * (B.float() @ A.float()), dim=1)
+            layer.lora_magnitude_vector["default"].weight.copy_(lengths)
 
 
 @contextlib.contextmanager

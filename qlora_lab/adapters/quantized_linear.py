@@ -36,12 +36,15 @@ from qlora_lab.quantization import (
     unpack,
 )
 
+Weight = QuantizedTensor | UniformTensor  # what stands for a matrix, in few bits
+Quantizer = Callable[[torch.Tensor], Weight]
+
 
 class _FrozenMatmul(torch.autograd.Function):
     """x Wᵀ + b for a frozen quantized W and a frozen b."""
 
     @staticmethod
-    def forward(ctx, x: torch.Tensor, q: QuantizedTensor | UniformTensor, bias: torch.Tensor | None):
+    def forward(ctx, x: torch.Tensor, q: Weight, bias: torch.Tensor | None):
         ctx.q = q  # (out, in) in 4 bits: the dense weight is not kept
         return nn.functional.linear(x, q.dequantize().to(x.dtype), bias)  # (..., in) -> (..., out)
 
@@ -67,7 +70,7 @@ class QuantizedLinear(nn.Module):
         UserError: a weight that is not a matrix, or a bias of another length.
     """
 
-    def __init__(self, weight: QuantizedTensor | UniformTensor, bias: torch.Tensor | None = None):
+    def __init__(self, weight: Weight, bias: torch.Tensor | None = None):
         super().__init__()
         if len(weight.shape) != 2:
             raise UserError(
@@ -143,7 +146,7 @@ def nf4_double(weight: torch.Tensor) -> QuantizedTensor:
 def quantize_linears(
     model: nn.Module,
     targets: str | list[str] = "all-linear",
-    quantizer: Callable[[torch.Tensor], QuantizedTensor | UniformTensor] = nf4_double,
+    quantizer: Quantizer = nf4_double,
 ) -> nn.Module:
     """Replace linear layers by quantized ones, in place and one at a time.
 
@@ -226,7 +229,7 @@ def _quantized_view(weight) -> QuantizedTensor:
     return QuantizedTensor(codes, absmax, codebook, state.shape, state.dtype, state.blocksize)
 
 
-def frozen_weight(module: nn.Module) -> torch.Tensor | QuantizedTensor | UniformTensor:
+def frozen_weight(module: nn.Module) -> torch.Tensor | Weight:
     """A linear layer's weight, not copied and not to be changed. bitsandbytes' 4-bit one comes as a QuantizedTensor."""
     if _is_linear4bit(module):
         return _quantized_view(module.weight)

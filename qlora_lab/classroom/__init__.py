@@ -9,8 +9,10 @@ samples.py    random numbers of several distributions, real weights
 build.py      one source -> learner's and solved notebook: the command line, and the whole syntax
 source.py     reads the source script; what claims must not do
 drafts.py     from its cells to both notebooks
+assignments.py  a lesson as nbgrader wants it
 values.py     the numbers in the text, filled in from a run and compared with the next
 outputs.py    running, and what may be stored of it
 notebook_json.py  a notebook's file, read
-grade.py      a learner's notebook, run under limits -> points
+grading/      what learners hand in, run under limits, judged, put into tables
+grade.py      its command line
 """

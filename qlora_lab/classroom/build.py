@@ -4,6 +4,7 @@
     python -m qlora_lab.classroom.build --execute 07 rebuild 07_*.py and run it from top to bottom
     python -m qlora_lab.classroom.build --check      exit 1 and say which notebooks are out of step
     python -m qlora_lab.classroom.build --with-claims FOLDER     write the copies that CI runs
+    python -m qlora_lab.classroom.build --nbgrader FOLDER        write assignments for nbgrader
 
 `notebooks/source/07_qlora_run.py` is a script in jupytext's percent format. It becomes `notebooks/07_qlora_run.ipynb`,
 for the learner, and `notebooks/solutions/07_qlora_run.ipynb`, where the exercises are solved.
@@ -73,6 +74,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from qlora_lab.classroom import values
+from qlora_lab.classroom.assignments import CONFIGURATION, assignment
 from qlora_lab.classroom.drafts import draft_notebooks, finish, values_in
 from qlora_lab.classroom.notebook_json import parse_notebook
 from qlora_lab.classroom.outputs import (
@@ -242,6 +244,15 @@ def copy_with_claims(source: Path, folder: Path) -> None:
         write_notebook(finish(draft, kept, with_claims=True), folder / path.relative_to(source.parents[1]))
 
 
+def write_assignment(source: Path, folder: Path) -> None:
+    """Write what `source` is for nbgrader into its course folder, which gets a configuration if it has none."""
+    with errors_at(f"{show_path(source)}, "):
+        notebook = assignment(source)
+    write_notebook(notebook, folder / "source" / source.stem / f"{source.stem}.ipynb")
+    if not (folder / "nbgrader_config.py").exists():
+        write(CONFIGURATION, folder / "nbgrader_config.py")
+
+
 @contextmanager
 def errors_at(place: str) -> Iterator[None]:
     """Put a place before the message of a BuildError."""
@@ -275,6 +286,7 @@ def main(arguments: list[str] | None = None, notebooks: Path = REPOSITORY / "not
     mode.add_argument("--execute", action="store_true", help="run the notebooks and store their outputs")
     mode.add_argument("--with-claims", type=Path, metavar="FOLDER", help="write copies that CI runs, with the claims")
     parser.add_argument("names", nargs="*", metavar="name", help="beginning of a name, such as 07; default: all")
+    mode.add_argument("--nbgrader", type=Path, metavar="FOLDER", help="write a course folder of nbgrader's")
     options = parser.parse_args(arguments)
 
     errors = []
@@ -288,6 +300,8 @@ def main(arguments: list[str] | None = None, notebooks: Path = REPOSITORY / "not
                 check(source)
             elif options.with_claims:
                 copy_with_claims(source, options.with_claims)
+            elif options.nbgrader:
+                write_assignment(source, options.nbgrader)
             else:
                 build(source, run=options.execute)
         except (BuildError, OSError) as error:

@@ -30,7 +30,7 @@ TAUGHT_IN = {  # notebooks whose exercises serve an item: it is ticked when all 
     "nf4": ("03",),
     "config": ("00", "07", "11", "12"),
     "train": ("05", "06", "07", "10", "11", "12", "13", "15"),
-    "memory": ("00", "01", "08", "10", "11"),
+    "memory": ("00", "01", "08", "10", "11", "14"),
     "accuracy": ("09", "10", "11"),
 }
 MARKS = {"open": "·", "wrong": "✗", "right": "✓", "unavailable": "·"}

@@ -7,8 +7,10 @@ import json
 CELL_TYPES = ("code", "markdown", "raw")
 
 
-def parse_notebook(text: str) -> dict:
+def parse_notebook(text: str | bytes) -> dict:
     """A notebook whose sources and outputs are strings: nbformat may have stored them as lists of lines.
+
+    Bytes may be in UTF-8, UTF-16 or UTF-32, with a byte order mark or without.
 
     Raises:
         ValueError: this is no notebook of version 4; the message says what was in the way.
@@ -24,7 +26,7 @@ def parse_notebook(text: str) -> dict:
                 data.update({mime: joined(content) for mime, content in data.items()})
                 if "text" in output:
                     output["text"] = joined(output["text"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from error
     return notebook
 

@@ -105,14 +105,24 @@ def split_solutions(source: str, first_line: int = 1) -> tuple[str, str]:
 
     Raises BuildError, with the line, for a marker that is unbalanced, nested, misplaced or misspelt.
     """
-    learner, solved = [], []
+    return versions(source, first_line)[:2]
+
+
+def versions(source: str, first_line: int = 1) -> tuple[str, str, str]:
+    """What `split_solutions` returns and, third, stubs and after them the solution between its marks.
+
+    The third is Python, too, and does what the solution does.
+    """
+    learner, solved, both = [], [], []
     region = None  # the line number and the match of the open BEGIN, if any
-    stubs, body_started = [], False
+    stubs, body_started, start = [], False, 0  # start: where the region begins in `both`
     for number, line in enumerate(source.split("\n"), start=first_line):
         if begin := BEGIN.fullmatch(line):
             if region:
                 raise BuildError(f"line {number}: BEGIN SOLUTION inside the solution that begins in line {region[0]}")
             region, stubs, body_started = (number, begin), [], False
+            start = len(both)
+            both.append(line)
         elif stub := STUB.fullmatch(line):
             if not region or body_started:
                 raise BuildError(f"line {number}: a STUB line belongs directly below BEGIN SOLUTION")
@@ -123,7 +133,10 @@ def split_solutions(source: str, first_line: int = 1) -> tuple[str, str]:
             if not body_started:
                 raise BuildError(f"line {number}: the solution that begins in line {region[0]} is empty")
             hint = f"({region[1]['size']})" if region[1]["size"] else "here"
-            learner += stubs or [f"{region[1]['indent']}...  # your code {hint}"]
+            stubs = stubs or [f"{region[1]['indent']}...  # your code {hint}"]
+            learner += stubs
+            both[start:start] = stubs
+            both.append(line)
             region = None
         elif NEARLY_A_MARKER.match(line):
             raise BuildError(
@@ -132,13 +145,14 @@ def split_solutions(source: str, first_line: int = 1) -> tuple[str, str]:
             )
         else:
             solved.append(line)
+            both.append(line)
             if region:
                 body_started = True
             else:
                 learner.append(line)
     if region:
         raise BuildError(f"line {region[0]}: BEGIN SOLUTION without END SOLUTION in the same cell")
-    return "\n".join(learner), "\n".join(solved)
+    return "\n".join(learner), "\n".join(solved), "\n".join(both)
 
 
 def check_nbval_markers(cell: Cell) -> None:

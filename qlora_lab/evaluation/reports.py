@@ -25,7 +25,7 @@ def read_report(run: pathlib.Path) -> dict:
         UserError: there is no report, or none that can be shown.
     """
     try:
-        report = json.loads((run / "report.json").read_text())
+        report = json.loads((run / "report.json").read_text(encoding="utf-8"))
         side_by_side(report)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{run} holds no finished run to show beside this one: report.json cannot be read") from error

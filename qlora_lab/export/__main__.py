@@ -27,6 +27,7 @@ from qlora_lab.export.papers import model_card, modelfile
 from qlora_lab.export.trained_run import TrainedRun, read_run
 from qlora_lab.export.vocabulary import read_vocabulary
 from qlora_lab.models.hardware import DTYPES
+from qlora_lab.models.loading import load_tokenizer
 
 CHECKPOINT_DTYPES = {"f16": "float16", "bf16": "bfloat16", "f32": "float32"}
 
@@ -99,10 +100,8 @@ def export(run: TrainedRun, to: pathlib.Path, form: str = "merged", kind: str | 
     Raises:
         UserError: whatever the modules of this room refuse.
     """
-    from transformers import AutoTokenizer
-
     weights = MergedWeights(run)
-    tokenizer = AutoTokenizer.from_pretrained(run.base, trust_remote_code=False)
+    tokenizer = load_tokenizer(run.base)
     kind = kind or ("f16" if form == "gguf" else "bf16")
     name = f"{pathlib.PurePath(run.model).name}-{pathlib.PurePath(run.settings['data']).stem}"
     if form == "merged":

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from qlora_lab.adapters.files import fingerprint_of, read_adapter
+from qlora_lab.adapters.files import fingerprint_of, read_adapter, scale_of
 from qlora_lab.adapters.quantized_linear import frozen_weight
 from qlora_lab.errors import UserError
 from qlora_lab.export.trained_run import TrainedRun
@@ -51,7 +51,7 @@ class MergedWeights:
         if getattr(self.config, "quantization_config", None):
             raise UserError(f"the base {run.model} is stored quantized: export needs its 16-bit checkpoint")
         settings, self._adapter, fingerprint = read_adapter(run.adapter)
-        self._scale = settings["lora_alpha"] / settings["r"]
+        self._scale = scale_of(settings)
         self.adapted = {f"{name.rpartition('.lora_')[0]}.weight" for name in self._adapter}
         self._files = checkpoint_index(run.base)
         with quiet_transformers():
@@ -78,7 +78,7 @@ class MergedWeights:
             return weight
         layer = name.removesuffix(".weight")
         a, b = self._adapter[f"{layer}.lora_A"], self._adapter[f"{layer}.lora_B"]
-        return torch.addmm(weight.float(), b.float(), a.float(), alpha=self._scale)
+        return (self._scale * (b.float() @ a.float())).add_(weight)  # as `merge` adds them, bit for bit
 
     def matrices(self) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
         """The adapter alone: (name of the weight, A: Tensor[rank, in], B: Tensor[out, rank]), in the model's order."""

@@ -39,14 +39,18 @@ def new_folder(target: pathlib.Path, nbytes: int) -> Iterator[pathlib.Path]:
         part.mkdir()
         yield part
         for file in filter(pathlib.Path.is_file, part.rglob("*")):  # on the disk before the rename makes it visible
-            with open(file, "rb") as handle:
+            with open(file, "r+b") as handle:  # Windows flushes only files opened for writing
                 os.fsync(handle.fileno())
         part.rename(target)
     except SafetensorError as error:  # damaged files are reported where they are read, so this is a failed write
         raise UserError(f"cannot write {target}: {error}; nothing is left of it") from error
     except OSError as error:
-        if error.errno is None or error.errno not in CANNOT_WRITE:
+        if error.errno is None:  # NumPy's, which writes the tensors of a GGUF file: "20480 requested and 5904 written"
+            why = f"not all bytes were taken ({error}), is the disk full?"
+        elif error.errno in CANNOT_WRITE:
+            why = os.strerror(error.errno)
+        else:
             raise
-        raise UserError(f"cannot write {target}: {os.strerror(error.errno)}; nothing is left of it") from error
+        raise UserError(f"cannot write {target}: {why}; nothing is left of it") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)

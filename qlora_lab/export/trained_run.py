@@ -43,6 +43,12 @@ class TrainedRun:
         return self.settings["method"] == "qlora"
 
     @property
+    def merge_aware(self) -> str | None:
+        """The 4-bit numbers that the adapter was trained to be merged into: "nf4", "q4_0" or None."""
+        named = self.settings.get("merge_aware", "None")
+        return None if named == "None" else named
+
+    @property
     def adapter(self) -> pathlib.Path:
         return self.folder / "adapter"
 

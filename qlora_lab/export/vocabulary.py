@@ -3,9 +3,12 @@
 llama.cpp has its own code for the splitting (the *pre-tokenizer*) and knows a list of them by name. A wrong name is a
 file that answers a little worse and never says why. llama.cpp's converter goes by a hash of the ids of a test text,
 which tells published vocabularies apart and fails for any other. We go by what decides: the splitting rules in
-tokenizer.json. (The bundled model shows the difference. Its vocabulary is SmolLM2's, whose digits are split one by
-one, "smollm"; but transformers, reading it from GGUF, left that rule out, and this is the tokenizer that we train with:
-"gpt-2".)
+tokenizer.json; rules without a name in llama.cpp are refused.
+
+The bundled model shows the difference. Its vocabulary is SmolLM2's, whose digits are split one by one ("smollm"). But
+transformers, reading it from GGUF, left that rule out, and this is the tokenizer that we train with ("gpt-2"). The
+hash is the same for both, 85505942..., for the test text has no number after two spaces: "a  3" is a, Ġ, Ġ, 3 with the
+one and a, ĠĠ, 3 with the other. So the converter would write the wrong name here.
 """
 
 from __future__ import annotations
@@ -91,13 +94,13 @@ def read_vocabulary(tokenizer, rows: int) -> Vocabulary:
     if tokenizer.eos_token_id is None:
         raise UserError("the tokenizer has no end token: the exported file would never stop")
     by_id = {id: token for token, id in model["vocab"].items()}
-    by_id |= {added["id"]: added["content"] for added in settings["added_tokens"]}
+    in_bytes = not model.get("byte_fallback")
+    by_id |= {added["id"]: _text_of(added, in_bytes) for added in settings["added_tokens"]}
     if (last := max(by_id)) >= rows:
         raise UserError(
             f"the tokenizer has {last + 1} tokens and the embeddings have {rows} rows: resize the embeddings, or take "
             "the tokenizer of this checkpoint"
         )
-    in_bytes = not model.get("byte_fallback")
     tokens = [by_id.get(id, f"[PAD{id}]") for id in range(rows)]
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
     return Vocabulary(
@@ -116,6 +119,13 @@ def read_vocabulary(tokenizer, rows: int) -> Vocabulary:
         add_start=_starts(tokenizer),
         template=tokenizer.chat_template or PLAIN_LINES,
     )
+
+
+def _text_of(added: dict[str, Any], in_bytes: bool) -> str:
+    """An added token's text as llama.cpp looks for it: in the text as it came, where spaces are not yet "▁"."""
+    if in_bytes or added["special"] or not added["normalized"]:
+        return added["content"]
+    return added["content"].replace("▁", " ")  # Gemma's "▁▁", for two spaces
 
 
 def byte_pre_tokenizer(settings: dict[str, Any]) -> str:

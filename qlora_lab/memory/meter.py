@@ -23,7 +23,7 @@ def peak_memory_bytes(device: torch.device) -> int:
 
         return psutil.Process().memory_info().peak_wset
     if sys.platform == "linux":  # not ru_maxrss, which a process inherits from the one that started it
-        status = pathlib.Path("/proc/self/status").read_text()
+        status = pathlib.Path("/proc/self/status").read_text(encoding="utf-8")
         return int(status.partition("VmHWM:")[2].split()[0]) * 1024
     import resource
 

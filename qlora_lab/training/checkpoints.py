@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from qlora_lab.errors import UserError
 from qlora_lab.training.batches import Batches
-from qlora_lab.training.optimizers import without_accelerate
+from qlora_lab.training.optimizers import parameters_by_name, without_accelerate
 from qlora_lab.training.schedules import rate
 from qlora_lab.training.settings import TrainSettings
 from qlora_lab.training.sharding import own_part, whole
@@ -77,7 +77,7 @@ def newest_checkpoint(folder: pathlib.Path) -> Checkpoint | None:
 
 
 def _read(path: pathlib.Path) -> Checkpoint:
-    progress = json.loads((path / "progress.json").read_text())
+    progress = json.loads((path / "progress.json").read_text(encoding="utf-8"))
     if progress.get("format", 1) > FORMAT:
         raise UserError(f"{path} has format {progress['format']}, and this version reads up to {FORMAT}: update it")
     tensors = load_file(path / "optimizer.safetensors")
@@ -108,6 +108,7 @@ def run_of(settings: TrainSettings, batches: Batches) -> dict:
         "max_grad_norm": settings.max_grad_norm,
         "weight_decay": settings.weight_decay,
         "optimizer": settings.optimizer,
+        "lora_plus": settings.lora_plus,
         "compute_dtype": str(settings.compute_dtype).removeprefix("torch."),
         "rows a step": batches.batch_size * batches.accumulation,
         "packing": f"to {batches.max_length} tokens" if batches.packing else "off",
@@ -147,6 +148,7 @@ def what_resuming_means(
     then = begun.run or run
     other_length = then["steps"] != steps
     may_change = ("steps", "warmup_steps") if other_length else ()
+    then = {"lora_plus": 1.0, **then}  # older checkpoints do not say so
     changed = [key for key in run if then.get(key) != run[key] and key not in may_change]
     if changed:
         changes = ", ".join(f"{key} was {then.get(key)} and is now {run[key]}" for key in changed)
@@ -171,7 +173,7 @@ def what_resuming_means(
 
 def restore(begun: Checkpoint, trained: dict[str, torch.nn.Parameter], optimizer, accelerator) -> None:
     """Load a checkpoint into the parameters, the optimizer, the scaler and this process's random generators."""
-    parts = dict(zip(trained, optimizer.param_groups[0]["params"], strict=True))
+    parts = parameters_by_name(optimizer)
     with torch.no_grad():
         for name, part in parts.items():
             part.copy_(own_part(begun.trained[name], trained[name]))
@@ -210,7 +212,8 @@ def save_checkpoint(
         gathered = accelerator.gather(state.to(accelerator.device))  # the processes' states end to end
         tensors[f"rng|{kind}"] = gathered.cpu().view(accelerator.num_processes, -1)
     adapter = {name: whole(parameter.detach(), parameter) for name, parameter in trained.items()}
-    for (name, parameter), part in zip(trained.items(), optimizer.param_groups[0]["params"], strict=True):
+    for name, part in parameters_by_name(optimizer).items():
+        parameter = trained[name]
         for key, value in optimizer.state[part].items():
             if isinstance(value, torch.Tensor):
                 tensors[f"{name}|{key}"] = whole(value.detach(), parameter)
@@ -236,7 +239,7 @@ def save_checkpoint(
         "scaler": accelerator.scaler.state_dict() if accelerator.scaler else None,
         "keeps_best": best is not None,
     }
-    (part / "progress.json").write_text(json.dumps(progress))
+    (part / "progress.json").write_text(json.dumps(progress), encoding="utf-8")
     for file in part.iterdir():
         with open(file, "r+b") as handle:  # Windows flushes only files opened for writing
             os.fsync(handle.fileno())

@@ -43,7 +43,7 @@ from qlora_lab.training.checkpoints import (
     what_resuming_means,
 )
 from qlora_lab.training.interrupts import first_interrupt_noted
-from qlora_lab.training.optimizers import make_optimizer
+from qlora_lab.training.optimizers import make_optimizer, parameter_groups
 from qlora_lab.training.processes import make_accelerator, prepare
 from qlora_lab.training.schedules import rate
 from qlora_lab.training.settings import TrainSettings
@@ -189,8 +189,9 @@ def _steps(
     trained: the trained parameters by name. save: writes a checkpoint, from the optimizer, the records so far and the
     best adapter, if it is kept. begun: the checkpoint to resume from.
     """
-    parts = [part_of(parameter) for parameter in trained.values()]
-    optimizer = make_optimizer(settings.optimizer, parts, settings.learning_rate, settings.weight_decay)
+    parts = {name: part_of(parameter) for name, parameter in trained.items()}
+    groups = parameter_groups(parts, settings.lora_plus)
+    optimizer = make_optimizer(settings.optimizer, groups, settings.learning_rate, settings.weight_decay)
     optimizer = prepare(accelerator, optimizer)
     records: list[StepRecord] = []
     if begun:

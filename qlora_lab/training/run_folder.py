@@ -21,7 +21,8 @@ import shutil
 
 import torch
 
-from qlora_lab.adapters.files import add_fingerprint, fingerprint_of
+from qlora_lab.adapters.files import add_fingerprint, fingerprint_of, save_lora
+from qlora_lab.adapters.lora import lora_layers
 from qlora_lab.errors import UserError
 from qlora_lab.training.checkpoints import newest_checkpoint
 from qlora_lab.training.sharding import is_sharded, whole
@@ -87,7 +88,8 @@ class RunFolder:
         if isinstance(value, list):
             value = "".join(json.dumps(row) + "\n" for row in value)
         part = self.path / f"{name}.part"
-        part.write_text(value if isinstance(value, str) else json.dumps(value, indent=1), "utf-8", "backslashreplace")
+        text = value if isinstance(value, str) else json.dumps(value, indent=1)
+        part.write_text(text, encoding="utf-8", errors="backslashreplace")
         part.replace(self.path / name)
 
     def tracked_as(self) -> str:
@@ -113,7 +115,7 @@ class RunFolder:
     def _read(self, name: str) -> dict:
         path = self.path / name
         try:
-            value = json.loads(path.read_text())
+            value = json.loads(path.read_text(encoding="utf-8"))
         except ValueError:
             value = None
         if not isinstance(value, dict):
@@ -126,7 +128,9 @@ class RunFolder:
 
 
 def save_adapter(model, folder: pathlib.Path, tokenizer=None, writes: bool = True) -> None:
-    """Save PEFT's adapter with the fingerprint of its base. The folder is replaced only when all files are written.
+    """Save an adapter, PEFT's or ours, with its base's fingerprint.
+
+    The folder is replaced only when all files are written.
 
     Of a sharded model all processes must call this, since each has a part.
 
@@ -143,8 +147,11 @@ def save_adapter(model, folder: pathlib.Path, tokenizer=None, writes: bool = Tru
         return
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
-    model.save_pretrained(part, state_dict=gathered or None)
-    add_fingerprint(part, fingerprint_of({**dict(model.named_parameters()), **gathered}.items()))
+    if lora_layers(model):
+        save_lora(model, part)
+    else:
+        model.save_pretrained(part, state_dict=gathered or None)
+        add_fingerprint(part, fingerprint_of({**dict(model.named_parameters()), **gathered}.items()))
     if tokenizer is not None:
         tokenizer.save_pretrained(part)
     if folder.exists():

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from qlora_lab.errors import UserError
-from qlora_lab.facts import OPTIMIZERS
+from qlora_lab.facts import MERGE_TARGETS, OPTIMIZERS
 
 SCHEDULES = ("cosine", "constant")
 PRECISIONS = {torch.float32: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}  # 🤗 Accelerate's names
@@ -27,6 +27,7 @@ class TrainSettings:
         learning_rate, schedule, warmup_steps: linear warm-up to the peak, then "cosine" down to 0 or "constant".
         max_grad_norm: gradients are scaled down to this norm; None leaves them as they are.
         weight_decay: AdamW's, decoupled: each step also multiplies the parameters by 1 - learning_rate * weight_decay.
+        lora_plus: how many times A's learning rate B gets (LoRA+); 1 is plain LoRA.
         optimizer: one of OPTIMIZERS; `make_optimizer` says which states each one keeps, and where.
         compute_dtype: bf16 or fp16 run the forward pass under autocast (fp16 with a scaled loss); fp32 does not.
         gradient_checkpointing: keep only each layer's input and compute the rest again in the backward pass.
@@ -38,6 +39,8 @@ class TrainSettings:
         fast: take the steps of `steps/fast/` if they support the model and the GPU; otherwise print the reason and
             take the usual ones. The numbers are the same up to bf16's rounding. `loss_chunk` has no effect there:
             the logits are always computed in chunks.
+        merge_aware: "nf4" or "q4_0": the forward pass sees each weight as it will be when the adapter is merged and the
+            sum is rounded to these 4 bits, see `adapters/merge_aware.py`. It needs our LoRA layers and the plain step.
         checkpoint_every: steps from one checkpoint to the next, if checkpoints are written.
 
     Raises:
@@ -50,6 +53,7 @@ class TrainSettings:
     warmup_steps: int = 3
     max_grad_norm: float | None = 1.0
     weight_decay: float = 0.0
+    lora_plus: float = 1.0
     optimizer: str = "adamw_torch"
     compute_dtype: torch.dtype = torch.float32
     gradient_checkpointing: bool = False
@@ -57,6 +61,7 @@ class TrainSettings:
     loss_chunk: int | None = None
     update_in_backward: bool = False
     fast: bool = False
+    merge_aware: str | None = None
     checkpoint_every: int = 10
 
     def __post_init__(self):
@@ -72,6 +77,8 @@ class TrainSettings:
             raise UserError(f"max_grad_norm={self.max_grad_norm}: must be positive, or None to leave gradients alone")
         if not 0 <= self.weight_decay < math.inf:
             raise UserError(f"weight_decay={self.weight_decay}: must be 0 or more")
+        if not 0 < self.lora_plus < math.inf:
+            raise UserError(f"lora_plus={self.lora_plus}: must be a positive number, 1 for one learning rate")
         if self.optimizer not in OPTIMIZERS:
             raise UserError(f"optimizer is {self.optimizer!r}: choose from {', '.join(OPTIMIZERS)}")
         if self.compute_dtype not in PRECISIONS:
@@ -88,6 +95,12 @@ class TrainSettings:
             raise UserError("update_in_backward cannot unscale fp16 gradients: use bf16 or fp32 compute")
         if self.update_in_backward and self.max_grad_norm is not None:
             raise UserError("update_in_backward needs max_grad_norm=None: the norm is known only after the last update")
+
+        if self.merge_aware not in (None, *MERGE_TARGETS):
+            raise UserError(f"merge_aware is {self.merge_aware!r}: choose from {', '.join(MERGE_TARGETS)}, or None")
+        if self.merge_aware and (self.fast or self.update_in_backward):
+            other = "fast" if self.fast else "update_in_backward (the presets in-backward and lean)"
+            raise UserError(f"merge_aware needs the plain step: leave out {other}")
 
     def require_possible(self, device: torch.device, batch_size: int, accumulation: int, processes: int = 1) -> None:
         """Raise UserError unless this machine can train so. batch_size: rows per forward pass, over all processes."""

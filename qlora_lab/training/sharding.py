@@ -71,6 +71,8 @@ def require_shardable(settings: TrainSettings, rank: int, processes: int) -> Non
     """Raise UserError for settings that do not go with sharded parameters. rank: of the adapters."""
     if settings.compute_dtype == torch.float16:
         raise UserError("sharding and float16 do not go together here: compute in bfloat16, or in float32 on a CPU")
+    if settings.merge_aware:
+        raise UserError("merge_aware merges whole matrices: leave it out, or do not shard")
     if settings.fast or settings.update_in_backward:
         what = "--fast" if settings.fast else "update_in_backward (the presets in-backward and lean)"
         raise UserError(f"{what} reads and updates whole parameters: leave it out, or do not shard")

@@ -161,8 +161,6 @@ def test_files_go_to_peft_and_back(way, tmp_path):
 @pytest.mark.parametrize(
     "settings",
     [
-        {"use_rslora": True},
-        {"use_dora": True},
         {"rank_pattern": {"q_proj": 8}},
         {"alpha_pattern": {"q_proj": 32}},
         {"lora_bias": True},
@@ -399,18 +397,18 @@ def test_missing_or_damaged_files(tmp_path):
     config.write_text(json.dumps({**settings, "r": 5}))
     raises("does not agree with its own config: .*lora_A does not fit r=5", load_lora, llama(), tmp_path)
     config.write_text(json.dumps({**settings, "use_dora": True}))
-    raises(r"not plain LoRA \(use_dora\): load it with PEFT", load_lora, llama(), tmp_path)
+    raises(r"config: .*lora_magnitude_vector is missing", load_lora, llama(), tmp_path)
     config.write_text(json.dumps({**settings, "peft_type": "IA3"}))
     raises(r"not plain LoRA \(IA3\)", load_lora, llama(), tmp_path)
     config.write_text(json.dumps(settings))
     tensors = load_file(weights)
     lonely = dict(list(tensors.items())[1:])
     save_file(lonely, weights)
-    raises("does not fit", load_lora, llama(), tmp_path)
+    raises("config: .*lora_A is missing", load_lora, llama(), tmp_path)
     save_file({**tensors, "base_model.model.lm_head.weight": torch.zeros(1)}, weights)
     raises("not plain LoRA .*lm_head", load_lora, llama(), tmp_path)
     save_file({}, weights)
-    raises("nothing does not fit r=4", load_lora, llama(), tmp_path)
+    raises("config: every tensor is missing", load_lora, llama(), tmp_path)
     norm = {f"base_model.model.model.norm.lora_{part}.weight": torch.zeros(4, 4) for part in "AB"}
     save_file(norm, weights)
     raises("another base: this model has no linear layer model.norm", load_lora, llama(), tmp_path)

@@ -10,7 +10,7 @@ import torch
 from qlora_lab.experiments import record
 from qlora_lab.experiments.__main__ import EXPERIMENTS, main
 
-NAMES = "accuracy, knobs, presets, memory, kept, step, kernels, quantization, side-by-side, amounts, cards"
+NAMES = "accuracy, knobs, presets, memory, kept, step, kernels, quantization, side-by-side, amounts, merge-aware, cards"
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
@@ -45,7 +45,8 @@ def test_each_experiment_has_flags_and_says_what_is_wrong_with_them(name, capsys
 
 
 @pytest.mark.parametrize(
-    "flags", ["accuracy", "knobs", "presets", "memory --grid", "kept", "step", "kernels", "cards", "amounts"]
+    "flags",
+    ["accuracy", "knobs", "presets", "memory --grid", "kept", "step", "kernels", "cards", "amounts", "merge-aware"],
 )
 def test_what_needs_a_gpu_says_so(flags, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

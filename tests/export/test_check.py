@@ -2,11 +2,16 @@
 
 import dataclasses
 import json
+import math
+import re
 
 import pytest
+import torch
 
 from qlora_lab.export import __main__ as command
 from qlora_lab.export import architectures, check, gguf_files, vocabulary
+from qlora_lab.export.trained_run import read_run
+from qlora_lab.training.templates import prompt_text
 from tests.export.conftest import family_config, make_run, needs_llama_cpp
 
 SAID = [("Order one tea.", "<|im_end|>"), ("Order two cakes.", "a"), ("Pay.", "b")]
@@ -36,6 +41,8 @@ def test_a_good_export_passes(form, run, capsys):
     code, report, said = checked(capsys, run, "--as", form)
     assert code == 0 and report["check"]["broken"] == ""
     assert report["check"]["equal"] == 1 and report["check"]["samples"] == 3
+    trained, exported = report["check"]["perplexity"]
+    assert exported == pytest.approx(trained, rel=0.01) and trained > 2
     assert json.loads((run.parent / "out" / "check.json").read_text()) == report["check"]
 
 
@@ -62,7 +69,7 @@ def break_weights(patch):
 BROKEN = [
     (break_template, "the chat template's text differs in llama.cpp: trained on"),
     (break_special_tokens, "the prompt has other tokens in llama.cpp from the 1. on: trained on [1, "),
-    (break_weights, "of the answers are equal, and of f16 at least 95% should be"),
+    (break_weights, "of 3 answers are unequal, and of a whole f16 file at most 2 should be"),
 ]
 
 
@@ -75,39 +82,113 @@ def test_a_broken_file_is_told_by_its_fault(plant, named, run, capsys, monkeypat
     assert said.startswith(f"error: {run.parent / 'out'} is broken: ") and said.count("\n") == 1
     if plant is break_weights:
         assert report["check"]["parts"] and "parts at token" in report["check"]["parts"][0]
+        assert re.search(r"the trained model finds its own token [\d.,]+ times as likely", report["check"]["parts"][0])
+        trained, exported = report["check"]["perplexity"]
+        assert abs(exported / trained - 1) > 0.01
 
 
-def compared(trained: list[str], exported: list[str], stopped: list[bool], tokenizer, kind: str = "f16"):
-    chats = [[{"role": "user", "content": "?"}, {"role": "assistant", "content": text}] for text in trained]
-    return check.compare(chats, trained, exported, stopped, kind, None, 1, tokenizer, "")
+def test_how_sure_the_trained_model_is_where_answers_part(run):
+    """Of the last token of the answer, beside another in its place, with the whole prompt before it."""
+    model, tokenizer = check.trained_model(read_run(run))
+    chat = [{"role": "user", "content": "Order."}, {"role": "assistant", "content": "a"}]
+    ids = tokenizer(prompt_text(chat[:-1], tokenizer), add_special_tokens=False)["input_ids"] + [40, 41]
+    with torch.no_grad():
+        found = model(input_ids=torch.tensor([ids])).logits[0, -1].log_softmax(0)
+    gap = check.advantage(model, tokenizer, chat, [40, 41, 50], 60)
+    assert gap == pytest.approx(float(found[50] - found[60]), abs=1e-5)
 
 
-def test_what_runs_on_is_broken(tokenizer):
-    right = ["one tea", "two teas"] * 5
-    on = [f"{text} and on and on" for text in right]
-    assert "10 answers run on where the trained model stops, the first with ' and on" in (
-        compared(right, on, [False] * 10, tokenizer).broken
+def test_the_trained_model_computes_in_float32_if_it_is_small(run, monkeypatch):
+    settings = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**settings, "compute_dtype": "bfloat16"}))
+    model, _ = check.trained_model(read_run(run))
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    rounded = model.get_input_embeddings().weight
+    assert torch.equal(rounded, rounded.bfloat16().float()), "the weights are those of bf16"
+    monkeypatch.setattr(check, "FLOAT32_AT_MOST", 1000)
+    model, _ = check.trained_model(read_run(run))
+    assert model.get_input_embeddings().weight.dtype == torch.bfloat16
+
+
+def told(answers: list[str], stopped: bool = True) -> check.Told:
+    return check.Told(answers, [stopped] * len(answers), 1.5)
+
+
+RIGHT = ["one tea", "two teas"] * 50
+
+
+def faults(answers: list[str], kind: str, stopped: bool = True) -> str:
+    return check.fault(told(RIGHT), told(answers, stopped), RIGHT, kind)
+
+
+def test_what_runs_on_is_broken():
+    on = [f"{text} and on and on" for text in RIGHT]
+    assert "100 answers run on where the trained model stops, the first with ' and on" in faults(on, "f16", False)
+    assert faults(RIGHT, "f16") == ""
+    cut = told(RIGHT, stopped=False)
+    assert check.fault(cut, cut, RIGHT, "f16") == ""
+
+
+@pytest.mark.parametrize("kind", check.UNEQUAL)
+def test_a_few_unequal_answers_are_rounding_and_many_are_a_fault(kind):
+    most = check.most_unequal(check.UNEQUAL[kind], 100)
+    for unequal in (most, most + 1):
+        said = faults(["three cups"] * unequal + RIGHT[unequal:], kind)
+        many = f"{unequal} of 100 answers are unequal, and of a whole {kind} file at most {most} should be"
+        assert said == ("" if unequal == most else many)
+
+
+def test_a_file_in_four_bits_is_broken_if_it_keeps_less_than_half_of_what_was_right():
+    """Of the 100 answers the trained model has 40 right, and the file 20 or 19 of these and all the others."""
+    trained = told(RIGHT[:40] + ["three cups"] * 60)
+    for kept, broken in ((20, False), (19, True)):
+        said = check.fault(trained, told(RIGHT[:kept] + ["no"] * (40 - kept) + RIGHT[40:]), RIGHT, "q4_0")
+        assert (
+            said
+            == (
+                "of 40 answers that the trained model has right, 19 are left in q4_0: export with --weights q8_0, or "
+                "train with --merge-aware q4_0"
+            )
+            * broken
+        )
+
+
+@pytest.mark.parametrize(("rate", "count"), [(0.02, 3), (0.02, 50), (0.1, 100), (0.4, 100)])
+def test_chance_exceeds_the_most_unequal_answers_once_in_a_thousand_checks(rate, count):
+    """Summed exactly, term by term."""
+    most = check.most_unequal(rate, count)
+    terms = [math.comb(count, k) * rate**k * (1 - rate) ** (count - k) for k in range(count + 1)]
+    assert sum(terms[most + 1 :]) < 1e-3 <= sum(terms[most:])
+
+
+def test_of_many_conversations_some_are_read(tokenizer):
+    chats = [[{"role": "user", "content": str(i)}, {"role": "assistant", "content": "a"}] for i in range(101)]
+    read = check.read_texts(chats, tokenizer)
+    assert len(read) == 17 and read[1] == check.tokenize_chat(chats[6], tokenizer)
+    assert len(check.read_texts(chats[:3], tokenizer)) == 3
+
+
+def test_it_prints_as_figures_and_a_verdict():
+    good = check.Check(40, 0.975, (0.62, 0.6), 1.0, (1.1, 1.2), 130.4, 270_900_000, "", ("  sample 3 parts",))
+    assert str(good) == (
+        "40 judged samples: 97.5% equal answers, exact match 60.0% (trained model 62.0%), 100.0% stop by themselves, "
+        "perplexity of references 1.2000 (1.1000), 130 tokens/s, 270.9 MB\n  sample 3 parts\n"
+        "it answers as the trained model does"
     )
-    assert compared(right, right, [True] * 10, tokenizer).broken == ""
+    assert "BROKEN: template" in str(dataclasses.replace(good, broken="template"))
 
 
-def test_a_few_unequal_answers_are_rounding_and_many_are_a_fault(tokenizer):
-    right = ["one tea", "two teas"] * 20
-    for unequal, broken in ((2, False), (3, True)):
-        found = compared(right, ["three cups"] * unequal + right[unequal:], [True] * 40, tokenizer)
-        assert bool(found.broken) == broken and found.equal == 1 - unequal / 40
-        assert found.exact_match == (1, 1 - unequal / 40) and len(found.parts) == unequal
-    assert compared(right, ["three cups"] * 10 + right[10:], [True] * 40, tokenizer, "q4_0").broken == ""
-    assert (
-        "parts at token 2, after 'one': trained ' tea'"
-        in (compared(["one tea"], ["one cup"], [True], tokenizer).parts[0])
-    )
-
-
-def test_it_prints_as_figures_and_a_verdict(tokenizer):
-    good = str(compared(["one tea"], ["one tea"], [True], tokenizer))
-    assert "1 judged samples: 100.0% equal answers" in good and good.endswith("it answers as the trained model does")
-    assert "BROKEN: " in str(compared(["one tea"], ["two"], [True], tokenizer))
+@pytest.mark.parametrize("form", ["merged", pytest.param("gguf", marks=needs_llama_cpp)])
+def test_a_merge_aware_run_is_compared_as_merged(form, run, capsys, tmp_path):
+    """Its file in Q4_0 holds the very weights that it learned under; a checkpoint for NF4 is loaded in 4 bits."""
+    settings = json.loads((run / "run.json").read_text())
+    settings["merge_aware"] = "q4_0" if form == "gguf" else "nf4"
+    (run / "run.json").write_text(json.dumps(settings))
+    code, report, _ = checked(capsys, run, "--as", form, "--weights", "q4_0" if form == "gguf" else "f32")
+    trained, exported = report["check"]["perplexity"]
+    assert code == 0 and exported == pytest.approx(trained, rel=0.01)
+    plain = check.trained_model(read_run(run))[0]
+    assert not hasattr(plain, "peft_config")
 
 
 def test_data_without_judged_samples_is_refused(run, capsys):

@@ -7,11 +7,13 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from qlora_lab.errors import UserError
-from qlora_lab.export import architectures, gguf_files
+from qlora_lab.evaluation.losses import text_loss
+from qlora_lab.export import architectures, gguf_files, llama_cpp
 from qlora_lab.export.__main__ import export
 from qlora_lab.export.llama_cpp import LlamaCpp
 from qlora_lab.export.merged_weights import MergedWeights
 from qlora_lab.export.trained_run import read_run
+from qlora_lab.training.chat import TokenizedSample
 from tests.export.conftest import FAMILIES, WORDS, family_config, make_run, needs_llama_cpp, trained_model
 
 IDS = [int(id) for id in torch.randint(17, WORDS, (24,), generator=torch.Generator().manual_seed(3))]
@@ -94,6 +96,23 @@ def test_an_adapter_beside_its_base_computes_what_the_trained_model_does(family,
 
 
 @needs_llama_cpp
+def test_several_adapters_beside_one_base(small_tokenizer, tmp_path):
+    """Each request has its own, and none of the others."""
+    runs = [make_run(tmp_path / str(b), family_config("llama tied"), small_tokenizer, b=b) for b in (0.2, -0.3, 0.0)]
+    for number, run in enumerate(runs):
+        export(read_run(run), tmp_path / f"lora{number}", "adapter")
+    export(read_run(runs[2]), tmp_path / "base", "gguf", "f16")
+    (base,), adapters = (tmp_path / "base").glob("*.gguf"), sorted(tmp_path.glob("lora[01]/*.gguf"))
+    served = LlamaCpp(base, adapters, context=128)
+    expected = [log_probabilities(trained_model(run)) for run in runs]
+    assert min(numpy.abs(expected[a] - expected[b]).max() for a, b in ((0, 1), (0, 2), (1, 2))) > 1
+    for adapter in (1, 0, None, 1):
+        served.use(adapter)
+        theirs = served.log_probabilities(IDS, WORDS)
+        assert numpy.abs(theirs - expected[2 if adapter is None else adapter]).max() < 0.1
+
+
+@needs_llama_cpp
 def test_more_rows_than_tokens_are_unused_tokens(small_tokenizer, tmp_path):
     run = make_run(tmp_path, family_config("llama", vocab_size=WORDS + 32), small_tokenizer)
     export(read_run(run), tmp_path / "out", "gguf")
@@ -165,3 +184,17 @@ def test_llama_cpp_reads_a_file_of_the_bundled_tokenizer_alike(tokenizer, tmp_pa
         text = ours.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
         assert served.prompt(chat) == text
         assert served.ids(text, start=True) == ours(text, add_special_tokens=False)["input_ids"]
+
+
+@needs_llama_cpp
+def test_llama_cpp_tells_the_loss_of_a_sample(small_tokenizer, tmp_path, monkeypatch):
+    """Of its targets only, be they among the likeliest or not; also where the likeliest is half a character."""
+    run = make_run(tmp_path, family_config("llama tied"), small_tokenizer)
+    export(read_run(run), tmp_path / "out", "gguf", "f16")
+    (file,) = (tmp_path / "out").glob("*.gguf")
+    served, model = LlamaCpp(file, context=128), trained_model(run)
+    sample = TokenizedSample(tuple(IDS), 5, ((9, 12),))
+    expected = text_loss(model, [sample]).total
+    assert served.loss(sample, WORDS) == pytest.approx(expected, rel=0.01)
+    monkeypatch.setattr(llama_cpp, "FEW", 3)
+    assert served.loss(sample, WORDS) == pytest.approx(expected, rel=0.01)

@@ -45,7 +45,7 @@ def test_a_merged_checkpoint_answers_as_the_trained_model(family, method, small_
 
 
 def test_it_is_the_merge_that_the_lesson_makes(run, tmp_path):
-    """Dequantize, load_lora, merge, unload on the model as a whole. They add in one order, we in another."""
+    """Dequantize, load_lora, merge, unload on the model as a whole. Bit for bit."""
     model, _ = load_model(str(tmp_path / "base"), "nf4", device="cpu", compute_dtype=torch.float32)
     load_lora(dequantize_linears(model), run / "adapter")
     layers = list(lora_layers(model))
@@ -54,7 +54,7 @@ def test_it_is_the_merge_that_the_lesson_makes(run, tmp_path):
     assert {f"{name}.weight" for name in layers} == weights.adapted
     assert state.keys() - weights.shapes.keys() == {"lm_head.weight"}  # tied
     for name in weights.shapes:
-        torch.testing.assert_close(weights[name], state[name], rtol=1e-6, atol=1e-6)
+        assert torch.equal(weights[name], state[name]), name
 
 
 def test_shards_hold_what_they_may_and_load_as_one(run, tmp_path):
@@ -132,6 +132,13 @@ def test_a_full_disk_is_seen_before_anything_is_written(run, capsys, monkeypatch
     assert "is too full" in refused(capsys, run)
 
 
+def test_files_are_flushed_as_every_system_can(tmp_path):
+    """conftest.py's fsync refuses handles that were opened for reading, as on Windows."""
+    with new_folder.new_folder(tmp_path / "model", 10) as part:
+        (part / "weights").write_bytes(b"weights")
+    assert (tmp_path / "model" / "weights").read_bytes() == b"weights"
+
+
 @pytest.mark.parametrize("form", ["merged", "gguf"])
 def test_a_disk_that_fills_up_leaves_nothing(run, capsys, monkeypatch, form):
     def full(*_, **__):
@@ -139,6 +146,27 @@ def test_a_disk_that_fills_up_leaves_nothing(run, capsys, monkeypatch, form):
 
     monkeypatch.setattr(command, "model_card", full)  # the last file: all others are there
     assert "No space left on device; nothing is left of it" in refused(capsys, run, "--as", form)
+
+
+@pytest.mark.parametrize("form", ["merged", "gguf"])
+def test_a_file_system_that_takes_only_small_files_leaves_nothing(run, capsys, form):
+    """A real failure in the middle of the weights, as on a full disk, or on FAT32 with a file of more than 4 GB."""
+    resource = pytest.importorskip("resource")  # Windows has no such limit
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        said = refused(capsys, run, "--as", form)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    why = {"merged": "File too large", "gguf": "not all bytes were taken"}[form]
+    assert "cannot write" in said and why in said and "nothing is left of it" in said
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_has_rows_is_refused(run, capsys):
+    tokenizer = AutoTokenizer.from_pretrained(run.parent / "base")
+    tokenizer.add_tokens(["<tool>"])
+    tokenizer.save_pretrained(run.parent / "base")
+    assert f"has {WORDS + 1} tokens and the embeddings have {WORDS} rows" in refused(capsys, run, "--as", "gguf")
 
 
 def test_a_killed_export_leaves_nothing_under_the_final_name_and_the_next_one_works(run, monkeypatch):

@@ -4,7 +4,7 @@ import copy
 import json
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, normalizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
 
@@ -81,6 +81,15 @@ def test_llama_cpp_splits_as_the_tokenizer_does(name, changes, small_tokenizer, 
         assert there.ids(text) == tokenizer(text, add_special_tokens=False)["input_ids"], text
 
 
+def test_the_bundled_tokenizer_has_no_rule_for_digits_and_is_called_so(tokenizer):
+    """llama.cpp's converter would say "smollm", by a hash that is the same with and without the rule. It matters."""
+    with_rule = changed(tokenizer, pre_tokenizer=DIGITS)
+    ids = [t("a  3", add_special_tokens=False)["input_ids"] for t in (tokenizer, with_rule)]
+    assert [len(found) for found in ids] == [4, 3]
+    names = [vocabulary.read_vocabulary(t, len(tokenizer)).pre for t in (tokenizer, with_rule)]
+    assert names == ["gpt-2", "smollm"]
+
+
 @needs_llama_cpp
 @pytest.mark.parametrize("prefix", [True, False], ids=["as LLaMA 2", "as Gemma"])
 def test_llama_cpp_reads_a_vocabulary_of_characters(prefix, tmp_path):
@@ -98,11 +107,13 @@ def test_llama_cpp_reads_a_vocabulary_of_characters(prefix, tmp_path):
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(json.dumps(settings)), unk_token="<unk>", bos_token="<s>", eos_token="</s>"
     )
+    if not prefix:
+        tokenizer.add_tokens(AddedToken("▁▁▁", normalized=True))  # Gemma has such tokens for runs of spaces
     read = vocabulary.read_vocabulary(tokenizer, WORDS)
     assert (read.model, read.space_prefix) == ("llama", prefix)
     assert read.types[:4] == [vocabulary.UNKNOWN, vocabulary.CONTROL, vocabulary.CONTROL, vocabulary.BYTE]
     there = served(tokenizer, tmp_path)
-    for text in ("the tea then in the inn", " he  ate", "zebra 日", "earth there on"):
+    for text in ("the tea then in the inn", " he  ate", "zebra 日", "earth there on", "a   hat", "a    hat"):
         assert there.ids(text) == tokenizer(text, add_special_tokens=False)["input_ids"], text
 
 

@@ -1,5 +1,6 @@
 """Integers of any width, against the loops of `reference`, torch's own quantizer and the lesson plan's numbers."""
 
+import gguf
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,6 +13,7 @@ from qlora_lab.quantization import (
     quantize,
     quantize_absmax,
     quantize_affine,
+    quantize_q4_0,
     reference,
     relative_rms,
 )
@@ -162,3 +164,26 @@ def test_bad_input(quantizer):
 def test_a_range_that_overflows():
     with pytest.raises(ValueError, match="overflows float32: divide x by 4"):
         quantize_affine(torch.tensor([-3e38, 3e38]), 4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_q4_0_is_what_gguf_writes(dtype):
+    """Bit for bit, with ties for the farthest element, a block of zeros, and scales far below and above 1."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(60, 96, generator=generator) * 10.0 ** torch.randint(-4, 4, (60, 1), generator=generator)
+    x[:20] = (x[:20] * 2).round() / 2  # many ties
+    x[-1] = 0
+    x = x.to(dtype)
+    kind = gguf.GGMLQuantizationType.Q4_0
+    expected = gguf.quants.dequantize(gguf.quants.quantize(x.float().numpy(), kind), kind)
+    q = quantize_q4_0(x)
+    assert torch.equal(q.dequantize(), torch.from_numpy(expected).to(dtype))
+    assert (q.levels, q.block_size, q.codes.dtype) == (16, 32, torch.uint8)
+    assert q.codes[:20].unique().tolist() == list(range(16)) and (q.scale < 0).any() and (q.scale > 0).any()
+
+
+def test_q4_0_wants_rows_of_whole_blocks():
+    with pytest.raises(ValueError, match=r"x has shape \(4, 40\): Q4_0 needs rows of a multiple of 32"):
+        quantize_q4_0(torch.zeros(4, 40))
+    with pytest.raises(ValueError, match="non-finite"):
+        quantize_q4_0(torch.full((32,), torch.nan))

@@ -6,7 +6,7 @@ import torch
 from qlora_lab.finetuning import Batches, TokenizedSample, add_adapter, build_random, train, train_steps
 from qlora_lab.memory.shapes import Shape
 from qlora_lab.training.checkpoints import newest_checkpoint, restore
-from qlora_lab.training.optimizers import make_optimizer
+from qlora_lab.training.optimizers import make_optimizer, parameter_groups
 from qlora_lab.training.processes import make_accelerator
 
 pytestmark = pytest.mark.gpu
@@ -60,7 +60,7 @@ def test_restored_states_are_paged_again(tmp_path):
             steps.close()
     other = model()
     trained = {name: p for name, p in other.named_parameters() if p.requires_grad}
-    optimizer = make_optimizer("paged_adamw_32bit", list(trained.values()), 1e-3, 0.0)
+    optimizer = make_optimizer("paged_adamw_32bit", parameter_groups(trained), 1e-3, 0.0)
     accelerator = make_accelerator(torch.bfloat16, torch.device("cuda"))
     restore(newest_checkpoint(tmp_path), trained, optimizer, accelerator)
     large = [optimizer.state[p]["state1"] for p in trained.values() if p.numel() >= 100_000]

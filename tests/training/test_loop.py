@@ -17,7 +17,7 @@ from qlora_lab.training.activations import checkpoint_activations, offloaded_hid
 from qlora_lab.training.checkpoints import Checkpoint, checkpoints_in, newest_checkpoint, restore, save_checkpoint
 from qlora_lab.training.loop import with_next
 from qlora_lab.training.loss import token_loss_sum
-from qlora_lab.training.optimizers import make_optimizer
+from qlora_lab.training.optimizers import make_optimizer, parameter_groups
 from qlora_lab.training.processes import make_accelerator
 from qlora_lab.training.schedules import rate
 from qlora_lab.training.settings import TrainSettings
@@ -329,7 +329,7 @@ def test_loaded_states_lie_where_the_optimizer_wants_them():
         is_paged = True
 
         def __init__(self):
-            self.param_groups = [{"params": [parameter]}]
+            self.param_groups = [{"params": [parameter], "names": ["a|b"]}]
             self.state, self.buffers = {parameter: {}}, []
 
         def get_state_buffer(self, p, dtype):
@@ -715,6 +715,7 @@ def test_defaults_are_those_that_the_course_was_measured_with():
         loss_chunk=None,
         update_in_backward=False,
         fast=False,
+        merge_aware=None,
         checkpoint_every=10,
     )
 
@@ -740,6 +741,12 @@ def test_defaults_are_those_that_the_course_was_measured_with():
         ),
         ({"update_in_backward": True}, "update_in_backward needs max_grad_norm=None"),
         ({"activation_offloading": True}, "keeps: switch that on too"),
+        ({"merge_aware": "int4"}, "merge_aware is 'int4': choose from nf4, q4_0, or None"),
+        ({"merge_aware": "nf4", "fast": True}, "merge_aware needs the plain step: leave out fast"),
+        (
+            {"merge_aware": "nf4", "update_in_backward": True, "max_grad_norm": None},
+            "merge_aware needs the plain step: leave out update_in_backward",
+        ),
     ],
 )
 def test_settings_are_judged_when_they_are_made(setting, message):
@@ -828,7 +835,7 @@ def test_bf16_compute_trains_close_to_fp32(tiny, start):
 def test_save_replaces_the_same_step(tiny, tmp_path):
     records = train(tiny, Batches(random_samples(8), 4), steps=1, progress=False)
     parameters = {n: p for n, p in tiny.named_parameters() if p.requires_grad}
-    optimizer = torch.optim.AdamW(parameters.values())
+    optimizer = torch.optim.AdamW(parameter_groups(parameters))
     accelerator = make_accelerator(torch.float32, torch.device("cpu"))
     for _ in range(2):
         save_checkpoint(tmp_path, parameters, optimizer, records, {}, accelerator)
@@ -842,3 +849,52 @@ def test_one_process_may_train_in_two_precisions(make_tiny):
     assert make_accelerator(torch.bfloat16, cpu).mixed_precision == "bf16"
     assert make_accelerator(torch.float32, cpu).mixed_precision == "no"
     assert make_accelerator(torch.float32, cpu).mixed_precision == "no"
+
+
+def test_lora_plus_is_pefts(make_tiny):
+    """B learns faster than A, by that factor, whatever else is beside them."""
+    from peft.optimizers import create_loraplus_optimizer
+
+    batches, settings = Batches(random_samples(24), 4, seed=3), {"steps": 4, "schedule": "constant", "warmup_steps": 0}
+    ours = make_tiny()
+    train(ours, batches, learning_rate=1e-3, lora_plus=16.0, max_grad_norm=None, progress=False, **settings)
+
+    theirs = make_tiny()
+    optimizer = create_loraplus_optimizer(theirs, torch.optim.AdamW, lr=1e-3, loraplus_lr_ratio=16.0, weight_decay=0.0)
+    for (rows,) in islice(batches, 4):
+        targets = sum(sample.target_count for (sample,) in rows)
+        (token_loss_sum(theirs, collate(rows, 0)) / targets).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    for name, parameter in trained(theirs).items():
+        torch.testing.assert_close(trained(ours)[name], parameter, rtol=1e-4, atol=1e-6)
+
+    plain = make_tiny()
+    train(plain, batches, learning_rate=1e-3, max_grad_norm=None, progress=False, **settings)
+    moved = {
+        name: (trained(ours)[name] - p).abs().max().item() for name, p in trained(plain).items() if "lora_B" in name
+    }
+    assert min(moved.values()) > 1e-3
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_lora_plus_is_resumed_and_is_the_same_in_the_backward_pass(make_tiny, tmp_path, early):
+    settings = {"steps": 4, "lora_plus": 8.0, "max_grad_norm": None, "checkpoint_every": 2, "progress": False}
+    batches, whole = Batches(random_samples(24), 4, seed=3), make_tiny()
+    expected = train(whole, batches, **settings)
+    running = train_steps(
+        make_tiny(),
+        batches,
+        TrainSettings(4, lora_plus=8.0, max_grad_norm=None, checkpoint_every=2),
+        checkpoints=tmp_path,
+    )
+    for record in running:
+        if record.step == 3:
+            running.close()
+    resumed = make_tiny()
+    records = train(resumed, batches, checkpoints=tmp_path, resume=True, update_in_backward=early, **settings)
+    assert [r.loss for r in records] == pytest.approx([r.loss for r in expected], rel=1e-6)
+    for name, parameter in trained(whole).items():
+        torch.testing.assert_close(trained(resumed)[name], parameter, rtol=1e-5, atol=1e-7)
+    with pytest.raises(UserError, match=r"lora_plus was 8\.0 and is now 1\.0"):
+        train(make_tiny(), batches, checkpoints=tmp_path, resume=True, **{**settings, "lora_plus": 1.0})

@@ -186,6 +186,9 @@ def test_processes_that_do_not_know_of_one_another():
         ("--preset lean --compute-dtype bfloat16 --optimizer adamw_torch", "reads and updates whole parameters"),
         ("--fast", "--fast reads and updates whole parameters"),
         ("--optimizer adamw_8bit", "quantizes its states in blocks"),
+        ("--adapter dora", "--adapter dora needs whole weights"),
+        ("--init loftq", "--init loftq needs whole weights"),
+        ("--merge-aware nf4", "merge_aware merges whole matrices"),
     ],
 )
 def test_what_does_not_go_with_sharding_is_refused_at_once(untied, tmp_path, capsys, monkeypatch, flags, sentence):

@@ -22,6 +22,7 @@ class InBackwardStep(PlainStep):
     def __init__(self, model, optimizer, accelerator, settings: TrainSettings, pad_token_id: int):
         super().__init__(model, optimizer, accelerator, settings, pad_token_id)
         self._inner = without_accelerate(optimizer)
+        self._group_of = {p: group for group in self._inner.param_groups for p in group["params"]}
         self._norms: list[torch.Tensor] = []
         self._hooks = [p.register_post_accumulate_grad_hook(self._update) for p in self.parameters]
 
@@ -42,7 +43,7 @@ class InBackwardStep(PlainStep):
     def _update(self, parameter: torch.Tensor) -> None:
         self._norms.append(torch.linalg.vector_norm(parameter.grad, dtype=torch.float32))
         groups = self._inner.param_groups
-        self._inner.param_groups = [{**groups[0], "params": [parameter]}]
+        self._inner.param_groups = [{**self._group_of[parameter], "params": [parameter]}]
         try:
             self._inner.step()
         finally:

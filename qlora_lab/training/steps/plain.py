@@ -7,6 +7,7 @@ import math
 
 import torch
 
+from qlora_lab.adapters.merge_aware import merge_aware
 from qlora_lab.training.activations import checkpoint_activations, offloaded_hidden_states
 from qlora_lab.training.batches import collate
 from qlora_lab.training.loss import token_loss_sum
@@ -25,6 +26,9 @@ class PlainStep:
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         if settings.gradient_checkpointing:
             checkpoint_activations(model)
+        self._changed = contextlib.ExitStack()
+        if settings.merge_aware:
+            self._changed.enter_context(merge_aware(model, settings.merge_aware))
 
     def run(
         self, micro_batches: MicroBatches, targets: int, learning_rate: float, following: MicroBatches | None = None
@@ -70,5 +74,6 @@ class PlainStep:
 
     def close(self) -> None:
         self.optimizer.zero_grad()
+        self._changed.close()
         if self.settings.gradient_checkpointing:
             checkpoint_activations(self.model, on=False)

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from qlora_lab.training.optimizers import set_learning_rate
+from qlora_lab.training.optimizers import parameters_by_name, set_learning_rate
 from qlora_lab.training.processes import sum_over_processes
 from qlora_lab.training.settings import TrainSettings
 from qlora_lab.training.steps.contract import MicroBatches, StepResult
@@ -17,12 +17,13 @@ class ShardedStep(PlainStep):
     """The plain step, but for the gradients: FSDP2 has summed them over the processes, and leaves each its rows.
 
     Args:
-        optimizer: its parameters are this process's parts of the model's trained parameters, in their order.
+        optimizer: its parameters are this process's parts of the model's trained parameters, by the same names.
     """
 
     def __init__(self, model, optimizer, accelerator, settings: TrainSettings, pad_token_id: int):
         super().__init__(model, optimizer, accelerator, settings, pad_token_id)
-        self.parts = optimizer.param_groups[0]["params"]
+        parts = parameters_by_name(optimizer)
+        self.parts = [parts[name] for name, parameter in model.named_parameters() if parameter.requires_grad]
 
     def run(
         self, micro_batches: MicroBatches, targets: int, learning_rate: float, following: MicroBatches | None = None

@@ -42,6 +42,8 @@ def require_supported(causal_lm, optimizer) -> None:
     if causal_lm.get_input_embeddings().weight.device != causal_lm.get_output_embeddings().weight.device:
         raise NoFastStep("the input embeddings are on another device than the output head")
     inner = without_accelerate(optimizer)
+    if len(inner.param_groups) > 1:
+        raise NoFastStep("it updates all adapters at one learning rate, and LoRA+ has two")
     if not isinstance(inner, torch.optim.AdamW) and getattr(inner, "args", None) and inner.args.optim_bits != 32:
         raise NoFastStep("it keeps AdamW's states in 32 bits: use adamw_torch or paged_adamw_32bit")
 

@@ -17,7 +17,7 @@ DENSE = (torch.float32, torch.bfloat16, torch.float16)
 
 @dataclass(frozen=True)
 class Adapter:
-    """A LoRA adapter: A, (rank, in), and B, (out, rank), float32; scaling: alpha / rank."""
+    """A LoRA adapter: A, (rank, in), and B, (out, rank), float32; scaling: what B A is multiplied by."""
 
     A: nn.Parameter
     B: nn.Parameter
@@ -65,7 +65,9 @@ def read_linear(module, name: str) -> AdaptedLinear:
     base, adapter = module, None
     dropout, merged = 0.0, False
     if isinstance(module, LoraLinear):
-        base, adapter = module.base, Adapter(module.lora_A, module.lora_B, module.alpha / module.rank)
+        if type(module) is not LoraLinear:
+            raise NoFastStep(f"{name} has {type(module).__name__}, not plain LoRA")
+        base, adapter = module.base, Adapter(module.lora_A, module.lora_B, module.scale)
         dropout, merged = module.dropout, module.merged
     elif hasattr(module, "base_layer"):  # PEFT
         if len(module.active_adapters) != 1 or module.use_dora.get(module.active_adapters[0]):

@@ -1,0 +1,1 @@
+"""Lesson 14: More than one card."""
