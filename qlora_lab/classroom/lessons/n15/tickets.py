@@ -15,7 +15,7 @@ from qlora_lab.training.data import stream_samples
 from qlora_lab.training.formats import Chat, parse_columns
 from qlora_lab.training.likeness import Twins
 
-COLUMNS = ("ticket", "customer", "message", "reply", "agent")
+COLUMNS: tuple[str, ...] = ("ticket", "customer", "message", "reply", "agent")
 ITEMS = "saddle pump helmet lock bell basket chain pedal mirror trailer lamp tyre".split()
 DAYS = "Monday Tuesday Wednesday Thursday Friday".split()
 GREETINGS = ("Hi,", "Hello,", "Good morning,", "Dear team,")
