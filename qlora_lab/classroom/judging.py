@@ -29,7 +29,7 @@ TAUGHT_IN = {  # notebooks whose exercises serve an item: it is ticked when all 
     "quantization": ("02", "03", "04", "12"),
     "nf4": ("03",),
     "config": ("00", "07", "11", "12"),
-    "train": ("05", "06", "07", "10", "11", "12", "13"),
+    "train": ("05", "06", "07", "10", "11", "12", "13", "15"),
     "memory": ("00", "01", "08", "10", "11", "14"),
     "accuracy": ("09", "10", "11"),
 }
