@@ -55,7 +55,7 @@ def test_one_gpu_that_plays_one_of_several_needs_what_one_of_them_needs():
     assert len(played) == 5
     for run in played:
         with_others = real[tuple(run[name] for name in key)]
-        assert run["peak_allocated"] == pytest.approx(with_others["peak_allocated"], rel=0.001)
+        assert run["peak_allocated"] == pytest.approx(with_others["peak_allocated"], rel=0.002)
 
 
 def test_one_process_alone_holds_what_it_holds_without_sharding():
