@@ -29,7 +29,7 @@ from qlora_lab.finetuning import add_adapter, load_model, load_samples
 from qlora_lab.training.chat import tokenize_chat
 from qlora_lab.training.run_folder import LENGTH, save_adapter
 from qlora_lab.training.step_records import StepRecord
-from tests.conftest import in_two_processes, kill_train_qlora
+from tests.conftest import ended, kill_train_qlora, processes
 
 QUICK = "--steps 6 --batch-size 4 --eval-samples 2 --rank 4 --checkpoint-every 2 --quiet".split()
 
@@ -144,15 +144,16 @@ def test_killed_and_resumed_run_has_the_same_losses(finished, tiny_folder, tmp_p
     assert report["after"] == json.loads(finished[1].stdout)["after"]
 
 
-def test_two_processes_train_to_the_same_loss(tiny_folder, tmp_path, capsys):
-    """In float32: their sums differ in the last bits only. Rows and texts differ in length, so neither has half."""
+@pytest.mark.parametrize("count", [2, 4])
+def test_several_processes_train_to_the_same_loss(tiny_folder, tmp_path, capsys, count):
+    """In float32: their sums differ in the last bits only. Rows and texts differ in length, so shares do, too."""
     command = ["--model", tiny_folder, "--json", *QUICK, "--eval-samples", "3", "--compute-dtype", "float32"]
-    done = in_two_processes("qlora_lab.train_qlora", *command, "--output", tmp_path / "two")
+    done = ended(processes(count, "qlora_lab.train_qlora", *command, "--output", tmp_path / "several"))
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert train_qlora.main([str(word) for word in [*command, "--output", tmp_path / "one"]]) == 0
     alone = json.loads(capsys.readouterr().out)
-    assert (report["processes"], alone["processes"]) == (2, 1)
+    assert (report["processes"], alone["processes"]) == (count, 1)
     assert report["losses"] == pytest.approx(alone["losses"], rel=1e-6)
     for moment in ("before", "after"):
         assert report[moment]["perplexity"] == pytest.approx(alone[moment]["perplexity"], rel=1e-5)

@@ -4,7 +4,7 @@
 # LLaMA-65B in 4 bits takes 34 GB, and a card of 24 GB cannot hold that. Can several such cards train the model
 # together? This lesson shows three ways to spread a training over cards, what each card then holds, and what has to travel
 # between the cards in every step. Two processes on your CPU stand in for two cards, so that you can watch. The numbers for real
-# cards were measured on two H200.
+# cards were measured on one, two and four H200.
 #
 # | you need | |
 # |---|---|
@@ -13,7 +13,7 @@
 # | memory | 1 GB |
 # | GPU | not needed |
 
-# %% machinery "Imports, and the record of two H200"
+# %% machinery "Imports, and the record of one, two and four H200"
 import json
 import math
 import os
@@ -37,7 +37,9 @@ GB = 1e9  # 10^9 bytes everywhere in this notebook
 scratch = Path(tempfile.mkdtemp())
 folder = Path(qlora_lab.__file__).parents[1] / "data" / "records"
 record = json.loads((folder / "cards-nvidia-h200.json").read_text(encoding="utf-8"))
-earlier, latest = record["runs"][22:29], record["runs"][29:37]  # of each, one row was measured after the other
+earlier, latest, four = (
+    record["runs"][rows] for rows in (slice(22, 29), slice(29, 37), slice(37, None))
+)  # as measured
 
 
 def find(rows, way, batch_size, shape="llama-7b"):
@@ -62,6 +64,8 @@ first, second = gradients[:2].sum(), gradients[2:].sum()
 print(f"one card: {gradients.sum():.2f}; two cards: {first:.2f} + {second:.2f} = {first + second:.2f}")
 
 # %% [markdown]
+# (Training averages over tokens. Our loop divides by the tokens of the whole step, on all cards, so it is a sum as well.)
+#
 # The samples of all cards in a step are the *global batch*. Two cards that take 16 samples each make steps of 32. If you want the
 # same steps as before, give each card half of the samples.
 #
@@ -172,10 +176,10 @@ assert all(2 * zero == 2 * one == whole for whole, zero, one in list(held.values
 assert all(zero == one == whole for whole, zero, one in list(held.values())[3:])
 
 # %% [markdown]
-# You have trained a model whose layers neither process held: each had half of every layer, and the whole only of the one that
-# was computing. Two kinds of tensors are not shared. Our implementation leaves the scales of the 4-bit blocks whole. And in this
-# model it leaves the embeddings whole, since the same matrix is the output head and is needed at both ends. (LLaMA has two
-# matrices there, and shares both.)
+# You have trained a model whose layers neither process held: each had half of every layer, and the whole only for a moment.
+# Two kinds of tensors are not shared. Our implementation leaves the scales of the 4-bit blocks whole. (A card's quantization
+# constants, as the table below calls them.) And in this model it leaves the embeddings whole, since the same matrix is the
+# output head and is needed at both ends. (LLaMA has two matrices there, and shares both.)
 #
 # ## 3 · What each card holds
 #
@@ -200,13 +204,13 @@ peaks = {
 
 def draw(shape, batch_size, rank, guess=None):
     knobs = {"rank": rank, "batch_size": batch_size, "optimizer": "adamw_torch", "sharding": "full"}
-    predicted = {n: estimate(SHAPES[shape], processes=n, **knobs).parts for n in (1, 2, 3, 4, 6, 8)}
+    predicted = {n: estimate(SHAPES[shape], processes=n, **knobs).parts for n in (1, 2, 4, 8)}
     key = (shape, batch_size, rank)
     dots = {way: {n: rows[(*key, n)] for n in predicted if (*key, n) in rows} for way, rows in peaks.items()}
     return plot_cards_needed(new_axes(height=3.4), predicted, dots, guess)
 
 
-# %% alt="Stacked bars: GB on each card when 65B is shared by 1, 2, 3, 4, 6 or 8 cards. One card needs 38.9 GB, two need 21.4, eight 7.9. Lines mark cards of 16, 24 and 48 GB; dots for one and two cards mark measurements, which lie on the bars' ends."
+# %% alt="Stacked bars: GB on each card when 65B is shared by 1, 2, 4 or 8 cards. One card needs 38.9 GB, two need 21.4, eight 7.9. Lines mark cards of 16, 24 and 48 GB; dots for one and two cards mark measurements, which lie on the bars' ends."
 explore(
     lambda shape, batch_size, rank: draw(shape, batch_size, rank, cards),
     shape=ipywidgets.Dropdown(options=[name for name in SHAPES if name.startswith("llama")], value="llama-65b"),
@@ -224,27 +228,31 @@ print(two.table())
 # **What happened?** Two cards are enough. Half of the 4-bit weights is 16 GB, and everything else takes
 # {{two.peak_allocated / GB - two.parts['base weights'] / GB:.1f}} GB. Most lines of the table you know from the
 # [memory lesson](01_memory_wall.ipynb). The others are short-lived helpers. *Gathered* are the two copies of the layer that is
-# computing. The *bf16 copies* are the adapters once more: they are kept in float32, and rounded to bf16 to multiply with. The
+# computing. The *bf16 copies* are the adapters once more: they are kept in float32, and autocast rounds them to bf16 to multiply
+# with. It keeps the copies of all layers, whole, until the pass is over, so they do not shrink with more cards. The
 # *dequantized weight* is the one 4-bit matrix that is being multiplied, in bf16. The *workspace* is scratch memory of cuBLAS,
 # NVIDIA's library of matrix products.
 #
-# With more cards the shares shrink and the rest does not: eight cards need far more than an eighth each. We had no eight cards.
-# What the hollow dots show (try rank 64) was *rehearsed*: one card plays one of several, and puts copies of its own share where the shares of
+# With more cards the shares shrink and the rest does not: eight cards need far more than an eighth each. We had four cards, not
+# eight. What the hollow dots show (try rank 64) was *rehearsed*: one card plays one of several, and puts copies of its own share where the shares of
 # the others would arrive. Its memory is that of one of several cards, and its time lacks the wires. On two real cards torch's
 # allocator was capped at 24 GB. The CUDA context and the buffers of the library that moves the shares lie outside of that cap,
 # so leave half a GB or more for them.
 #
-# **Exercise 14.1 ●●○ (6 minutes).** Which cards fit *your* model? Write a function that returns the least number of cards, up
-# to 64, whose predicted `total` stays below 95 % of what one card has (the rest is lost to gaps between tensors), or 0 if there
-# is none. `knobs` is a dict of more arguments for `estimate`, such as `{"rank": 16, "optimizer": "adamw_torch"}`. Then ask it
-# about the cards that you have, or about the smallest card that could take part in training 65B.
+# **Exercise 14.1 ●●○ (6 minutes).** Which cards fit *your* model? Write a function that returns the least number of cards whose
+# predicted `total` stays below 95 % of what one card has (the rest is lost to gaps between tensors), or 0 if there is none.
+# An adapter's A has `rank` rows, which our command shares out evenly: only numbers that divide the rank are possible. `knobs`
+# is a dict of more arguments for `estimate`, such as `{"rank": 16, "optimizer": "adamw_torch"}`. Then ask it about the cards
+# that you have.
 
 
 # %%
 def cards_needed(shape, card_gb, knobs):
-    """The least number of cards of `card_gb` GB (10^9 bytes) that train the shape together; 0: more than 64."""
-    ### BEGIN SOLUTION (about 4 lines)
-    for processes in range(1, 65):
+    """The least number of cards of `card_gb` GB (10^9 bytes) that train the shape together; 0: there is none."""
+    ### BEGIN SOLUTION (about 6 lines)
+    for processes in range(1, knobs["rank"] + 1):
+        if knobs["rank"] % processes:
+            continue
         predicted = estimate(shape, processes=processes, sharding="full", **knobs)
         if predicted.total < 0.95 * card_gb * GB:
             return processes
@@ -256,7 +264,7 @@ def cards_needed(shape, card_gb, knobs):
 check_cards_needed(cards_needed)
 
 # %% [markdown]
-# <details><summary>Hint 1</summary>A loop over 1, 2, 3 …; <code>estimate(shape, processes=n, sharding="full", **knobs)</code>
+# <details><summary>Hint 1</summary>A loop over the numbers that divide the rank; <code>estimate(shape, processes=n, sharding="full", **knobs)</code>
 # predicts for one card.</details>
 # <details><summary>Hint 2</summary>Compare <code>.total</code>, in bytes, with 0.95 × card_gb × 10⁹, and return at the first
 # that is smaller.</details>
@@ -275,12 +283,16 @@ check_cards_needed(cards_needed)
 # card 1   .......   forward   backward  .......
 # ```
 #
-# While one card computes, the other waits, so N cards are as fast as one. (There are pipelines that cut the batch into pieces
-# and so keep all cards busy. `device_map` is none of them.) In return, little has to travel:
+# While one card computes, the other waits. (There are pipelines that cut the batch into pieces and so keep all cards busy.
+# `device_map` is not one of them.) In return, little has to travel:
 
 # %%
 handed_on = 2 * seven.hidden_size * 16 * 512  # bf16; 16 samples of 512 tokens
 print(f"7B, 16 samples: {handed_on / GB:.2f} GB of hidden states forward, and as much of their gradients back")
+
+# %% [markdown]
+# In the run that we measured, card 0 also has the output head. So the hidden states come back to it, and all of this crosses
+# twice.
 
 # %% [markdown]
 # ## 5 · Side by side
@@ -289,7 +301,7 @@ print(f"7B, 16 samples: {handed_on / GB:.2f} GB of hidden states forward, and as
 # pipeline is one process, so it has 16 samples in all.) The cards were connected by *NVLink*, NVIDIA's direct wires between the
 # cards of one computer. Today's consumer cards have none and talk over PCIe, the computer's ordinary slots.
 #
-# **Predict.** One card alone does 8,956 tokens a second. How many do two do, together?
+# **Predict.** One card alone does 8,956 tokens a second. How many do two cards manage together?
 
 # %%
 tokens = {"data parallel": ..., "sharded": ..., "pipelined": ...}  # ← your guesses
@@ -323,8 +335,21 @@ assert memory["pipelined"] < memory["sharded"] < memory["data parallel"]
 #
 # - **Data parallel** reaches {{speed['data parallel'] / speed['one card'] / 2:.0%}} of twice one card. It saves no memory.
 # - **Sharded** reaches {{speed['sharded'] / speed['one card'] / 2:.0%}} of it, with a quarter less memory for the same samples.
-# - **Pipelined** takes the least memory, because a card keeps only its own half of layers, adapters and activations and gathers
-#   nothing. But it is as fast as one card. It is the way to *try* a model that is too large for a card, not to train it fast.
+# - **Pipelined** takes the least memory here, because a card keeps only its own half of layers, adapters and activations and
+#   gathers nothing. But it has only 16 samples in flight where the sharded cards have 32, and it is as fast as one card. It is
+#   the way to *try* a model that is too large for a card, not to train it fast.
+#
+# Four cards do four times as much, nearly:
+
+# %%
+for way in ("data", "sharded"):
+    row = find(four, way, 16)
+    print(f"{way:<8} {row['tokens_per_second']:>7,.0f} tokens/s", end=", ")
+    print(
+        f"{row['tokens_per_second'] / speed['one card'] / 4:.0%} of four times one; {row['peak_allocated'] / GB:.1f} GB a card"
+    )
+
+# %% [markdown]
 #
 # Why does sharding lose {{1 - speed['sharded'] / speed['one card'] / 2:.0%}}? Not because the wires are too thin: NVLink moves 450 GB/s in each direction, so
 # 4.5 GB take 10 milliseconds of a step of a second. Three measurements take the rest apart, each a step's time against the time of
@@ -333,7 +358,7 @@ assert memory["pipelined"] < memory["sharded"] < memory["data parallel"]
 # %%
 alone, played, whole = (find(record["runs"], way, 16) for way in ("sharded", "rehearsed", "one"))  # the first of each
 for what, row, base in [
-    ("sharded among one card: nothing to gather", alone, whole),
+    ("sharded, on one card only: nothing to gather", alone, whole),
     ("rehearsed, one of two: copies for gathering", played, whole),
     ("two cards, really", rows["sharded"], rows["one card"]),
 ]:
@@ -350,11 +375,11 @@ assert (round(min(ordinary)), round(max(ordinary))) == (915, 919)
 
 # %% [markdown]
 # Starting and copying in every layer costs 2 to 3 %. The other 6 % come only with a real second card. Likely causes are
-# that the cards wait for each other, and that gathering takes processors and memory bandwidth from computing. We did not measure
-# them apart.
+# that the cards wait for each other, and that gathering occupies multiprocessors and memory bandwidth. We did not measure them
+# apart.
 #
-# With 4 samples a card there is less to compute, and Python, which starts everything in every layer, is what the cards
-# wait for:
+# With 4 samples a card there is less to compute, and more of the time the cards wait for Python, which starts everything in
+# every layer. How much of the time depends on the host's processor and on what else it does:
 
 # %%
 for name, run in {"the run above": latest, "an earlier run": earlier}.items():
@@ -388,23 +413,26 @@ again = {way: traffic(big, processes=2, sharding=way, rank=16, accumulation=4) f
 print("with 4 micro-batches:", {way: f"{sum(parts.values()) / GB:.1f} GB" for way, parts in again.items()})
 
 # %% [markdown]
-# (NVLink 4 is that of the H100 and the H200. Each speed is that of one direction. All are nominal but PCIe's: 25 GB/s is what a
-# 4.0 slot gives in practice.)
+# (The H100 and the H200 use NVLink 4. Each speed is that of one direction. All are nominal except PCIe's, of whose 32 GB/s we
+# count 25. Cards that share a slot's lanes, or cannot write to each other directly, get less.)
 #
 # Sharded, the weights are gathered twice, for the forward and for the backward pass. If a step has several micro-batches
 # (gradient accumulation), they are gathered twice for each. Data parallel gradients travel once a step, however many
 # micro-batches it has.
 #
-# The wires work while the card computes, so what they take is lost only where it is longer than the computing. How
-# long is that? For each token, each weight is multiplied with a number and the product is added to a sum: 2 operations. With checkpointing this happens
+# Our data parallel step exchanges its gradients after the backward pass, so their time always adds. Sharded, the next layer can
+# arrive while this one computes. In the best case, what the wires take is then lost only where it is longer than the
+# computing. How long is that? For each token, each weight is multiplied with a number and the product is added to a sum: 2 operations. With checkpointing this happens
 # three times: in the forward pass, once more when the backward pass computes the layer again, and for the gradient of the
-# layer's input. (Frozen weights need no gradient of their own.) So a step takes 2 × 3 = 6 operations a weight and token: 2 in the
+# layer's input. (Frozen weights need no gradient of their own.) So a step takes 2 × 3 = 6 operations per weight and token: 2 in the
 # forward and 4 in the backward pass. What a card gets done in a second, counted like this, is its *achieved FLOP/s*:
 
 # %%
 run = rows["one card"]
 operations = 6 * seven.linear_parameters() * run["batch_size"] * run["length"]
-print(f"7B, 16 samples, one H200: {operations / (run['milliseconds'] / 1e3) / 1e12:.0f} million million operations/s")
+print(
+    f"7B, 16 samples, one H200: {operations / (run['milliseconds'] / 1e3) / 1e12:.0f} TFLOP/s (10^12 operations a second)"
+)
 
 # %% [markdown]
 # **Exercise 14.2 ●●● (15 minutes).** How many tokens must a card have in a micro-batch, so that the wires do not hold it up?
@@ -412,7 +440,7 @@ print(f"7B, 16 samples, one H200: {operations / (run['milliseconds'] / 1e3) / 1e
 # of all its cards together). At this pace, the model `shape` is to be trained with rank 16 by so many cards. A pass can hide only
 # its own traffic, since its layers cannot wait for what arrives in the other pass: the forward pass hides half of the gathered
 # weights, the backward pass the other half and the gradients. Return the least number of tokens for which both do. (This is the
-# least in theory: Python may hold a card up long before.)
+# least in theory, if wires and computing overlap perfectly. Python may hold a card up long before.)
 
 
 # %%
@@ -441,8 +469,10 @@ check_tokens_to_hide(tokens_to_hide)
 # Apply it: what do `rows["one card"]`, `big`, two cards and each of the four wires give? With one sample of 512
 # tokens, which wires are fast enough?
 #
-# <details><summary>What you should have found</summary>101, 1,812, 3,623 and 36,224 tokens: of these wires, only NVLink is. With
-# PCIe, give each card four samples.</details>
+# <details><summary>What you should have found</summary>101, 1,812, 3,623 and 36,224 tokens: of these wires, only NVLink is, for a
+# card as fast as an H200. A card of a quarter of its pace takes four times as long to compute, and needs a quarter of the tokens:
+# with PCIe 453, less than one sample. The forward pass decides, since it has half of the weights to wait for and a third of the
+# computing.</details>
 #
 # ## 7 · A plan on paper: from one card to many hosts
 #
@@ -451,8 +481,8 @@ check_tokens_to_hide(tokens_to_hide)
 # host, and let the hosts be data parallel. Then the weights never leave a host, and only the adapters' gradients travel between
 # hosts. It is called *hybrid sharding*.
 #
-# Here is the arithmetic. What is gathered or summed goes around in a ring, from card to card and from host to host, so a host
-# receives over its wire what one card receives:
+# Here is the arithmetic. The cards form a ring: each passes what it has received on to the next, until all have everything. Only
+# one card of a host has its neighbour in another host, so what comes over the host's wire is what one card receives:
 
 
 # %% claims
@@ -461,7 +491,7 @@ def needed(gb):
     return math.ceil(gathered / (gb * GB) * operations / (run["milliseconds"] / 1e3) / (2 * big.linear_parameters()))
 
 
-assert [needed(gb) for gb in wires.values()] == [101, 1812, 3623, 36224] and 1812 < 4 * 512
+assert [needed(gb) for gb in wires.values()] == [101, 1812, 3623, 36224] and 1812 // 4 == 453 < 512
 
 
 # %%
@@ -469,7 +499,7 @@ def wire_seconds(shape, hosts, micro_batches, between, inside=450e9):
     """Seconds that a step's bytes take, for 8 cards a host; bytes a second between and inside the hosts."""
 
     def moved(processes, way):
-        parts = traffic(shape, processes=processes, sharding=way, rank=16, accumulation=micro_batches)
+        parts = traffic(shape, processes=processes, sharding=way, rank=64, accumulation=micro_batches)
         return sum(parts.values())
 
     slowest = between if hosts > 1 else inside
@@ -481,7 +511,7 @@ def wire_seconds(shape, hosts, micro_batches, between, inside=450e9):
 
 
 # %% [markdown]
-# **Predict.** 65B on two hosts of eight H200 each, one sample of 512 tokens on each card, 100 Gbit/s between the hosts. The
+# **Predict.** 65B with rank 64 on two hosts of eight H200 each, one sample of 512 tokens on each card, 100 Gbit/s between the hosts. The
 # computing takes 0.6 s at the pace above. How long do the wires take, sharded among all 16 cards, and hybrid?
 
 # %%
@@ -504,7 +534,7 @@ explore(
     hosts=ipywidgets.SelectionSlider(options=[1, 2, 4, 8], value=2, description="hosts of 8 cards"),
     samples=ipywidgets.SelectionSlider(options=[1, 2, 4, 8, 16], value=1, description="samples a card"),
     micro_batches=ipywidgets.SelectionSlider(options=[1, 2, 4, 8], value=1, description="micro-batches"),
-    between=ipywidgets.SelectionSlider(options=[10, 25, 100, 400], value=100, description="Gbit/s between hosts"),
+    between=ipywidgets.SelectionSlider(options=[10, 25, 100, 400, 3200], value=100, description="Gbit/s between hosts"),
 )
 
 # %%
@@ -513,31 +543,38 @@ computing = 6 * big.linear_parameters() * 512 / pace
 print(f"computing {computing:.2f} s; wires:", ", ".join(f"{way} {value:.2f} s" for way, value in wired.items()))
 measured = find(earlier, "sharded", 1, "llama-65b")["milliseconds"] / 1e3
 print(f"measured, 65B sharded among two cards, NVLink: {measured:.1f} s a step")
+without = find(record["runs"], "sharded", 1, "llama-65b")["milliseconds"] / 1e3  # the first: on one card
+filled, on_paper = find(four, "sharded", 4, "llama-65b")["milliseconds"] / 1e3, 4 * computing
+print(f"one card, no wires: {without:.1f} s; four cards, four samples each: {filled:.1f} s, on paper {on_paper:.1f} s")
 print("; ".join(f"{way}: {told(guess)}" for way, guess in seconds.items()))
 
 # %% claims
 assert f"{computing:.1f}" == "0.6"
+assert {row["cards"] for row in four} == {4}
+assert find(record["runs"], "sharded", 1, "llama-65b")["cards"] == 1
 
 # %% [markdown]
 # **What happened?** Sharded among all cards, {{wired['sharded']:.1f}} s of weights go over the slow wire for {{computing:.1f}} s of computing. Hybrid sharding
-# keeps them inside the hosts, and its wires take {{wired['hybrid']:.1f}} s. Now move the sliders: with 16 samples a card even the slow wire
-# hides behind the computing. (A bar marked *longer* takes longer than the computing.)
+# keeps them inside the hosts, and its wires take {{wired['hybrid']:.1f}} s. Now move the sliders: with 16 samples a card even 100 Gbit/s
+# hide behind the computing. (A bar marked *longer* takes longer than the computing.) Hosts that are built for this have a wire
+# for each card, eight of 400 Gbit/s. Choose 3,200: with such wires, sharding among all cards is fast enough, too.
 #
-# Times on paper are too short. With one sample, a real step of 65B on two H200 took {{measured:.1f}} s, although its wires need
-# only 0.08 s. One sample is too little to keep a card at the pace of sixteen, and Python is what it waits for. That is one more
+# With few tokens, times on paper are too short. With one sample, a real step of 65B on two H200 took {{measured:.1f}} s, although its wires
+# need only 0.08 s, because one sample is too little to keep a card at the pace of sixteen. On one H200, without any wires, the
+# same step took {{without:.1f}} s. With four samples on four H200 it was {{filled:.1f}} s, close to the {{on_paper:.1f}} s on paper. That is one more
 # reason to fill the cards first. So this is the plan:
 #
 # 1. **The model fits one card, and one card is fast enough:** use one card.
 # 2. **It fits, and you want it faster:** data parallel. Only adapters travel, so hosts may be connected by 10 Gbit/s if a step
 #    has enough samples or micro-batches.
-# 3. **It does not fit:** shard it among as few cards of one host as it takes, and give each as many samples as fit.
+# 3. **It does not fit:** shard it among cards of one host, with room for as many samples as hide the wires.
 # 4. **You want that on many hosts:** hybrid sharding. (PyTorch has it. Our command line shards among all cards of a run.)
 # 5. **You only want to look at it:** `device_map="auto"`.
 #
 # | | each card holds | each card receives in a step | with N cards |
 # |---|---|---|---|
 # | data parallel | the whole model | the adapters' gradients | nearly N times as fast, with enough samples |
-# | sharded | 1/N of it, two whole layers, all scales | in each micro-batch the others' shares, twice | a little less, with enough samples |
+# | sharded | 1/N of it, two whole layers, all scales, bf16 copies of all adapters | in each micro-batch the others' shares, twice | a little less, with enough samples |
 # | pipelined (`device_map`) | 1/N of the layers | a hidden state for each token, and its gradient | as fast as one |
 #
 # ## 8 · Your turn
@@ -553,9 +590,10 @@ assert f"{computing:.1f}" == "0.6"
 # ## Recap
 #
 # - Data parallel QLoRA sends only the adapters' gradients, once a step, however many micro-batches it has.
-# - Sharding lets cards train together what none of them can hold, such as 65B on two cards of 24 GB. The price is that in every
-#   micro-batch each card receives the others' shares twice.
-# - Neither changes the losses, because a sum stays the same whoever computes its parts. A pipeline saves memory and no time.
+# - Sharding lets cards train together what none of them can hold, such as 65B with rank 16 and one sample of 512 tokens on two
+#   cards of 24 GB. The price is that in every micro-batch each card receives the others' shares twice.
+# - Neither changes the losses beyond rounding, because a sum stays the same whoever computes its parts. A pipeline saves memory
+#   and no time.
 
 # %%
 # NBVAL_IGNORE_OUTPUT

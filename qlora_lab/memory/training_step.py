@@ -49,6 +49,10 @@ class TrainingStep:
             raise ValueError(
                 "sharding='full' goes with lora and qlora, 32-bit optimizer states and updates after the backward pass"
             )
+        if self.sharding == "full" and self.rank % self.processes:
+            raise ValueError(
+                f"rank={self.rank} cannot be shared evenly by {self.processes} processes: choose a multiple of them"
+            )
 
     @property
     def full(self) -> bool:

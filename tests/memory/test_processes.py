@@ -47,15 +47,15 @@ def test_a_65b_model_fits_two_cards_of_24_gb_and_is_loaded_there():
         assert max(run["peak_allocated"], run["loading_peak"]) < run["cap_gb"] * 1e9 == 24e9
 
 
-def test_one_gpu_that_plays_one_of_two_needs_what_one_of_two_needs():
-    """Which is how four and eight were measured."""
+def test_one_gpu_that_plays_one_of_several_needs_what_one_of_them_needs():
+    """Which is how eight were measured."""
     key = ("shape", "cards", "batch_size", "length", "rank", "gradient_checkpointing")
     real = {tuple(run[name] for name in key): run for run in RUNS if run["way"] == "sharded"}
     played = [run for run in RUNS if run["way"] == "rehearsed" and tuple(run[name] for name in key) in real]
-    assert len(played) == 3
+    assert len(played) == 5
     for run in played:
         with_others = real[tuple(run[name] for name in key)]
-        assert run["peak_allocated"] == pytest.approx(with_others["peak_allocated"], rel=0.001)
+        assert run["peak_allocated"] == pytest.approx(with_others["peak_allocated"], rel=0.002)
 
 
 def test_one_process_alone_holds_what_it_holds_without_sharding():
@@ -78,7 +78,7 @@ def test_each_process_has_its_share_and_all_the_scales():
 
 def test_more_processes_need_less_each_but_never_less_than_what_all_have():
     shape = SHAPES["llama-65b"]
-    peaks = [estimate(shape, processes=n, sharding="full").peak_allocated for n in (1, 2, 4, 8, 64, 1024)]
+    peaks = [estimate(shape, processes=n, sharding="full").peak_allocated for n in (1, 2, 4, 8, 16, 64)]
     assert peaks == sorted(peaks, reverse=True)
     assert peaks[-1] > estimate(shape).parts["quantization constants"]
 
@@ -120,3 +120,10 @@ def test_nothing_moves_where_there_is_one_process():
 def test_bad_input_is_told_in_one_sentence(wrong, message):
     with pytest.raises(ValueError, match=message):
         estimate(SHAPES["llama-7b"], **wrong)
+
+
+def test_a_rank_that_the_processes_cannot_share_is_refused():
+    """As `train_qlora` refuses it: A has as many rows."""
+    assert estimate(SHAPES["llama-7b"], rank=16, processes=3, sharding="data")
+    with pytest.raises(ValueError, match="rank=16 cannot be shared evenly by 3 processes: choose a multiple of them"):
+        estimate(SHAPES["llama-7b"], rank=16, processes=3, sharding="full")

@@ -9,11 +9,18 @@ from qlora_lab.memory import SHAPES, estimate, traffic
 def fits(shape, card, knobs, size="total", share=0.95, sharding="full"):
     """The numbers of cards that are enough."""
     limit = share * card * 1e9
-    return [n for n in range(1, 65) if getattr(estimate(shape, processes=n, sharding=sharding, **knobs), size) < limit]
+    possible = {math.gcd(n, knobs["rank"]) for n in range(1, knobs["rank"] + 1)}
+    sizes = {n: getattr(estimate(shape, processes=n, sharding=sharding, **knobs), size) for n in possible}
+    return [n for n in possible if sizes[n] < limit]
 
 
 def cards_needed(shape, card, knobs, **otherwise):
     return min(fits(shape, card, knobs, **otherwise), default=0)
+
+
+def every_number(shape, card, knobs):
+    predicted = (estimate(shape, processes=n, sharding="full", **knobs).total for n in range(1, 65))
+    return next(n for n, total in enumerate(predicted, 1) if total < 0.95e9 * card)
 
 
 def received(shape, processes, sharding="full"):
@@ -67,9 +74,9 @@ WRONG = [  # and what the learner must be told
     (check_cards_needed, lambda *of: cards_needed(*of, share=1), "to the last byte"),
     (check_cards_needed, lambda *of: cards_needed(*of, size="peak_allocated"), "the CUDA context counts"),
     (check_cards_needed, lambda *of: cards_needed(*of, sharding="data"), "holds the whole model"),
-    (check_cards_needed, lambda *of: cards_needed(*of) - 1, "one card too few"),
-    (check_cards_needed, lambda *of: cards_needed(*of) + 1, "one card too many"),
-    (check_cards_needed, lambda *of: cards_needed(*of) or 64, "if none fits, return 0"),
+    (check_cards_needed, lambda shape, card, knobs: knobs["rank"], "the last that was tried"),
+    (check_cards_needed, lambda *of: cards_needed(*of) or of[2]["rank"], "or 0 if none does"),
+    (check_cards_needed, every_number, "cannot be shared evenly"),
     (
         check_cards_needed,
         lambda shape, card, knobs: math.ceil(estimate(shape, **knobs).total / (0.95e9 * card)),

@@ -1,0 +1,1 @@
+"""15_your_data: see qlora_lab/classroom/lessons/__init__.py."""
