@@ -166,8 +166,8 @@ assert losses["requantized"] > 0.5 * lines["no adapter"]
 terminal("python -m qlora_lab.export run --to f16 --as gguf")
 
 # %% [markdown]
-# The two lines that it prints are for a terminal: one starts llama.cpp's server, the other hands the model to *Ollama*, which
-# is a friendlier shell around llama.cpp. Here you start the same server inside the notebook, and talk to it over HTTP, as
+# The two lines that it prints are for a terminal: one starts llama.cpp's server, the other hands the model to *Ollama*, a
+# friendlier shell around llama.cpp. Here you start the same server inside the notebook, and talk to it over HTTP, as
 # a program in any language would:
 
 
@@ -200,7 +200,7 @@ print(order[-2]["content"], answer, f"it ended because of: {why}", sep="\n")
 assert why == "stop" and is_exact(answer, order[-1]["content"])
 
 # %% [markdown]
-# That was your model, without Python and without PyTorch. It speaks the protocol that OpenAI's servers speak, and so do the
+# That was your model, without PyTorch. It speaks the protocol that OpenAI's servers speak, and so do the
 # servers of Ollama and vLLM. A program that talks to one of them talks to yours if you change the address.
 #
 # ## 4 · Smaller files
@@ -367,7 +367,7 @@ assert why == "stop"
 # %% [markdown]
 # ## 6 · The French riddle
 #
-# Here is a case that has fooled experts. Take the bundled model, without any adapter, in two files, and ask both the same question.
+# Take the bundled model, without any adapter, in two files, and ask both the same question.
 
 # %%
 # NBVAL_IGNORE_OUTPUT
