@@ -41,7 +41,7 @@ NBVAL = $(PY) -m pytest -c pyproject.toml --rootdir="$$work" -p tests.labels --n
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s%s\n", $$1, $$2 }' Makefile
 
-lab: model ## open the course in JupyterLab
+lab: model $(VENV)/export ## open the course in JupyterLab
 	@$(PY) -m jupyterlab $(LAB) $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_FLAGS)
 
 # Offline, so that nothing comes to need a model hub. Tests run one a core; those that measure how soon a figure follows
@@ -55,7 +55,7 @@ test: check model $(VENV)/triton $(VENV)/export ## prove it: check, unit tests, 
 # What runs are copies with the claims that learners do not see. Learner's and solved notebooks side by side, each on half
 # of the cores: a core to itself serves a small model better than a share in two.
 notebooks: export HF_HUB_OFFLINE = 1
-notebooks: model ## re-run every notebook, learner's and solved, with nbval; hold what they take against their cards
+notebooks: model $(VENV)/export ## re-run every notebook, learner's and solved, with nbval; hold what they take against their cards
 	@work=$$(mktemp -d); trap 'kill $$solved 2>/dev/null; rm -rf "$$work"' EXIT; \
 	export OMP_NUM_THREADS=$(HALF); failed=; set -x; \
 	$(PY) -m qlora_lab.classroom.build --with-claims "$$work" || exit 1; \
@@ -121,10 +121,10 @@ $(VENV)/triton: $(STAMP)
 	@$(PY) -m pip install --quiet --disable-pip-version-check $(SOURCE) -c constraints.txt -e '.[triton]' \
 	    && touch $@ || echo "no Triton here: the tests of its kernels are skipped"
 
-# llama.cpp, 34 MB: exported files are held against it.
+# llama.cpp, 34 MB: exported files are held against it, and lesson 16 runs it.
 $(VENV)/export: $(STAMP)
 	@$(PY) -m pip install --quiet --disable-pip-version-check $(SOURCE) -c constraints.txt -e '.[export]' \
-	    && touch $@ || echo "no xllamacpp here: the tests that hold exported files against llama.cpp are skipped"
+	    && touch $@ || echo "no xllamacpp here: lesson 16 wants it, and tests that hold exported files against it are skipped"
 
 # 60 MB that learners do not need, so `make lab` does without.
 $(VENV)/types: $(STAMP)

@@ -1,0 +1,580 @@
+# %% [markdown]
+# # 16 · How do I ship it?
+#
+# Your adapter answers well, inside this notebook. Tomorrow somebody wants to use it on a laptop without Python, or behind a
+# web server. In this lesson you turn the adapter into files that run elsewhere. Then *llama.cpp*, a C++ program that runs
+# language models on nearly every computer, answers with your model. You also see how such a file can go wrong, and how to
+# find out why.
+#
+# | you need | |
+# |---|---|
+# | time | 45 minutes |
+# | computing | up to 4 minutes on two CPU cores |
+# | memory | 4 GB |
+# | GPU | not needed |
+
+# %% machinery "Imports, a folder to write into, and whether llama.cpp is here"
+import json
+import os
+import tempfile
+import urllib.request
+from pathlib import Path
+
+import torch
+from IPython.display import display
+
+from qlora_lab.classroom.checks import check_culprit, check_ends_taught, check_file_bytes, check_in_8_bits, progress
+from qlora_lab.classroom.lessons.n16.figures import plot_gaps, plot_merges, show_end, told
+from qlora_lab.classroom.lessons.n16.machinery import (
+    INSTALL,
+    base_gguf,
+    go_on_training,
+    is_here,
+    serve,
+    short_card,
+    terminal,
+    without_end,
+)
+from qlora_lab.classroom.plots import new_axes
+from qlora_lab.finetuning import (
+    dequantize_linears,
+    generate,
+    is_exact,
+    load_lora,
+    load_model,
+    load_samples,
+    lora_layers,
+    merge,
+    text_loss,
+    tokenize,
+    unload,
+)
+from qlora_lab.quantization import dequantize, quantize
+
+os.chdir(tempfile.mkdtemp())  # so that names of files are short; all of it is gone when the machine restarts
+print("llama.cpp is here" if is_here() else f"llama.cpp is not here: run {INSTALL} in a new cell, then go on")
+
+# %% [markdown]
+# ## 1 · Something to ship
+#
+# First you need a trained adapter. `terminal` does here what the same line does in a terminal. It trains the bundled model with
+# QLoRA to turn orders into JSON, and writes the run into the folder `run`.
+
+# %%
+# NBVAL_IGNORE_OUTPUT
+# because another processor rounds otherwise
+terminal("python -m qlora_lab.train_qlora --steps 24 --batch-size 2 --lr 0.003 --eval-samples 0 --quiet --output run")
+
+# %% [markdown]
+# ## 2 · Three merges
+#
+# An adapter is two thin matrices, A and B, beside the frozen matrix W of a layer. Together they compute
+# *W x + (alpha / rank) · B A x*. To *merge* is to add the product to W, once and for all, which leaves an ordinary model.
+# But which W? You trained beside weights in 4 bits, so there are three ways:
+#
+# | | the adapter is added to | and stored in |
+# |---|---|---|
+# | *dequantized* | what the 4-bit weights stand for | 16 bits |
+# | *requantized* | what the 4-bit weights stand for | 4 bits, rounded again |
+# | *pristine* | the original 16-bit weights | 16 bits |
+#
+# PEFT's `merge_and_unload()` on a 4-bit model is the second way. Here are four weights on the levels of NF4, and a correction such as
+# training finds:
+
+# %%
+weights = dequantize(quantize(torch.tensor([0.90, -0.35, 0.12, -0.60])))
+correction = torch.tensor([0.00, 0.02, -0.02, 0.03])
+again = dequantize(quantize(weights + correction))
+print("weights in 4 bits      ", [f"{w:6.3f}" for w in weights])
+print("with the correction    ", [f"{w:6.3f}" for w in weights + correction])
+print("and in 4 bits again    ", [f"{w:6.3f}" for w in again])
+
+# %% claims
+assert torch.equal(again, weights)
+
+# %% [markdown]
+# The weights lie on levels, and the correction is smaller than half a step to the next level. So rounding takes it away again.
+#
+# **Predict.** Below you see the loss without the adapter and with the adapter beside the 4-bit weights. What is the loss
+# after each merge?
+
+# %% machinery "Load the model with its adapter, and measure losses"
+chats = {split: load_samples("orders", split)["messages"] for split in ("train", "validation", "test", "shifted")}
+model, tokenizer = load_model(quantization="nf4")
+dtype = model.dtype
+validation, _ = tokenize({"messages": chats["validation"][:8]}, tokenizer, max_length=256)
+
+
+def loss_of(model):
+    """Validation loss, nats per token."""
+    loss = text_loss(model, validation, pad_token_id=tokenizer.pad_token_id, dtype=dtype)
+    return loss.total / loss.tokens
+
+
+lines = {"no adapter": loss_of(model)}
+lines["adapter beside"] = loss_of(load_lora(model, "run/adapter"))
+names = list(lora_layers(model))
+
+# %%
+# NBVAL_IGNORE_OUTPUT
+# because another processor rounds otherwise
+for name, loss in lines.items():
+    print(f"{name:<16}{loss:.3f}")
+
+# %%
+prediction = {"dequantized": ..., "requantized": ..., "pristine": ...}  # ← your guesses
+
+
+# %%
+def merged(base):
+    """The base with the adapter in its weights: an ordinary model."""
+    return unload(merge(load_lora(base, "run/adapter")))
+
+
+def in_4_bits(model):
+    """The same model after its linear layers were rounded to NF4."""
+    for name in names:
+        weight = model.get_submodule(name).weight
+        weight.data = dequantize(quantize(weight.data.float())).to(weight.dtype)
+    return model
+
+
+# %% alt="Horizontal bars: validation loss after each merge, with lines for no adapter and for the adapter beside the base. Dequantized and pristine end near the adapter's line, requantized goes most of the way back to no adapter."
+# NBVAL_IGNORE_OUTPUT
+# because another processor rounds otherwise
+model = merged(dequantize_linears(model))
+losses = {"dequantized": loss_of(model)}
+losses["requantized"] = loss_of(in_4_bits(merged(dequantize_linears(load_model(quantization="nf4")[0]))))
+losses["pristine"] = loss_of(merged(load_model()[0]))
+_ = plot_merges(new_axes(height=2.4), losses, lines, prediction)
+
+# %% claims
+assert losses["dequantized"] < lines["adapter beside"] + 0.03 and losses["pristine"] < lines["adapter beside"] + 0.1
+assert losses["requantized"] > 0.5 * lines["no adapter"]
+
+# %% [markdown]
+# **What happened?** *Dequantized* is the model that you trained. *Requantized* has lost most of the adapter, for the reason
+# that the four numbers show. *Pristine* works here, but nobody trained or tested this model: the adapter has learned beside
+# other weights. So export takes the dequantized merge.
+#
+# ## 3 · One file
+#
+# *GGUF* is the file format of llama.cpp. One file holds everything: weights, vocabulary, the *chat template* (the program
+# that writes a conversation as one text, with marks around each turn), and the *end token*, at which an answer stops.
+
+# %%
+terminal("python -m qlora_lab.export run --to f16 --as gguf")
+
+# %% [markdown]
+# The two lines that it prints are for a terminal: one starts llama.cpp's server, the other hands the model to *Ollama*, which
+# is a friendlier shell around llama.cpp. Here you start the same server inside the notebook, and talk to it over HTTP, as
+# a program in any language would:
+
+
+# %%
+def post(server, path, request):
+    """One request: JSON there, JSON back."""
+    headers, body = {"Content-Type": "application/json"}, json.dumps(request).encode()
+    sent = urllib.request.Request(server.listening_address + path, body, headers)
+    return json.loads(urllib.request.urlopen(sent, timeout=120).read())
+
+
+def ask(server, messages, max_tokens=60, **more):
+    """What the model answers, why it stopped, and how fast it was."""
+    request = {"messages": messages, "max_tokens": max_tokens, "temperature": 0, **more}
+    reply = post(server, "/v1/chat/completions", request)
+    choice = reply["choices"][0]
+    return choice["message"]["content"], choice["finish_reason"], reply["timings"]["predicted_per_second"]
+
+
+# %%
+# NBVAL_IGNORE_OUTPUT
+# because another processor rounds otherwise, and then a word may differ
+(file,) = Path("f16").glob("*.gguf")
+server = serve(file)
+order = chats["test"][0]
+answer, why, _ = ask(server, order[:-1])
+print(order[-2]["content"], answer, f"it ended because of: {why}", sep="\n")
+
+# %% claims
+assert why == "stop" and is_exact(answer, order[-1]["content"])
+
+# %% [markdown]
+# That was your model, without Python and without PyTorch. It speaks the protocol that OpenAI's servers speak, and so do the
+# servers of Ollama and vLLM. A program that talks to one of them talks to yours if you change the address.
+#
+# ## 4 · Smaller files
+#
+# F16 stores 16 bits for each weight. *Q8_0* takes blocks of 32 weights, and stores 8 bits for each weight and one 16-bit scale for
+# the block. *Q4_0* does the same with 4 bits. A Q4_0 file of ours holds the vocabulary's table in Q8_0, because it suffers most.
+#
+# **Exercise 16.1 ●●○ (3 minutes).** How large will the file of *your* model be? Write a function that says it in bytes. `linear` is the
+# number of weights in the linear layers, `vocabulary` that of the embeddings (and of the head, if it has weights of its own). For the bundled
+# model these are 106,168,320 and 28,311,552: compare with the table below.
+
+
+# %%
+def file_bytes(linear, vocabulary, kind):
+    """Bytes of a GGUF file of kind "f16", "q8_0" or "q4_0", without the few bytes of norms and texts."""
+    ### BEGIN SOLUTION (about 3 lines)
+    bits = {"f16": (16, 16), "q8_0": (8 + 16 / 32, 8 + 16 / 32), "q4_0": (4 + 16 / 32, 8 + 16 / 32)}
+    of_linear, of_vocabulary = bits[kind]
+    return (linear * of_linear + vocabulary * of_vocabulary) / 8
+    ### END SOLUTION
+
+
+# %%
+check_file_bytes(file_bytes)
+
+# %% [markdown]
+# <details><summary>Hint 1</summary>How many bits does a block of 32 weights take, with its scale? Divide by 32.</details>
+# <details><summary>Hint 2</summary>Two kinds treat all weights alike. Q4_0 does not.</details>
+
+# %% [markdown]
+# **Predict.** Now let each file answer eight orders. How many of the eight does it answer *word for word* as the trained model
+# does?
+
+# %%
+prediction = {"f16": ..., "q8_0": ..., "q4_0": ...}  # ← your guesses
+
+# %%
+terminal("python -m qlora_lab.export run --to q8_0 --as gguf --weights q8_0")
+terminal("python -m qlora_lab.export run --to q4_0 --as gguf --weights q4_0")
+
+# %%
+# NBVAL_IGNORE_OUTPUT
+# because times depend on the machine, and another processor rounds otherwise
+judged = chats["test"][:8]
+trained = generate(model, tokenizer, [chat[:-1] for chat in judged], 60, dtype=dtype)
+
+
+def judge(server):
+    """Over eight orders: tokens a second, answers equal to the trained model's, right answers, answers that stopped."""
+    answers, ends, speeds = zip(*[ask(server, chat[:-1]) for chat in judged])
+    right = sum(is_exact(answer, chat[-1]["content"]) for answer, chat in zip(answers, judged))
+    return sum(speeds) / 8, sum(map(str.__eq__, answers, trained)), right, ends.count("stop"), answers
+
+
+table = {}
+for file in sorted(Path().glob("[fq]*/*.gguf"), key=lambda file: -file.stat().st_size):
+    table[file.parent.name] = file.stat().st_size / 1e6, *judge(serve(file))
+
+# %%
+# NBVAL_IGNORE_OUTPUT
+# because times depend on the machine, and another processor rounds otherwise
+print(f"{'of 8 orders':<12}{'MB':>7}{'tokens/s':>10}{'equal':>7}{'right':>7}{'stopped':>9}")
+for kind, (size, speed, equal, right, stopped, _) in table.items():
+    print(f"{kind:<12}{size:>7.1f}{speed:>10.0f}{equal:>7}{right:>7}{stopped:>9}   {told(prediction[kind])}")
+print("a Q4_0 answer:", table["q4_0"][5][0])
+
+# %% claims
+assert table["f16"][2] >= 6 and table["q8_0"][2] >= 5 and table["f16"][4] == 8 and table["q4_0"][2] <= 6
+assert table["q4_0"][0] < table["q8_0"][0] < table["f16"][0]
+linear = sum(model.get_submodule(name).weight.numel() for name in names)
+assert (linear, model.get_input_embeddings().weight.numel()) == (106_168_320, 28_311_552)
+assert all(
+    abs(8e6 * table[kind][0] / (106_168_320 * bits + 28_311_552 * of_table) - 1) < 0.03
+    for kind, bits, of_table in (("f16", 16, 16), ("q8_0", 8.5, 8.5), ("q4_0", 4.5, 8.5))
+)
+
+# %% [markdown]
+# **What happened?** F16 and Q8_0 answer as the trained model does, or nearly: where they differ, two tokens were about equally
+# likely. Fewer bits mean fewer bytes to read for each token, so a smaller file can be faster, as Q4_0 is here. But Q4_0 has lost part of your
+# adapter: its answers still look like JSON, and names and numbers in them are wrong. It is the requantized merge again, in a milder form. Q4_0's levels
+# are not those of NF4, so every weight is rounded a second time, and a correction smaller than half a step is mostly gone. Never ship
+# 4 bits without looking. There are two other ways: section 7 keeps the adapter beside a base in 4 bits, and a run that was trained
+# with `--merge-aware q4_0` has learned under this rounding from the start.
+#
+# Eight answers are an impression. With `--check`, the command compares as many as your run was judged on.
+#
+# ## 5 · The model that never stops
+#
+# This is the complaint that people bring most often. Let us cause it. A colleague goes on training your adapter for six steps, on
+# more orders, with a script of her own. Her chat template differs from yours in one thing: it does not write `<|im_end|>` after a turn.
+#
+# **Predict.** What is wrong with her model?
+
+# %%
+vote = ...  # "wrong answers", "stops too early", "never stops" or "nothing"
+
+# %%
+# NBVAL_IGNORE_OUTPUT
+# because another processor rounds otherwise
+hers = without_end(chats["train"][100:200], tokenizer)
+go_on_training(Path("run"), hers, steps=6, to=Path("hers"))
+terminal("python -m qlora_lab.export hers --to hers-q8_0 --as gguf --weights q8_0")
+(file,) = Path("hers-q8_0").glob("*.gguf")
+server = serve(file)
+answer, why, _ = ask(server, order[:-1], max_tokens=90)
+print(repr(answer), f"it ended because of: {why}; {told(vote)}", sep="\n")
+
+# %% claims
+assert why == "length" and is_exact(answer[: len(order[-1]["content"])], order[-1]["content"])
+
+# %% [markdown]
+# **What happened?** The answer is right, and then the model goes on until the limit of 90 tokens (`length`). The file is whole, and
+# llama.cpp knows the end token. The model just never says it. To see why, look at what was learned: the framed
+# tokens. Here are the ends of two samples, yours and hers:
+
+# %%
+yours, _ = tokenize({"messages": chats["train"][100:200]}, tokenizer, max_length=256)
+display(show_end(yours[0], tokenizer), show_end(hers[0], tokenizer))
+
+# %% [markdown]
+# Nothing in her samples says that an answer ends.
+#
+# **Exercise 16.2 ●●○ (4 minutes).** Write the test that finds this *before* training, for anybody's data: the share of samples
+# in which the last learned token is an end token. A sample has `labels`: a list of token ids, with -100 for tokens that are not learned.
+
+
+# %%
+def ends_taught(samples, end_ids):
+    """The share of the samples, 0 to 1, whose last learned token is one of `end_ids`."""
+    ### BEGIN SOLUTION (about 4 lines)
+    taught = 0
+    for sample in samples:
+        learned = [label for label in sample.labels if label != -100]
+        taught += bool(learned) and learned[-1] in end_ids
+    return taught / len(samples)
+    ### END SOLUTION
+
+
+# %%
+check_ends_taught(ends_taught)
+
+# %% [markdown]
+# <details><summary>Hint 1</summary>First throw away all -100. What is left may be empty.</details>
+# <details><summary>Hint 2</summary>After the end token a template may write a line break. If it is learned, what is the last token then?</details>
+
+# %% [markdown]
+# There are two ways to mend it. A *stop text* tells the server to cut the answer off. It is quick, and right as long as no answer
+# contains the text. The cure is to put the end token back into the samples, and to train again:
+
+# %%
+# NBVAL_IGNORE_OUTPUT
+# because another processor rounds otherwise
+print("with a stop text:", ask(server, order[:-1], stop=["\n"])[:2])
+go_on_training(Path("hers"), yours, steps=6, to=Path("mended"))
+terminal("python -m qlora_lab.export mended --to mended-q8_0 --as gguf --weights q8_0")
+(file,) = Path("mended-q8_0").glob("*.gguf")
+mended = serve(file)
+answer, why, _ = ask(mended, order[:-1], max_tokens=90)
+print("trained again:", (answer, why))
+
+# %% claims
+assert why == "stop"
+
+# %% [markdown]
+# ## 6 · The French riddle
+#
+# Here is a case that has fooled experts. Take the bundled model, without any adapter, in two files, and ask both the same question.
+
+# %%
+# NBVAL_IGNORE_OUTPUT
+# because another processor rounds otherwise, and then a word may differ
+question = [{"role": "user", "content": "What is the capital of France?"}]
+servers = {kind: serve(base_gguf(Path(f"base-{kind}.gguf"), kind)) for kind in ("f16", "q8_0")}
+for kind, server in servers.items():
+    print(f"{kind:<6}{ask(server, question, 24)[0]!r}")
+
+# %% [markdown]
+# Is the Q8_0 file broken? There are four suspects: the chat template, the tokens, the rounded *weights*, and the rounded *inputs*. The
+# last one needs a word. To multiply fast, llama.cpp on a CPU also rounds the numbers that flow *into* each linear layer to 8 bits, whenever the
+# weights have 8 bits or fewer. With F16 weights it does not. First, clear the innocent:
+
+# %%
+prompts = {kind: post(server, "/apply-template", {"messages": question})["prompt"] for kind, server in servers.items()}
+ours = tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True)
+theirs = post(servers["q8_0"], "/tokenize", {"content": ours, "parse_special": True})["tokens"]
+ids = tokenizer(ours, add_special_tokens=False)["input_ids"]
+print("same text:", prompts["f16"] == prompts["q8_0"] == ours, "· same tokens:", ids == theirs, f"({len(ids)})")
+
+# %% claims
+assert prompts["f16"] == prompts["q8_0"] == ours and ids == theirs
+
+# %% [markdown]
+# Then look at the first word. The server tells the logarithm of the probability that each of the likeliest tokens has. The *gap* is
+# the one of "The" minus the one of "L": above zero the answer begins in English, below zero in French.
+
+# %%
+# NBVAL_IGNORE_OUTPUT
+# because another processor rounds otherwise
+gaps = {}
+for kind, server in servers.items():
+    request = {"messages": question, "max_tokens": 1, "temperature": 0, "logprobs": True, "top_logprobs": 5}
+    first = post(server, "/v1/chat/completions", request)["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+    said = {entry["token"]: entry["logprob"] for entry in first}
+    gaps[kind] = said["The"] - said["L"]
+    print(f"{kind:<6}The {said['The']:.2f}   L {said['L']:.2f}   gap {gaps[kind]:+.2f}")
+
+# %% claims
+assert gaps["f16"] > 0 and abs(gaps["q8_0"]) < 0.5
+
+# %% [markdown]
+# It is nearly a tie in both files. "L" begins "L'Étoile", and after a French beginning the model goes on in French. So a small error
+# decides, and two suspects are left: rounded weights and rounded inputs.
+#
+# **Exercise 16.3 ●●○ (5 minutes).** Find the culprit in PyTorch, where you can round one thing and leave the other alone. First
+# write the rounding of Q8_0: along the last dimension, each 32 numbers share a scale, their largest absolute value divided by 127; every
+# number becomes the nearest whole multiple of it. The result has the same shape as `x`.
+
+
+# %%
+def in_8_bits(x):
+    """Tensor[..., n], n a multiple of 32 -> what its blocks of 32 become in 8 bits, as floats."""
+    ### BEGIN SOLUTION (about 4 lines)
+    blocks = x.reshape(-1, 32)
+    scale = blocks.abs().amax(dim=1, keepdim=True).clamp_min(1e-30) / 127
+    return ((blocks / scale).round() * scale).reshape(x.shape)
+    ### END SOLUTION
+
+
+# %%
+check_in_8_bits(in_8_bits)
+
+# %% [markdown]
+# <details><summary>Hint 1</summary><code>x.reshape(-1, 32)</code> has a row for each block; <code>.abs().amax(dim=1, keepdim=True)</code>
+# gives a column.</details>
+# <details><summary>Hint 2</summary>Divide by the scale, <code>.round()</code>, multiply by the scale, reshape back.</details>
+
+# %% [markdown]
+# Now the experiment. The same question goes through the model eight times, with noise of a millionth on every layer's inputs, so
+# that you see how much chance is in it.
+
+
+# %% machinery "The gap between The and L, with rounded weights, rounded inputs, or neither; each eight times"
+english, french = (tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in ("The", "L"))
+
+
+def gaps_with(function, weights, inputs, times=8):
+    """Log probability of The minus that of L, `times` times: the inputs differ by millionths from time to time."""
+    base, _ = load_model(device="cpu")
+    base = base.float().eval()
+    layers = [layer for layer in base.modules() if isinstance(layer, torch.nn.Linear)]
+    generator = torch.Generator().manual_seed(0)
+
+    def before(_, given):
+        x = given[0] * (1 + 1e-6 * torch.randn(given[0].shape, generator=generator))
+        return (function(x) if inputs else x,)
+
+    for layer in layers:
+        if weights:
+            layer.weight = torch.nn.Parameter(function(layer.weight.data), requires_grad=False)
+        layer.register_forward_pre_hook(before)
+    found = []
+    for _ in range(times):
+        with torch.no_grad():
+            scores = base(torch.tensor([ids])).logits[0, -1].float()
+        found.append((scores[english] - scores[french]).item())
+    return found
+
+
+# %% alt="Dots: the gap between The and L, eight runs each. With nothing rounded all lie at +0.1, with rounded weights all at +0.2. With rounded inputs they scatter on both sides of zero, most of them on the French side. Diamonds: llama.cpp's F16 and Q8_0."
+# NBVAL_IGNORE_OUTPUT
+# because another processor rounds otherwise
+cases = {"nothing rounded": (False, False), "weights rounded": (True, False), "inputs rounded": (False, True)}
+if not isinstance(in_8_bits(torch.ones(32)), torch.Tensor):
+    print("write in_8_bits first, then run this cell again")
+else:
+    found = {name: gaps_with(in_8_bits, *which) for name, which in cases.items()}
+    plot_gaps(new_axes(height=2.6), found, gaps)
+
+# %% claims
+if isinstance(in_8_bits(torch.ones(32)), torch.Tensor):
+    spread = {name: max(values) - min(values) for name, values in found.items()}
+    assert spread["weights rounded"] < 0.02 < 0.1 < spread["inputs rounded"]
+    assert min(found["weights rounded"]) > min(found["nothing rounded"]) > 0 > min(found["inputs rounded"])
+
+# %% [markdown]
+# **Exercise 16.4 ●○○ (1 minute).** Who made the Q8_0 file speak French?
+
+# %%
+### BEGIN SOLUTION
+### STUB: culprit = ...  # "template", "tokens", "weights" or "inputs"
+culprit = "inputs"
+### END SOLUTION
+
+# %%
+check_culprit(culprit)
+
+# %% [markdown]
+# <details><summary>Hint</summary>The culprit is the one whose dots lie on both sides of zero.</details>
+
+# %% [markdown]
+# **What happened?** Rounded weights move the gap, but they always move it to the same place, on the English side. Rounded inputs
+# throw it about: noise of a millionth sends a few numbers to the neighbouring level, and each layer makes more of that. So the
+# file is whole. Where two words are nearly tied, rounded inputs toss a coin. One answer proves nothing about a file: compare many.
+#
+# ## 7 · Who runs what
+#
+# | you hand over | its size here | who runs it | choose it when |
+# |---|---|---|---|
+# | a merged checkpoint, `--as merged` | as the F16 file | transformers, vLLM, other converters | there is a GPU, many users |
+# | GGUF, `--as gguf` | F16 to Q4_0 | llama.cpp, Ollama, LM Studio | a laptop, a CPU, no Python |
+# | the adapter alone, `--as adapter` | the smallest | PEFT, vLLM, llama.cpp with the base beside it | many tasks share one base |
+#
+# The last row is also what section 4 promised: the base may have 4 bits, as long as the adapter stays beside it in full precision. In llama.cpp one base serves many adapters, and each request says which of them act, and how strongly:
+
+# %%
+# NBVAL_IGNORE_OUTPUT
+# because another processor rounds otherwise, and then a word may differ
+terminal("python -m qlora_lab.export run --to adapter --as adapter")
+(adapter,) = Path("adapter").glob("*.gguf")
+server = serve(base_gguf(Path("base-q4_0.gguf"), "q4_0"), adapter)
+speed, equal, right, stopped, _ = judge(server)
+print(f"Q4_0 base, adapter beside: {speed:.0f} tokens/s, {equal} equal, {right} right, {stopped} stopped")
+print("adapter off:", ask(server, order[:-1], 40, lora=[{"id": 0, "scale": 0}])[0])
+
+# %% claims
+assert right > table["q4_0"][3]
+
+# %% [markdown]
+# PEFT switches with `model.set_adapter("orders")`. vLLM takes adapters as they lie in a run's folder:
+#
+# ```
+# vllm serve BASE --enable-lora --lora-modules orders=run/adapter labels=other-run/adapter
+# ```
+#
+# Beside a GGUF file, the export writes what Ollama needs, a *Modelfile*:
+
+# %%
+print(Path("q8_0/Modelfile").read_text())
+
+# %% [markdown]
+# It repeats the template in Ollama's own language, and the end token as a stop text. The export also writes `README.md`, a *model card*: the
+# page that the model hub shows. It says what the base is and under which licence, what the data was, how it was trained
+# (left out here), and how well the model does.
+
+# %%
+print(short_card("q8_0/README.md"))
+
+# %% [markdown]
+# "Not judged" stands there, because we trained with `--eval-samples 0` to save time. Judge a run before you ship it: without
+# that option the card has the scores before and after. What it cannot know is yours to add: where the data comes from, and what the
+# model should not be used for.
+#
+# ## 8 · Your own run
+#
+# With a data file of your own, in a terminal (`pip install xllamacpp` first, if the notebook asked for it). `--check` lets llama.cpp answer
+# what the run was judged on, and calls a file broken that does not answer as the trained model does. The last line is for a machine
+# with Ollama.
+#
+# ```
+# python -m qlora_lab.train_qlora --data my.jsonl --output runs/mine
+# python -m qlora_lab.export runs/mine --to shipped --as gguf --weights q8_0 --check
+# ollama create mine -f shipped/Modelfile
+# ```
+#
+# ## Recap
+#
+# - Merge into the *dequantized* base. Rounding to 4 bits again takes much of the adapter away.
+# - A file is right if it *answers* as the trained model did: same prompt, same tokens, same end, nearly all answers equal.
+# - A model stops only if it has learned to. Look at the last learned token before you train.
+
+# %%
+# NBVAL_IGNORE_OUTPUT
+# because it counts what you have solved
+progress()
+
+# %% [markdown]
+# **Next:** [12 · What do tutorials get wrong?](12_fact_check.ipynb)

@@ -1,0 +1,1 @@
+"""16_ship_it: see qlora_lab/classroom/lessons/__init__.py."""

@@ -1,0 +1,83 @@
+"""Answers to the exercises of 16_ship_it: right ones, found by another way, and likely mistakes."""
+
+import torch
+
+from qlora_lab.classroom.checks import check_culprit, check_ends_taught, check_file_bytes, check_in_8_bits
+
+BLOCK_BYTES = {"f16": 64, "q8_0": 34, "q4_0": 18}  # of 32 weights
+
+
+def file_bytes(linear, vocabulary, kind, blocks=BLOCK_BYTES, spared="q8_0"):
+    of_vocabulary = blocks[spared if kind == "q4_0" else kind]
+    return linear // 32 * blocks[kind] + vocabulary // 32 * of_vocabulary
+
+
+def ends_taught(samples, end_ids):
+    lasts = [next((label for label in reversed(sample.labels) if label != -100), None) for sample in samples]
+    return sum(last in end_ids for last in lasts) / len(lasts)
+
+
+def in_8_bits(x, block=32, most=127, nearest=torch.round):
+    rounded = torch.empty_like(x).flatten()
+    for start in range(0, x.numel(), block):
+        part = x.flatten()[start : start + block]
+        scale = part.abs().max() / most
+        rounded[start : start + block] = nearest(part / scale) * scale
+    return rounded.view(x.shape)
+
+
+def multiples(x):
+    return (x.view(-1, 32) / (x.view(-1, 32).abs().amax(1, keepdim=True) / 127)).round().view(x.shape)
+
+
+RIGHT = [
+    (check_file_bytes, (file_bytes,)),
+    (check_ends_taught, (ends_taught,)),
+    (check_in_8_bits, (in_8_bits,)),
+    (check_culprit, ("inputs",)),
+]
+
+WRONG = [  # and what the learner must be told
+    (check_file_bytes, lambda *of: 8 * file_bytes(*of), "eight make a byte"),
+    (check_file_bytes, lambda *of: file_bytes(*of, spared="q4_0"), "holds the vocabulary in Q8_0"),
+    (
+        check_file_bytes,
+        lambda *of: file_bytes(*of, {"f16": 64, "q8_0": 32, "q4_0": 16}),
+        "Each block has a scale, too.",
+    ),
+    (check_file_bytes, lambda *of: file_bytes(*of, {"f16": 64, "q8_0": 36, "q4_0": 20}), "16 bits, not 32"),
+    (check_file_bytes, lambda linear, _, kind: file_bytes(linear, 0, kind), "left the vocabulary out"),
+    (check_ends_taught, lambda samples, ends: ends_taught(samples, ends) * len(samples), "divide by how many"),
+    (check_ends_taught, lambda *of: 100 * ends_taught(*of), "in per cent"),
+    (check_ends_taught, lambda *of: 1 - ends_taught(*of), "does not teach it"),
+    (check_ends_taught, lambda samples, ends: ends_taught(samples, ends[:1]), "look at all of `end_ids`"),
+    (
+        check_ends_taught,
+        lambda samples, ends: sum(sample.ids[-1] in ends for sample in samples) / len(samples),
+        "look at `labels`",
+    ),
+    (
+        check_ends_taught,
+        lambda samples, ends: sum(any(end in sample.labels for end in ends) for sample in samples) / len(samples),
+        "in the middle does not count",
+    ),
+    (
+        check_ends_taught,
+        lambda samples, ends: ends_taught([s for s in samples if s.target_count], ends),
+        "nothing is learned counts",
+    ),
+    (check_in_8_bits, lambda x: in_8_bits(x, most=128), "by 127, not by 128"),
+    (check_in_8_bits, lambda x: in_8_bits(x, most=255), "from -127 to 127"),
+    (check_in_8_bits, lambda x: in_8_bits(x, block=x.shape[-1]), "one scale a row"),
+    (check_in_8_bits, lambda x: in_8_bits(x, block=x.numel()), "one scale"),
+    (check_in_8_bits, multiples, "multiply by the scale again"),
+    (check_in_8_bits, lambda x: in_8_bits(x, nearest=torch.trunc), "to the nearest multiple"),
+    (check_in_8_bits, lambda x: x, "Nothing is rounded"),
+    (check_in_8_bits, lambda x: x + 1, "by hand"),
+    (check_in_8_bits, lambda x: in_8_bits(x).flatten(), "reshape it back"),
+    (check_in_8_bits, lambda x: in_8_bits(x).tolist(), "expected a tensor"),
+    (check_culprit, "template", "Both files gave the same text"),
+    (check_culprit, "tokens", "the same tokens"),
+    (check_culprit, "weights", "the English side"),
+    (check_culprit, "activations", "expected one of"),
+]
