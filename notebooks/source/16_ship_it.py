@@ -76,7 +76,7 @@ terminal("python -m qlora_lab.train_qlora --steps 24 --batch-size 2 --lr 0.003 -
 # |---|---|---|
 # | *dequantized* | what the 4-bit weights stand for | 16 bits |
 # | *requantized* | what the 4-bit weights stand for | 4 bits, rounded again |
-# | *pristine* | the original 16-bit weights | 16 bits |
+# | *pristine* | the checkpoint's own 16-bit weights | 16 bits |
 #
 # PEFT's `merge_and_unload()` on a 4-bit model is the second way. Here are four weights on the levels of NF4, and a correction such as
 # training finds:
@@ -499,8 +499,8 @@ check_culprit(culprit)
 
 # %% [markdown]
 # **What happened?** Rounded weights move the gap, but they always move it to the same place, on the English side. Rounded inputs
-# throw it about: noise of a millionth sends a few numbers to the neighbouring level, and each layer makes more of that. So the
-# file is whole. Where two words are nearly tied, rounded inputs toss a coin. One answer proves nothing about a file: compare many.
+# throw it about: noise of a millionth sends a few numbers to the neighbouring level, and each layer makes more of that. So
+# where two words are nearly tied, rounded inputs may decide. One answer proves nothing about a file: compare many.
 #
 # ## 7 · Who runs what
 #
@@ -508,7 +508,7 @@ check_culprit(culprit)
 # |---|---|---|---|
 # | a merged checkpoint, `--as merged` | as the F16 file | transformers, vLLM, other converters | there is a GPU, many users |
 # | GGUF, `--as gguf` | F16 to Q4_0 | llama.cpp, Ollama, LM Studio | a laptop, a CPU, no Python |
-# | the adapter alone, `--as adapter` | the smallest | PEFT, vLLM, llama.cpp with the base beside it | many tasks share one base |
+# | the adapter alone: `run/adapter`, or GGUF by `--as adapter` | the smallest | PEFT and vLLM, or llama.cpp, with the base beside it | many tasks share one base |
 #
 # The last row is also what section 4 promised: the base may have 4 bits, as long as the adapter stays beside it in full precision. In llama.cpp one base serves many adapters, and each request says which of them act, and how strongly:
 
@@ -532,6 +532,8 @@ assert right > table["q4_0"][3]
 # ```
 # vllm serve BASE --enable-lora --lora-modules orders=run/adapter labels=other-run/adapter
 # ```
+#
+# (Its base has 16 bits then: that is the *pristine* combination. Check the answers.)
 #
 # Beside a GGUF file, the export writes what Ollama needs, a *Modelfile*:
 
