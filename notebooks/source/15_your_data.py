@@ -2,7 +2,7 @@
 # # 15 · Your data
 #
 # You have a task of your own and a file. How do you teach it to a model? This lesson goes all the way from a messy file to an
-# adapter that was trained, validated and judged, past the mistakes that most people make. Then you do it with your file.
+# adapter that was trained, validated and judged. Then you do it with your file.
 #
 # | you need | |
 # |---|---|
@@ -150,8 +150,8 @@ lengths = {name: [len(tokenizer(a)["input_ids"]) for a in texts] for name, texts
 assert min(lengths["end not learned"]) >= 36 and max(lengths["end learned"]) < 30, lengths
 
 # %% [markdown]
-# **What happened?** Ten steps were enough to unlearn stopping. They raised the shop's words everywhere and the end token nowhere,
-# so its share shrank. The model goes on until the limit of 40 tokens. If *your* model babbles after its answer, look at the
+# **What happened?** Ten steps were enough to unlearn stopping. They made the shop's words likelier, and the end token nowhere. All
+# probabilities sum to one, so it lost. The model goes on until the limit of 40 tokens. If *your* model babbles after its answer, look at the
 # last learned token first.
 #
 # ## 3 · Which turns are learned
@@ -192,7 +192,7 @@ one, other = (
 print(f"{len(one & other)} of {len(one | other)} shingles are in both: {len(one & other) / len(one | other):.0%} alike")
 
 # %% [markdown]
-# At 70 % or more the library calls them **twins**: the same customer, asking again. Draw 20 tickets. How many have a twin among
+# At 70 % or more the library calls them **twins**, often the same customer asking again. Draw 20 tickets. How many have a twin among
 # the others?
 
 # %%
@@ -293,9 +293,9 @@ for name, share in exact.items():
 # %% [markdown]
 # **What happened?** A reply holds things that stand in the message (the item, the order), things that follow from it (the team),
 # and, for two teams of four, a day. The day does *not* follow from the message: a colleague looked it up. So on new tickets the
-# model makes one up, fluently. On tickets that it was trained on it remembers some days. A random split would have mixed both
-# kinds: its score would lie between {{exact['test']:.0% ±0.2}} and {{exact['seen']:.0% ±0.2}}, above what tomorrow's tickets will get.
-# (Both are rough, from some two dozen tickets each.)
+# model makes one up, fluently: most words are right, as token F1 says, and the day is not. Of tickets that it was trained on it
+# remembers some days, so {{exact['seen']:.0% ±0.2}} instead of {{exact['test']:.0% ±0.2}} are exact. (With some twenty tickets a side, part of that
+# may be chance.) A random split mixes both kinds, and promises more than tomorrow's tickets will get.
 #
 # The fault is in the data: **the answer holds what the question does not.** The model cannot learn that, and learns to invent.
 # Put the fact into the prompt (`ships on: Monday`), or take it out of the reply.
@@ -326,7 +326,7 @@ for answer in tried:
 
 # %% [markdown]
 # **Normalized match** ignores case, punctuation and articles. **Token F1** counts the words that answer and reference share. It
-# forgives another wording (third line), and the wrong order number just as much (fourth line): that is one word of eight. A
+# forgives another wording (third line), and the wrong order number just as much (fourth line): one word of eight, articles aside. A
 # regular expression asks for one value, here the order number: `--judge 'regex:order (\d+)'`. For answers in JSON, `--judge
 # json` compares field by field. Choose the score by the mistake that would cost you most.
 #
@@ -348,7 +348,7 @@ check_pattern(pattern)
 # %% [markdown]
 # ## 7 · How many examples?
 #
-# The shop has {{len(chats)}} samples. Is that enough? This was measured on a GPU with the course's orders (sentences that become JSON): 50,
+# This was measured on a GPU with the course's orders (sentences that become JSON): 50,
 # 200, 500 or 2,000 of them, three random draws each, always {{record['settings']['steps']}} steps of
 # {{record['settings']['batch_size']}} samples. `shifted` orders are written in other ways than those trained on.
 #
@@ -376,8 +376,8 @@ for split, shares in by_split.items():
     print(f"{split:<8}", " · ".join(f"{n}: {min(s):.0%} to {max(s):.0%}" for n, s in shares.items()))
 
 # %% [markdown]
-# **What happened?** 200 examples do all that 2,000 do, and 50 do most of it. And on `shifted` orders all fail alike: forty times
-# as much data *of the same kind* did not help. The 2,000 orders follow twelve patterns, and 200 show each of them many times. So
+# **What happened?** 200 examples do all that 2,000 do, and 50 do most of it. And on `shifted` orders all fail alike: more
+# data *of the same kind* did not help. (120 steps see 960 of the 2,000.) The 2,000 orders follow twelve patterns, and 200 show each of them many times. So
 # do not ask how many examples you have, but how many *kinds*. Start with 100 to 200 that differ, read the wrong answers, and
 # add examples of what went wrong.
 #
@@ -392,8 +392,8 @@ for amount, curve in curves.items():
     print(f"{amount:>5} orders: lowest validation loss {loss:.4f} at step {step}, {curve[-1][1]:.4f} at the end")
 
 # %% [markdown]
-# With 50 orders the training loss goes on falling while the validation loss stands still: from step 30 on the model learns these
-# orders by heart, which does not help with others. `--patience 3` stops after three validations without a better one. Where
+# With 50 orders the training loss goes on falling while the validation loss hardly moves: from step 30 on the model learns these
+# orders by heart, which does not help with others. `--patience 3` stops after three validations in a row without any gain. Where
 # the validation loss *rises*, `--keep best` saves the adapter of the lowest point.
 #
 # And what is forgotten? The loss on paragraphs of plain English tells, in **nats per token**: minus the natural logarithm of the
@@ -427,7 +427,7 @@ assert max(replayed) < base_loss + 0.02 < min(without), base_loss
 # **What happened?** The model lost some of its English, about as much with 50 orders as with 2,000. One paragraph in eight keeps
 # all of it, and the orders are as right as before (99 or 100 of 100). The loss is even a little below the base's: replayed and
 # judged paragraphs were written by the same hand. If your model should still chat afterwards, add such samples to your
-# file, and judge on others. If it only has to do the one job, you need not care.
+# file, and judge on others.
 #
 # ## 9 · Your file
 #

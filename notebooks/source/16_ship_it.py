@@ -76,7 +76,7 @@ terminal("python -m qlora_lab.train_qlora --steps 24 --batch-size 2 --lr 0.003 -
 # |---|---|---|
 # | *dequantized* | what the 4-bit weights stand for | 16 bits |
 # | *requantized* | what the 4-bit weights stand for | 4 bits, rounded again |
-# | *pristine* | the original 16-bit weights | 16 bits |
+# | *pristine* | the checkpoint's own 16-bit weights | 16 bits |
 #
 # PEFT's `merge_and_unload()` on a 4-bit model is the second way. Here are four weights on the levels of NF4, and a correction such as
 # training finds:
@@ -166,8 +166,7 @@ assert losses["requantized"] > 0.5 * lines["no adapter"]
 terminal("python -m qlora_lab.export run --to f16 --as gguf")
 
 # %% [markdown]
-# The two lines that it prints are for a terminal: one starts llama.cpp's server, the other hands the model to *Ollama*, a
-# friendlier shell around llama.cpp. Here you start the same server inside the notebook, and talk to it over HTTP, as
+# In a terminal, the first line starts llama.cpp's server, and the second hands the model to *Ollama*, a friendlier shell around it. Here you start the same server inside the notebook, and talk to it over HTTP, as
 # a program in any language would:
 
 
@@ -278,18 +277,17 @@ assert all(
 )
 
 # %% [markdown]
-# **What happened?** F16 and Q8_0 answer as the trained model does, or nearly: where they differ, two tokens were about equally
-# likely. Fewer bits mean fewer bytes to read for each token, so a smaller file can be faster, as Q4_0 is here. But Q4_0 has lost part of your
-# adapter: its answers still look like JSON, and names and numbers in them are wrong. It is the requantized merge again, in a milder form. Q4_0's levels
-# are not those of NF4, so every weight is rounded a second time, and a correction smaller than half a step is mostly gone. Never ship
-# 4 bits without looking. There are two other ways: section 7 keeps the adapter beside a base in 4 bits, and a run that was trained
+# **What happened?** F16 and Q8_0 answer as the trained model does. Fewer bits mean fewer bytes to read for each token, so a smaller file can be faster, as Q4_0 is here. But Q4_0 has lost part of your
+# adapter: its answers still look like JSON, and details in them are wrong. It is the requantized merge again, in a milder form. Q4_0's levels
+# are not NF4's, so the weights do not lie on them, and no correction is simply taken away. But every weight is rounded a second time,
+# and much of the correction drowns in that noise. Never ship 4 bits without looking. There are two other ways: section 7 keeps the adapter beside a base in 4 bits, and a run that was trained
 # with `--merge-aware q4_0` has learned under this rounding from the start.
 #
 # Eight answers are an impression. With `--check`, the command compares as many as your run was judged on.
 #
 # ## 5 · The model that never stops
 #
-# This is the complaint that people bring most often. Let us cause it. A colleague goes on training your adapter for six steps, on
+# This is the complaint that people bring most often. A colleague goes on training your adapter for six steps, on
 # more orders, with a script of her own. Her chat template differs from yours in one thing: it does not write `<|im_end|>` after a turn.
 #
 # **Predict.** What is wrong with her model?
@@ -313,15 +311,14 @@ assert why == "length" and is_exact(answer[: len(order[-1]["content"])], order[-
 
 # %% [markdown]
 # **What happened?** The answer is right, and then the model goes on until the limit of 90 tokens (`length`). The file is whole, and
-# llama.cpp knows the end token. The model just never says it. To see why, look at what was learned: the framed
-# tokens. Here are the ends of two samples, yours and hers:
+# llama.cpp knows the end token. The model just never says it. Here are the ends of two samples, yours and hers, with frames around what is learned:
 
 # %%
 yours, _ = tokenize({"messages": chats["train"][100:200]}, tokenizer, max_length=256)
 display(show_end(yours[0], tokenizer), show_end(hers[0], tokenizer))
 
 # %% [markdown]
-# Nothing in her samples says that an answer ends.
+# Where yours teach the end token, hers teach a line break, and nothing in them says that an answer ends.
 #
 # **Exercise 16.2 ●●○ (4 minutes).** Write the test that finds this *before* training, for anybody's data: the share of samples
 # in which the last learned token is an end token. A sample has `labels`: a list of token ids, with -100 for tokens that are not learned.
@@ -344,7 +341,7 @@ check_ends_taught(ends_taught)
 
 # %% [markdown]
 # <details><summary>Hint 1</summary>First throw away all -100. What is left may be empty.</details>
-# <details><summary>Hint 2</summary>After the end token a template may write a line break. If it is learned, what is the last token then?</details>
+# <details><summary>Hint 2</summary>The last of the others is <code>learned[-1]</code>, if there is one.</details>
 
 # %% [markdown]
 # There are two ways to mend it. A *stop text* tells the server to cut the answer off. It is quick, and right as long as no answer
@@ -502,8 +499,8 @@ check_culprit(culprit)
 
 # %% [markdown]
 # **What happened?** Rounded weights move the gap, but they always move it to the same place, on the English side. Rounded inputs
-# throw it about: noise of a millionth sends a few numbers to the neighbouring level, and each layer makes more of that. So the
-# file is whole. Where two words are nearly tied, rounded inputs toss a coin. One answer proves nothing about a file: compare many.
+# throw it about: noise of a millionth sends a few numbers to the neighbouring level, and each layer makes more of that. So
+# where two words are nearly tied, rounded inputs may decide. One answer proves nothing about a file: compare many.
 #
 # ## 7 · Who runs what
 #
@@ -511,7 +508,7 @@ check_culprit(culprit)
 # |---|---|---|---|
 # | a merged checkpoint, `--as merged` | as the F16 file | transformers, vLLM, other converters | there is a GPU, many users |
 # | GGUF, `--as gguf` | F16 to Q4_0 | llama.cpp, Ollama, LM Studio | a laptop, a CPU, no Python |
-# | the adapter alone, `--as adapter` | the smallest | PEFT, vLLM, llama.cpp with the base beside it | many tasks share one base |
+# | the adapter alone: `run/adapter`, or GGUF by `--as adapter` | the smallest | PEFT and vLLM, or llama.cpp, with the base beside it | many tasks share one base |
 #
 # The last row is also what section 4 promised: the base may have 4 bits, as long as the adapter stays beside it in full precision. In llama.cpp one base serves many adapters, and each request says which of them act, and how strongly:
 
@@ -529,11 +526,14 @@ print("adapter off:", ask(server, order[:-1], 40, lora=[{"id": 0, "scale": 0}])[
 assert right > table["q4_0"][3]
 
 # %% [markdown]
-# PEFT switches with `model.set_adapter("orders")`. vLLM takes adapters as they lie in a run's folder:
+# More answers are right than after the merge into Q4_0, because the adapter is whole. They still differ from the trained model's,
+# because the base is rounded again. PEFT switches adapters with `model.set_adapter("orders")`. vLLM takes adapters as they lie in a run's folder:
 #
 # ```
 # vllm serve BASE --enable-lora --lora-modules orders=run/adapter labels=other-run/adapter
 # ```
+#
+# (Its base has 16 bits then: that is the *pristine* combination. Check the answers.)
 #
 # Beside a GGUF file, the export writes what Ollama needs, a *Modelfile*:
 
@@ -542,8 +542,7 @@ print(Path("q8_0/Modelfile").read_text())
 
 # %% [markdown]
 # It repeats the template in Ollama's own language, and the end token as a stop text. The export also writes `README.md`, a *model card*: the
-# page that the model hub shows. It says what the base is and under which licence, what the data was, how it was trained
-# (left out here), and how well the model does.
+# page that the model hub shows. It says what the base is and under which licence, what the data was, how it was trained, and how well the model does.
 
 # %%
 print(short_card("q8_0/README.md"))
@@ -556,8 +555,7 @@ print(short_card("q8_0/README.md"))
 # ## 8 · Your own run
 #
 # With a data file of your own, in a terminal (`pip install xllamacpp` first, if the notebook asked for it). `--check` lets llama.cpp answer
-# what the run was judged on, and calls a file broken that does not answer as the trained model does. The last line is for a machine
-# with Ollama.
+# what the run was judged on, and calls a file broken that does not answer as the trained model does.
 #
 # ```
 # python -m qlora_lab.train_qlora --data my.jsonl --output runs/mine
@@ -567,7 +565,7 @@ print(short_card("q8_0/README.md"))
 #
 # ## Recap
 #
-# - Merge into the *dequantized* base. Rounding to 4 bits again takes much of the adapter away.
+# - Merge into the *dequantized* base. Rounding to 4 bits again takes most of the adapter away.
 # - A file is right if it *answers* as the trained model did: same prompt, same tokens, same end, nearly all answers equal.
 # - A model stops only if it has learned to. Look at the last learned token before you train.
 

@@ -46,8 +46,9 @@ def describe(report: dict) -> str:
     lines += [f"{label:<24}{before:>10}{after:>10}" for label, before, after in score_lines(report)]
     losses = report["losses"]
     lines += [f"{'loss':<24}{losses[0]:>10.4f}{losses[-1]:>10.4f}"] if losses else []
-    validated = [loss for _, loss in report.get("validation_losses", [])]
-    lines += [f"{'validation loss':<24}{validated[0]:>10.4f}{validated[-1]:>10.4f}"] if validated else []
+    if validated := report.get("validation_losses", []):
+        steps = f"at step {validated[0][0]:,} and {validated[-1][0]:,}"  # never before the first step
+        lines += [f"{'validation loss':<24}{validated[0][1]:>10.4f}{validated[-1][1]:>10.4f} {steps}"]
     lines += [
         f"{'tokens per second':<24}{report['tokens_per_second']:>20.0f}",
         f"{'training time':<24}{report['train_seconds']:>18.0f} s",

@@ -1,11 +1,16 @@
 """Exercises of 16_ship_it."""
 
-from collections.abc import Callable, Sequence
+from __future__ import annotations
 
-import torch
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from qlora_lab.classroom.judging import Mistake, Verdict, call, described, exercise, expect_number, right, wrong
-from qlora_lab.training.chat import TokenizedSample
+
+if TYPE_CHECKING:
+    import torch
+
+    from qlora_lab.training.chat import TokenizedSample
 
 BITS = {  # of a weight in the linear layers, and of one in the vocabulary's tables
     "f16": (16.0, 16.0),
@@ -52,6 +57,8 @@ SAMPLES = [  # ids, and how many of them are not learned
 @exercise("16.2", "is the end taught", item="train", points=2, todo="complete `ends_taught`")
 def check_ends_taught(ends_taught: Callable[[Sequence[TokenizedSample], Sequence[int]], float]) -> Verdict:
     """ends_taught(samples, end_ids): share of samples whose last learned token is one of end_ids."""
+    from qlora_lab.training.chat import TokenizedSample
+
     for given in SAMPLES:
         samples = [TokenizedSample(ids, length) for ids, length in given]
         ends = [END, 3]
@@ -85,6 +92,8 @@ def in_blocks(x: torch.Tensor, size: int = 32, steps: int = 127) -> torch.Tensor
 @exercise("16.3", "the rounding of Q8_0", item="quantization", points=3, todo="complete `in_8_bits`")
 def check_in_8_bits(in_8_bits: Callable[[torch.Tensor], torch.Tensor]) -> Verdict:
     """in_8_bits(x): x rounded in blocks of 32 to 8 bits."""
+    import torch
+
     generator = torch.Generator().manual_seed(16)
     for shape in [(2, 64), (1, 3, 96)]:
         x = torch.randn(shape, generator=generator)
