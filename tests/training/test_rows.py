@@ -116,7 +116,7 @@ def test_rows_of_arrow_have_the_keys_that_were_put_in(tmp_path):
         ("a.csv", "prompt,prompt\na,b\n", "a.csv, line 1 names a column twice"),
         ("a.csv", b"prompt,response\na,caf\xe9\n", "a.csv, line 2 is not UTF-8 text"),
         ("a.parquet", b"PAR1 and nothing more", "a.parquet is a damaged Parquet file, from row 1 on"),
-        ("a.jsonl.gz", gzip.compress(GOOD.encode())[:-9], "a.jsonl.gz is damaged, it cannot be unpacked"),
+        ("a.jsonl.gz", gzip.compress(GOOD.encode(), mtime=0)[:-9], "a.jsonl.gz is damaged, it cannot be unpacked"),
         ("a.jsonl.gz", b"\x1f\x8bno gzip", "a.jsonl.gz is damaged, it cannot be unpacked"),
         ("a.jsonl.xz", lzma.compress(GOOD.encode())[:-9], "a.jsonl.xz is damaged, it cannot be unpacked"),
         ("a.xlsx", b"PK\x03\x04...", "a.xlsx is a zip archive"),
