@@ -8,7 +8,7 @@
 #
 # | you need | |
 # |---|---|
-# | time | 65 minutes |
+# | time | 70 minutes |
 # | computing | up to 7 minutes on two CPU cores |
 # | memory | 1 GB |
 # | GPU | not needed |
@@ -417,8 +417,8 @@ print("with 4 micro-batches:", {way: f"{sum(parts.values()) / GB:.1f} GB" for wa
 # count 25. Cards that share a slot's lanes, or cannot write to each other directly, get less.)
 #
 # Sharded, the weights are gathered twice, for the forward and for the backward pass. If a step has several micro-batches
-# (gradient accumulation), they are gathered twice for each. Data parallel gradients travel once a step, however many
-# micro-batches it has.
+# (gradient accumulation), they are gathered twice for each, and the gradients are summed in each. Data parallel gradients
+# travel once a step, however many micro-batches it has.
 #
 # Our data parallel step exchanges its gradients after the backward pass, so their time always adds. Sharded, the next layer can
 # arrive while this one computes. In the best case, what the wires take is then lost only where it is longer than the
@@ -527,7 +527,7 @@ def draw_plan(shape, hosts, samples, micro_batches, between):
     return plot_plan(new_axes(height=2.6), computing, wired, seconds)
 
 
-# %% alt="Horizontal bars on a logarithmic axis, seconds a step of 65B on two hosts: computing 0.57; the wires take 0.12 when data parallel, 5.1 when sharded among all cards, 0.20 when hybrid."
+# %% alt="Horizontal bars on a logarithmic axis, seconds a step of 65B on two hosts: computing 0.57; the wires take 0.48 when data parallel, 5.7 when sharded among all cards, 0.40 when hybrid."
 explore(
     draw_plan,
     shape=ipywidgets.Dropdown(options=[name for name in SHAPES if name.startswith("llama")], value="llama-65b"),
@@ -554,7 +554,7 @@ assert {row["cards"] for row in four} == {4}
 assert find(record["runs"], "sharded", 1, "llama-65b")["cards"] == 1
 
 # %% [markdown]
-# **What happened?** Sharded among all cards, {{wired['sharded']:.1f}} s of weights go over the slow wire for {{computing:.1f}} s of computing. Hybrid sharding
+# **What happened?** Sharded among all cards, {{wired['sharded']:.1f}} s of weights and gradients go over the slow wire for {{computing:.1f}} s of computing. Hybrid sharding
 # keeps them inside the hosts, and its wires take {{wired['hybrid']:.1f}} s. Now move the sliders: with 16 samples a card even 100 Gbit/s
 # hide behind the computing. (A bar marked *longer* takes longer than the computing.) Hosts that are built for this have a wire
 # for each card, eight of 400 Gbit/s. Choose 3,200: with such wires, sharding among all cards is fast enough, too.
