@@ -7,7 +7,7 @@
 # | you need | |
 # |---|---|
 # | time | 45 minutes |
-# | computing | up to 4 minutes on two CPU cores |
+# | computing | up to 8 minutes on two CPU cores |
 # | memory | 5 GB |
 # | GPU | not needed |
 
