@@ -177,8 +177,8 @@ assert all(zero == one == whole for whole, zero, one in list(held.values())[3:])
 
 # %% [markdown]
 # You have trained a model whose layers neither process held: each had half of every layer, and the whole only for a moment.
-# Two kinds of tensors are not shared. Our implementation leaves the scales of the 4-bit blocks whole. (A card's quantization
-# constants, as the table below calls them.) And in this model it leaves the embeddings whole, since the same matrix is the
+# Two kinds of tensors are not shared. Our implementation leaves the scales of the 4-bit blocks whole. (The table below calls
+# them quantization constants.) And in this model it leaves the embeddings whole, since the same matrix is the
 # output head and is needed at both ends. (LLaMA has two matrices there, and shares both.)
 #
 # ## 3 · What each card holds
