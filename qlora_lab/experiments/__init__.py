@@ -10,6 +10,14 @@ merge_aware.py         merge-aware: does an adapter survive a merge into 4 bits?
 knobs.py               knobs: what does each setting buy, alone?
 presets_compared.py    presets: does a recipe buy memory with bad training?
 
+QLoRA beside what came after it, on two tasks:
+methods.py             methods: is QLoRA still what one should use?
+methods_known.py       the methods, and the models that they train
+methods_runs.py        a learning rate is chosen, a method is trained and judged
+methods_grid.py        ranks, amounts of data, batch sizes
+methods_compared.py    each method beside QLoRA, and how sure that is
+stacked.py             several runs beside one base, in one forward and backward pass
+
 Memory of training steps at LLaMA's shapes:
 memory_runs.py         memory: the grid, cards of few GB, peaks taken apart
 memory_settings.py     which steps these are, and what each should need

@@ -25,6 +25,7 @@ EXPERIMENTS = {
     "side-by-side": "side_by_side",
     "amounts": "amounts",
     "merge-aware": "merge_aware",
+    "methods": "methods",
     "cards": "several_cards",
 }
 
