@@ -26,7 +26,7 @@ from qlora_lab.arguments import Parser
 from qlora_lab.experiments import orders
 from qlora_lab.experiments.gpu import empty_cache, require_gpu
 from qlora_lab.experiments.methods_grid import GRID, grid_point
-from qlora_lab.experiments.methods_known import METHODS, Method, compute_dtype, prepare
+from qlora_lab.experiments.methods_known import METHODS, Method, compute_dtype, forget_loaded, prepare
 from qlora_lab.experiments.methods_runs import BATCH_SIZE, JUDGED, TASKS, compare
 from qlora_lab.experiments.orders import Ready
 from qlora_lab.experiments.record import Record
@@ -39,6 +39,7 @@ def prepare_alone(name: str, seed: int, device: torch.device) -> Ready:
     """For `orders.trained`: the usual training step."""
     method = METHODS[name]
     model, tokenizer = prepare(method, seed, device)
+    forget_loaded()  # what is kept for the next method would count
     settings = {"compute_dtype": compute_dtype(device), "lora_plus": method.lora_plus, "learning_rate": 1e-4}
     settings["merge_aware"] = "nf4" if method.merge_aware else None
     return Ready(model, tokenizer, settings, {"batch_size": BATCH_SIZE, "seed": seed})
@@ -134,4 +135,4 @@ SMALL = ("QLoRA", "LoRA, 16-bit base", "rsLoRA", "LoRA+")
 def small(who: str, seeds: int = 2, steps: int = 6, rate: float = 1e-3) -> dict:
     """A method in a few steps of the diary, at one rate: `compare` for two cores and three minutes."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return compare(f"{who}, diary", seeds, device, steps=steps, rates=(rate,), judged=0, batch_size=4)
+    return compare(f"{who}, diary", seeds, device, steps=steps, rates=(rate,), judged=0, batch_size=4, texts=16)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import torch
 
 from qlora_lab.experiments.methods_known import METHODS, Method
@@ -34,7 +32,7 @@ def grid_point(name: str, task: str, device: torch.device) -> dict:
     about = {"point": name, "who": who, "task": task, "batch_size": batch_size, "steps": steps}
     found = []
     for at_once in [[rate] for rate in method.rates] if method.full else [method.rates]:
-        runs = [Run(rate, seed, amount) for rate, seed, amount in itertools.product(at_once, SEEDS, amounts)]
+        runs = [Run(rate, seed, amount) for rate in at_once for seed in SEEDS for amount in amounts]
         _, _, rows = train_runs(method, task, steps, runs, device, micro, accumulation=batch_size // micro)
         found += [{**about, "samples": run.samples, **row} for run, row in zip(runs, rows, strict=True)]
     return {"grid": found}

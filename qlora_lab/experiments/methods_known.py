@@ -82,6 +82,11 @@ def _loaded(device: torch.device, dtype: torch.dtype):
     return load_model(device=device, compute_dtype=dtype)
 
 
+def forget_loaded() -> None:
+    """Let go of the loaded models that `prepare` copies."""
+    _loaded.cache_clear()
+
+
 def compute_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if device.type == "cuda" else torch.float32
 

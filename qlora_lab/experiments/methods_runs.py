@@ -58,6 +58,7 @@ def compare(
     rates: Sequence[float] | None = None,
     judged: int = JUDGED,
     batch_size: int = BATCH_SIZE,
+    texts: int | None = None,
 ) -> dict:
     """Train a method on a task at each of its learning rates, choose one of them, and judge that.
 
@@ -68,6 +69,7 @@ def compare(
         name: "method, task", of METHODS and TASKS. seeds: how many runs there are at each rate.
         steps: other than the task's. rates: other than the method's.
         judged: samples of each split; 0 judges no answers.
+        texts: so many samples of each text have their loss measured; None: all.
 
     Returns:
         rates: [{method, task, rate, seed, trained (the mean loss of the last ten steps), validation}]
@@ -85,7 +87,9 @@ def compare(
     rows, tokenizer, before = [], None, {}
     for at_once in [[rate] for rate in rates] if method.full else [rates]:  # whole models take much memory
         runs = [Run(rate, seed) for rate in at_once for seed in range(seeds)]
-        model, tokenizer, found = train_runs(method, task, steps or TASKS[task], runs, device, batch_size, before)
+        model, tokenizer, found = train_runs(
+            method, task, steps or TASKS[task], runs, device, batch_size, before, texts=texts
+        )
         rows += [{**about, **row} for row in found]
         if (rate := best_rate(rows)) in at_once:
             keep_runs(model, [n for n, run in enumerate(runs) if run.rate == rate])
@@ -93,7 +97,7 @@ def compare(
         del model
         empty_cache()
     rate = best_rate(rows)
-    judge = functools.partial(judged_runs, kept, tokenizer, task, seeds, device, judged)
+    judge = functools.partial(judged_runs, kept, tokenizer, task, seeds, device, judged, texts)
     if method.merge_aware:  # what it was trained to be
         merge_into_nf4(kept)
     beside, merged = judge(), [{} for _ in range(seeds)]
@@ -115,6 +119,7 @@ def train_runs(
     batch_size: int,
     before: dict | None = None,
     accumulation: int = 1,
+    texts: int | None = None,
 ) -> tuple[Any, Any, list[dict]]:
     """A trained stack, its tokenizer, and of each run {rate, seed, trained, validation}.
 
@@ -124,7 +129,8 @@ def train_runs(
     model, tokenizer = stacked(method, seeds, device)
     if before is not None and not before:
         before["trainable"] = trainable_parameters(model) // len(runs)
-        before["prose_before"] = losses_by_text(model, tokenizer, task, len(runs), device, ("prose",))["prose"][0]
+        losses = losses_by_text(model, tokenizer, task, len(runs), device, texts, ("prose",))
+        before["prose_before"] = losses["prose"][0]
     samples = data_of(task, tokenizer)["train"]
     losses = train_stack(
         model,
@@ -135,7 +141,7 @@ def train_runs(
         dtype=compute_dtype(device),
         lora_plus=method.lora_plus,
     )
-    validation = losses_by_text(model, tokenizer, task, len(runs), device, ("choosing",))["choosing"]
+    validation = losses_by_text(model, tokenizer, task, len(runs), device, texts, ("choosing",))["choosing"]
     return (
         model,
         tokenizer,
@@ -164,17 +170,25 @@ def best_rate(sweeps: list[dict]) -> float:
 
 
 def losses_by_text(
-    model, tokenizer, task: str, runs: int, device: torch.device, texts: Sequence[str] = ("validation", "prose")
+    model,
+    tokenizer,
+    task: str,
+    runs: int,
+    device: torch.device,
+    most: int | None = None,
+    texts: Sequence[str] = ("validation", "prose"),
 ) -> dict[str, list]:
-    """For each text, the loss of each run."""
+    """For each text, the loss of each run on all of its samples, or on so many of them."""
     data, options = data_of(task, tokenizer), {"pad_token_id": tokenizer.pad_token_id, "dtype": compute_dtype(device)}
-    return {text: losses_of(model, data[text], runs, **options) for text in texts}
+    return {text: losses_of(model, data[text][:most], runs, **options) for text in texts}
 
 
-def judged_runs(model, tokenizer, task: str, runs: int, device: torch.device, judged: int) -> list[dict]:
+def judged_runs(
+    model, tokenizer, task: str, runs: int, device: torch.device, judged: int, texts: int | None = None
+) -> list[dict]:
     """For each run: after: {validation, prose}, exact: {test, shifted}."""
     data = data_of(task, tokenizer)
-    losses = losses_by_text(model, tokenizer, task, runs, device)
+    losses = losses_by_text(model, tokenizer, task, runs, device, texts)
     chats = {split: data[split][:judged] for split in ("test", "shifted")} if judged else {}
     references = {split: [reference_text(chat, tokenizer) for chat in chats[split]] for split in chats}
     longest = max((len(tokenizer(text)["input_ids"]) for texts in references.values() for text in texts), default=0)

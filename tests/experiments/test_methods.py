@@ -92,8 +92,8 @@ def test_whole_models_are_trained_a_rate_at_a_time_and_the_best_is_kept(tiny, mo
     stacks, judged, train = [], [], methods_runs.train_runs
     losses = {1e-4: 0.5, 3e-4: 0.2, 1e-3: 0.9}
 
-    def spy(method, task, steps, runs, *of):
-        model, tokenizer, rows = train(method, task, steps, runs, *of)
+    def spy(method, task, steps, runs, *of, **named):
+        model, tokenizer, rows = train(method, task, steps, runs, *of, **named)
         stacks.append({name: p.detach().clone() for name, p in model.named_parameters()})
         return model, tokenizer, [{**row, "validation": losses[row["rate"]]} for row in rows]
 
@@ -197,6 +197,7 @@ def test_a_method_alone_takes_the_usual_step(tiny, monkeypatch, name):
     monkeypatch.setattr(orders, "load_samples", lambda *of: load(*of).select(range(20)))
     records, _ = orders.trained(methods.prepare_alone(name, 0, CPU), 1)
     assert len(records) == 1 and math.isfinite(records[0].loss)
+    assert not methods_known._loaded.cache_info().currsize, "its memory would be measured, too"
 
 
 def test_no_gpu_is_said(monkeypatch, capsys):
