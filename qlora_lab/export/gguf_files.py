@@ -135,7 +135,7 @@ def _write(writer, entries: list[Entry], tensor_of) -> None:
         writer.write_ti_data_to_file()
         for entry in entries:
             values = tensor_of(entry).float().contiguous().numpy()
-            if entry.type == gguf.GGMLQuantizationType.F16 and abs(values).max() > 65504:
+            if entry.type == gguf.GGMLQuantizationType.F16 and max(values.max(), -values.min()) > 65504:
                 raise UserError(f"{entry.name} has values that F16 cannot hold: export with --weights bf16")
             writer.write_tensor_data(gguf.quants.quantize(values, entry.type))
     finally:
