@@ -102,10 +102,19 @@ def _tensor_of(weights: MergedWeights, entry: Entry) -> torch.Tensor:
 
 
 def write_adapter(weights: MergedWeights, file: pathlib.Path, name: str) -> None:
-    """Write the adapter alone, for `llama-server --lora` beside a base. Raises UserError as `plan` does."""
+    """Write the adapter alone, for `llama-server --lora` beside a base.
+
+    Raises:
+        UserError: as `plan` does, and for DoRA.
+    """
     import gguf
 
     require_supported(weights.config)
+    if weights.dora:
+        raise UserError(
+            "this adapter is DoRA's, and llama.cpp's adapters have no place for its magnitudes: export the merged "
+            "model with --as gguf, or train with --adapter rslora"
+        )
     names = name_map(weights.config)
     writer = gguf.GGUFWriter(file, ARCHITECTURES[weights.config.model_type].lower())
     writer.add_type("adapter")

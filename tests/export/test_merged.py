@@ -47,6 +47,24 @@ def test_a_merged_checkpoint_answers_as_the_trained_model(family, method, small_
     assert merged.generation_config.eos_token_id == 2
 
 
+@pytest.mark.parametrize("method", ["qlora", "lora"])
+@pytest.mark.parametrize("kind", ["rslora", "dora"])
+def test_other_adapters_are_merged_as_peft_computes_them(kind, method, small_tokenizer, tmp_path):
+    run = make_run(tmp_path, family_config("llama tied"), small_tokenizer, method, kind=kind)
+    command.export(read_run(run), tmp_path / "out", "merged", "f32")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    torch.testing.assert_close(logits(merged), logits(trained_model(run)), rtol=1e-4, atol=1e-4)
+
+
+def test_dora_is_merged_as_our_layers_merge_it(small_tokenizer, tmp_path):
+    run = make_run(tmp_path, family_config("llama tied"), small_tokenizer, kind="dora")
+    model, _ = load_model(str(tmp_path / "base"), "nf4", device="cpu", compute_dtype=torch.float32)
+    state = unload(merge(load_lora(dequantize_linears(model), run / "adapter"))).state_dict()
+    weights = MergedWeights(read_run(run))
+    for name in weights.shapes:
+        torch.testing.assert_close(weights[name], state[name], rtol=1e-5, atol=1e-6)
+
+
 def test_it_is_the_merge_that_the_lesson_makes(run, tmp_path):
     """Dequantize, load_lora, merge, unload on the model as a whole. Bit for bit."""
     model, _ = load_model(str(tmp_path / "base"), "nf4", device="cpu", compute_dtype=torch.float32)
@@ -244,11 +262,23 @@ def test_a_base_that_is_quantized_already_is_refused(run, capsys):
         (["--as", "gguf", "--weights", "f32"], "--weights f32 is for --as merged"),
         (["--as", "adapter", "--weights", "f16"], "an adapter is written as it is"),
         (["--as", "adapter", "--check"], "--check is for --as gguf and --as merged"),
+        (["--as", "base", "--check"], "--check is for --as gguf and --as merged"),
+        (["--as", "base", "--weights", "f32"], "--weights f32 is for --as merged"),
         (["--as", "zip"], "invalid choice: 'zip'"),
     ],
 )
 def test_arguments_that_do_not_go_together_are_refused(run, capsys, arguments, said):
     assert said in refused(capsys, run, *arguments)
+
+
+def test_a_dora_adapter_alone_is_refused(small_tokenizer, tmp_path, capsys):
+    run = make_run(tmp_path, family_config("llama tied"), small_tokenizer, kind="dora")
+    said = refused(capsys, run, "--as", "adapter")
+    assert "this adapter is DoRA's" in said and "export the merged model with --as gguf" in said
+
+
+def test_what_is_neither_run_nor_model_has_no_base(run, capsys):
+    assert "nowhere" in refused(capsys, run.parent / "nowhere", "--as", "base")
 
 
 def test_a_check_without_llama_cpp_says_how_to_get_it(run, capsys, monkeypatch):
