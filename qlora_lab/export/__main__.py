@@ -5,8 +5,9 @@
     --as adapter   the adapter alone, in GGUF
     --as base      the base that it belongs beside, in GGUF: rounded as in training, without the adapter
 
-`--check` asks the export and the trained model the questions that the run was judged on. The exit code is 2 for a
-user's error, and for an export that does not answer as the model did.
+`--check` asks the export and the trained model the questions that the run was judged on. Its verdict is "equal";
+"lossy", for 4 bits that cost some of what the model had right; or "broken". The exit code is 2 for a broken export and
+for a user's error, else 0.
 """
 
 from __future__ import annotations
@@ -71,8 +72,8 @@ def main(arguments: list[str] | None = None) -> int:
     else:
         sizes = [f"{args.to / name}: {nbytes / 1e6:,.1f} MB" for name, nbytes in written.files.items()]
         print("\n".join([*sizes, *written.run_with, *([str(check)] if check else [])]))
-    if check and check.broken:
-        print(f"error: {args.to} is broken: {check.broken}", file=sys.stderr)
+    if check and check.verdict == "broken":
+        print(f"error: {args.to} is broken: {check.why}", file=sys.stderr)
         return 2
     return 0
 

@@ -74,7 +74,7 @@ def _write_shard(weights: MergedWeights, names: list[str], file: pathlib.Path, d
     with open(file, "wb") as handle:
         handle.write(len(text).to_bytes(8, "little") + text)
         for name in names:
-            handle.write(weights[name].to(dtype).contiguous().flatten().view(torch.uint8).numpy())
+            handle.write(weights[name].to(dtype).contiguous().flatten().view(torch.uint8).numpy().data)
 
 
 def copy_companions(source: pathlib.Path, target: pathlib.Path) -> None:
