@@ -39,6 +39,13 @@ def positive(text: str) -> float:
     raise argparse.ArgumentTypeError(f"{text!r} is not a positive number, 1,000,000 at most")
 
 
+def share(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 < float(text) < 1:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a share between 0 and 1, such as 0.1")
+
+
 # for consoles whose encoding lacks them, such as cp1252, Windows' own in much of the world
 IN_ASCII = {"✓": "+", "✗": "x", "·": ".", "–": "-", "—": "-", "×": "x", "±": "+-", "→": "->", "…": "...", "≈": "~"}
 
