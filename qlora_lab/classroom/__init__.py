@@ -13,6 +13,8 @@ assignments.py  a lesson as nbgrader wants it
 values.py     the numbers in the text, filled in from a run and compared with the next
 outputs.py    running, and what may be stored of it
 notebook_json.py  a notebook's file, read
+scaffold.py   a new lesson, exercise or data set; a lesson dropped
+templates.py  what these begin with
 grading/      what learners hand in, run under limits, judged, put into tables
 grade.py      its command line
 """
