@@ -26,6 +26,8 @@ EXPERIMENTS = {
     "amounts": "amounts",
     "merge-aware": "merge_aware",
     "cards": "several_cards",
+    "codebooks": "codebooks",
+    "sensitivity": "sensitivity",
 }
 
 
