@@ -12,6 +12,10 @@ merge_aware.py         merge-aware: does an adapter survive a merge into 4 bits?
 knobs.py               knobs: what does each setting buy, alone?
 presets_compared.py    presets: does a recipe buy memory with bad training?
 
+Which 4 bits:
+codebooks.py           codebooks: the errors of formats at equal bits, and what they do to a model's loss
+sensitivity.py         sensitivity: which layers suffer from 4 bits, and plans that keep some in more
+
 Memory of training steps at LLaMA's shapes:
 memory_runs.py         memory: the grid, cards of few GB, peaks taken apart
 memory_settings.py     which steps these are, and what each should need

@@ -27,6 +27,8 @@ EXPERIMENTS = {
     "splits": "splits",
     "merge-aware": "merge_aware",
     "cards": "several_cards",
+    "codebooks": "codebooks",
+    "sensitivity": "sensitivity",
 }
 
 
