@@ -5,6 +5,7 @@
     python -m qlora_lab.classroom.build --check      exit 1 and say which notebooks are out of step
     python -m qlora_lab.classroom.build --with-claims FOLDER     write the copies that CI runs
     python -m qlora_lab.classroom.build --nbgrader FOLDER        write assignments for nbgrader
+    python -m qlora_lab.classroom.build --no-solutions FOLDER    write the students' copy; --hints none: without hints
 
 `notebooks/source/07_qlora_run.py` is a script in jupytext's percent format. It becomes `notebooks/07_qlora_run.ipynb`,
 for the learner, and `notebooks/solutions/07_qlora_run.ipynb`, where the exercises are solved.
@@ -80,6 +81,7 @@ from qlora_lab.classroom.notebook_json import parse_notebook
 from qlora_lab.classroom.outputs import (
     clean_outputs,
     code_cells,
+    describe_figures,
     execute,
     find_fault,
     find_other_words,
@@ -87,6 +89,7 @@ from qlora_lab.classroom.outputs import (
     keep_outputs,
 )
 from qlora_lab.classroom.source import REPOSITORY, BuildError
+from qlora_lab.classroom.students import copy_course, without_solutions
 
 # Notebooks are plain dicts here, as JSON gives them. nbformat and jupytext take two seconds to import and to read the
 # course, which --check cannot spare; the tests compare `read_cells` with jupytext.
@@ -253,6 +256,20 @@ def write_assignment(source: Path, folder: Path) -> None:
         write(CONFIGURATION, folder / "nbgrader_config.py")
 
 
+def write_students(source: Path, folder: Path, hints: str) -> None:
+    """Write the learner's notebook of `source` into the students' copy, without solutions, with its stored outputs.
+
+    Raises BuildError if a notebook is out of step with its source.
+    """
+    check(source)
+    path, draft = targets(source)[0]
+    draft = without_solutions(draft, hints)
+    notebook = finish(draft, values.recall(values_in(draft), values.read_values(source)))
+    keep_outputs(notebook, read_notebook(path))
+    describe_figures(notebook)
+    write_notebook(notebook, folder / "notebooks" / path.name)
+
+
 @contextmanager
 def errors_at(place: str) -> Iterator[None]:
     """Put a place before the message of a BuildError."""
@@ -287,11 +304,17 @@ def main(arguments: list[str] | None = None, notebooks: Path = REPOSITORY / "not
     mode.add_argument("--with-claims", type=Path, metavar="FOLDER", help="write copies that CI runs, with the claims")
     parser.add_argument("names", nargs="*", metavar="name", help="beginning of a name, such as 07; default: all")
     mode.add_argument("--nbgrader", type=Path, metavar="FOLDER", help="write a course folder of nbgrader's")
+    mode.add_argument("--no-solutions", type=Path, metavar="FOLDER", help="write the students' copy of the course")
+    parser.add_argument("--hints", choices=("all", "none"), help="in the students' copy (default: all)")
     options = parser.parse_args(arguments)
+    if options.hints and not options.no_solutions:
+        parser.error("--hints goes with --no-solutions FOLDER")
 
     errors = []
     try:
         sources = find_sources(notebooks, options.names)
+        if options.no_solutions:
+            copy_course(notebooks.parent, options.no_solutions)
     except BuildError as error:
         sources, errors = [], [str(error)]
     for source in sources:
@@ -300,6 +323,8 @@ def main(arguments: list[str] | None = None, notebooks: Path = REPOSITORY / "not
                 check(source)
             elif options.with_claims:
                 copy_with_claims(source, options.with_claims)
+            elif options.no_solutions:
+                write_students(source, options.no_solutions, options.hints or "all")
             elif options.nbgrader:
                 write_assignment(source, options.nbgrader)
             else:

@@ -1,7 +1,8 @@
 """From a lesson's source to its two notebooks, the learner's and the solved one.
 
 The step between is a draft: a notebook, as a plain dict, with the claims still in it and the values not yet filled in.
-Its cells may have two keys that are removed later: "line", their line in the source, and "claims", true for claims.
+Its cells may have keys that are removed later: "line", their line in the source, "claims", true for claims, and "part",
+"hint" or "solution" for what is folded away below a check.
 """
 
 import hashlib
@@ -48,11 +49,12 @@ def draft_notebooks(source: Path) -> tuple[dict, dict]:
                 side.append(new_cell("code", f"{comment}\n{cell.source}", {}, line=cell.line, claims=True))
             continue
         if checked and not (cell.type == "markdown" and cell.source.startswith("<details>")):
-            learner.append(new_cell("markdown", folded(checked), {}))
+            learner.append(new_cell("markdown", folded(checked), {}, part="solution"))
             checked = []
         if cell.type == "markdown":
+            part = {"part": "hint"} if checked else {}
             for side in (learner, solved):
-                side.append(new_cell("markdown", cell.source, cell.metadata, line=cell.line))
+                side.append(new_cell("markdown", cell.source, cell.metadata, line=cell.line, **part))
             continue
         check_nbval_markers(cell)
         stub, solution = split_solutions(cell.source, cell.line)
@@ -72,7 +74,7 @@ def draft_notebooks(source: Path) -> tuple[dict, dict]:
         elif waiting:
             break
     if checked:
-        learner.append(new_cell("markdown", folded(checked), {}))
+        learner.append(new_cell("markdown", folded(checked), {}, part="solution"))
     if waiting:
         raise BuildError(f"line {line_of_exercise}: the next code cell must check this exercise: check_...(answer)")
     check_claims(cells)
@@ -110,7 +112,7 @@ def finish(draft: dict, kept: list[values.Kept], *, with_claims: bool = False) -
     for cell in draft["cells"]:
         found = values.values_of(cell)
         here = [next(following) for _ in found]
-        finished = {key: content for key, content in cell.items() if key not in ("line", "claims")}
+        finished = {key: content for key, content in cell.items() if key not in ("line", "claims", "part")}
         if not cell.get("claims"):
             finished |= values.filled(cell, here)
         if with_claims or not cell.get("claims"):

@@ -157,6 +157,7 @@ def run(codes: list[str], folder: Path, *, strict: bool) -> list[list[dict]]:
     with tempfile.TemporaryDirectory() as temporary:
         env = {key: value for key, value in os.environ.items() if key not in ("QLORA_LAB_STRICT", "MPLBACKEND")}
         env["QLORA_LAB_PROGRESS"] = str(Path(temporary) / "progress.json")
+        env["QLORA_LAB_TRY_SLIDERS"] = "1"  # a range that a figure cannot be drawn for is an error of the cell
         env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(REPOSITORY), env.get("PYTHONPATH")]))
         if strict:
             env["QLORA_LAB_STRICT"] = "1"

@@ -7,6 +7,7 @@ import contextlib
 import gc
 import html
 import io
+import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
@@ -44,6 +45,8 @@ def explore(draw: Callable[..., Axes], **sliders: Slider) -> ipywidgets.Widget:
     first.display(figure)
     render = Renderer(figure)
     plt.close("all")
+    if os.environ.get("QLORA_LAB_TRY_SLIDERS"):
+        try_ends(draw, sliders)
     live = ipywidgets.Image(format="png", layout=ipywidgets.Layout(display="none", max_width="100%"))
 
     @without_collections()
@@ -59,6 +62,31 @@ def explore(draw: Callable[..., Axes], **sliders: Slider) -> ipywidgets.Widget:
         slider.style.description_width, slider.layout.width = "initial", "60%"
         slider.observe(redraw, names="value")
     return Panel([*sliders.values(), live])
+
+
+def try_ends(draw: Callable[..., Axes], sliders: dict[str, Slider]) -> None:
+    """Draw with each slider at both of its ends, and with all there: `classroom.build` has this done when it runs.
+
+    Raises ValueError, with the sliders' values, if `draw` raises.
+    """
+    begun = {name: slider.value for name, slider in sliders.items()}
+    ends = {name: ends_of(slider) for name, slider in sliders.items()}
+    places = [begun | {name: end} for name in sliders for end in ends[name]]
+    places += [{name: both[side] for name, both in ends.items()} for side in (0, 1)]
+    for place in places:
+        try:
+            plt.close(draw(**place).figure.figure)
+        except Exception as error:  # whatever an author's function raises
+            moved = ", ".join(f"{name}={value!r}" for name, value in place.items())
+            raise ValueError(f"the figure cannot be drawn with {moved}: {type(error).__name__}: {error}") from error
+
+
+def ends_of(slider: Any) -> tuple:
+    """The first and the last value that a slider, a drop-down list or a check box can have."""
+    if hasattr(slider, "options"):
+        values = [option[1] if isinstance(option, tuple) else option for option in slider.options]
+        return values[0], values[-1]
+    return (slider.min, slider.max) if hasattr(slider, "max") else (False, True)
 
 
 @contextlib.contextmanager
