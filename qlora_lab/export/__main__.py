@@ -3,7 +3,10 @@
     --as merged    a checkpoint for transformers, vLLM and others (the default)
     --as gguf      one file for llama.cpp and Ollama, with a Modelfile
     --as adapter   the adapter alone, in GGUF
-    --as base      the base that it belongs beside, in GGUF: rounded as in training, without the adapter
+    --as base      the base that it belongs beside, in GGUF, without the adapter
+
+A file in 16 or 8 bits holds the base as it was rounded for training. One in 4 bits is rounded itself, and starts from
+the checkpoint's own weights: rounding twice loses more. Not so with --merge-aware and LoftQ, which know of the first.
 
 `--check` asks the export and the trained model the questions that the run was judged on. Its verdict is "equal";
 "lossy", for 4 bits that cost some of what the model had right; or "broken". The exit code is 2 for a broken export and
@@ -116,10 +119,12 @@ def export(run: TrainedRun, to: pathlib.Path, form: str = "merged", kind: str | 
     Raises:
         UserError: whatever the modules of this room refuse.
     """
-    weights = MergedWeights(run, with_adapter=form != "base")
-    tokenizer = load_tokenizer(run.base)
     kind = kind or ("bf16" if form == "merged" else "f16")
-    name = base_name(run) if form == "base" else f"{_last(run.model)}-{pathlib.PurePath(run.settings['data']).stem}"
+    weights = MergedWeights(run, with_adapter=form != "base", rounded=run.rounded_for(kind))
+    tokenizer = load_tokenizer(run.base)
+    name = (
+        base_name(run, kind) if form == "base" else f"{_last(run.model)}-{pathlib.PurePath(run.settings['data']).stem}"
+    )
     file = f"{name}-{'adapter' if form == 'adapter' else kind.upper()}.gguf"
     vocabulary = read_vocabulary(tokenizer, weights.config.vocab_size) if form in IN_GGUF else None
     if form == "merged":
@@ -155,16 +160,16 @@ def commands(run: TrainedRun, form: str, where: pathlib.Path, file: str, name: s
         return [f"vllm serve {where}", f"transformers chat {where}"]
     if form in IN_GGUF:
         return [f"llama-server -m {where / file}", f"ollama create {name.lower()} -f {where / 'Modelfile'}"]
-    base = f"{base_name(run)}-F16.gguf"
+    base = f"{base_name(run, 'f16')}-F16.gguf"
     if where == pathlib.Path():
         return [f"llama-server -m {base} --lora {file}"]
     make_it = f"python -m qlora_lab.export {run.folder} --to BASE --as base"
     return [make_it, f"llama-server -m {pathlib.Path('BASE') / base} --lora {where / file}"]
 
 
-def base_name(run: TrainedRun) -> str:
-    """What the base's own file is called: a base that was rounded for training says so."""
-    return f"{_last(run.model)}-nf4" if run.quantized else _last(run.model)
+def base_name(run: TrainedRun, kind: str) -> str:
+    """What the base's own file is called: one that holds the base as it was rounded for training says so."""
+    return f"{_last(run.model)}-nf4" if run.rounded_for(kind) else _last(run.model)
 
 
 def _last(path: str) -> str:
@@ -174,7 +179,7 @@ def _last(path: str) -> str:
 IN_GGUF = ("gguf", "base")
 WHAT = {
     "merged": "The adapter is merged into the weights that it was trained beside, those of 4 bits dequantized.",
-    "gguf": "One file for llama.cpp and Ollama. The adapter is merged into the weights that it was trained beside.",
+    "gguf": "One file for llama.cpp and Ollama, with the adapter merged into its weights.",
     "adapter": "A LoRA for llama.cpp, to be put beside the base that it was trained beside, which `--as base` writes.",
     "base": "A base without an adapter, for llama.cpp and Ollama, and for adapters that were trained beside it.",
 }

@@ -4,6 +4,10 @@ An adapter was trained beside *rounded* weights, so it is added to the rounded o
 
     weight = dequantize(nf4(weight of the checkpoint)) + alpha / rank * B A
 
+That is the model that was trained, and what a file in 16 or 8 bits should hold. A file in 4 bits rounds once more, and
+two roundings cost more than one: it gets the checkpoint's own weights and the adapter (`rounded=False`), unless the
+adapter was trained for being rounded so (`--merge-aware`). docs/export.md has the measurements.
+
 (rsLoRA scales by alpha / sqrt(rank); DoRA then gives each row the length that it has learned, see adapters/dora.py.)
 
 Nothing is loaded as a model. A tensor is read from the checkpoint when it is asked for, rounded as bitsandbytes did
@@ -34,7 +38,8 @@ class MergedWeights:
 
     Args:
         run: the base's folder, its dtype, whether it was quantized; and the adapter.
-        with_adapter: or else the base alone, rounded as in training.
+        with_adapter: or else the base alone.
+        rounded: with the base rounded to 4 bits as it was in training, if it was; or else as its checkpoint has it.
 
     Attributes:
         config: transformers' config of the base.
@@ -49,7 +54,7 @@ class MergedWeights:
 
     config: Any
 
-    def __init__(self, run: TrainedRun, with_adapter: bool = True):
+    def __init__(self, run: TrainedRun, with_adapter: bool = True, rounded: bool = True):
         self.run = run
         self.config = read_config(run.base)
         if getattr(self.config, "quantization_config", None):
@@ -64,7 +69,7 @@ class MergedWeights:
             skeleton = build_on_meta(self.config, run.dtype)
             self.shapes = {name: tuple(parameter.shape) for name, parameter in skeleton.named_parameters()}
             self._quantized: set[str] = set()
-            if run.quantized:
+            if run.quantized and rounded:
                 quantize_on_meta(skeleton, run.dtype)
                 self._quantized = _in_4_bits(skeleton)
         if missing := [name for name in self.shapes if name not in self._files]:

@@ -49,6 +49,15 @@ class TrainedRun:
         named = self.settings.get("merge_aware", "None")
         return None if named == "None" else named
 
+    def rounded_for(self, kind: str) -> bool:
+        """Whether a file of these weights holds the base as it was rounded for training, or as its checkpoint has it.
+
+        Args:
+            kind: type of the matrices. Those of 4 bits are rounded anyway, and rounding twice loses more than once.
+        """
+        corrects_it = self.merge_aware is not None or self.settings.get("init") == "loftq"  # the adapter knows of it
+        return self.quantized and (corrects_it or not kind.startswith("q4"))
+
     @property
     def adapter(self) -> pathlib.Path:
         return self.folder / "adapter"

@@ -21,6 +21,9 @@ from tests.export.conftest import FAMILIES, WORDS, family_config, make_run, need
 IDS = [int(id) for id in torch.randint(17, WORDS, (24,), generator=torch.Generator().manual_seed(3))]
 
 
+NAME = "model.layers.0.mlp.down_proj.weight"
+
+
 def log_probabilities(model) -> numpy.ndarray:
     with torch.no_grad():
         return model(torch.tensor([IDS])).logits[0, -1].double().log_softmax(-1).numpy()
@@ -57,7 +60,7 @@ def test_weights_are_rounded_by_no_more_than_their_type_does(kind, small_tokeniz
     """Read back by gguf. Half a step of a block of 32: its largest / 127 for Q8_0, / 8 for Q4_0 (one side has 7 steps
     only, so a whole one), range / 15 for Q4_1; scales are F16 themselves, hence a little more."""
     run = read_run(make_run(tmp_path, family_config("llama"), small_tokenizer))
-    weights = MergedWeights(run)
+    weights = MergedWeights(run, rounded=run.rounded_for(kind))
     export(run, tmp_path / "out", "gguf", kind)
     (file,) = (tmp_path / "out").glob("*.gguf")
     tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(file).tensors}
@@ -81,6 +84,29 @@ def test_weights_are_rounded_by_no_more_than_their_type_does(kind, small_tokeniz
         if expected.ndim > 1:
             spared = kind.startswith("q4") and entry.name in ("token_embd.weight", "output.weight")
             assert stored.tensor_type.name.lower() == ("q8_0" if spared else kind)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "rounded"),
+    [("q8_0", {}, True), ("q4_0", {}, False), ("q4_1", {}, False)]
+    + [("q4_0", {"merge_aware": "q4_0"}, True), ("q4_0", {"init": "loftq"}, True)],
+)
+def test_a_file_in_four_bits_is_rounded_once_unless_it_was_trained_for_twice(
+    kind, settings, rounded, small_tokenizer, tmp_path
+):
+    """Which weights it was made of: those are nearer by far."""
+    run = read_run(make_run(tmp_path, family_config("llama"), small_tokenizer, **settings))
+    for form in ("gguf", "base"):
+        export(run, tmp_path / f"{form}-out", form, kind)
+        (file,) = (tmp_path / f"{form}-out").glob("*.gguf")
+        assert ("-nf4-" in file.name) == (rounded and form == "base")
+        stored = next(tensor for tensor in gguf.GGUFReader(file).tensors if tensor.name == "blk.0.ffn_down.weight")
+        found = torch.from_numpy(gguf.quants.dequantize(stored.data, stored.tensor_type))
+        off = {
+            twice: (found - MergedWeights(run, form == "gguf", twice)[NAME]).square().mean().item()
+            for twice in (True, False)
+        }
+        assert off[rounded] < 0.8 * off[not rounded]
 
 
 @needs_llama_cpp
