@@ -41,12 +41,14 @@ from qlora_lab.export.trained_run import TrainedRun
 from qlora_lab.models.loading import load_model, load_tokenizer
 from qlora_lab.training.chat import TokenizedSample, tokenize_chat
 from qlora_lab.training.data import split_chats
+from qlora_lab.training.formats import parse_columns
 from qlora_lab.training.templates import end_ids, prompt_text
 
 # By type of weights, the share of unequal answers of a whole file: what is promised of 16 bits, what was measured of 8
 # (docs/export.md). A file is broken if it has so many more that chance would bring them once in a thousand checks.
 UNEQUAL = {"merged": 0.02, "f16": 0.02, "bf16": 0.02, "q8_0": 0.1}
 FLOAT32_AT_MOST = 2_000_000_000  # parameters, 8 GB
+READ_BY = ("columns", "format", "split_by")  # flags of the run that say how its data was read
 READ_AT_MOST = 20  # references whose perplexity is compared: in llama.cpp each of their tokens is a request
 
 
@@ -112,7 +114,17 @@ def judged_chats(run: TrainedRun, samples: int | None = None) -> list[list[dict[
         UserError: the data is gone, or has none to judge on.
     """
     count = int(run.settings["eval_samples"]) if samples is None else samples
-    _, judged = split_chats(run.settings["data"], ANSWERED, count, int(run.settings["seed"]))
+    named = {key: None if run.settings.get(key) == "None" else run.settings.get(key) for key in READ_BY}
+    columns = parse_columns(named["columns"]) if named["columns"] else None
+    _, judged = split_chats(
+        run.settings["data"],
+        ANSWERED,
+        count,
+        int(run.settings["seed"]),
+        columns,
+        named["format"],
+        split_by=named["split_by"],
+    )
     chats = [chat for split in ANSWERED for chat in judged.get(split, [])]
     if not chats:
         raise UserError(f"{run.settings['data']} has no samples to judge on: --check needs a run with --eval-samples")
