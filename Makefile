@@ -155,6 +155,7 @@ $(STAMP): requirements.txt constraints.txt pyproject.toml
 	    elif [ -z "$$python" ]; then \
 	        echo "Python 3.10 to 3.13 is missing (tried: $(PYTHON)): install one, or name it: make PYTHON=..." >&2; exit 1; \
 	    fi; \
+	    "$$python" qlora_lab/wheelhouse.py fits || exit 1; \
 	    echo "making $(VENV) with $$python and installing packages: minutes, once"; \
 	    "$$python" -m venv --clear $(VENV) || exit 1; \
 	fi
