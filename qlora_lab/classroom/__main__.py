@@ -8,6 +8,10 @@
 write (or delete) all files of a lesson, an exercise or a data set, and what must know of them, and run the notebook:
 `make check` and the tests pass before you change a line.
 
+    python -m qlora_lab.classroom publish https://github.com/you/qlora-lab
+
+writes the address of one's copy into the notebooks' set-up cells, and badges for Colab and Kaggle into README.
+
     python -m qlora_lab.classroom merge FOLDER [--roster CSV] [--output FILE]
 
 merges what students have exported with `progress().export` to one table, on standard output or in a file. Each student
@@ -27,6 +31,7 @@ from qlora_lab.classroom.grading.classes import students_in
 from qlora_lab.classroom.grading.progress import ENDINGS, merged
 from qlora_lab.classroom.grading.tables import as_csv
 from qlora_lab.classroom.judging import CHECKLIST
+from qlora_lab.classroom.publish import publish
 from qlora_lab.errors import UserError
 
 
@@ -56,6 +61,9 @@ def parser() -> argparse.ArgumentParser:
     dataset.add_argument("--made-by", required=True, help="where it is from, and the licence")
     drop = commands.add_parser("drop", help="delete a lesson, and say which lines elsewhere still speak of it")
     drop.add_argument("lesson", help="beginning of its name, such as 17")
+    publishing = commands.add_parser("publish", help="the address of your copy in set-up cells and README")
+    publishing.add_argument("address", help="from which everybody can clone; empty to take it back")
+    publishing.add_argument("--branch", default="main", help="which Colab and Kaggle open (default: %(default)s)")
     return parser
 
 
@@ -70,6 +78,11 @@ def run(args: argparse.Namespace) -> int:
         for fault in faults:
             print(f"error: {fault}", file=sys.stderr)
         return 2 if faults else 0
+    if args.command == "publish":
+        badges = publish(args.address, args.branch)
+        told = "README has badges for Colab and Kaggle" if badges else "Colab and Kaggle open GitHub only: no badges"
+        print(f"every set-up cell has the address; {told}; now commit and push" if args.address else "taken back")
+        return 0
     if args.command == "drop":
         lines = scaffold.drop_lesson(args.lesson)
         print("\n".join(["deleted; these lines still speak of it:", *lines] if lines else ["deleted"]))

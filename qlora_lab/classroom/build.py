@@ -3,6 +3,7 @@
     python -m qlora_lab.classroom.build              rebuild; outputs of unchanged cells are kept
     python -m qlora_lab.classroom.build --execute 07 rebuild 07_*.py and run it from top to bottom
     python -m qlora_lab.classroom.build --check      exit 1 and say which notebooks are out of step
+    python -m qlora_lab.classroom.build --numbers    list the numbers in the text that no run fills in: ever fewer
     python -m qlora_lab.classroom.build --with-claims FOLDER     write the copies that CI runs
     python -m qlora_lab.classroom.build --nbgrader FOLDER        write assignments for nbgrader
     python -m qlora_lab.classroom.build --no-solutions FOLDER    write the students' copy; --hints none: without hints
@@ -47,7 +48,9 @@ A number in the text, or in a figure's description, is not typed but taken from 
 
 Expression and format are as in an f-string, evaluated below the code above; the tolerance, relative or absolute
 (`±0.02`), is for what differs from machine to machine. `--execute` fills the values in and keeps them beside the
-source, in `07_qlora_run.json`; see `values.py`. What else the text says is asserted in a claims cell:
+source, in `07_qlora_run.json`; see `values.py`. A number that is no result is declared in the same way: {{2023}}.
+Others fail `--check`, but for those that stood there before, see `numbers.py`. What else the text says is asserted in
+a claims cell:
 
     # %% claims
     assert error < previous_error
@@ -74,7 +77,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from qlora_lab.classroom import values
+from qlora_lab.classroom import numbers, values
 from qlora_lab.classroom.assignments import CONFIGURATION, assignment
 from qlora_lab.classroom.drafts import draft_notebooks, finish, values_in
 from qlora_lab.classroom.notebook_json import parse_notebook
@@ -226,6 +229,10 @@ def check(source: Path) -> None:
         for path, draft in drafts
         if (difference := find_difference(path, finish(draft, kept)))
     ]
+    excess = numbers.find_excess(
+        numbers.undeclared(drafts[0][1]), numbers.allowed(source.parents[1]).get(source.stem, [])
+    )
+    differences += [f"{show_path(source)}, {told}" for told in excess]
     if [text for text, _ in pairs] != [value.text for value in wanted]:
         differences.append(f"{show_path(values.path_of_values(source))} has other values than its source: build again")
     if differences:
@@ -270,6 +277,14 @@ def write_students(source: Path, folder: Path, hints: str) -> None:
     write_notebook(notebook, folder / "notebooks" / path.name)
 
 
+def write_numbers(sources: list[Path], *, all_lessons: bool) -> None:
+    """List the undeclared numbers of `sources`, as `numbers.shrink` says, and print how many there are."""
+    notebooks = sources[0].parents[1]
+    found = {source.stem: numbers.undeclared(targets(source)[0][1]) for source in sources}
+    write(numbers.shrink(notebooks, found, all_lessons=all_lessons), numbers.list_of(notebooks))
+    print(f"{sum(map(len, numbers.allowed(notebooks).values()))} undeclared numbers are left")
+
+
 @contextmanager
 def errors_at(place: str) -> Iterator[None]:
     """Put a place before the message of a BuildError."""
@@ -300,6 +315,7 @@ def main(arguments: list[str] | None = None, notebooks: Path = REPOSITORY / "not
     )
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--check", action="store_true", help="write nothing; exit 1 if a notebook is out of step")
+    mode.add_argument("--numbers", action="store_true", help="list the numbers in the text that are no values")
     mode.add_argument("--execute", action="store_true", help="run the notebooks and store their outputs")
     mode.add_argument("--with-claims", type=Path, metavar="FOLDER", help="write copies that CI runs, with the claims")
     parser.add_argument("names", nargs="*", metavar="name", help="beginning of a name, such as 07; default: all")
@@ -315,6 +331,9 @@ def main(arguments: list[str] | None = None, notebooks: Path = REPOSITORY / "not
         sources = find_sources(notebooks, options.names)
         if options.no_solutions:
             copy_course(notebooks.parent, options.no_solutions)
+        if options.numbers:
+            write_numbers(sources, all_lessons=not options.names)
+            return 0
     except BuildError as error:
         sources, errors = [], [str(error)]
     for source in sources:

@@ -96,8 +96,13 @@ def new_notebook(cells: list[dict], name: str) -> dict:
     for cell in cells:
         content = f"{name}\n{cell['cell_type']}\n{cell['source']}"
         seen[content] += 1
-        cell["id"] = hashlib.sha256(f"{content}\n{seen[content]}".encode()).hexdigest()[:12]
+        cell["id"] = identity(content, seen[content])
     return {"nbformat": 4, "nbformat_minor": 5, "metadata": NOTEBOOK_METADATA, "cells": cells}
+
+
+def identity(content: str, count: int = 1) -> str:
+    """The id of a cell: the same for the same notebook's name, type and source, which `count` cells have had so far."""
+    return hashlib.sha256(f"{content}\n{count}".encode()).hexdigest()[:12]
 
 
 def values_in(draft: dict) -> list[values.Value]:

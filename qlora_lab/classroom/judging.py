@@ -235,7 +235,7 @@ def record(exercise_id: str) -> None:
             if exercise_id not in solved:
                 temporary.write_text(json.dumps({"solved": sorted(solved | {exercise_id})}), encoding="utf-8")
                 os.replace(temporary, path)  # in one step: never half a file
-    except OSError as error:
+    except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
         print(f"· your progress could not be saved ({error})")
 
 

@@ -33,7 +33,7 @@ for bits in (32, 16, 4):
 assert weights * 4 / 8 == 500_000
 
 # %% [markdown]
-# A million weights of 4 bits are {{{{weights * 4 / 8 / 1e6:.1f}}}} MB. Such a number is filled in when the
+# A million weights of {{{{4}}}} bits are {{{{weights * 4 / 8 / 1e6:.1f}}}} MB. Such numbers are filled in when the
 # notebook is run.
 
 # %% alt="A straight line: megabytes over bits per weight. A dot is at {{{{weights * 4 / 8 / 1e6:.1f}}}} MB."
