@@ -428,7 +428,7 @@ assert gaps["f16"] > 0 and abs(gaps["q8_0"]) < 0.5
 vote = ...  # "weights", "inputs" or "both"
 
 
-# %% machinery "The gap between The and L, with rounded weights, rounded inputs, or neither; each eight times"
+# %% machinery "The gap between The and L, with rounded weights, rounded inputs, both or neither; each eight times"
 english, french = (tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in ("The", "L"))
 
 
@@ -463,7 +463,7 @@ found = {name: gaps_with(in_8_bits, *which) for name, which in cases.items()}
 for name, values in found.items():
     print(f"{name + ' rounded':<17}", " ".join(f"{value:+.2f}" for value in values))
 print(told(vote))
-plot_gaps(new_axes(height=3), {f"{name} rounded": values for name, values in found.items()}, gaps)
+_ = plot_gaps(new_axes(height=3), {f"{name} rounded": values for name, values in found.items()}, gaps)
 
 # %% claims
 spread = {name: max(values) - min(values) for name, values in found.items()}
@@ -480,10 +480,10 @@ assert min(found["weights"]) > min(found["nothing"]) > 0 > min(found["inputs"]) 
 #
 # | | what they have found |
 # |---|---|
-# | A | the text is that of training, and has 12 tokens more; where it says `<|im_start|>`, training had one token |
-# | B | 40 tokens in training, 37 in llama.cpp; decoded, they end with the user's last word |
+# | A | the text is that of training, but has a dozen tokens more: each `im_start` mark became several |
+# | B | training had three tokens more; decoded, llama.cpp's prompt ends with the user's last word |
 # | C | same text, same tokens; no answer is right, neither in Q8_0 nor in F16 |
-# | D | same text, same tokens; 96 of 100 answers are equal to the trained model's, and with another number of threads another 96 |
+# | D | same text, same tokens; nearly all answers are equal, and with another number of threads other ones are not |
 
 # %%
 ### BEGIN SOLUTION
@@ -497,7 +497,8 @@ check_culprits(culprits)
 # %% [markdown]
 # <details><summary>Hint 1</summary>Each suspect did it once. Go in the order of this section: text, tokens, what is computed.</details>
 # <details><summary>Hint 2</summary>The weights in a file are the same at each start.</details>
-#
+
+# %% [markdown]
 # ## 7 · Who runs what
 #
 # | you hand over | its size here | who runs it | choose it when |
@@ -507,7 +508,7 @@ check_culprits(culprits)
 # | the adapter alone: `run/adapter`, or GGUF by `--as adapter` | {{Path("run/adapter/adapter_model.safetensors").stat().st_size / 1e6:.0f}} MB, and one base | PEFT and vLLM, or llama.cpp | many tasks share one base |
 #
 # In llama.cpp one base serves many adapters, and each request says which of them act, and how strongly. `--as base` writes the base, here
-# in 4 bits. The adapter stays beside it, and is not rounded.
+# in four bits. The adapter stays beside it, and is not rounded.
 #
 # **Predict.** Is its loss lower than that of the merged Q4_0 file?
 
