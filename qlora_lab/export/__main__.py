@@ -5,8 +5,8 @@
     --as adapter   the adapter alone, in GGUF
     --as base      the base that it belongs beside, in GGUF, without the adapter
 
-A file in 16 or 8 bits holds the base as it was rounded for training. One in 4 bits is rounded itself, and starts from
-the checkpoint's own weights: rounding twice loses more. Not so with --merge-aware and LoftQ, which know of the first.
+A file holds the base as it was rounded for training. One in Q4_0 starts from the checkpoint's own weights, since
+rounding twice loses more. Not so with --merge-aware and LoftQ, which know of the first rounding.
 
 `--check` asks the export and the trained model the questions that the run was judged on. Its verdict is "equal";
 "lossy", for 4 bits that cost some of what the model had right; or "broken". The exit code is 2 for a broken export and

@@ -4,9 +4,9 @@ An adapter was trained beside *rounded* weights, so it is added to the rounded o
 
     weight = dequantize(nf4(weight of the checkpoint)) + alpha / rank * B A
 
-That is the model that was trained, and what a file in 16 or 8 bits should hold. A file in 4 bits rounds once more, and
-two roundings cost more than one: it gets the checkpoint's own weights and the adapter (`rounded=False`), unless the
-adapter was trained for being rounded so (`--merge-aware`). docs/export.md has the measurements.
+That is the model that was trained, and what a file should hold. Q4_0 rounds once more, and two roundings cost more
+than one: it gets the checkpoint's own weights and the adapter (`rounded=False`), see `TrainedRun.rounded_for`.
+docs/export.md has the measurements.
 
 (rsLoRA scales by alpha / sqrt(rank); DoRA then gives each row the length that it has learned, see adapters/dora.py.)
 

@@ -53,10 +53,12 @@ class TrainedRun:
         """Whether a file of these weights holds the base as it was rounded for training, or as its checkpoint has it.
 
         Args:
-            kind: type of the matrices. Those of 4 bits are rounded anyway, and rounding twice loses more than once.
+            kind: type of the matrices. Those of Q4_0 are rounded anyway, and rounding twice loses more than once. Not
+                so Q4_1: where a checkpoint was made from a Q4_1 file, as the bundled one was, its weights lie on the
+                levels, and the adapter would be rounded away.
         """
         corrects_it = self.merge_aware is not None or self.settings.get("init") == "loftq"  # the adapter knows of it
-        return self.quantized and (corrects_it or not kind.startswith("q4"))
+        return self.quantized and (corrects_it or kind != "q4_0")
 
     @property
     def adapter(self) -> pathlib.Path:

@@ -165,6 +165,17 @@ def test_a_file_in_four_bits_is_judged_by_the_right_answers_that_it_keeps(lost, 
     )
 
 
+@pytest.mark.parametrize(("kept", "perplexity", "expected"), [(40, 1.1241, "lossy"), (13, 1.3125, "broken")])
+def test_the_default_runs_own_files_in_q4_0(kept, perplexity, expected):
+    """As measured (docs/export.md): rounded once, and rounded twice. The trained model has 61 of 100 right."""
+    trained = told(RIGHT[:61] + ["three cups"] * 39, perplexity=1.1023)
+    said, why = check.judged(trained, told(RIGHT[:kept] + ["no"] * (100 - kept), perplexity=perplexity), RIGHT, "q4_0")
+    assert said == expected
+    assert why.startswith(
+        f"of 61 answers that the trained model has right, {kept} are left in q4_0, and the perplexity"
+    )
+
+
 def test_answers_that_were_wrong_before_are_no_loss():
     """Of the 100 answers the trained model has 40 right, and the file these and none of the others alike."""
     trained = told(RIGHT[:40] + ["three cups"] * 60)

@@ -88,12 +88,10 @@ def test_weights_are_rounded_by_no_more_than_their_type_does(kind, small_tokeniz
 
 @pytest.mark.parametrize(
     ("kind", "settings", "rounded"),
-    [("q8_0", {}, True), ("q4_0", {}, False), ("q4_1", {}, False)]
+    [("q8_0", {}, True), ("q4_0", {}, False), ("q4_1", {}, True)]
     + [("q4_0", {"merge_aware": "q4_0"}, True), ("q4_0", {"init": "loftq"}, True)],
 )
-def test_a_file_in_four_bits_is_rounded_once_unless_it_was_trained_for_twice(
-    kind, settings, rounded, small_tokenizer, tmp_path
-):
+def test_q4_0_is_rounded_once_unless_it_was_trained_for_twice(kind, settings, rounded, small_tokenizer, tmp_path):
     """Which weights it was made of: those are nearer by far."""
     run = read_run(make_run(tmp_path, family_config("llama"), small_tokenizer, **settings))
     for form in ("gguf", "base"):
