@@ -27,6 +27,7 @@ from qlora_lab.training.holding_out import LEAST, hold_out
 from qlora_lab.training.likeness import Twins, fingerprint, first_ones
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
+FIRST = (TEST, "shifted", VALIDATION)  # what is in two splits stays in the first: rather judged on than chosen by
 AS_TEXT = (datetime.date, datetime.time, datetime.timedelta, decimal.Decimal, uuid.UUID)  # what JSON has no type for
 
 
@@ -71,8 +72,8 @@ def clean(
 ) -> Cleaned:
     """Write the rows of a data set, with all of their columns, but for those from which nothing should be learned.
 
-    Left out are samples without a question or an answer, and those of which there is an earlier copy; in a folder, the
-    splits to judge on come first.
+    Left out are samples without a question or an answer, and those of which there is an earlier copy; in a folder,
+    "test" comes before "validation", and both before "train".
 
     Args:
         source, columns, format: as in `data.load_samples`.
@@ -88,7 +89,7 @@ def clean(
     as_file = out.suffix == ".jsonl"
     next(stream_rows(source, TRAIN, columns, format))  # if there is no such data, that is to be said first
     _require_possible(source, out, as_file, split_by, drop_near)
-    splits = [*(split for split in JUDGED if has_split(source, split)), TRAIN]
+    splits = [*(split for split in FIRST if has_split(source, split)), TRAIN]
     cleaned = Cleaned(out)
     understood = cleaned.understood
 

@@ -616,6 +616,27 @@ def test_random_model_equals_transformers_own_with_the_same_weights():
     assert torch.equal(model(ids).logits, ordinary(ids).logits)
 
 
+@pytest.mark.parametrize("kind", ["qwen2", "gemma3_text", "phi3"])
+def test_random_model_of_another_family_equals_transformers_own(kind):
+    """Biases, a scale of the embeddings, norms of 1 + w and angles for each kind of layer are in place, too."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sizes = {name: getattr(SMALL, name) for name in ("hidden_size", "intermediate_size", "num_hidden_layers")}
+    config = AutoConfig.for_model(
+        kind, **sizes, num_attention_heads=4, num_key_value_heads=2, head_dim=16, vocab_size=100, pad_token_id=0
+    )
+    model = build_random(config, None, device="cpu", compute_dtype=torch.float32)
+    assert type(model.config) is type(config) and not any(p.requires_grad for p in model.parameters())
+    ordinary = AutoModelForCausalLM.from_config(model.config)
+    ordinary.load_state_dict(model.state_dict())
+    ids = torch.arange(20)[None]
+    assert torch.equal(model(ids).logits, ordinary(ids).logits)
+    in_4_bits = build_random(config, "nf4", device="cpu", compute_dtype=torch.float32)
+    assert torch.isfinite(in_4_bits(ids).logits).all()
+    biased = [name for name, p in in_4_bits.named_parameters() if name.endswith("bias")]
+    assert len(biased) == (3 * SMALL.num_hidden_layers if kind == "qwen2" else 0)
+
+
 def test_random_model_is_seeded():
     first, again, other = (build_random(SMALL, device="cpu", seed=seed).state_dict() for seed in (0, 0, 1))
     name = "model.layers.0.mlp.up_proj.weight"

@@ -80,9 +80,14 @@ def test_splits_of_a_folder_are_cleaned_against_each_other(tmp_path):
     assert rows_of(tmp_path / "out" / "test.jsonl") == [row(2), row(4, "Hi"), row(9)]
     assert rows_of(tmp_path / "out" / "train.jsonl") == [row(n) for n in (0, 1, 3, 5)]
     assert cleaned.kept == {"test": 3, "train": 4}
+    lines(tmp_path / "mine" / "validation.jsonl", [row(9), row(3)])
+    clean(tmp_path / "mine", tmp_path / "three", COLUMNS)
+    assert rows_of(tmp_path / "three" / "test.jsonl") == [row(2), row(4, "Hi"), row(9)]  # 9 is in validation, too
+    assert rows_of(tmp_path / "three" / "validation.jsonl") == [row(3)]
+    assert rows_of(tmp_path / "three" / "train.jsonl") == [row(n) for n in (0, 1, 4, 5)]
     lines(tmp_path / "mine" / "test.jsonl", [row(n) for n in range(6)])
     with pytest.raises(
-        UserError, match="is left to train on: left out: 6 samples .* of which there is an earlier copy"
+        UserError, match="is left to train on: left out: 7 samples .* of which there is an earlier copy"
     ):
         clean(tmp_path / "mine", tmp_path / "again", COLUMNS)
     assert not (tmp_path / "again").exists()

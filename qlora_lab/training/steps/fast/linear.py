@@ -6,8 +6,8 @@ import torch
 
 from qlora_lab.quantization import QuantizedTensor
 from qlora_lab.training.steps.fast.adapters import Border
+from qlora_lab.training.steps.fast.description import SharedInput
 from qlora_lab.training.steps.fast.limits import kernels
-from qlora_lab.training.steps.fast.reading import SharedInput
 
 ROW_UNIT = 64  # elements, 128 bytes, for faster products (7B on an H100, rank 8: 59 ms a step instead of 64)
 
@@ -27,15 +27,35 @@ class BorderedLinear:
     layer of LLaMA-7B multiplies 2.8 % more forward and 1.1 % more backward.) M is dense, made whenever it is needed
     and then freed: only the 4-bit weights stay in memory.
 
+    A bias is added to y in the same product. All of y's summands may have a common factor, the `multiplier`, which is a
+    part of W and s then.
+
     x and dy are (T, in + rank) and (T, out + rank or more), with room for z and dz at the end of each row. (x may also
     be (T, in), if its producer cannot leave room: then z is a separate tensor, and costs a product of its own.)
     """
 
-    def __init__(self, group: SharedInput, border: Border | None, dtype: torch.dtype):
+    def __init__(self, group: SharedInput, border: Border | None, dtype: torch.dtype, multiplier: float = 1.0):
         self.parts, self.adapters, self.sizes = group.parts, group.adapters, group.sizes
         self.border, self.dtype, self.device = border, dtype, group.parts[0].weight.device
         self.inputs, self.outputs = group.parts[0].weight.shape[1], sum(self.sizes)
         self.rank = sum(adapter.rank for adapter in self.adapters)
+        self.multiplier = multiplier
+        self.bias = self._stacked_bias()
+
+    def _stacked_bias(self) -> torch.Tensor | None:
+        """The layers' biases times the multiplier, (out,); None if none has one."""
+        if all(part.bias is None for part in self.parts):
+            return None
+        none = [torch.zeros(size, device=self.device) for size in self.sizes]
+        biases = [
+            zeros if part.bias is None else part.bias.float() for part, zeros in zip(self.parts, none, strict=True)
+        ]
+        return (torch.cat(biases) * self.multiplier).to(self.dtype)
+
+    @property
+    def scaling(self) -> float:
+        """What the adapters' B A is multiplied by."""
+        return self.adapters[0].scaling * self.multiplier
 
     def room_for_input(self, tokens: int) -> torch.Tensor:
         """An uninitialized x with room for z: (tokens, in + rank)."""
@@ -46,9 +66,11 @@ class BorderedLinear:
         m = aligned_rows(self.outputs + self.rank, self.inputs + self.rank, self.dtype, self.device)
         for part, rows in zip(self.parts, m[: self.outputs].split(self.sizes), strict=True):
             write_dense(part.weight, rows[:, : self.inputs])
+        if self.multiplier != 1.0:
+            m[: self.outputs, : self.inputs].mul_(self.multiplier)
         if self.border:
             adapted = [part.adapter is not None for part in self.parts]
-            kernels().border(self.border.A, self.border.B, m, self.adapters[0].scaling, self.sizes, adapted)
+            kernels().border(self.border.A, self.border.B, m, self.scaling, self.sizes, adapted)
         return m
 
     def project(self, m: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -66,13 +88,20 @@ class BorderedLinear:
         with_room = aligned_rows(len(x), columns, self.dtype, self.device)
         y, (left, right) = with_room[:, : self.outputs], m[: self.outputs].split([self.inputs, self.rank], dim=1)
         if x.shape[1] > self.inputs:
-            torch.mm(x, m[: self.outputs].t(), out=y)
+            self._product(x, m[: self.outputs].t(), y)
         elif self.rank:
-            torch.mm(z, right.t(), out=y)  # first, since the large product adds to it before rounding
+            self._product(z, right.t(), y)  # first, since the large product adds to it before rounding
             y.addmm_(x, left.t())
         else:
-            torch.mm(x, left.t(), out=y)
+            self._product(x, left.t(), y)
         return with_room
+
+    def _product(self, a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> None:
+        """out = a b + bias."""
+        if self.bias is None:
+            torch.mm(a, b, out=out)
+        else:
+            torch.addmm(self.bias, a, b, out=out)
 
     def backward(self, m: torch.Tensor, x: torch.Tensor, z: torch.Tensor, dy: torch.Tensor) -> torch.Tensor:
         """Compute the adapters' gradients; return [dy dz], (T, out + rank), for `input_gradient`."""
@@ -85,12 +114,16 @@ class BorderedLinear:
         rows = iter(border.B_gradient.split([len(adapter.B) for adapter in self.adapters]))
         for part, dy_of_part in zip(self.parts, dy[:, :n].split(self.sizes, dim=1), strict=True):
             if part.adapter:
-                border.add_gradient(next(rows), dy_of_part.t(), next(columns), part.adapter.scaling)
+                border.add_gradient(next(rows), dy_of_part.t(), next(columns), self.scaling)
         return dy[:, : n + self.rank]
 
     def input_gradient(self, m: torch.Tensor, dy_dz: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         """dx = [dy dz] [W; A]: (T, in)."""
         return torch.mm(dy_dz, m[:, : self.inputs], out=out)
+
+    def add_input_gradient(self, m: torch.Tensor, dy_dz: torch.Tensor, gradient: torch.Tensor) -> None:
+        """gradient += [dy dz] [W; A]. gradient: (T, in)."""
+        gradient.addmm_(dy_dz, m[:, : self.inputs])
 
 
 def aligned_rows(rows: int, columns: int, dtype: torch.dtype, device) -> torch.Tensor:

@@ -1,0 +1,211 @@
+"""The fast step's losses and gradients are the plain loop's for each family; what it does not know it refuses."""
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="Triton is not installed (on Linux: pip install triton)")
+
+from qlora_lab.finetuning import TokenizedSample, add_adapter, add_lora, collate, quantize_linears
+from qlora_lab.training.loss import token_loss_sum
+from qlora_lab.training.optimizers import make_optimizer
+from qlora_lab.training.processes import make_accelerator
+from qlora_lab.training.steps.fast.limits import NoFastStep
+from qlora_lab.training.steps.fast.step import FastStep
+
+CPU = torch.device("cpu")
+interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here: nothing is interpreted")
+
+SIZES = {
+    "vocab_size": 97,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "initializer_range": 0.2,
+    "pad_token_id": 2,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "attn_implementation": "eager",
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 100.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+YARN = {"rope_type": "yarn", "rope_theta": 100.0, "factor": 4.0, "original_max_position_embeddings": 512}
+BY_TYPE = {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1}
+GRANITE = {
+    "embedding_multiplier": 3.0,
+    "residual_multiplier": 0.4,
+    "attention_multiplier": 0.3,
+    "logits_scaling": 2.0,
+}
+ODD = {"hidden_size": 72, "head_dim": 16, "num_hidden_layers": 1}  # rows of 72 numbers are not as far apart as usual
+GEMMA3 = {
+    "head_dim": 24,
+    "query_pre_attn_scalar": 30,
+    "sliding_window": 7,
+    "sliding_window_pattern": 2,
+    "final_logit_softcapping": 3.0,
+}
+
+
+def family_model(kind, adapters="ours", rank=8, quantized=False, **changes):
+    """A tiny random model of a family, each norm and bias of which is random as well, with adapters."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, **{**SIZES, **changes})
+    causal_lm = AutoModelForCausalLM.from_config(config, attn_implementation="eager").float()
+    draw = torch.Generator().manual_seed(1)
+    for p in causal_lm.parameters():
+        if p.dim() == 1:  # norms and biases, which begin at 0 or 1
+            p.data += 0.3 * torch.randn(p.shape, generator=draw)
+    if quantized:
+        quantize_linears(causal_lm)
+    adapted = add_lora(causal_lm, rank, 16) if adapters == "ours" else add_adapter(causal_lm, rank=rank, alpha=16)
+    for name, p in adapted.named_parameters():
+        if "lora_B" in name:  # zero at first: then A has no gradient
+            p.data = 0.1 * torch.randn(p.shape, generator=draw)
+    return adapted.train()
+
+
+def samples(*lengths):
+    draw = torch.Generator().manual_seed(2)
+    return [TokenizedSample(tuple(torch.randint(3, 97, (n,), generator=draw).tolist()), 3) for n in lengths]
+
+
+def plain(adapted, batch, targets):
+    """The plain loop's loss and gradients."""
+    loss = token_loss_sum(adapted, collate([[sample] for sample in batch], 0)) / targets
+    loss.backward()
+    return loss.item(), {name: p.grad.clone() for name, p in adapted.named_parameters() if p.requires_grad}
+
+
+def fast_step(adapted, **settings):
+    parameters = [p for p in adapted.parameters() if p.requires_grad]
+    optimizer = make_optimizer("adamw_torch", parameters, 1e-3, 0.0)
+    return FastStep(adapted, optimizer, make_accelerator(torch.float32, CPU), dtype=torch.float32, **settings)
+
+
+def require_the_plain_gradients(adapted, **settings):
+    """Both sum the same float32 products in another order: 1e-4 of a gradient's entry, 1e-5 of its largest."""
+    batch = samples(20, 27)
+    targets = sum(len(sample.ids) - sample.prompt_length for sample in batch)
+    loss, expected = plain(adapted, batch, targets)
+    step = fast_step(adapted, **settings)
+    step.gradients(step.flattened([[[sample] for sample in batch]]), targets)
+    assert step.loss.item() == pytest.approx(loss, rel=1e-5)
+    names = {id(p): name for name, p in adapted.named_parameters()}
+    pieces = step.adapters.gradient.split([p.numel() for p in step.adapters.parameters])
+    for p, ours in zip(step.adapters.parameters, pieces, strict=True):
+        wanted = expected.pop(names[id(p)])
+        torch.testing.assert_close(ours.view_as(p), wanted, rtol=1e-4, atol=1e-5 * wanted.abs().max().item())
+    assert not expected
+
+
+@interpreted
+@pytest.mark.parametrize(
+    ("kind", "case"),
+    [
+        ("llama", {"rope_parameters": LLAMA3, "num_hidden_layers": 1}),
+        ("llama", {"rope_parameters": YARN, "attention_bias": True, "mlp_bias": True, **ODD}),
+        ("mistral", {"sliding_window": 7, "head_dim": 24, "num_hidden_layers": 1}),
+        ("qwen2", {**BY_TYPE, "adapters": "PEFT's"}),
+        ("qwen3", {"head_dim": 24, "num_hidden_layers": 1}),
+        ("phi3", {"sliding_window": 9, "quantized": True, "num_hidden_layers": 1}),
+        ("gemma3_text", GEMMA3),
+        ("smollm3", {"no_rope_layers": [0, 1]}),
+        ("olmo2", {}),
+        ("granite", GRANITE),
+    ],
+    ids=str,
+)
+def test_gradients_are_the_plain_loops(kind, case):
+    require_the_plain_gradients(family_model(kind, **case), gradient_checkpointing=kind != "olmo2")
+
+
+def refused(adapted) -> str:
+    with pytest.raises(NoFastStep) as reason:
+        fast_step(adapted)
+    return str(reason.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "value"),
+    [
+        ("llama", "sliding_window", 512),
+        ("llama", "attention_dropout", 0.1),
+        ("qwen3", "final_logit_softcapping", 30.0),
+        ("phi3", "resid_pdrop", 0.1),
+        ("phi3", "embd_pdrop", 0.1),
+        ("granite", "sliding_window", 512),
+        ("mistral", "residual_multiplier", 0.5),
+        ("smollm3", "logits_scaling", 8.0),
+        ("olmo2", "embedding_multiplier", 12.0),
+        ("qwen2", "attention_multiplier", 0.1),
+        ("llama", "query_pre_attn_scalar", 100),
+        ("llama", "no_rope_layers", [0, 1]),
+        ("gemma2", "attn_logit_softcapping", 50.0),
+        ("gemma3_text", "attn_logit_softcapping", 50.0),
+        ("gemma3_text", "use_bidirectional_attention", True),
+    ],
+)
+def test_a_number_in_the_config_that_its_family_has_not_is_refused(kind, name, value):
+    adapted = family_model(kind, **({"attn_logit_softcapping": None} if kind == "gemma2" else {}))
+    setattr(adapted.config, name, value)
+    assert f"this {kind}'s config sets {name} to {value}" in refused(adapted)
+
+
+def test_parts_that_it_does_not_know_are_refused():
+    def changed(change, kind="llama", **settings):
+        adapted = family_model(kind, **settings)
+        change(adapted.model.layers[1])
+        return refused(adapted)
+
+    norm = torch.nn.modules.normalization.RMSNorm(16)
+    assert "layers.1 has a norm of q or of k" in changed(lambda layer: setattr(layer.self_attn, "q_norm", norm))
+    assert "layers.1 has a mlp.gate.weight" in changed(lambda layer: setattr(layer.mlp, "gate", torch.nn.Linear(64, 2)))
+    assert "layers.1 has a scale" in changed(
+        lambda layer: layer.register_parameter("scale", torch.nn.Parameter(torch.ones(1), requires_grad=False))
+    )
+    assert "has a LayerNorm where" in changed(
+        lambda layer: setattr(layer, "input_layernorm", torch.nn.LayerNorm(64)), kind="granite"
+    )
+    assert "self_attn has no v_proj" in changed(lambda layer: delattr(layer.self_attn, "v_proj"))
+    assert "activation is gelu," in refused(family_model("gemma3_text", hidden_activation="gelu"))
+    assert "is of type chunked_attention" in refused(family_model("qwen3", layer_types=["chunked_attention"] * 2))
+
+
+def test_a_class_of_somebody_elses_is_refused():
+    from transformers import LlamaForCausalLM
+
+    class WithAnotherForward(LlamaForCausalLM):
+        pass
+
+    adapted = family_model("llama")
+    adapted.__class__ = WithAnotherForward
+    assert "a WithAnotherForward is not transformers' own class for llama" in refused(adapted)
+
+
+def test_what_a_decoder_or_its_head_has_besides_is_refused():
+    adapted = family_model("llama")
+    adapted.model.projection = torch.nn.Linear(64, 64).requires_grad_(False)
+    assert "this model has a projection.weight" in refused(adapted)
+    adapted = family_model("llama")
+    adapted.lm_head.bias = torch.nn.Parameter(torch.zeros(97), requires_grad=False)
+    assert "output head has a bias" in refused(adapted)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "reason"),
+    [({"rope_type": "dynamic", "factor": 2.0}, "'dynamic'"), ({"partial_rotary_factor": 0.5}, "only a part of each")],
+)
+def test_angles_that_it_does_not_know_are_refused(parameters, reason):
+    adapted = family_model("phi3")
+    adapted.config.rope_parameters = {**adapted.config.rope_parameters, **parameters}
+    assert reason in refused(adapted)
