@@ -654,7 +654,7 @@ BEFORE_LOADING = [
     ("--alpha 0", "'0' is not a positive number"),
     ("--alpha=-16", "'-16' is not a positive number"),
     ("--adapter adalora", "invalid choice: 'adalora'"),
-    ("--init pissa", "invalid choice: 'pissa'"),
+    ("--init pissa", "--init pissa would freeze another base than the checkpoint's"),
     (
         "--init loftq --method lora",
         "--init loftq corrects what 4 bits lose, and --method lora loses nothing",

@@ -16,6 +16,14 @@ Which 4 bits:
 codebooks.py           codebooks: the errors of formats at equal bits, and what they do to a model's loss
 sensitivity.py         sensitivity: which layers suffer from 4 bits, and plans that keep some in more
 
+QLoRA beside what came after it, on two tasks:
+methods.py             methods: is QLoRA still what one should use?
+methods_known.py       the methods, and the models that they train
+methods_runs.py        a learning rate is chosen, a method is trained and judged
+methods_grid.py        ranks, amounts of data, batch sizes
+methods_compared.py    each method beside QLoRA, and how sure that is
+stacked.py             several runs beside one base, in one forward and backward pass
+
 Memory of training steps at LLaMA's shapes:
 memory_runs.py         memory: the grid, cards of few GB, peaks taken apart
 memory_settings.py     which steps these are, and what each should need

@@ -26,6 +26,7 @@ EXPERIMENTS = {
     "amounts": "amounts",
     "splits": "splits",
     "merge-aware": "merge_aware",
+    "methods": "methods",
     "cards": "several_cards",
     "codebooks": "codebooks",
     "sensitivity": "sensitivity",

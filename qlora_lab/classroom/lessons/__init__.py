@@ -6,6 +6,7 @@
     n14/held.py        what is run in several processes: what each of them holds
     n15/tickets.py     a small file of data with mess in it
     n16/machinery.py   what its folded cells and one-line helpers do
+    n17/pasts.py       formats that weights may have been in
 
 Right and wrong answers to the exercises are in tests/classroom/lessons/n03/answers.py.
 """
