@@ -20,6 +20,7 @@ from qlora_lab.finetuning import (
     add_adapter,
     add_lora,
     collate,
+    merge,
     quantize_linears,
     train,
     train_steps,
@@ -29,7 +30,7 @@ from qlora_lab.training.loss import token_loss_sum
 from qlora_lab.training.optimizers import make_optimizer
 from qlora_lab.training.processes import make_accelerator
 from qlora_lab.training.steps import choice
-from qlora_lab.training.steps.fast import head_kernels, host_memory
+from qlora_lab.training.steps.fast import adapter_kernels, head_kernels, host_memory
 from qlora_lab.training.steps.fast import kernels as step_kernels
 from qlora_lab.training.steps.fast.batch import flatten, rounded_up
 from qlora_lab.training.steps.fast.limits import NoFastStep
@@ -203,13 +204,15 @@ def test_what_it_was_not_written_for_is_refused_with_the_reason():
     assert "not all multiples of 8" in refused(model(), intermediate_size=132)
     assert "activation is gelu" in refused(model(), hidden_act="gelu")
     assert "'dynamic'" in refused(model(), rope_parameters={"rope_type": "dynamic"})
-    assert "multiple of 8" in refused(model(rank=4))
-    adapted = model()
-    adapted.model.layers[1].mlp.up_proj.dropout = 0.1
-    assert "layers.1.up_proj has a dropout" in refused(adapted)
+    adapted = model(quantized=False)
+    merge(adapted)
+    assert "has its adapter merged" in refused(adapted)
     adapted = model()
     adapted.model.layers[0].mlp.up_proj.alpha = 3
-    assert "several ranks or scalings" in refused(adapted)
+    assert "several ranks, scalings or dropouts" in refused(adapted)
+    adapted = model()
+    adapted.model.layers[1].mlp.up_proj.dropout = 0.1
+    assert "several ranks, scalings or dropouts" in refused(adapted)
     assert "neither dense nor in 4 bits" in refused(model(quantizer=lambda weight: quantize_affine(weight, 4, 64)))
     adapted = model()
     adapted.model.norm.weight.requires_grad_()
@@ -238,7 +241,7 @@ def test_samples_end_to_end():
 COMPILE = """
 import re, sys, triton
 from triton.backends.compiler import GPUTarget
-from qlora_lab.training.steps.fast import head_kernels
+from qlora_lab.training.steps.fast import adapter_kernels, head_kernels
 from qlora_lab.training.steps.fast import kernels as step_kernels
 
 def compiled(kernel, constants, **types):
@@ -253,8 +256,12 @@ def compiled(kernel, constants, **types):
 H, I, bf16, fp32 = {"H": 576, "WIDTH": 1024}, {"SIZE": 1536, "TILE": 1024}, "*bf16", "*fp32"
 STRIDES = {"X_STRIDE": 576, "DY_STRIDE": 576, "ADD": True}
 blocks = {"END0": 64, "END1": 128, "BLOCK0": 0, "BLOCK1": -1, "BLOCK2": 1, "RANKS_WIDTH": 16, "ROWS": 32, "TILE": 1024}
-compiled(step_kernels.border_kernel, {"STRIDE": 88, "N": 192, "K": 64, "RANK": 8, "RANKS": 16, **blocks},
+compiled(adapter_kernels.border_kernel, {"STRIDE": 88, "N": 192, "K": 64, "RANK": 8, "ALL": 16, "RANKS": 16, **blocks},
          lora_A=fp32, lora_B=fp32, matrix=bf16, scaling="fp32")
+block = {"ROWS": 16, "QUARTER": 64}
+for add in (False, True):
+    compiled(adapter_kernels.dropout_kernel, {"ADD": add, "SIZE": 576, **block}, source=bf16, target=bf16,
+             seed="*i64", stream="i32", probability="fp32", source_stride="i32", target_stride="i32", T="i32")
 compiled(step_kernels.rms_norm_kernel, {**H, "RESIDUAL_STRIDE": 576, "DELTA_STRIDE": 576}, residual=bf16,
          delta=bf16, weight=bf16, total=bf16, out=bf16, out_stride="i32", epsilon="fp32")
 compiled(step_kernels.rms_norm_backward_kernel, {**H, **STRIDES}, x=bf16, weight=bf16, dy=bf16, dx=bf16,
@@ -291,7 +298,8 @@ def test_kernels_compile_for_an_h100(tmp_path):
     run = subprocess.run([sys.executable, tmp_path / "compile.py"], env=surroundings, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     single = {name: int(count) for name, count in (line.split() for line in run.stdout.splitlines())}
-    assert set(single) == {name for module in (step_kernels, head_kernels) for name in dir(module) if "_kernel" in name}
+    modules = (step_kernels, head_kernels, adapter_kernels)
+    assert set(single) == {name for module in modules for name in dir(module) if name.endswith("_kernel")}
     assert single.pop("cross_entropy_kernel") == 1  # the target's logit
     assert set(single.values()) == {0}
 

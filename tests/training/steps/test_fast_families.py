@@ -5,10 +5,20 @@ import torch
 
 pytest.importorskip("triton", reason="Triton is not installed (on Linux: pip install triton)")
 
-from qlora_lab.finetuning import TokenizedSample, add_adapter, add_lora, collate, quantize_linears
+from qlora_lab.finetuning import (
+    Batches,
+    TokenizedSample,
+    add_adapter,
+    add_lora,
+    collate,
+    quantize_linears,
+    train_steps,
+)
 from qlora_lab.training.loss import token_loss_sum
 from qlora_lab.training.optimizers import make_optimizer
 from qlora_lab.training.processes import make_accelerator
+from qlora_lab.training.steps import choice
+from qlora_lab.training.steps.fast import adapter_kernels
 from qlora_lab.training.steps.fast.limits import NoFastStep
 from qlora_lab.training.steps.fast.step import FastStep
 
@@ -54,7 +64,9 @@ GEMMA3 = {
 }
 
 
-def family_model(kind, adapters="ours", rank=8, quantized=False, **changes):
+def family_model(
+    kind, adapters="ours", rank=8, quantized=False, dropout=0.0, rank_stabilized=False, targets="all-linear", **changes
+):
     """A tiny random model of a family, each norm and bias of which is random as well, with adapters."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -67,11 +79,31 @@ def family_model(kind, adapters="ours", rank=8, quantized=False, **changes):
             p.data += 0.3 * torch.randn(p.shape, generator=draw)
     if quantized:
         quantize_linears(causal_lm)
-    adapted = add_lora(causal_lm, rank, 16) if adapters == "ours" else add_adapter(causal_lm, rank=rank, alpha=16)
+    if adapters == "ours":
+        adapted = add_lora(causal_lm, rank, 16, targets, dropout, rank_stabilized=rank_stabilized)
+    else:
+        adapted = add_adapter(causal_lm, rank=rank, alpha=16, dropout=dropout)
     for name, p in adapted.named_parameters():
         if "lora_B" in name:  # zero at first: then A has no gradient
             p.data = 0.1 * torch.randn(p.shape, generator=draw)
     return adapted.train()
+
+
+class GivenDropout(torch.nn.Module):
+    """The dropout of the fast step's adapter number `stream`, for rows of samples of these lengths."""
+
+    def __init__(self, probability, seed, stream, lengths):
+        super().__init__()
+        self.p, self.seed, self.stream, self.lengths = probability, seed, stream, lengths
+
+    def forward(self, x):
+        ones = torch.ones(sum(self.lengths), x.shape[-1])
+        factors = torch.empty_like(ones)
+        adapter_kernels.dropout(ones, factors, self.p, self.seed, self.stream)
+        whole = torch.zeros(x.shape)
+        for row, of_sample in zip(whole, factors.split(self.lengths), strict=True):
+            row[: len(of_sample)] = of_sample
+        return x * whole
 
 
 def samples(*lengths):
@@ -127,6 +159,68 @@ def require_the_plain_gradients(adapted, **settings):
 )
 def test_gradients_are_the_plain_loops(kind, case):
     require_the_plain_gradients(family_model(kind, **case), gradient_checkpointing=kind != "olmo2")
+
+
+@interpreted
+@pytest.mark.parametrize(("kind", "rank", "rank_stabilized"), [("llama", 3, True), ("olmo2", 5, False)])
+def test_any_rank_tied_or_not(kind, rank, rank_stabilized):
+    adapted = family_model(kind, rank=rank, tie_word_embeddings=rank == 3, rank_stabilized=rank_stabilized)
+    require_the_plain_gradients(adapted, gradient_checkpointing=True)
+
+
+@interpreted
+@pytest.mark.parametrize(("kind", "layers", "rank"), [("llama", 2, 5), ("phi3", 1, 8), ("olmo2", 1, 8)])
+def test_dropout_with_the_same_masks(kind, layers, rank):
+    """A plain step whose adapters are given the fast step's masks: one for each adapter, the same in both passes."""
+    adapted = family_model(kind, adapters="PEFT's", dropout=0.4, rank=rank, num_hidden_layers=layers)
+    groups = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))
+    if kind == "phi3":
+        groups = (("qkv_proj",), ("o_proj",), ("gate_up_proj",), ("down_proj",))
+    torch.manual_seed(7)
+    seed = torch.randint(1 << 62, (1,))
+    for i, layer in enumerate(adapted.get_base_model().model.layers):
+        for j, names in enumerate(groups):
+            for k, name in enumerate(names):
+                linear = getattr(layer.self_attn if j < 2 else layer.mlp, name)
+                linear.lora_dropout["default"] = GivenDropout(0.4, seed, 16 * i + 4 * j + k, (20, 27))
+    torch.manual_seed(7)
+    require_the_plain_gradients(adapted, gradient_checkpointing=True)
+
+
+@interpreted
+def test_a_dropout_drops_as_much_as_it_should_and_never_twice_the_same():
+    x = torch.ones(64, 3000)
+
+    def dropped(seed, stream):
+        out = torch.empty_like(x)
+        adapter_kernels.dropout(x, out, 0.3, torch.tensor([seed]), stream)
+        return out
+
+    first = dropped(5, 1)
+    assert set(first.unique().tolist()) == {0.0, torch.tensor(1 / 0.7).item()}
+    share = (first == 0).double().mean().item()
+    assert share == pytest.approx(0.3, abs=5 * (0.3 * 0.7 / x.numel()) ** 0.5)  # five standard deviations
+    for other in (dropped(6, 1), dropped(5, 2), *(first.roll(n, 1) for n in (64, 256)), first.roll((1, 1), (0, 1))):
+        both = ((first == 0) & (other == 0)).double().mean().item()
+        assert both == pytest.approx(0.09, abs=5 * (0.09 * 0.91 / x.numel()) ** 0.5)  # independent
+    assert torch.equal(first, dropped(5, 1))
+
+
+@interpreted
+def test_with_dropout_a_resumed_run_draws_what_the_whole_one_drew(monkeypatch, tmp_path):
+    monkeypatch.setattr(choice, "require_machine", lambda device, compute_dtype: None)  # on a CPU it is slow, but right
+
+    def run(**settings):
+        adapted = family_model("llama", dropout=0.2, targets=["o_proj"], num_hidden_layers=1)
+        torch.manual_seed(11)
+        stream = Batches(samples(20, 27), 2)
+        return train_steps(adapted, stream, steps=3, learning_rate=5e-3, fast=True, checkpoints=tmp_path, **settings)
+
+    steps = run(checkpoint_every=2)
+    whole = [next(steps).loss for _ in range(3)]
+    steps.close()  # before the third step's checkpoint
+    assert len(set(whole)) == 3
+    assert [r.loss for r in run(checkpoint_every=2, resume=True)] == whole
 
 
 def refused(adapted) -> str:

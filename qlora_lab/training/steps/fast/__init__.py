@@ -7,7 +7,8 @@ adapters.py     all adapters, gradients and AdamW's states in flat tensors
 batch.py        samples end to end in one row of tokens
 attention.py    causal attention within each sample
 host_memory.py  layers' inputs in the host's memory while they wait
-kernels.py      Triton: norm, SwiGLU, loss, border, AdamW
+kernels.py      Triton: norm, SwiGLU, loss, AdamW
+adapter_kernels.py  Triton: border, dropout
 head_kernels.py  Triton: rotary, norms of q and k
 rows.py         what both have in common
 description.py  what a model is made of, as far as the step needs to know

@@ -19,11 +19,15 @@ from qlora_lab.training.steps.fast.limits import NoFastStep
 
 @dataclass(frozen=True)
 class Adapter:
-    """A LoRA adapter: A, (rank, in), and B, (out, rank), float32; scaling: what B A is multiplied by."""
+    """A LoRA adapter: A, (rank, in), and B, (out, rank), float32.
+
+    scaling: what B A is multiplied by. dropout: share of A's input that is set to zero.
+    """
 
     A: nn.Parameter
     B: nn.Parameter
     scaling: float
+    dropout: float
 
     @property
     def rank(self) -> int:
@@ -41,17 +45,17 @@ class AdaptedLinear:
 
 @dataclass(frozen=True)
 class SharedInput:
-    """Linear layers that share their input. Those that have an adapter have the same rank and scaling.
+    """Linear layers that share their input. Those that have an adapter have the same rank, scaling and dropout.
 
     Raises:
-        NoFastStep: the adapters' ranks or scalings differ.
+        NoFastStep: the adapters' ranks, scalings or dropouts differ.
     """
 
     parts: tuple[AdaptedLinear, ...]
 
     def __post_init__(self):
-        if len({(adapter.rank, adapter.scaling) for adapter in self.adapters}) > 1:
-            raise NoFastStep("layers that read the same input have adapters of several ranks or scalings")
+        if len({(adapter.rank, adapter.scaling, adapter.dropout) for adapter in self.adapters}) > 1:
+            raise NoFastStep("layers that read the same input have adapters of several ranks, scalings or dropouts")
 
     @property
     def adapters(self) -> list[Adapter]:

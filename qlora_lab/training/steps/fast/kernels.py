@@ -1,17 +1,18 @@
 # pyright: reportCallIssue=false, reportArgumentType=false, reportIndexIssue=false
 # Triton's stubs do not describe launches, `kernel[grid](...)`: num_warps and constexpr arguments look wrong to them.
-"""Triton kernels of the fast step, for what lies between the matrix products. (`head_kernels.py` has those of heads.)
+"""Triton kernels of the fast step, for what lies between the matrix products.
 
 A GPU should spend a training step on matrix products. Everything else (norms, rotary positions, SwiGLU, the loss,
 AdamW) is a few operations per number, so its time is that of reading and writing memory. PyTorch's operators write
 each intermediate result to memory and read it back; one kernel for the entire formula moves each number once. See
 `quantization/kernels.py` for how a kernel is written.
 
-    border                               the adapters' part of a layer's matrix
     rms_norm, rms_norm_backward          with the residual connection's sum before it, or its gradient's after it
     swiglu, swiglu_backward              silu(gate) * up, or gelu(gate) * up
     cross_entropy                        the loss of each row, and the logits' gradient in the logits' place
     adamw                                clipping and update of all parameters at once
+
+(`head_kernels.py` has those for heads of attention, `adapter_kernels.py` those for adapters.)
 
 All arithmetic is float32, whatever the tensors' dtype; sums are taken in a fixed order, so a step always gives the same
 bits. A matrix's rows may be further apart than they are long (`row stride`): see `linear.BorderedLinear`.
@@ -24,71 +25,7 @@ import torch
 import triton
 import triton.language as tl
 
-from qlora_lab.training.steps.fast.rows import begin, warps
-
-TILE = 1024  # elements per program, where any number would do
-
-
-# ----------------------------------------------------------------------------------------------------- adapters' border
-
-
-@triton.jit
-def border_kernel(
-    lora_A,  # float32, [RANKS, K]
-    lora_B,  # float32, [rows of the adapted layers, RANK]
-    matrix,  # [N + RANKS, K + RANKS], rows STRIDE apart; writes the last RANKS rows and columns, except their corner
-    scaling,
-    STRIDE: tl.constexpr,
-    N: tl.constexpr,
-    K: tl.constexpr,
-    RANK: tl.constexpr,
-    RANKS: tl.constexpr,
-    END0: tl.constexpr,  # where the first and the second of up to three layers end
-    END1: tl.constexpr,
-    BLOCK0: tl.constexpr,  # index of each layer's block of columns; -1: no adapter
-    BLOCK1: tl.constexpr,
-    BLOCK2: tl.constexpr,
-    RANKS_WIDTH: tl.constexpr,  # a power of two, at least RANKS
-    ROWS: tl.constexpr,
-    TILE: tl.constexpr,
-):
-    program = tl.program_id(0)
-    right: tl.constexpr = (N + ROWS - 1) // ROWS  # programs that write the columns at the right
-    if program < right:
-        row = (program * ROWS + tl.arange(0, ROWS))[:, None]
-        column = tl.arange(0, RANKS_WIDTH)[None, :]
-        block = tl.where(row < END0, BLOCK0, tl.where(row < END1, BLOCK1, BLOCK2))
-        missing = tl.where((row >= END0) & (BLOCK0 < 0), END0, 0) + tl.where(
-            (row >= END1) & (BLOCK1 < 0), END1 - END0, 0
-        )
-        inside = (row < N) & (column < RANKS)
-        mine = inside & (column // RANK == block)
-        b = tl.load(lora_B + (row - missing) * RANK + column % RANK, mask=mine, other=0)
-        place = matrix + row.to(tl.int64) * STRIDE + K + column
-        tl.store(place, (b * scaling).to(matrix.dtype.element_ty), mask=inside)
-    else:
-        tiles: tl.constexpr = (K + TILE - 1) // TILE
-        below = (program - right) // tiles
-        k = (program - right) % tiles * TILE + tl.arange(0, TILE)
-        a = tl.load(lora_A + below * K + k, mask=k < K, other=0)
-        tl.store(matrix + (N + below).to(tl.int64) * STRIDE + k, a.to(matrix.dtype.element_ty), mask=k < K)
-
-
-def border(lora_A, lora_B, matrix, scaling: float, sizes: list[int], adapted: list[bool]) -> None:
-    """Write the border of the matrix of `linear.BorderedLinear`.
-
-    lora_A: (ranks, in), lora_B: (rows, rank), float32: the matrices of all adapters, stacked. matrix: (out + ranks,
-    in + ranks). sizes: rows of each layer, three layers at most. adapted: which of them have an adapter.
-    """
-    ranks, inputs = lora_A.shape
-    ends = [sum(sizes[: i + 1]) for i in range(3)]
-    blocks = [sum(adapted[:i]) if i < len(adapted) and adapted[i] else -1 for i in range(3)]
-    width, rows = triton.next_power_of_2(ranks), 32
-    border_kernel[(triton.cdiv(ends[2], rows) + ranks * triton.cdiv(inputs, TILE),)](
-        lora_A, lora_B, matrix, scaling, matrix.stride(0), ends[2], inputs, lora_B.shape[1], ranks, *ends[:2], *blocks,
-        width, rows, TILE, num_warps=4,
-    )  # fmt: skip
-
+from qlora_lab.training.steps.fast.rows import TILE, begin, warps
 
 # -------------------------------------------------------------------------------------------------------------- RMSNorm
 

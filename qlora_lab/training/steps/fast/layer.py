@@ -41,18 +41,18 @@ class Activations:
     """What a layer's backward pass needs. It deletes what it has used. All but x can be computed again from x."""
 
     x: torch.Tensor  # (T, H), the layer's input
-    normed: torch.Tensor  # (T, H + rank); x itself if there is no norm
-    normed_z: torch.Tensor  # (T, rank), most often the end of `normed`
-    qkv: torch.Tensor  # (T, q + k + v + rank), with rotary positions if q and k have no norms
+    normed: torch.Tensor  # (T, H + width); x itself if there is no norm
+    normed_z: torch.Tensor  # (T, width), most often the end of `normed`
+    qkv: torch.Tensor  # (T, q + k + v + width), with rotary positions if q and k have no norms
     qk: torch.Tensor | None  # (T, q + k): normed and rotated, if they have
     attended: torch.Tensor  # (T, q)
     attention: tuple  # what `attend_backward` needs besides
-    attended_z: torch.Tensor  # (T, rank)
+    attended_z: torch.Tensor  # (T, width)
     mixed: torch.Tensor | None  # (T, H): what the norm behind o has read
     x2: torch.Tensor  # (T, H)
-    normed2: torch.Tensor  # (T, H + rank); x2 itself if there is no norm
-    normed2_z: torch.Tensor  # (T, rank)
-    gate_up: torch.Tensor  # (T, 2 I + rank)
+    normed2: torch.Tensor  # (T, H + width); x2 itself if there is no norm
+    normed2_z: torch.Tensor  # (T, width)
+    gate_up: torch.Tensor  # (T, 2 I + width)
     made: torch.Tensor | None = None  # (T, H): what the norm behind down has read; computed again if not kept
 
 
@@ -63,16 +63,25 @@ class Layer:
         description: what it is made of.
         borders: of its four groups of linear layers.
         dtype: of the activations and of dense matrices.
+        seed: int64, (1,), from which dropouts are drawn. index: the layer's number: others have other dropouts.
     """
 
-    def __init__(self, description: LayerDescription, borders: list[Border | None], dtype: torch.dtype):
+    def __init__(
+        self,
+        description: LayerDescription,
+        borders: list[Border | None],
+        dtype: torch.dtype,
+        seed: torch.Tensor,
+        index: int,
+    ):
         self.description, self.dtype = description, dtype
         factors = (1.0, description.multiplier, 1.0, description.multiplier)
         if description.after_attention or description.after_mlp:
             assert description.multiplier == 1.0  # a norm would take it out again
+        pieces = zip(description.groups, borders, factors, strict=True)
         linears = [
-            BorderedLinear(group, border, dtype, factor)
-            for group, border, factor in zip(description.groups, borders, factors, strict=True)
+            BorderedLinear(group, border, dtype, factor, seed, stream=16 * index + 4 * i)  # of 3 adapters at most
+            for i, (group, border, factor) in enumerate(pieces)
         ]
         self.qkv, self.o, self.gate_up, self.down = linears
         kind = description.attention
@@ -114,7 +123,7 @@ class Layer:
         return delta
 
     def backward(self, a: Activations, gradient, row: Row, lowest: bool) -> None:
-        """Turn the gradient at the layer's output into that at its input, in place. gradient: (T, H + rank).
+        """Turn the gradient at the layer's output into that at its input, in place. gradient: (T, H + width).
 
         lowest: below this layer nothing is trained, and the gradient is left as it is.
         """
@@ -192,7 +201,7 @@ class Layer:
         return q.unflatten(1, (-1, head_dim)), k.unflatten(1, (-1, head_dim)), v.unflatten(1, (-1, head_dim))
 
     def _product(self, a: Activations) -> torch.Tensor:
-        """What `down` reads: activation(gate) * up, (T, I + rank)."""
+        """What `down` reads: activation(gate) * up, (T, I + width)."""
         product = self.down.room_for_input(len(a.x))
         kernels().swiglu(a.gate_up, product, self.intermediate, self.gelu)
         return product
@@ -224,9 +233,9 @@ class Layer:
         return made, delta
 
     def _before_norm_behind(self, norm: Norm | None, made, gradient, linear: BorderedLinear) -> torch.Tensor:
-        """The gradient before the norm behind a linear layer, with room for its dz: (T, H + rank or more)."""
+        """The gradient before the norm behind a linear layer, with room for its dz: (T, H + width or more)."""
         if norm is None:
             return gradient
-        dy = aligned_rows(len(made), self.hidden + linear.rank, self.dtype, made.device)
+        dy = aligned_rows(len(made), self.hidden + linear.width, self.dtype, made.device)
         kernels().rms_norm_backward(made, norm.weight, norm.epsilon, gradient, dy, add=False)
         return dy

@@ -47,6 +47,13 @@ def kernels():
     return step_kernels
 
 
+def adapter_kernels():
+    """The module of Triton kernels for adapters, imported when first needed."""
+    from qlora_lab.training.steps.fast import adapter_kernels as kernels_of_adapters
+
+    return kernels_of_adapters
+
+
 def head_kernels():
     """The module of Triton kernels for heads, imported when first needed."""
     from qlora_lab.training.steps.fast import head_kernels as kernels_of_heads

@@ -28,23 +28,22 @@ ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 def read_linear(module, name: str) -> AdaptedLinear:
     """Read a linear layer of this package, of PEFT or of bitsandbytes. Raises NoFastStep for anything else."""
     base, adapter = module, None
-    dropout, merged = 0.0, False
+    merged = False
     if isinstance(module, LoraLinear):
         if type(module) is not LoraLinear:
             raise NoFastStep(f"{name} has {type(module).__name__}, not plain LoRA")
-        base, adapter = module.base, Adapter(module.lora_A, module.lora_B, module.scale)
-        dropout, merged = module.dropout, module.merged
+        base, adapter = module.base, Adapter(module.lora_A, module.lora_B, module.scale, module.dropout)
+        merged = module.merged
     elif hasattr(module, "base_layer"):  # PEFT
         if len(module.active_adapters) != 1 or module.use_dora.get(module.active_adapters[0]):
             raise NoFastStep(f"{name} has several adapters or DoRA")
         base, (key,) = module.base_layer, module.active_adapters
-        adapter = Adapter(module.lora_A[key].weight, module.lora_B[key].weight, module.scaling[key])
-        dropout, merged = getattr(module.lora_dropout[key], "p", 0.0), module.merged
+        dropout = getattr(module.lora_dropout[key], "p", 0.0)
+        adapter = Adapter(module.lora_A[key].weight, module.lora_B[key].weight, module.scaling[key], dropout)
+        merged = module.merged
     if adapter:
-        if dropout or merged:
-            raise NoFastStep(f"{name} has {'a dropout' if dropout else 'its adapter merged'}")
-        if adapter.rank % 8:
-            raise NoFastStep(f"{name} has an adapter of rank {adapter.rank}: it must be a multiple of 8")
+        if merged:
+            raise NoFastStep(f"{name} has its adapter merged")
         if adapter.A.dtype != torch.float32:
             raise NoFastStep(
                 f"{name} has an adapter in {adapter.A.dtype}: it must be float32 (a bf16 copy of it does the computing)"

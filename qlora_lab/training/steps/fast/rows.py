@@ -1,7 +1,9 @@
-"""What all Triton kernels of the fast step share: where a row begins, and how many threads a program has."""
+"""What all Triton kernels of the fast step share: where a row begins, how many threads and numbers a program has."""
 
 import triton
 import triton.language as tl
+
+TILE = 1024  # elements per program, where any number would do
 
 
 @triton.jit

@@ -91,8 +91,13 @@ class FastStep:
         groups = [group for layer in decoder.layers for group in layer.groups]
         self.adapters = Adapters(groups, optimizer, dtype, accumulating=accumulation > 1)
         borders = iter(self.adapters.borders)
-        self.layers = [Layer(layer, [next(borders) for _ in layer.groups], dtype) for layer in decoder.layers]
         device = self.embeddings.device
+        self.seed = torch.zeros(1, dtype=torch.int64, device=device)  # of a micro-batch's dropouts
+        self.layers = [
+            Layer(layer, [next(borders) for _ in layer.groups], dtype, self.seed, i)
+            for i, layer in enumerate(decoder.layers)
+        ]
+        self.dropout = any(adapter.dropout for group in groups for adapter in group.adapters)
         self.loss = torch.zeros(1, device=device)
         self.share = torch.zeros(1, device=device)  # the weight of one target in the loss: 1 / targets
         self.host = None
@@ -151,6 +156,8 @@ class FastStep:
             self.adapters.gradient.zero_()
         for batch, (inputs, run) in zip(micro_batches, prepared, strict=True):
             inputs.numbers.copy_(batch.numbers, non_blocking=True)
+            if self.dropout:  # from torch's own generator, whose state a checkpoint holds
+                self.seed.fill_(torch.randint(1 << 62, ()).item())
             run()
         return self.loss
 
@@ -225,10 +232,10 @@ class FastStep:
     def loss_backward(self, x, rows, targets) -> torch.Tensor:
         """Add the loss to `self.loss`; return its gradient at the last layer's output, with room for the layers' dz.
 
-        x: the last layer's output, (T, H). rows, targets: see `FlatBatch.parts`. Returns (T, H + rank).
+        x: the last layer's output, (T, H). rows, targets: see `FlatBatch.parts`. Returns (T, H + width).
         """
         norm = self.decoder.norm
-        room = max(linear.rank for layer in self.layers for linear in (layer.o, layer.down))
+        room = max(linear.width for layer in self.layers for linear in (layer.o, layer.down))
         gradient = aligned_rows(len(x), x.shape[1] + room, self.dtype, x.device).zero_()
         at_a_time = max(64, LOGITS_AT_A_TIME // len(self.head))
         for some_rows, some_targets in zip(rows.split(at_a_time), targets.split(at_a_time), strict=True):
