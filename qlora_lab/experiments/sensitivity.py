@@ -11,7 +11,7 @@ Writes `sensitivity-<device>.json`:
 are nats per token. Layers are chosen by what they do on one half of the course's prose (`CHOSEN_ON`); the other half,
 and answers to orders, which are another kind of text, were not looked at for that.
 
-The bundled model's 210 layers take a minute and a half on an H200, and hours on a CPU.
+The bundled model's 210 layers take some minutes on an H200, and hours on a CPU.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from qlora_lab.classroom.judging import Mistake, Verdict, call, described, exercise, right, wrong
@@ -87,7 +87,7 @@ def _told(past: str) -> str:
 Choice = Sequence[str]
 
 
-def greedy(extra: dict[str, float], gains: dict[str, float], room: float, by=None) -> list[str]:
+def greedy(extra: Mapping[str, float], gains: Mapping[str, float], room: float, by=None) -> list[str]:
     """The reference: by gain per byte, those that fit and gain. by: another order, largest first."""
     chosen = []
     for name in sorted(extra, key=by or (lambda name: gains[name] / extra[name]), reverse=True):
@@ -133,7 +133,7 @@ def check_choose(choose: Callable[..., Choice]) -> Verdict:
     return right("Greedy is not always the best possible, but with small layers it is close.")
 
 
-def _stopped(extra: dict[str, float], gains: dict[str, float], room: float) -> list[str]:
+def _stopped(extra: Mapping[str, float], gains: Mapping[str, float], room: float) -> list[str]:
     """Greedy that stops at the first that does not fit."""
     ranked = sorted(extra, key=lambda name: gains[name] / extra[name], reverse=True)
     sums = itertools.accumulate(extra[name] for name in ranked)
