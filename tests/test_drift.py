@@ -90,8 +90,6 @@ class Reader(ast.NodeVisitor):
 
 def foreign(name: str) -> bool:
     top = name.partition(".")[0]
-    if top == "trl" and sys.version_info < (3, 11):  # TRL has left Python 3.10
-        return False
     if top == "unsloth":  # not among the requirements: it is measured where somebody has installed it
         return False
     return top not in sys.stdlib_module_names and top not in ("qlora_lab", "tests", "__future__")

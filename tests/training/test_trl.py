@@ -1,7 +1,6 @@
 """The training loop held against TRL's SFTTrainer: the same samples, the same losses."""
 
 import itertools
-import sys
 
 import pytest
 import torch
@@ -20,7 +19,6 @@ def tiny():
     return add_adapter(LlamaForCausalLM(tiny_config()), rank=4, alpha=8)
 
 
-@pytest.mark.skipif(sys.version_info < (3, 11), reason="TRL 1.16 needs Python 3.11")
 def test_losses_are_those_of_sft_trainer(tokenizer, tmp_path):
     """Masked prompts, token-weighted losses, clipping, AdamW.
 
