@@ -28,9 +28,9 @@ CHECKLIST = {
 TAUGHT_IN = {  # notebooks whose exercises serve an item: it is ticked when all of them are there and solved
     "quantization": ("02", "03", "04", "12", "16"),
     "nf4": ("03",),
-    "config": ("00", "07", "11", "12"),
-    "train": ("05", "06", "07", "10", "11", "12", "13", "15", "16"),
-    "memory": ("00", "01", "08", "10", "11", "14", "16"),
+    "config": ("00", "07", "11", "12", "19"),
+    "train": ("05", "06", "07", "10", "11", "12", "13", "15", "16", "19"),
+    "memory": ("00", "01", "08", "10", "11", "14", "16", "19"),
     "accuracy": ("09", "10", "11"),
 }
 MARKS = {"open": "·", "wrong": "✗", "right": "✓", "unavailable": "·"}

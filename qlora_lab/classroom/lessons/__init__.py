@@ -5,7 +5,8 @@
     n03/suspects.py    code with bugs, for its exercises to find
     n14/held.py        what is run in several processes: what each of them holds
     n15/tickets.py     a small file of data with mess in it
-    n16/machinery.py   what its folded cells and one-line helpers do
+    n16/machinery.py   what its folded cells and one-line helpers do; n19/machinery.py too
+    n19/limited.py     a script in a process that is short of memory
 
 Right and wrong answers to the exercises are in tests/classroom/lessons/n03/answers.py.
 """
