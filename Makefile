@@ -35,7 +35,7 @@ HALF = $(shell $(PY) -c 'import os; print(max(1, os.cpu_count() // 2))')
 NBVAL = $(PY) -m pytest -c pyproject.toml --rootdir="$$work" -p tests.labels --nbval --nbval-current-env \
     --nbval-sanitize-with tests/nbval_sanitize.cfg
 
-.PHONY: help lab test notebooks sweep labels test-oldest run check bench bench-gpu mutate wheelhouse clean model
+.PHONY: help lab test notebooks sweep labels test-oldest run check bench bench-gpu mutate wheelhouse publish clean model
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -106,6 +106,9 @@ wheelhouse: $(STAMP) ## collect all packages and the model in wheelhouse/, for r
 	$(PY) qlora_lab/wheelhouse.py collect wheelhouse $(PIP_FLAGS)
 	@rm -rf build
 
+publish: $(STAMP) ## write ADDRESS=https://github.com/you/qlora-lab into set-up cells and README, with badges
+	@$(PY) -m qlora_lab.classroom publish "$(ADDRESS)" $(if $(BRANCH),--branch "$(BRANCH)")
+
 # Faults planted one at a time, to see whether the tests notice: `make mutate MUTATE_FLAGS='--sample 20 --room lora'`
 mutate: model ## plant 200 random faults in the code and count those that the tests notice (an hour or two)
 	@$(PY) -m pip install --quiet --disable-pip-version-check $(SOURCE) -c constraints.txt -e '.[mutation]'
@@ -152,6 +155,7 @@ $(STAMP): requirements.txt constraints.txt pyproject.toml
 	    elif [ -z "$$python" ]; then \
 	        echo "Python 3.10 to 3.13 is missing (tried: $(PYTHON)): install one, or name it: make PYTHON=..." >&2; exit 1; \
 	    fi; \
+	    "$$python" qlora_lab/wheelhouse.py fits || exit 1; \
 	    echo "making $(VENV) with $$python and installing packages: minutes, once"; \
 	    "$$python" -m venv --clear $(VENV) || exit 1; \
 	fi

@@ -6,6 +6,7 @@ import argparse
 import codecs
 import contextlib
 import io
+import re
 import sys
 
 from qlora_lab.errors import UserError
@@ -37,6 +38,26 @@ def positive(text: str) -> float:
         if 0 < float(text) <= 1e6:
             return float(text)
     raise argparse.ArgumentTypeError(f"{text!r} is not a positive number, 1,000,000 at most")
+
+
+def share(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 < float(text) < 1:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a share between 0 and 1, such as 0.1")
+
+
+UNITS = {"": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+
+
+def size(text: str) -> float:
+    """Parse bytes: a number and a unit, such as 5GB (10^9 bytes) or 4.5GiB (2^30)."""
+    parts = re.fullmatch(r"([0-9.]+(?:e[0-9]+)?)\s*([kmg]?i?b|)", text.strip().lower())
+    if parts:
+        with contextlib.suppress(ValueError, KeyError):
+            if (nbytes := float(parts[1]) * UNITS[parts[2]]) > 0:
+                return nbytes
+    raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 5GB, 500MB or 4GiB")
 
 
 # for consoles whose encoding lacks them, such as cp1252, Windows' own in much of the world

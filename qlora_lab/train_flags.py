@@ -9,13 +9,15 @@ import pathlib
 import torch
 
 from qlora_lab.adapters.peft_adapter import KINDS
-from qlora_lab.arguments import Parser, count, count_or_none, names, positive, seed
+from qlora_lab.arguments import Parser, count, count_or_none, names, positive, seed, share
 from qlora_lab.errors import UserError
 from qlora_lab.evaluation.scores import NAMES, Score, parse_score
 from qlora_lab.facts import MERGE_TARGETS, OPTIMIZERS
 from qlora_lab.models.bundled import DEFAULT_MODEL
 from qlora_lab.models.hardware import DTYPES
+from qlora_lab.training.data import has_splits
 from qlora_lab.training.formats import FORMATS
+from qlora_lab.training.holding_out import RULE
 from qlora_lab.training.presets import PRESETS, Preset
 from qlora_lab.training.settings import SCHEDULES, TrainSettings
 from qlora_lab.training.templates import LEARN
@@ -23,6 +25,10 @@ from qlora_lab.training.tracking import TRACKERS, require_tracker
 
 KEEP = ("last", "best")
 INITS = ("zero", "loftq")
+JUDGED_HELP = (
+    "judged per split and of prose, by their last answer; 0: none. Of data without splits a fifth is held out to judge "
+    "on, and with --validate-every a tenth to validate on, at most so many each (default: %(default)s)"
+)
 DATA_HELP = "a data set of the course, a file, a folder with train.jsonl ..., or owner/name on the hub"
 
 
@@ -33,6 +39,9 @@ def add_data_flags(p: Parser) -> None:
     p.add_argument("--format", choices=FORMATS, help="the data's format, if not recognized")
     p.add_argument("--learn", choices=LEARN, default="all", help="all turns of the assistant, the last, or everything")
     p.add_argument("--max-length", type=count, default=256, help="longer samples are left out, and counted")
+    p.add_argument("--eval-samples", type=count_or_none, default=50, help=JUDGED_HELP)
+    p.add_argument("--split-by", metavar="COLUMN", help="hold out all samples with the same value there, or none")
+    p.add_argument("--seed", type=seed, default=0, help="of the adapter, the samples' order, and which are held out")
 
 
 def parser() -> Parser:
@@ -43,7 +52,7 @@ def parser() -> Parser:
     p.add_argument("--rank", type=count, default=16)
     p.add_argument("--alpha", type=positive, help="default: 2 x rank")
     p.add_argument("--adapter", choices=KINDS, default="lora", help="rsLoRA scales by alpha/sqrt(rank); DoRA: dora.py")
-    p.add_argument("--init", choices=INITS, default="zero", help="of the adapter: B is 0, or LoftQ's from a 4-bit base")
+    p.add_argument("--init", choices=[*INITS, "pissa"], default="zero", help="B is 0, or LoftQ's from a 4-bit base")
     p.add_argument("--lora-plus", type=positive, default=1.0, metavar="RATIO", help="B's learning rate over A's")
     p.add_argument("--targets", type=names, default="all-linear", help="all-linear, or comma-separated: q_proj,v_proj")
     length = p.add_mutually_exclusive_group()
@@ -62,8 +71,8 @@ def parser() -> Parser:
     p.add_argument("--fast", action="store_true", help="on a GPU with bf16: fused kernels in one CUDA graph")
     p.add_argument("--merge-aware", choices=MERGE_TARGETS, help="learn under the rounding of a merge into these 4 bits")
     p.add_argument("--compute-dtype", choices=DTYPES, help="default: bfloat16 where the hardware has it")
-    p.add_argument("--seed", type=seed, default=0)
-    p.add_argument("--eval-samples", type=count_or_none, default=50, help="evaluated per split and of prose; 0: none")
+    p.add_argument("--replay", metavar="FILE", help="mix in samples of this data, so that what they teach is kept")
+    p.add_argument("--replay-share", type=share, metavar="SHARE", help="theirs of what is trained on (default: 0.1)")
     p.add_argument(
         "--judge",
         action="append",
@@ -95,11 +104,20 @@ def recipe(
         UserError: settings that are impossible, or impossible on this device or with this many processes.
     """
     _require_validation(args)
+    if args.init == "pissa":
+        raise UserError(
+            "--init pissa would freeze another base than the checkpoint's, without which its adapter is useless, and a "
+            "run keeps only the adapter: use --init loftq, or initialize_pissa(model) in Python"
+        )
     if args.init == "loftq" and args.method != "qlora":
         raise UserError("--init loftq corrects what 4 bits lose, and --method lora loses nothing: leave it out")
     if args.merge_aware and (args.adapter == "dora" or args.init != "zero"):
         raise UserError("--merge-aware trains LoRA or rsLoRA from B = 0: leave out --adapter dora and --init")
     scores_of(args)
+    if args.replay_share and not args.replay:
+        raise UserError(
+            f"--replay-share {args.replay_share:g} is a share of other samples: name them with --replay FILE"
+        )
     if args.track:
         require_tracker(args.track)
     if args.preset is None:
@@ -172,7 +190,13 @@ def for_steps(settings: TrainSettings, steps: int) -> TrainSettings:
 def settings_of(args: argparse.Namespace) -> dict[str, str]:
     """The settings, as text, that a resumed run must share with the interrupted one."""
     per_call = ("output", "resume", "beside", "quiet", "json")
-    return {key: str(value) for key, value in vars(args).items() if key not in per_call}
+    settings = {key: str(value) for key, value in vars(args).items() if key not in per_call}
+    return settings if has_splits(args.data) else {**settings, "held_out": RULE}
+
+
+def settings_of_before() -> dict[str, str]:
+    """What a setting was, for a run that is older than the flag for it."""
+    return {**settings_of(parser().parse_args([])), "held_out": "a tenth"}
 
 
 def adapter_of(args: argparse.Namespace) -> dict:

@@ -48,7 +48,15 @@ from qlora_lab.models.quiet import quiet_transformers
 from qlora_lab.models.sharded import CheckpointWeights, empty_model, fill_and_shard
 from qlora_lab.models.tokens import prepare_tokenizer
 from qlora_lab.models.trying import require_trainable
-from qlora_lab.train_data import fitting_of, judge_of, load_data, validation_of
+from qlora_lab.train_data import (
+    fitting_of,
+    held_out_in_words,
+    judge_of,
+    load_data,
+    replayed_of,
+    share_of,
+    validation_of,
+)
 from qlora_lab.train_flags import (
     adapter_of,
     for_steps,
@@ -56,9 +64,10 @@ from qlora_lab.train_flags import (
     recipe,
     require_shardable_adapter,
     settings_of,
+    settings_of_before,
     target_names,
 )
-from qlora_lab.training.batches import Batches
+from qlora_lab.training.batches import Batches, with_replay
 from qlora_lab.training.chat import tokenize
 from qlora_lab.training.data import has_splits
 from qlora_lab.training.loop import train
@@ -132,20 +141,19 @@ def run(args: argparse.Namespace) -> dict | None:
         require_shardable_adapter(args)
     accelerator = make_accelerator(settings.compute_dtype, device)
     say = _speaker(args.quiet or not accelerator.is_main_process)
-    folder = RunFolder(args.output, settings_of(args), args.resume, settings_of(parser().parse_args([])))
+    folder = RunFolder(args.output, settings_of(args), args.resume, settings_of_before())
     before, resumed_at = folder.look()
     answers = before_only(folder.answers()) if args.resume else []
     train_chats, judged, understood = load_data(args)
+    replayed = replayed_of(args, len(train_chats))
     require_targets(args)
     say(understood.summary())
     if understood.remarks():
         _warn(understood.remarks(), accelerator)
-    if judged and not has_splits(args.data):
-        say(f"held out to judge the model on: {len(judged['test'])} of {understood.samples} samples")
-        if args.validate_every:
-            say(f"{len(judged['validation'])} others are held out to validate it, and do not judge its answers")
-    elif args.eval_samples and not has_splits(args.data):
-        say("fewer than ten samples: none is held out to judge the model on")
+    if args.eval_samples and not has_splits(args.data):
+        say(held_out_in_words(judged, args, understood.samples))
+    if any(message["role"] == "assistant" for chats in judged.values() for chat in chats for message in chat[:-1]):
+        say("of a conversation with several answers the last is judged, after the others as they are in the data")
     for note in require_trainable(
         args.model,
         quantize=args.method == "qlora",
@@ -170,13 +178,21 @@ def run(args: argparse.Namespace) -> dict | None:
     if left_out:
         _warn(f"note: {left_out}", accelerator)
     say(in_short(samples[0], tokenizer, args.learn))
+    own = len(samples)
+    if replayed:
+        others, left_out = tokenize({"messages": replayed}, tokenizer, args.max_length, args.learn)
+        if left_out:
+            _warn(f"note: of those to replay, {left_out}", accelerator)
+        samples = with_replay(samples, others, share_of(args))
+        mixed = len(samples) - own
+        say(f"{mixed} of {len(samples)} samples an epoch ({mixed / len(samples):.0%}) are replayed from {args.replay}")
     batches = Batches(samples, args.batch_size, args.accumulation, args.packing, args.max_length, args.seed)
     if args.epochs:
         settings = for_steps(settings, math.ceil(args.epochs * batches.steps_per_epoch()))
     if resumed_at > settings.steps:
         raise UserError(f"{args.output} has {resumed_at} steps behind it: give --steps {resumed_at} or more")
     fitting = fitting_of(judged, args, tokenizer, lambda text: _warn(text, accelerator))
-    judge = judge_of(fitting, args, tokenizer, dtype, None if sharded else accelerator)
+    judge = judge_of(fitting, args, tokenizer, dtype, None if sharded else accelerator, replayed)
     validation = validation_of(judge, args, accelerator)
     require_sound(base, tokenizer, [*samples, *(sample for pairs in fitting.values() for _, sample in pairs)], dtype)
     folder.claim(accelerator)
@@ -244,6 +260,7 @@ def run(args: argparse.Namespace) -> dict | None:
         "out_of_patience": out_of_patience,
         "before": before,
         "after": after,
+        "judged": {split: len(chats) for split, chats in judge.conversations.items()},
         "tokens_per_second": tokens_per_second(records) or 0.0,
         "train_seconds": sum(record.seconds for record in records),
         "peak_memory_bytes": peak,
@@ -253,7 +270,7 @@ def run(args: argparse.Namespace) -> dict | None:
         "sharded": sharded,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "compute_dtype": str(dtype).removeprefix("torch."),
-        "samples_left_out": len(train_chats) - len(samples),
+        "samples_left_out": len(train_chats) - own,
         "resumed_at": resumed_at,
         "interrupted": interrupted,
     }

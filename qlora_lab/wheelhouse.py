@@ -5,6 +5,7 @@
     python qlora_lab/wheelhouse.py install FOLDER                   in the room: check, then install into this Python
     python qlora_lab/wheelhouse.py check FOLDER                     exit code 2 and one sentence if a file differs
     python qlora_lab/wheelhouse.py sum FOLDER                       write the sums anew
+    python qlora_lab/wheelhouse.py fits                             exit code 2 and a sentence where torch has no wheels
 
 Packages differ from system to system, and from Python to Python. `collect` adds what this one needs to the folder and
 lists it in a file of sums of its own, SHA256SUMS.<system>: run it once on each kind of machine, with the same folder,
@@ -14,6 +15,7 @@ installed, so it imports the standard library only. `sha256sum -c` does the same
 
 import hashlib
 import pathlib
+import platform
 import subprocess
 import sys
 import sysconfig
@@ -27,6 +29,24 @@ MODELS = "from qlora_lab.models.bundled import CATALOGUE; print(*(model.requirem
 def system() -> str:
     """This kind of machine: "linux-x86_64-cp311"."""
     return f"{sysconfig.get_platform()}-cp{sys.version_info.major}{sys.version_info.minor}"
+
+
+def find_unfit() -> str:
+    """Why this machine cannot run the course, in one sentence, before pip says it in forty; empty if it can.
+
+    torch and bitsandbytes have wheels for macOS 14 on Apple silicon, and none for Intel Macs (torch since 2.3).
+    """
+    if platform.system() != "Darwin":
+        return ""
+    if platform.machine() != "arm64":
+        return (
+            "there is no torch for Macs with an Intel processor: take one with Apple silicon (there, a Python that is "
+            "not Intel's, in a terminal without Rosetta), Linux, Windows, or Colab"
+        )
+    version = platform.mac_ver()[0]
+    if int(version.partition(".")[0] or 0) < 14:
+        return f"this is macOS {version}, and torch and bitsandbytes need macOS 14 or later: update it, or use Colab"
+    return ""
 
 
 def sha256(path: pathlib.Path) -> str:
@@ -106,6 +126,11 @@ def run(command: list[str]) -> int:
 
 
 def main(arguments: list[str]) -> int:
+    if arguments[:1] in (["fits"], ["install"], ["collect"]) and (unfit := find_unfit()):
+        print(f"error: {unfit}", file=sys.stderr)
+        return 2
+    if arguments == ["fits"]:
+        return 0
     known = ("sum", "check", "install", "collect")
     if len(arguments) < 2 or arguments[0] not in known or (arguments[0] != "collect" and arguments[2:]):
         print(__doc__, file=sys.stderr)

@@ -3,6 +3,7 @@
 import html
 import json
 import math
+import re
 import shutil
 import signal
 import subprocess
@@ -168,16 +169,16 @@ def test_the_report_says_which_adapter_it_is_about(whole):
 
 
 def test_samples_that_choose_the_step_do_not_judge_the_answers(tmp_path):
-    """Of a file without splits, what is held out is shared between the two; without validation, nothing changes."""
+    """Of a file without splits others are held out to validate; those to judge stay the same."""
     rows = [json.dumps({"prompt": f"Say {n}.", "response": str(n)}) for n in range(50)]
     arguments = ["--data", str(jsonl(tmp_path / "mine.jsonl", *rows)), "--eval-samples", "5"]
     trained, judged, _ = train_qlora.load_data(train_qlora.parser().parse_args(arguments))
     args = train_qlora.parser().parse_args([*arguments, "--validate-every", "2"])
     trained_too, apart, _ = train_qlora.load_data(args)
-    assert trained == trained_too and judged["test"] == judged["validation"]
-    assert (len(apart["test"]), len(apart["validation"])) == (3, 2)
-    assert all(chat in judged["test"] for chats in apart.values() for chat in chats)
-    assert not [chat for chat in apart["validation"] if chat in apart["test"]]
+    assert judged["test"] == judged["validation"] == apart["test"]
+    assert (len(trained), len(trained_too), len(apart["test"]), len(apart["validation"])) == (45, 40, 5, 5)
+    assert not [chat for chat in [*trained_too, *apart["test"]] if chat in apart["validation"]]
+    assert not [chat for chat in trained_too if chat in apart["test"]]
 
 
 def test_a_run_of_before_a_flag_existed_goes_on(capsys, tiny_folder, tmp_path):
@@ -213,12 +214,14 @@ def test_answers_are_scored_as_asked(capsys, monkeypatch, tiny_folder, tmp_path)
     assert report["after"]["regex"] == report["after"]["exact_match"] == {"test": 0.5, "shifted": 0.5}
     assert report["after"]["json_fields"] == dict.fromkeys(("test", "shifted"), {"n": 0.5, "of": 1.0})
     assert report["after"]["f1"]["test"] == pytest.approx((4 / 6 + 1) / 2)  # "of n 15", "n 1 of"
-    shown = {tuple(line.split()[:-2]): line.split()[-2:] for line in train_qlora.describe(report).splitlines()}
-    assert shown["JSON", "fields,", "test"] == ["75%", "75%"]
-    assert shown["n,", "test"] == ["50%", "50%"] and shown["of,", "shifted"] == ["100%", "100%"]
-    assert shown["regex,", "shifted"] == ["50%", "50%"] and ("token", "F1,", "test") in shown
+    shown = {
+        line[:24].strip(): re.split(" {2,}", line[24:].strip()) for line in train_qlora.describe(report).splitlines()
+    }
+    assert shown["JSON fields, test"] == ["75% (of 2)"] * 2 and "token F1, test" in shown
+    assert shown["n, test"] == ["50%", "50%"] and shown["of, shifted"] == ["100%", "100%"]
+    assert shown["regex, shifted"] == shown["exact match, test"] == ["50% (1 of 2)"] * 2
     stopped = train_qlora.describe({**report, "after": {"exact_match": {}, "perplexity": {}}, "interrupted": True})
-    assert "JSON fields, test              75%         -" in stopped
+    assert "JSON fields, test             75% (of 2)               -" in stopped
 
 
 # ------------------------------------------------------------------------------------------------------------ tracking

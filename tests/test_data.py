@@ -40,6 +40,9 @@ def test_it_prints_the_report_and_trains_nothing(capsys, tmp_path, tokenizer):
         (["{path}", "--learn", "first"], "invalid choice: 'first'"),
         (["{path}", "--max-length", "0"], "'0' is not a whole number"),
         (["{path}x"], "no data at"),
+        (["{path}", *COLUMNS, "--drop-near"], "--drop-near leaves samples out of what --clean FOLDER writes"),
+        (["{path}", *COLUMNS, "--split-by", "kunde"], "mine.jsonl, line 1 has no column 'kunde' to split by"),
+        (["orders", "--split-by", "kunde"], "orders comes in splits of its own"),
         (["{path}", "--model", "smolm2-135m-instruct"], "did you mean 'smollm2-135m-instruct'"),
         (["{path}", "--model", "{folder}"], "is no model: the folder has no config.json"),
     ],
@@ -57,6 +60,31 @@ def test_a_model_without_a_tokenizer_is_refused(capsys, tmp_path):
     (tmp_path / "model" / "config.json").write_text('{"model_type": "llama"}')
     assert data.main([path, *COLUMNS, "--model", str(tmp_path / "model")]) == 2
     assert "error: cannot load the tokenizer of " in capsys.readouterr().err
+
+
+def test_it_writes_what_is_left_and_nothing_else(capsys, tmp_path):
+    path = rows(tmp_path / "mine.jsonl", "Ist es da?", "Wo?", "Wo?")
+    assert data.main([path, *COLUMNS, "--clean", str(tmp_path / "out.jsonl")]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith(f"2 of 3 samples of {path} kept, in {tmp_path / 'out.jsonl'}\n") and err == ""
+    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 2
+    path = rows(tmp_path / "more.jsonl", *(f"Wo ist {n}?" for n in range(20)))
+    arguments = [path, *COLUMNS, "--split-by", "frage", "--eval-samples", "3", "--clean", str(tmp_path / "out")]
+    assert data.main(arguments) == 0
+    assert "20 of 20 samples" in (out := capsys.readouterr().out) and ": train 15, validation 2, test 3\n" in out
+    assert data.main(arguments) == 2
+    assert "out is there already" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_one_sentence(capsys, monkeypatch, tmp_path):
+    path = rows(tmp_path / "mine.jsonl", "Wo?")
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(data, "clean", full)
+    assert data.main([path, *COLUMNS, "--clean", str(tmp_path / "out.jsonl")]) == 2
+    assert capsys.readouterr().err == "error: cannot write: No space left on device; nothing is left of it\n"
 
 
 @pytest.mark.parametrize("encoding", ["cp1252", "ascii"])

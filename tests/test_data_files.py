@@ -7,6 +7,8 @@ import re
 import subprocess
 import sys
 
+import pytest
+
 from qlora_lab.finetuning import load_samples
 
 DATA = pathlib.Path(__file__).parents[1] / "data"
@@ -21,13 +23,14 @@ def test_sums_in_the_readme():
     assert listed == {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()}
 
 
-def test_orders_are_what_their_generator_writes(tmp_path):
-    (tmp_path / "generate.py").write_text((DATA / "orders" / "generate.py").read_text())
+@pytest.mark.parametrize("task", ["orders", "diary"])
+def test_samples_are_what_their_generator_writes(tmp_path, task):
+    (tmp_path / "generate.py").write_text((DATA / task / "generate.py").read_text())
     subprocess.run([sys.executable, tmp_path / "generate.py"], check=True)
     prompts = {}
     for split in ("train", "validation", "test", "shifted"):
-        assert (tmp_path / f"{split}.jsonl").read_bytes() == (DATA / "orders" / f"{split}.jsonl").read_bytes()
-        prompts[split] = {chat[-2]["content"] for chat in load_samples("orders", split)["messages"]}
+        assert (tmp_path / f"{split}.jsonl").read_bytes() == (DATA / task / f"{split}.jsonl").read_bytes()
+        prompts[split] = {chat[-2]["content"] for chat in load_samples(task, split)["messages"]}
     names = list(prompts)
     for i, first in enumerate(names):
         for second in names[i + 1 :]:

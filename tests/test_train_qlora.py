@@ -6,6 +6,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import shlex
 import shutil
 import signal
@@ -27,6 +28,7 @@ from qlora_lab.evaluation import judge
 from qlora_lab.evaluation.losses import Loss, text_loss
 from qlora_lab.finetuning import add_adapter, load_model, load_samples
 from qlora_lab.training.chat import tokenize_chat
+from qlora_lab.training.data import load_prose
 from qlora_lab.training.run_folder import LENGTH, save_adapter
 from qlora_lab.training.step_records import StepRecord
 from tests.conftest import ended, kill_train_qlora, processes
@@ -208,7 +210,7 @@ def test_report_for_people(capsys, finished, tiny_folder, tmp_path):
     arguments = ["--model", tiny_folder, "--output", tmp_path / "run", "--beside", finished[0], "--method", "lora"]
     assert train_qlora.main([*map(str, arguments), *QUICK]) == 0
     shown = capsys.readouterr().out
-    beside = [line.split() for line in shown.splitlines()[-2:]]
+    beside = [re.split(" {2,}", line) for line in shown.splitlines()[-2:]]
     assert [line[0] for line in beside] == ["qlora", "lora"]
     assert float(beside[0][4]) == pytest.approx(
         json.loads(finished[1].stdout)["after"]["perplexity"]["prose"], abs=0.001
@@ -230,7 +232,8 @@ def test_own_file_holds_some_lines_out(capsys, tiny_folder, tmp_path, told, judg
     held_out = []
     for name, seed in (("run", 0), ("again", 0), ("other", 1)):
         report, err = call(capsys, *arguments, "--output", tmp_path / name, "--seed", seed)
-        assert "held out to judge the model on: 2 of 30 samples" in err
+        assert "held out to judge the model on: 2 of 30 samples\n" in err  # --eval-samples 2, and a fifth would be 6
+        assert report["judged"] == {"test": 2}
         assert set(report["after"]["exact_match"]) == {"test"}
         assert set(report["after"]["perplexity"]) == {"validation", "prose"}
         held_out.append({chat[-1]["content"] for chat in judged["asked"][-1]})
@@ -254,9 +257,48 @@ def test_what_is_learned_is_shown_before_it_is(capsys, tiny_folder, tmp_path, to
         assert [line for line in shown if line.startswith("  learned ")] == [
             f"  learned  {text}<|im_end|>" for text in (("Yes.", "There.") if learn == "all" else ("There.",))
         ]
-        assert "fewer than ten samples: none is held out to judge the model on" in lines
+        assert "fewer than 10 samples: none is held out to judge the model on" in lines
     _, err = call(capsys, *arguments, tmp_path / "quiet", "--quiet")
     assert err == ""
+
+
+def test_rows_with_the_same_value_are_all_held_out_or_none(capsys, tiny_folder, tmp_path, told, judged):
+    rows = [{"prompt": f"Say {n}.", "response": str(n), "who": {"name": n // 4}} for n in range(40)]
+    path = jsonl(tmp_path / "mine.jsonl", *map(json.dumps, rows))
+    arguments = ["--model", tiny_folder, "--data", path, *QUICK[:-1], "--split-by", "who", "--eval-samples", 50]
+    report, err = call(capsys, *arguments, "--output", tmp_path / "run", "--validate-every", 3)
+    assert "held out to judge the model on: 8 of 40 samples, drawn by who\n4 others are held out to validate" in err
+    texts = [told["tokenizer"].decode(sample.ids) for sample in told["batches"].samples]
+    learned = {int(re.search(r"Say (\d+)", text)[1]) // 4 for text in texts}
+    asked = {int(re.search(r"\d+", chat[-1]["content"])[0]) // 4 for chat in judged["asked"][-1]}
+    assert (len(learned), len(asked), learned & asked) == (7, 2, set())
+
+
+def test_replay_mixes_in_its_share_and_is_not_judged(capsys, tiny_folder, tmp_path, told, judged):
+    rows = [{"prompt": f"Say {n}.", "response": str(n)} for n in range(30)]
+    path = jsonl(tmp_path / "mine.jsonl", *map(json.dumps, rows))
+    prose = load_prose()
+    texts = jsonl(tmp_path / "texts.jsonl", *(json.dumps({"text": text}) for text in prose[:20]))
+    arguments = ["--model", tiny_folder, "--data", path, *QUICK[:-1], "--max-length", 512, "--eval-samples", 50]
+    report, err = call(capsys, *arguments, "--output", tmp_path / "run", "--replay", texts, "--replay-share", 0.25)
+    decoded = [told["tokenizer"].decode(sample.ids) for sample in told["batches"].samples]
+    mixed = [text for text in prose if any(text[:60] in sample for sample in decoded)]
+    assert len(decoded) == 24 + 8 and len(mixed) == 8 and set(mixed) <= set(prose[:20])
+    assert "8 of 32 samples an epoch (25%) are replayed from " in err
+    assert report["samples_left_out"] == 0
+    read = [told["tokenizer"].decode(sample.ids) for sample in max(judged["texts"], key=len)]
+    assert len(read) == len(prose) - 8 and not [text for text in mixed if any(text[:60] in of for of in read)]
+
+
+def test_a_run_that_held_out_in_another_way_does_not_go_on(capsys, tiny_folder, tmp_path):
+    data = jsonl(tmp_path / "mine.jsonl", *[GOOD] * 20)
+    arguments = ["--model", tiny_folder, "--data", data, "--output", tmp_path / "run", *QUICK[:-1], "--steps", 1]
+    call(capsys, *arguments)
+    settings = json.loads((tmp_path / "run" / "run.json").read_text())
+    del settings["held_out"]
+    (tmp_path / "run" / "run.json").write_text(json.dumps(settings))
+    message = fails(capsys, *arguments, "--resume")
+    assert "what is held out was a tenth, now it is a fifth to judge" in message
 
 
 def test_lines_are_held_out_as_datasets_does_it(tmp_path):
@@ -556,12 +598,14 @@ def place(finished, tiny_folder, tmp_path_factory) -> pathlib.Path:
     (place / "nothing").mkdir()
     jsonl(place / "empty.jsonl")
     jsonl(place / "half.jsonl", GOOD, "{")
-    jsonl(place / "few.jsonl", *[GOOD] * 19)
+    jsonl(place / "few.jsonl", *[GOOD] * 9)
     for folder, splits in (("split", {"train": 1, "test": 1}), ("long", {"train": 1, "validation": 300})):
         (place / folder).mkdir()
         for split, words in splits.items():
             row = {"prompt": "a " * words, "response": "b"}
             jsonl(place / folder / f"{split}.jsonl", *[json.dumps(row)] * 5)
+    shops = [{"prompt": f"{n}", "response": "b", "shop": 1} for n in range(12)]
+    jsonl(place / "shop.jsonl", *(json.dumps({**row, **({} if n else {"customer": n})}) for n, row in enumerate(shops)))
     jsonl(place / "number.jsonl", GOOD, GOOD, '{"prompt": "a", "response": "b", "system": 5}')
     shutil.copytree(finished[0], place / "finished")
     shutil.copytree(finished[0], place / "damaged")
@@ -595,6 +639,13 @@ BEFORE_LOADING = [
     ("--format csv", "invalid choice: 'csv'"),
     ("--format alpaca", "train.jsonl, line 1 is not in the format alpaca"),
     ("--learn first", "invalid choice: 'first'"),
+    ("--split-by customer", "--split-by customer: orders comes in splits of its own"),
+    ("--split-by customer --data {place}/shop.jsonl", "shop.jsonl, line 2 has no column 'customer' to split by"),
+    ("--split-by shop --data {place}/shop.jsonl", "has 1 different values among 12 samples"),
+    ("--replay {place}/empty.jsonl", "is empty"),
+    ("--replay {place}/nowhere.jsonl", "no data at"),
+    ("--replay-share 0.2", "--replay-share 0.2 is a share of other samples: name them with --replay FILE"),
+    ("--replay orders --replay-share 1", "'1' is not a share between 0 and 1"),
     ("--method dora", "invalid choice: 'dora'"),
     ("--rank many", "'many' is not a whole number from 1"),
     ("--rank 65", "--rank 65 is more than these layers can use: choose at most 64"),
@@ -603,7 +654,7 @@ BEFORE_LOADING = [
     ("--alpha 0", "'0' is not a positive number"),
     ("--alpha=-16", "'-16' is not a positive number"),
     ("--adapter adalora", "invalid choice: 'adalora'"),
-    ("--init pissa", "invalid choice: 'pissa'"),
+    ("--init pissa", "--init pissa would freeze another base than the checkpoint's"),
     (
         "--init loftq --method lora",
         "--init loftq corrects what 4 bits lose, and --method lora loses nothing",
@@ -648,7 +699,7 @@ BEFORE_LOADING = [
     ("--track mlflow", "invalid choice: 'mlflow'"),
     ("--validate-every 0", "'0' is not a whole number from 1"),
     ("--validate-every 2 --eval-samples 0", "--eval-samples is 0: give at least 1"),
-    ("--validate-every 2 --data {place}/few.jsonl", "few.jsonl would need 20 samples or more"),
+    ("--validate-every 2 --data {place}/few.jsonl", "few.jsonl would need 10 samples or more"),
     ("--validate-every 2 --data {place}/split", "split would need a validation split"),
     ("--keep first", "invalid choice: 'first'"),
     ("--keep best", "--keep best goes by the validation loss: give --validate-every STEPS, too"),
@@ -773,6 +824,7 @@ OTHERWISE = {
     "schedule": "constant", "preset": "in-backward", "optimizer": "adamw_8bit", "gradient_checkpointing": None,
     "fast": None, "merge_aware": "nf4", "compute_dtype": "bfloat16", "seed": 1, "eval_samples": 3,
     "checkpoint_every": 3, "judge": "f1", "track": "tensorboard", "validate_every": 2, "keep": "best", "patience": 3,
+    "split_by": "customer", "replay": "orders", "replay_share": 0.2,
 }  # fmt: skip
 
 
@@ -781,13 +833,21 @@ def test_resume_with_other_settings(capsys, finished, place, tiny_folder, settin
     """Every setting that shapes a run is among those that must be as they were, but for its length."""
     flag = "--" + setting.replace("_", "-")
     now = [] if OTHERWISE[setting] is None else [str(OTHERWISE[setting]).format(data=place / "nothing")]
-    more = {"preset": ["--optimizer", "adamw_torch"], "keep": ["--validate-every", "2"]}.get(setting, [])
+    more = {
+        "preset": ["--optimizer", "adamw_torch"],
+        "keep": ["--validate-every", "2"],
+        "replay_share": ["--replay", "orders"],
+    }.get(setting, [])
     before = contents(place)
     message = fails(
         capsys, "--model", tiny_folder, "--output", place / "finished", "--resume", *QUICK, *more, flag, *now
     )
     assert "cannot resume" in message and "was" in message
-    assert f"{flag} was " in message or setting in ("preset", "keep")  # which change two, and one is named
+    assert f"{flag} was " in message or setting in (
+        "preset",
+        "keep",
+        "replay_share",
+    )  # which change two, and one is named
     assert contents(place) == before
 
 

@@ -2,6 +2,7 @@ import os
 import pathlib
 import shutil
 import subprocess
+import sys
 
 import pytest
 
@@ -118,3 +119,49 @@ def test_make_refuses_a_damaged_wheelhouse_before_it_installs(folder, tmp_path_f
     assert done.returncode != 0
     assert "a-1-py3-none-any.whl is damaged" in done.stderr
     assert not (checkout / ".venv" / "installed-in").exists()
+
+
+@pytest.mark.parametrize(
+    ("machine", "version", "told"),
+    [
+        ("x86_64", "14.5", "there is no torch for Macs with an Intel processor: take one with Apple silicon"),
+        ("arm64", "13.6.1", "this is macOS 13.6.1, and torch and bitsandbytes need macOS 14 or later"),
+        ("arm64", "14.0", ""),
+        ("arm64", "26.1", ""),
+    ],
+)
+def test_macs_without_wheels_are_refused_in_one_sentence(
+    tmp_path, monkeypatch, capsys, commands, machine, version, told
+):
+    assert wheelhouse.main(["fits"]) == 0  # here
+    monkeypatch.setattr(wheelhouse.platform, "system", lambda: "Darwin")
+    monkeypatch.setattr(wheelhouse.platform, "machine", lambda: machine)
+    monkeypatch.setattr(wheelhouse.platform, "mac_ver", lambda: (version, ("", "", ""), machine))
+    for arguments in (["fits"], ["install", str(tmp_path)], ["collect", str(tmp_path)]):
+        code = wheelhouse.main(arguments)
+        said = capsys.readouterr().err
+        if told:
+            assert code == 2 and said.startswith(f"error: {told}") and said.count("\n") == 1 and commands == []
+        else:
+            # nothing is collected yet, so there is nothing to install
+            assert code == (2 if arguments[0] == "install" else 0) and "torch" not in said
+    assert bool(commands) == (not told)
+
+
+def test_make_refuses_such_a_mac_before_it_makes_anything(tmp_path):
+    if shutil.which("make") is None:
+        pytest.skip("make is missing")
+    for name in ("Makefile", "requirements.txt", "constraints.txt", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "qlora_lab").mkdir()
+    shutil.copy(ROOT / "qlora_lab" / "wheelhouse.py", tmp_path / "qlora_lab")
+    (tmp_path / "mac").mkdir()
+    fake = "import platform\nplatform.system, platform.machine = (lambda: 'Darwin'), (lambda: 'x86_64')\n"
+    (tmp_path / "mac" / "sitecustomize.py").write_text(fake)
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "PIP_"))}
+    environment["PYTHONPATH"] = str(tmp_path / "mac")
+    command = ["make", "model", f"PYTHON={sys.executable}"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode != 0
+    assert "error: there is no torch for Macs with an Intel processor" in done.stderr
+    assert not (tmp_path / ".venv").exists()

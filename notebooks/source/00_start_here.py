@@ -100,8 +100,8 @@ pick_compute_dtype(device)
 # ## How exercises work
 #
 # Replace the `...`, run the cell, run the check below it. A check never breaks anything: it says **·** for not attempted
-# yet, **✗** with the likely mistake, or **✓**. Hints and the solution are folded under it. What you have solved is
-# remembered.
+# yet, **✗** with the likely mistake, or **✓**. Hints are folded under it, and so is the solution, unless your class is
+# graded. What you have solved is remembered.
 #
 # **Exercise 0.1 ●○○ (2 minutes).** How many bytes do a model's weights take? You will need this number all the time.
 

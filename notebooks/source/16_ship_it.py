@@ -3,8 +3,7 @@
 #
 # Your adapter answers well, inside this notebook. Tomorrow somebody wants to use it on a laptop without Python, or behind a
 # web server. In this lesson you turn the adapter into files that run elsewhere. Then *llama.cpp*, a C++ program that runs
-# language models on nearly every computer, answers with your model. You also see how such a file can go wrong, and how to
-# find out why.
+# language models on nearly every computer, answers with your model. You also see how such a file can go wrong, and why.
 #
 # | you need | |
 # |---|---|
@@ -23,13 +22,15 @@ from pathlib import Path
 import torch
 from IPython.display import display
 
-from qlora_lab.classroom.checks import check_culprit, check_ends_taught, check_file_bytes, check_in_8_bits, progress
+from qlora_lab.classroom.checks import check_culprits, check_ends_taught, check_file_bytes, progress
 from qlora_lab.classroom.lessons.n16.figures import plot_gaps, plot_merges, show_end, told
 from qlora_lab.classroom.lessons.n16.machinery import (
     INSTALL,
-    base_gguf,
     go_on_training,
+    in_8_bits,
     is_here,
+    loss_in,
+    round_twice,
     serve,
     short_card,
     terminal,
@@ -95,7 +96,7 @@ assert torch.equal(again, weights)
 # %% [markdown]
 # The weights lie on levels, and the correction is smaller than half a step to the next level. So rounding takes it away again.
 #
-# **Predict.** Below you see the loss without the adapter and with the adapter beside the 4-bit weights. What is the loss
+# **Predict.** Below stands the loss without the adapter, and with it beside the 4-bit weights. What is the loss
 # after each merge?
 
 # %% machinery "Load the model with its adapter, and measure losses"
@@ -118,8 +119,7 @@ names = list(lora_layers(model))
 # %%
 # NBVAL_IGNORE_OUTPUT
 # because another processor rounds otherwise
-for name, loss in lines.items():
-    print(f"{name:<16}{loss:.3f}")
+print(*(f"{name:<16}{loss:.3f}" for name, loss in lines.items()), sep="\n")
 
 # %%
 prediction = {"dequantized": ..., "requantized": ..., "pristine": ...}  # ← your guesses
@@ -146,6 +146,8 @@ model = merged(dequantize_linears(model))
 losses = {"dequantized": loss_of(model)}
 losses["requantized"] = loss_of(in_4_bits(merged(dequantize_linears(load_model(quantization="nf4")[0]))))
 losses["pristine"] = loss_of(merged(load_model()[0]))
+for name, loss in losses.items():
+    print(f"{name:<16}{loss:.3f}   {told(prediction[name])}")
 _ = plot_merges(new_axes(height=2.4), losses, lines, prediction)
 
 # %% claims
@@ -155,7 +157,7 @@ assert losses["requantized"] > 0.5 * lines["no adapter"]
 # %% [markdown]
 # **What happened?** *Dequantized* is the model that you trained. *Requantized* has lost most of the adapter, for the reason
 # that the four numbers show. *Pristine* works here, but nobody trained or tested this model: the adapter has learned beside
-# other weights. So export takes the dequantized merge.
+# other weights. So export takes the dequantized merge, with one exception that you find in section 4.
 #
 # ## 3 · One file
 #
@@ -166,15 +168,16 @@ assert losses["requantized"] > 0.5 * lines["no adapter"]
 terminal("python -m qlora_lab.export run --to f16 --as gguf")
 
 # %% [markdown]
-# In a terminal, the first line starts llama.cpp's server, and the second hands the model to *Ollama*, a friendlier shell around it. Here you start the same server inside the notebook, and talk to it over HTTP, as
-# a program in any language would:
+# The first line is the file with its size. In a terminal, the second starts llama.cpp's server, and the third hands the model to
+# *Ollama*, a friendlier shell around it. Here you start the same server inside the notebook, and talk to it over HTTP, as a
+# program in any language would:
 
 
 # %%
 def post(server, path, request):
     """One request: JSON there, JSON back."""
     headers, body = {"Content-Type": "application/json"}, json.dumps(request).encode()
-    sent = urllib.request.Request(server.listening_address + path, body, headers)
+    sent = urllib.request.Request(server.address + path, body, headers)
     return json.loads(urllib.request.urlopen(sent, timeout=120).read())
 
 
@@ -189,8 +192,7 @@ def ask(server, messages, max_tokens=60, **more):
 # %%
 # NBVAL_IGNORE_OUTPUT
 # because another processor rounds otherwise, and then a word may differ
-(file,) = Path("f16").glob("*.gguf")
-server = serve(file)
+server = serve("f16")
 order = chats["test"][0]
 answer, why, _ = ask(server, order[:-1])
 print(order[-2]["content"], answer, f"it ended because of: {why}", sep="\n")
@@ -231,14 +233,16 @@ check_file_bytes(file_bytes)
 
 # %% [markdown]
 # **Predict.** Now let each file answer eight orders. How many of the eight does it answer *word for word* as the trained model
-# does?
+# does? The last file, *twice*, is Q4_0, too: made of the model that you trained, whose weights are already rounded to NF4. Q4_0 itself
+# is made of the pristine merge, so its weights are rounded only once.
 
 # %%
-prediction = {"f16": ..., "q8_0": ..., "q4_0": ...}  # ← your guesses
+prediction = {"f16": ..., "q8_0": ..., "q4_0": ..., "twice": ...}  # ← your guesses
 
 # %%
 terminal("python -m qlora_lab.export run --to q8_0 --as gguf --weights q8_0")
 terminal("python -m qlora_lab.export run --to q4_0 --as gguf --weights q4_0")
+round_twice(Path("run"), Path("twice"))
 
 # %%
 # NBVAL_IGNORE_OUTPUT
@@ -248,26 +252,29 @@ trained = generate(model, tokenizer, [chat[:-1] for chat in judged], 60, dtype=d
 
 
 def judge(server):
-    """Over eight orders: tokens a second, answers equal to the trained model's, right answers, answers that stopped."""
+    """Over eight orders: tokens/s, answers equal to the trained model's, right ones, those that stopped; and the loss."""
     answers, ends, speeds = zip(*[ask(server, chat[:-1]) for chat in judged])
     right = sum(is_exact(answer, chat[-1]["content"]) for answer, chat in zip(answers, judged))
-    return sum(speeds) / 8, sum(map(str.__eq__, answers, trained)), right, ends.count("stop"), answers
+    equal, loss = sum(map(str.__eq__, answers, trained)), loss_in(server, validation, tokenizer)
+    return sum(speeds) / 8, equal, right, ends.count("stop"), loss
 
 
 table = {}
-for file in sorted(Path().glob("[fq]*/*.gguf"), key=lambda file: -file.stat().st_size):
-    table[file.parent.name] = file.stat().st_size / 1e6, *judge(serve(file))
+for kind in prediction:
+    table[kind] = sum(file.stat().st_size for file in Path(kind).glob("*.gguf")) / 1e6, *judge(serve(kind))
 
 # %%
 # NBVAL_IGNORE_OUTPUT
 # because times depend on the machine, and another processor rounds otherwise
-print(f"{'of 8 orders':<12}{'MB':>7}{'tokens/s':>10}{'equal':>7}{'right':>7}{'stopped':>9}")
-for kind, (size, speed, equal, right, stopped, _) in table.items():
-    print(f"{kind:<12}{size:>7.1f}{speed:>10.0f}{equal:>7}{right:>7}{stopped:>9}   {told(prediction[kind])}")
-print("a Q4_0 answer:", table["q4_0"][5][0])
+print(f"{'of 8 orders':<12}{'MB':>7}{'tokens/s':>10}{'equal':>7}{'right':>7}{'stopped':>9}{'loss':>8}")
+for kind, (size, speed, equal, right, stopped, loss) in table.items():
+    print(
+        f"{kind:<12}{size:>7.1f}{speed:>10.0f}{equal:>7}{right:>7}{stopped:>9}{loss:>8.3f}   {told(prediction[kind])}"
+    )
 
 # %% claims
-assert table["f16"][2] >= 6 and table["q8_0"][2] >= 5 and table["f16"][4] == 8 and table["q4_0"][2] <= 6
+assert table["f16"][2] >= 6 and table["q8_0"][2] >= 5 and table["f16"][4] == 8
+assert table["q4_0"][5] < 0.7 * table["twice"][5] and abs(table["f16"][5] - losses["dequantized"]) < 0.02
 assert table["q4_0"][0] < table["q8_0"][0] < table["f16"][0]
 linear = sum(model.get_submodule(name).weight.numel() for name in names)
 assert (linear, model.get_input_embeddings().weight.numel()) == (106_168_320, 28_311_552)
@@ -277,13 +284,16 @@ assert all(
 )
 
 # %% [markdown]
-# **What happened?** F16 and Q8_0 answer as the trained model does. Fewer bits mean fewer bytes to read for each token, so a smaller file can be faster, as Q4_0 is here. But Q4_0 has lost part of your
-# adapter: its answers still look like JSON, and details in them are wrong. It is the requantized merge again, in a milder form. Q4_0's levels
-# are not NF4's, so the weights do not lie on them, and no correction is simply taken away. But every weight is rounded a second time,
-# and much of the correction drowns in that noise. Never ship 4 bits without looking. There are two other ways: section 7 keeps the adapter beside a base in 4 bits, and a run that was trained
-# with `--merge-aware q4_0` has learned under this rounding from the start.
+# **What happened?** F16 and Q8_0 answer as the trained model does. Eight answers are few, so look at the loss as well: it is measured
+# as in section 2, and counts every token. Rounded once, Q4_0 has lost a little. Rounded twice, it has lost more, because the errors of
+# both roundings add up. So for Q4_0, export takes the pristine merge: nobody trained that model, but it comes nearer. To lose less
+# still, train with `--merge-aware q4_0`. Then the adapter learns under this rounding from the start.
 #
-# Eight answers are an impression. With `--check`, the command compares as many as your run was judged on.
+# Speed depends on the machine: a smaller file has fewer bytes to read for each token, but its weights must be unpacked. Measure it
+# where the file will run.
+#
+# Eight orders are an impression. With `--check`, the command compares as many answers as your run was judged on. Its verdict is
+# *equal*, *lossy* (4 bits have cost something, and it says what) or *broken*.
 #
 # ## 5 · The model that never stops
 #
@@ -301,8 +311,7 @@ vote = ...  # "wrong answers", "stops too early", "never stops" or "nothing"
 hers = without_end(chats["train"][100:200], tokenizer)
 go_on_training(Path("run"), hers, steps=6, to=Path("hers"))
 terminal("python -m qlora_lab.export hers --to hers-q8_0 --as gguf --weights q8_0")
-(file,) = Path("hers-q8_0").glob("*.gguf")
-server = serve(file)
+server = serve("hers-q8_0")
 answer, why, _ = ask(server, order[:-1], max_tokens=90)
 print(repr(answer), f"it ended because of: {why}; {told(vote)}", sep="\n")
 
@@ -341,7 +350,7 @@ check_ends_taught(ends_taught)
 
 # %% [markdown]
 # <details><summary>Hint 1</summary>First throw away all -100. What is left may be empty.</details>
-# <details><summary>Hint 2</summary>The last of the others is <code>learned[-1]</code>, if there is one.</details>
+# <details><summary>Hint 2</summary>A sample of which nothing is learned does not teach the end.</details>
 
 # %% [markdown]
 # There are two ways to mend it. A *stop text* tells the server to cut the answer off. It is quick, and right as long as no answer
@@ -353,9 +362,7 @@ check_ends_taught(ends_taught)
 print("with a stop text:", ask(server, order[:-1], stop=["\n"])[:2])
 go_on_training(Path("hers"), yours, steps=6, to=Path("mended"))
 terminal("python -m qlora_lab.export mended --to mended-q8_0 --as gguf --weights q8_0")
-(file,) = Path("mended-q8_0").glob("*.gguf")
-mended = serve(file)
-answer, why, _ = ask(mended, order[:-1], max_tokens=90)
+answer, why, _ = ask(serve("mended-q8_0"), order[:-1], max_tokens=90)
 print("trained again:", (answer, why))
 
 # %% claims
@@ -370,13 +377,15 @@ assert why == "stop"
 # NBVAL_IGNORE_OUTPUT
 # because another processor rounds otherwise, and then a word may differ
 question = [{"role": "user", "content": "What is the capital of France?"}]
-servers = {kind: serve(base_gguf(Path(f"base-{kind}.gguf"), kind)) for kind in ("f16", "q8_0")}
-for kind, server in servers.items():
-    print(f"{kind:<6}{ask(server, question, 24)[0]!r}")
+servers = {}
+for kind in ("f16", "q8_0"):
+    terminal(f"python -m qlora_lab.export smollm2-135m-instruct --to base-{kind} --as base --weights {kind}")
+    servers[kind] = serve(f"base-{kind}")
+    print(f"{kind:<6}{ask(servers[kind], question, 24)[0]!r}")
 
 # %% [markdown]
-# Is the Q8_0 file broken? There are four suspects: the chat template, the tokens, the rounded *weights*, and the rounded *inputs*. The
-# last one needs a word. To multiply fast, llama.cpp on a CPU also rounds the numbers that flow *into* each linear layer to 8 bits, whenever the
+# Is the Q8_0 file broken? There are four suspects: the chat template, the tokens, the rounded *weights*, and the rounded *inputs*.
+# To multiply fast, llama.cpp on a CPU also rounds the numbers that flow *into* each linear layer to 8 bits, whenever the
 # weights have 8 bits or fewer. With F16 weights it does not. First, clear the innocent:
 
 # %%
@@ -390,7 +399,7 @@ print("same text:", prompts["f16"] == prompts["q8_0"] == ours, "· same tokens:"
 assert prompts["f16"] == prompts["q8_0"] == ours and ids == theirs
 
 # %% [markdown]
-# Then look at the first word. The server tells the logarithm of the probability that each of the likeliest tokens has. The *gap* is
+# Then look at the first word. The server tells the log probability of each of the likeliest tokens. The *gap* is
 # the one of "The" minus the one of "L": above zero the answer begins in English, below zero in French.
 
 # %%
@@ -409,37 +418,17 @@ assert gaps["f16"] > 0 and abs(gaps["q8_0"]) < 0.5
 
 # %% [markdown]
 # It is nearly a tie in both files. "L" begins "L'Étoile", and after a French beginning the model goes on in French. So a small error
-# decides, and two suspects are left: rounded weights and rounded inputs.
+# decides, and two suspects are left. In PyTorch you can round one and leave the other alone: `in_8_bits` does what Q8_0 does. The
+# same question goes through the model eight times, with noise of a millionth on every layer's inputs, so that you see how much
+# chance is in it.
 #
-# **Exercise 16.3 ●●○ (5 minutes).** Find the culprit in PyTorch, where you can round one thing and leave the other alone. First
-# write the rounding of Q8_0: along the last dimension, each 32 numbers share a scale, their largest absolute value divided by 127; every
-# number becomes the nearest whole multiple of it. The result has the same shape as `x`.
-
+# **Predict.** With which rounding does the gap come out below zero?
 
 # %%
-def in_8_bits(x):
-    """Tensor[..., n], n a multiple of 32 -> what its blocks of 32 become in 8 bits, as floats."""
-    ### BEGIN SOLUTION (about 4 lines)
-    blocks = x.reshape(-1, 32)
-    scale = blocks.abs().amax(dim=1, keepdim=True).clamp_min(1e-30) / 127
-    return ((blocks / scale).round() * scale).reshape(x.shape)
-    ### END SOLUTION
+vote = ...  # "weights", "inputs" or "both"
 
 
-# %%
-check_in_8_bits(in_8_bits)
-
-# %% [markdown]
-# <details><summary>Hint 1</summary><code>x.reshape(-1, 32)</code> has a row for each block; <code>.abs().amax(dim=1, keepdim=True)</code>
-# gives a column.</details>
-# <details><summary>Hint 2</summary>Divide by the scale, <code>.round()</code>, multiply by the scale, reshape back.</details>
-
-# %% [markdown]
-# Now the experiment. The same question goes through the model eight times, with noise of a millionth on every layer's inputs, so
-# that you see how much chance is in it.
-
-
-# %% machinery "The gap between The and L, with rounded weights, rounded inputs, or neither; each eight times"
+# %% machinery "The gap between The and L, with rounded weights, rounded inputs, both or neither; each eight times"
 english, french = (tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in ("The", "L"))
 
 
@@ -466,68 +455,84 @@ def gaps_with(function, weights, inputs, times=8):
     return found
 
 
-# %% alt="Dots: the gap between The and L, eight runs each. With nothing rounded all lie at +0.1, with rounded weights all at +0.2. With rounded inputs they scatter on both sides of zero, most of them on the French side. Diamonds: llama.cpp's F16 and Q8_0."
+# %% alt="Dots: the gap between The and L, eight runs each. With nothing rounded all lie at +0.1, with rounded weights all at +0.2. With rounded inputs they scatter on both sides of zero, and with both rounded they scatter as widely. Diamonds: llama.cpp's F16 and Q8_0."
 # NBVAL_IGNORE_OUTPUT
 # because another processor rounds otherwise
-cases = {"nothing rounded": (False, False), "weights rounded": (True, False), "inputs rounded": (False, True)}
-if not isinstance(in_8_bits(torch.ones(32)), torch.Tensor):
-    print("write in_8_bits first, then run this cell again")
-else:
-    found = {name: gaps_with(in_8_bits, *which) for name, which in cases.items()}
-    plot_gaps(new_axes(height=2.6), found, gaps)
+cases = {"nothing": (False, False), "weights": (True, False), "inputs": (False, True), "both": (True, True)}
+found = {name: gaps_with(in_8_bits, *which) for name, which in cases.items()}
+for name, values in found.items():
+    print(f"{name + ' rounded':<17}", " ".join(f"{value:+.2f}" for value in values))
+print(told(vote))
+_ = plot_gaps(new_axes(height=3), {f"{name} rounded": values for name, values in found.items()}, gaps)
 
 # %% claims
-if isinstance(in_8_bits(torch.ones(32)), torch.Tensor):
-    spread = {name: max(values) - min(values) for name, values in found.items()}
-    assert spread["weights rounded"] < 0.02 < 0.1 < spread["inputs rounded"]
-    assert min(found["weights rounded"]) > min(found["nothing rounded"]) > 0 > min(found["inputs rounded"])
+spread = {name: max(values) - min(values) for name, values in found.items()}
+assert spread["weights"] < 0.02 < 0.1 < spread["inputs"] and spread["both"] > 0.1
+assert min(found["weights"]) > min(found["nothing"]) > 0 > min(found["inputs"]) and min(found["both"]) < 0
 
 # %% [markdown]
-# **Exercise 16.4 ●○○ (1 minute).** Who made the Q8_0 file speak French?
+# **What happened?** Rounded weights move the gap, but always to the same place, on the English side. Rounded inputs throw it about:
+# noise of a millionth sends a few numbers to the neighbouring level, and each layer makes more of that. With both rounded, as in the
+# file, it is thrown about, too. So where two words are nearly tied, rounded inputs may decide. One answer proves nothing about a
+# file: compare many.
+#
+# **Exercise 16.3 ●●○ (4 minutes).** Four people say that their Q8_0 file is broken. Name the suspect for each of them.
+#
+# | | what they have found |
+# |---|---|
+# | A | the text is that of training, but has a dozen tokens more: each `im_start` mark became several |
+# | B | training had three tokens more; decoded, llama.cpp's prompt ends with the user's last word |
+# | C | same text, same tokens; no answer is right, neither in Q8_0 nor in F16 |
+# | D | same text, same tokens; nearly all answers are equal, and with another number of threads other ones are not |
 
 # %%
 ### BEGIN SOLUTION
-### STUB: culprit = ...  # "template", "tokens", "weights" or "inputs"
-culprit = "inputs"
+### STUB: culprits = {"A": ..., "B": ..., "C": ..., "D": ...}  # "template", "tokens", "weights" or "inputs"
+culprits = {"A": "tokens", "B": "template", "C": "weights", "D": "inputs"}
 ### END SOLUTION
 
 # %%
-check_culprit(culprit)
+check_culprits(culprits)
 
 # %% [markdown]
-# <details><summary>Hint</summary>The culprit is the one whose dots lie on both sides of zero.</details>
+# <details><summary>Hint 1</summary>Each suspect did it once. Go in the order of this section: text, tokens, what is computed.</details>
+# <details><summary>Hint 2</summary>The weights in a file are the same at each start.</details>
 
 # %% [markdown]
-# **What happened?** Rounded weights move the gap, but they always move it to the same place, on the English side. Rounded inputs
-# throw it about: noise of a millionth sends a few numbers to the neighbouring level, and each layer makes more of that. So
-# where two words are nearly tied, rounded inputs may decide. One answer proves nothing about a file: compare many.
-#
 # ## 7 · Who runs what
 #
 # | you hand over | its size here | who runs it | choose it when |
 # |---|---|---|---|
-# | a merged checkpoint, `--as merged` | as the F16 file | transformers, vLLM, other converters | there is a GPU, many users |
-# | GGUF, `--as gguf` | F16 to Q4_0 | llama.cpp, Ollama, LM Studio | a laptop, a CPU, no Python |
-# | the adapter alone: `run/adapter`, or GGUF by `--as adapter` | the smallest | PEFT and vLLM, or llama.cpp, with the base beside it | many tasks share one base |
+# | a merged checkpoint, `--as merged` | {{table["f16"][0]:.0f}} MB | transformers, vLLM, other converters | there is a GPU, many users |
+# | GGUF, `--as gguf` | {{table["q4_0"][0]:.0f}} to {{table["f16"][0]:.0f}} MB | llama.cpp, Ollama, LM Studio | a laptop, a CPU, no Python |
+# | the adapter alone: `run/adapter`, or GGUF by `--as adapter` | {{Path("run/adapter/adapter_model.safetensors").stat().st_size / 1e6:.0f}} MB, and one base | PEFT and vLLM, or llama.cpp | many tasks share one base |
 #
-# The last row is also what section 4 promised: the base may have 4 bits, as long as the adapter stays beside it in full precision. In llama.cpp one base serves many adapters, and each request says which of them act, and how strongly:
+# In llama.cpp one base serves many adapters, and each request says which of them act, and how strongly. `--as base` writes the base, here
+# in four bits. The adapter stays beside it, and is not rounded.
+#
+# **Predict.** Is its loss lower than that of the merged Q4_0 file?
+
+# %%
+vote = ...  # "lower", "the same" or "higher"
 
 # %%
 # NBVAL_IGNORE_OUTPUT
 # because another processor rounds otherwise, and then a word may differ
 terminal("python -m qlora_lab.export run --to adapter --as adapter")
-(adapter,) = Path("adapter").glob("*.gguf")
-server = serve(base_gguf(Path("base-q4_0.gguf"), "q4_0"), adapter)
-speed, equal, right, stopped, _ = judge(server)
-print(f"Q4_0 base, adapter beside: {speed:.0f} tokens/s, {equal} equal, {right} right, {stopped} stopped")
+terminal("python -m qlora_lab.export run --to base-q4_0 --as base --weights q4_0")
+server = serve("base-q4_0", "adapter")
+beside = loss_in(server, validation, tokenizer)
+print(f"loss of Q4_0: {beside:.3f} with the adapter beside, {table['q4_0'][5]:.3f} merged; {told(vote)}")
 print("adapter off:", ask(server, order[:-1], 40, lora=[{"id": 0, "scale": 0}])[0])
 
 # %% claims
-assert right > table["q4_0"][3]
+assert abs(beside - table["q4_0"][5]) < 0.5 * (table["twice"][5] - table["q4_0"][5])
 
 # %% [markdown]
-# More answers are right than after the merge into Q4_0, because the adapter is whole. They still differ from the trained model's,
-# because the base is rounded again. PEFT switches adapters with `model.set_adapter("orders")`. vLLM takes adapters as they lie in a run's folder:
+# It is nearly the same. The adapter is whole now, but the rounding errors of the base beside it are as large as the merged file's, and
+# they are what costs. So keep adapters apart to serve many tasks, not to save a file in 4 bits.
+#
+# PEFT switches adapters with `model.set_adapter("orders")`. vLLM takes adapters as they lie in a run's folder:
 #
 # ```
 # vllm serve BASE --enable-lora --lora-modules orders=run/adapter labels=other-run/adapter
@@ -541,21 +546,19 @@ assert right > table["q4_0"][3]
 print(Path("q8_0/Modelfile").read_text())
 
 # %% [markdown]
-# It repeats the template in Ollama's own language, and the end token as a stop text. The export also writes `README.md`, a *model card*: the
-# page that the model hub shows. It says what the base is and under which licence, what the data was, how it was trained, and how well the model does.
+# It repeats the template in Ollama's own language, and the end token as a stop text. The export also writes `README.md`, a *model card*,
+# which is the page that the model hub shows:
 
 # %%
 print(short_card("q8_0/README.md"))
 
 # %% [markdown]
-# "Not judged" stands there, because we trained with `--eval-samples 0` to save time. Judge a run before you ship it: without
-# that option the card has the scores before and after. What it cannot know is yours to add: where the data comes from, and what the
-# model should not be used for.
+# "Not judged" stands there, because we trained with `--eval-samples 0` to save time. What the card cannot know is yours to add: where
+# the data comes from, and what the model should not be used for.
 #
 # ## 8 · Your own run
 #
-# With a data file of your own, in a terminal (`pip install xllamacpp` first, if the notebook asked for it). `--check` lets llama.cpp answer
-# what the run was judged on, and calls a file broken that does not answer as the trained model does.
+# With a data file of your own, in a terminal (`pip install xllamacpp` first, if the notebook asked for it):
 #
 # ```
 # python -m qlora_lab.train_qlora --data my.jsonl --output runs/mine
@@ -565,7 +568,7 @@ print(short_card("q8_0/README.md"))
 #
 # ## Recap
 #
-# - Merge into the *dequantized* base. Rounding to 4 bits again takes most of the adapter away.
+# - Merge into the *dequantized* base, which is the model that you trained. For Q4_0, round only once.
 # - A file is right if it *answers* as the trained model did: same prompt, same tokens, same end, nearly all answers equal.
 # - A model stops only if it has learned to. Look at the last learned token before you train.
 

@@ -10,9 +10,14 @@ build.py      one source -> learner's and solved notebook: the command line, and
 source.py     reads the source script; what claims must not do
 drafts.py     from its cells to both notebooks
 assignments.py  a lesson as nbgrader wants it
+publish.py    the address of one's own copy, in set-up cells and README
+students.py   the copy for a class that is graded: without solutions
 values.py     the numbers in the text, filled in from a run and compared with the next
+numbers.py    the numbers in the text that no run fills in, held to a list that shrinks
 outputs.py    running, and what may be stored of it
 notebook_json.py  a notebook's file, read
+scaffold.py   a new lesson, exercise or data set; a lesson dropped
+templates.py  what these begin with
 grading/      what learners hand in, run under limits, judged, put into tables
 grade.py      its command line
 """

@@ -3,8 +3,10 @@
     python -m qlora_lab.classroom.build              rebuild; outputs of unchanged cells are kept
     python -m qlora_lab.classroom.build --execute 07 rebuild 07_*.py and run it from top to bottom
     python -m qlora_lab.classroom.build --check      exit 1 and say which notebooks are out of step
+    python -m qlora_lab.classroom.build --numbers    list the numbers in the text that no run fills in: ever fewer
     python -m qlora_lab.classroom.build --with-claims FOLDER     write the copies that CI runs
     python -m qlora_lab.classroom.build --nbgrader FOLDER        write assignments for nbgrader
+    python -m qlora_lab.classroom.build --no-solutions FOLDER    write the students' copy; --hints none: without hints
 
 `notebooks/source/07_qlora_run.py` is a script in jupytext's percent format. It becomes `notebooks/07_qlora_run.ipynb`,
 for the learner, and `notebooks/solutions/07_qlora_run.ipynb`, where the exercises are solved.
@@ -46,7 +48,9 @@ A number in the text, or in a figure's description, is not typed but taken from 
 
 Expression and format are as in an f-string, evaluated below the code above; the tolerance, relative or absolute
 (`±0.02`), is for what differs from machine to machine. `--execute` fills the values in and keeps them beside the
-source, in `07_qlora_run.json`; see `values.py`. What else the text says is asserted in a claims cell:
+source, in `07_qlora_run.json`; see `values.py`. A number that is no result is declared in the same way: {{2023}}.
+Others fail `--check`, but for those that stood there before, see `numbers.py`. What else the text says is asserted in
+a claims cell:
 
     # %% claims
     assert error < previous_error
@@ -73,13 +77,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from qlora_lab.classroom import values
+from qlora_lab.classroom import numbers, values
 from qlora_lab.classroom.assignments import CONFIGURATION, assignment
 from qlora_lab.classroom.drafts import draft_notebooks, finish, values_in
 from qlora_lab.classroom.notebook_json import parse_notebook
 from qlora_lab.classroom.outputs import (
     clean_outputs,
     code_cells,
+    describe_figures,
     execute,
     find_fault,
     find_other_words,
@@ -87,6 +92,7 @@ from qlora_lab.classroom.outputs import (
     keep_outputs,
 )
 from qlora_lab.classroom.source import REPOSITORY, BuildError
+from qlora_lab.classroom.students import copy_course, without_solutions
 
 # Notebooks are plain dicts here, as JSON gives them. nbformat and jupytext take two seconds to import and to read the
 # course, which --check cannot spare; the tests compare `read_cells` with jupytext.
@@ -223,6 +229,10 @@ def check(source: Path) -> None:
         for path, draft in drafts
         if (difference := find_difference(path, finish(draft, kept)))
     ]
+    excess = numbers.find_excess(
+        numbers.undeclared(drafts[0][1]), numbers.allowed(source.parents[1]).get(source.stem, [])
+    )
+    differences += [f"{show_path(source)}, {told}" for told in excess]
     if [text for text, _ in pairs] != [value.text for value in wanted]:
         differences.append(f"{show_path(values.path_of_values(source))} has other values than its source: build again")
     if differences:
@@ -251,6 +261,28 @@ def write_assignment(source: Path, folder: Path) -> None:
     write_notebook(notebook, folder / "source" / source.stem / f"{source.stem}.ipynb")
     if not (folder / "nbgrader_config.py").exists():
         write(CONFIGURATION, folder / "nbgrader_config.py")
+
+
+def write_students(source: Path, folder: Path, hints: str) -> None:
+    """Write the learner's notebook of `source` into the students' copy, without solutions, with its stored outputs.
+
+    Raises BuildError if a notebook is out of step with its source.
+    """
+    check(source)
+    path, draft = targets(source)[0]
+    draft = without_solutions(draft, hints)
+    notebook = finish(draft, values.recall(values_in(draft), values.read_values(source)))
+    keep_outputs(notebook, read_notebook(path))
+    describe_figures(notebook)
+    write_notebook(notebook, folder / "notebooks" / path.name)
+
+
+def write_numbers(sources: list[Path], *, all_lessons: bool) -> None:
+    """List the undeclared numbers of `sources`, as `numbers.shrink` says, and print how many there are."""
+    notebooks = sources[0].parents[1]
+    found = {source.stem: numbers.undeclared(targets(source)[0][1]) for source in sources}
+    write(numbers.shrink(notebooks, found, all_lessons=all_lessons), numbers.list_of(notebooks))
+    print(f"{sum(map(len, numbers.allowed(notebooks).values()))} undeclared numbers are left")
 
 
 @contextmanager
@@ -283,15 +315,25 @@ def main(arguments: list[str] | None = None, notebooks: Path = REPOSITORY / "not
     )
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--check", action="store_true", help="write nothing; exit 1 if a notebook is out of step")
+    mode.add_argument("--numbers", action="store_true", help="list the numbers in the text that are no values")
     mode.add_argument("--execute", action="store_true", help="run the notebooks and store their outputs")
     mode.add_argument("--with-claims", type=Path, metavar="FOLDER", help="write copies that CI runs, with the claims")
     parser.add_argument("names", nargs="*", metavar="name", help="beginning of a name, such as 07; default: all")
     mode.add_argument("--nbgrader", type=Path, metavar="FOLDER", help="write a course folder of nbgrader's")
+    mode.add_argument("--no-solutions", type=Path, metavar="FOLDER", help="write the students' copy of the course")
+    parser.add_argument("--hints", choices=("all", "none"), help="in the students' copy (default: all)")
     options = parser.parse_args(arguments)
+    if options.hints and not options.no_solutions:
+        parser.error("--hints goes with --no-solutions FOLDER")
 
     errors = []
     try:
         sources = find_sources(notebooks, options.names)
+        if options.no_solutions:
+            copy_course(notebooks.parent, options.no_solutions)
+        if options.numbers:
+            write_numbers(sources, all_lessons=not options.names)
+            return 0
     except BuildError as error:
         sources, errors = [], [str(error)]
     for source in sources:
@@ -300,6 +342,8 @@ def main(arguments: list[str] | None = None, notebooks: Path = REPOSITORY / "not
                 check(source)
             elif options.with_claims:
                 copy_with_claims(source, options.with_claims)
+            elif options.no_solutions:
+                write_students(source, options.no_solutions, options.hints or "all")
             elif options.nbgrader:
                 write_assignment(source, options.nbgrader)
             else:

@@ -1,7 +1,8 @@
 """From a lesson's source to its two notebooks, the learner's and the solved one.
 
 The step between is a draft: a notebook, as a plain dict, with the claims still in it and the values not yet filled in.
-Its cells may have two keys that are removed later: "line", their line in the source, and "claims", true for claims.
+Its cells may have keys that are removed later: "line", their line in the source, "claims", true for claims, and "part",
+"hint" or "solution" for what is folded away below a check.
 """
 
 import hashlib
@@ -48,11 +49,12 @@ def draft_notebooks(source: Path) -> tuple[dict, dict]:
                 side.append(new_cell("code", f"{comment}\n{cell.source}", {}, line=cell.line, claims=True))
             continue
         if checked and not (cell.type == "markdown" and cell.source.startswith("<details>")):
-            learner.append(new_cell("markdown", folded(checked), {}))
+            learner.append(new_cell("markdown", folded(checked), {}, part="solution"))
             checked = []
         if cell.type == "markdown":
+            part = {"part": "hint"} if checked else {}
             for side in (learner, solved):
-                side.append(new_cell("markdown", cell.source, cell.metadata, line=cell.line))
+                side.append(new_cell("markdown", cell.source, cell.metadata, line=cell.line, **part))
             continue
         check_nbval_markers(cell)
         stub, solution = split_solutions(cell.source, cell.line)
@@ -72,7 +74,7 @@ def draft_notebooks(source: Path) -> tuple[dict, dict]:
         elif waiting:
             break
     if checked:
-        learner.append(new_cell("markdown", folded(checked), {}))
+        learner.append(new_cell("markdown", folded(checked), {}, part="solution"))
     if waiting:
         raise BuildError(f"line {line_of_exercise}: the next code cell must check this exercise: check_...(answer)")
     check_claims(cells)
@@ -94,8 +96,13 @@ def new_notebook(cells: list[dict], name: str) -> dict:
     for cell in cells:
         content = f"{name}\n{cell['cell_type']}\n{cell['source']}"
         seen[content] += 1
-        cell["id"] = hashlib.sha256(f"{content}\n{seen[content]}".encode()).hexdigest()[:12]
+        cell["id"] = identity(content, seen[content])
     return {"nbformat": 4, "nbformat_minor": 5, "metadata": NOTEBOOK_METADATA, "cells": cells}
+
+
+def identity(content: str, count: int = 1) -> str:
+    """The id of a cell: the same for the same notebook's name, type and source, which `count` cells have had so far."""
+    return hashlib.sha256(f"{content}\n{count}".encode()).hexdigest()[:12]
 
 
 def values_in(draft: dict) -> list[values.Value]:
@@ -110,7 +117,7 @@ def finish(draft: dict, kept: list[values.Kept], *, with_claims: bool = False) -
     for cell in draft["cells"]:
         found = values.values_of(cell)
         here = [next(following) for _ in found]
-        finished = {key: content for key, content in cell.items() if key not in ("line", "claims")}
+        finished = {key: content for key, content in cell.items() if key not in ("line", "claims", "part")}
         if not cell.get("claims"):
             finished |= values.filled(cell, here)
         if with_claims or not cell.get("claims"):

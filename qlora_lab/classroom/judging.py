@@ -25,14 +25,6 @@ CHECKLIST = {
     "memory": "measure and compare memory, LoRA against QLoRA",
     "accuracy": "analyse the loss of accuracy, LoRA against QLoRA",
 }
-TAUGHT_IN = {  # notebooks whose exercises serve an item: it is ticked when all of them are there and solved
-    "quantization": ("02", "03", "04", "12", "16"),
-    "nf4": ("03",),
-    "config": ("00", "07", "11", "12", "19"),
-    "train": ("05", "06", "07", "10", "11", "12", "13", "15", "16", "19"),
-    "memory": ("00", "01", "08", "10", "11", "14", "16", "19"),
-    "accuracy": ("09", "10", "11"),
-}
 MARKS = {"open": "·", "wrong": "✗", "right": "✓", "unavailable": "·"}
 
 
@@ -243,7 +235,7 @@ def record(exercise_id: str) -> None:
             if exercise_id not in solved:
                 temporary.write_text(json.dumps({"solved": sorted(solved | {exercise_id})}), encoding="utf-8")
                 os.replace(temporary, path)  # in one step: never half a file
-    except OSError as error:
+    except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
         print(f"· your progress could not be saved ({error})")
 
 
@@ -276,12 +268,9 @@ class Progress:
         for item, sentence in CHECKLIST.items():
             mine = [exercise for exercise in self.exercises if exercise.item == item]
             still_open = [exercise for exercise in mine if exercise.id not in self.solved]
-            written = {exercise.id.partition(".")[0].zfill(2) for exercise in mine}
-            more = bool(mine) and not written.issuperset(TAUGHT_IN[item])
             waiting = [exercise for exercise in still_open if not exercise.optional]
-            box = "☑" if mine and not waiting and not more else "☐"
+            box = "☑" if mine and not waiting else "☐"
             count = f"{len(mine) - len(still_open)} of {len(mine)}" if mine else "no exercise yet"
-            count += ", more to come" if more else ""
             rows.append((box, sentence, count, f"{still_open[0].id} {still_open[0].title}" if still_open else ""))
         return rows
 

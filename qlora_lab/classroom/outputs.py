@@ -12,6 +12,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from qlora_lab import colab
 from qlora_lab.classroom import values
 from qlora_lab.classroom.source import REPOSITORY, BuildError
 
@@ -23,13 +24,20 @@ def code_cells(notebook: dict) -> list[dict]:
 
 
 def keep_outputs(notebook: dict, old: dict) -> None:
-    """Give the code cells of `notebook` the outputs of those in `old` that have the same source."""
+    """Give the code cells of `notebook` the outputs of those in `old` that have the same source.
+
+    The set-up cell shows nothing when it is run here, whatever address it has.
+    """
+
+    def known_by(cell: dict) -> str:
+        return colab.TITLE if cell["source"].startswith(colab.TITLE) else cell["source"]
+
     by_source = defaultdict(list)
     for cell in code_cells(old):
-        by_source[cell["source"]].append(cell)
+        by_source[known_by(cell)].append(cell)
     for cell in code_cells(notebook):
-        if by_source[cell["source"]]:
-            same = by_source[cell["source"]].pop(0)
+        if by_source[known_by(cell)]:
+            same = by_source[known_by(cell)].pop(0)
             cell |= {"outputs": same["outputs"], "execution_count": same["execution_count"]}
 
 
@@ -157,6 +165,7 @@ def run(codes: list[str], folder: Path, *, strict: bool) -> list[list[dict]]:
     with tempfile.TemporaryDirectory() as temporary:
         env = {key: value for key, value in os.environ.items() if key not in ("QLORA_LAB_STRICT", "MPLBACKEND")}
         env["QLORA_LAB_PROGRESS"] = str(Path(temporary) / "progress.json")
+        env["QLORA_LAB_TRY_SLIDERS"] = "1"  # a range that a figure cannot be drawn for is an error of the cell
         env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(REPOSITORY), env.get("PYTHONPATH")]))
         if strict:
             env["QLORA_LAB_STRICT"] = "1"

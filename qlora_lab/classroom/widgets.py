@@ -7,6 +7,7 @@ import contextlib
 import gc
 import html
 import io
+import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
@@ -20,6 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from PIL import Image
 
+from qlora_lab import colab
 from qlora_lab.classroom.plots import new_axes, plot_loss
 
 
@@ -33,17 +35,22 @@ class Slider(Protocol):
     def observe(self, handler: Callable, names: Any = ...) -> None: ...
 
 
-def explore(draw: Callable[..., Axes], **sliders: Slider) -> ipywidgets.Widget:
+def explore(draw: Callable[..., Axes], **sliders: Slider) -> "ipywidgets.Widget | Instead":
     """Sliders above a figure that follows them. `draw` takes their values by name and returns Axes.
 
     The first figure is a plain output of the cell; the first move replaces it by the live one. A redraw costs
     `draw` and some 40 ms as long as limits, ticks and labels of the axes stay the same, twice as much when they change.
+    Where sliders do not show, the call that draws it stands below the first figure.
     """
     first = DisplayHandle()
     figure = draw(**{name: slider.value for name, slider in sliders.items()}).figure.figure
     first.display(figure)
     render = Renderer(figure)
     plt.close("all")
+    if os.environ.get("QLORA_LAB_TRY_SLIDERS"):
+        try_ends(draw, sliders)
+    if not colab.shows_widgets():
+        return call_of(draw, sliders)
     live = ipywidgets.Image(format="png", layout=ipywidgets.Layout(display="none", max_width="100%"))
 
     @without_collections()
@@ -61,6 +68,31 @@ def explore(draw: Callable[..., Axes], **sliders: Slider) -> ipywidgets.Widget:
     return Panel([*sliders.values(), live])
 
 
+def try_ends(draw: Callable[..., Axes], sliders: dict[str, Slider]) -> None:
+    """Draw with each slider at both of its ends, and with all there: `classroom.build` has this done when it runs.
+
+    Raises ValueError, with the sliders' values, if `draw` raises.
+    """
+    begun = {name: slider.value for name, slider in sliders.items()}
+    ends = {name: ends_of(slider) for name, slider in sliders.items()}
+    places = [begun | {name: end} for name in sliders for end in ends[name]]
+    places += [{name: both[side] for name, both in ends.items()} for side in (0, 1)]
+    for place in places:
+        try:
+            plt.close(draw(**place).figure.figure)
+        except Exception as error:  # whatever an author's function raises
+            moved = ", ".join(f"{name}={value!r}" for name, value in place.items())
+            raise ValueError(f"the figure cannot be drawn with {moved}: {type(error).__name__}: {error}") from error
+
+
+def ends_of(slider: Any) -> tuple:
+    """The first and the last value that a slider, a drop-down list or a check box can have."""
+    if hasattr(slider, "options"):
+        values = [option[1] if isinstance(option, tuple) else option for option in slider.options]
+        return values[0], values[-1]
+    return (slider.min, slider.max) if hasattr(slider, "max") else (False, True)
+
+
 @contextlib.contextmanager
 def without_collections() -> Iterator[None]:
     """Switch the garbage collector off: going through all that a notebook has loaded takes longer than a redraw.
@@ -74,6 +106,32 @@ def without_collections() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
+
+
+class Instead:
+    """A text in the place of widgets that do not show."""
+
+    def __init__(self, text: str):
+        self.text = text
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+def call_of(draw: Callable, sliders: dict[str, Slider]) -> Instead:
+    """In the place of sliders: the call that draws their figure, and what it can be given."""
+    given = ", ".join(f"{name}={slider.value!r}" for name, slider in sliders.items())
+    choices = "; ".join(f"{name} {choices_of(slider)}" for name, slider in sliders.items())
+    call = f"{getattr(draw, '__name__', 'draw')}({given})"
+    return Instead(f"Sliders do not show here. Run this in a new cell, with other values:\n\n    {call}\n\n{choices}")
+
+
+def choices_of(slider: Any) -> str:
+    """The values that a slider, a drop-down list or a check box can have, in words."""
+    if hasattr(slider, "options"):
+        values = [option[1] if isinstance(option, tuple) else option for option in slider.options]
+        return "is one of " + ", ".join(map(repr, values))
+    return f"is from {slider.min:g} to {slider.max:g}" if hasattr(slider, "max") else "is True or False"
 
 
 class Panel(ipywidgets.VBox):
@@ -200,8 +258,11 @@ def show_answers(rows: Iterable[tuple[str, ...]], columns: tuple[str, ...]) -> H
     return HTML(f'<table style="width:100%"><tr>{head}</tr>{body}</table>')
 
 
-def ask_box(answer: Callable[[str], dict[str, str]], first: str) -> ipywidgets.Widget:
+def ask_box(answer: Callable[[str], dict[str, str]], first: str) -> "ipywidgets.Widget | Instead":
     """A text field for a question; below it, the answers of several models. answer: question -> answers by model."""
+    if not colab.shows_widgets():
+        name = getattr(answer, "__name__", "answer")
+        return Instead(f"Text fields do not show here. Ask in a new cell:\n\n    {name}({first!r})")
     line = ipywidgets.Text(value=first, layout=ipywidgets.Layout(width="95%"))
     button = ipywidgets.Button(description="Ask", button_style="primary")
     output = ipywidgets.Output()

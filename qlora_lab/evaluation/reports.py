@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from qlora_lab.errors import UserError
 
@@ -15,6 +16,7 @@ SCORES = {
     "regex": "regex",
     "json": "JSON fields",
 }
+MEANS = ("f1", "json")  # of answers that may be right in part
 ANSWERED, READ = ("test", "shifted"), ("validation", "prose")  # scored by exact match, by perplexity
 
 
@@ -42,48 +44,66 @@ def describe(report: dict) -> str:
     if report.get("adapter_step", report["steps"]) != report["steps"]:
         lines.append(f"the adapter is that of step {report['adapter_step']}, whose validation loss was the lowest")
     if report["before"]["perplexity"]:
-        lines.append(f"{'':<24}{'before':>10}{'after':>10}")
-    lines += [f"{label:<24}{before:>10}{after:>10}" for label, before, after in score_lines(report)]
+        lines.append(f"{'':<24}{'before':>16}{'after':>16}")
+    lines += [f"{label:<24}{before:>16}{after:>16}" for label, before, after in score_lines(report)]
     losses = report["losses"]
-    lines += [f"{'loss':<24}{losses[0]:>10.4f}{losses[-1]:>10.4f}"] if losses else []
+    lines += [f"{'loss':<24}{losses[0]:>16.4f}{losses[-1]:>16.4f}"] if losses else []
     if validated := report.get("validation_losses", []):
         steps = f"at step {validated[0][0]:,} and {validated[-1][0]:,}"  # never before the first step
-        lines += [f"{'validation loss':<24}{validated[0][1]:>10.4f}{validated[-1][1]:>10.4f} {steps}"]
+        lines += [f"{'validation loss':<24}{validated[0][1]:>16.4f}{validated[-1][1]:>16.4f} {steps}"]
     lines += [
-        f"{'tokens per second':<24}{report['tokens_per_second']:>20.0f}",
-        f"{'training time':<24}{report['train_seconds']:>18.0f} s",
-        f"{'peak memory':<24}{report['peak_memory_bytes'] / 1e9:>17.2f} GB",
-        f"{'trainable parameters':<24}{report['trainable_parameters']:>20,}",
+        f"{'tokens per second':<24}{report['tokens_per_second']:>32.0f}",
+        f"{'training time':<24}{report['train_seconds']:>30.0f} s",
+        f"{'peak memory':<24}{report['peak_memory_bytes'] / 1e9:>29.2f} GB",
+        f"{'trainable parameters':<24}{report['trainable_parameters']:>32,}",
         f"adapter: {report['adapter']}",
     ]
     return "\n".join(lines)
 
 
 def score_lines(report: Mapping) -> list[tuple[str, str, str]]:
-    """What was judged, each with its values before and after training as text; "-" for what was not judged after."""
-    before, after = report["before"], report["after"]
+    """What was judged, each with its values before and after training as text; "-" for what was not judged after.
+
+    A share comes with its count, "33% (1 of 3)"; a mean over answers, such as token F1, with their number.
+    """
+    before, after, judged = report["before"], report["after"], report.get("judged", {})
     more = [key for key in before if key not in ("exact_match", "perplexity", "json_fields")]
     lines = []
     for key in ("exact_match", *more, "perplexity"):
-        splits, form = (READ, "{:.3f}") if key == "perplexity" else (ANSWERED, "{:.0%}")
         then = after.get(key, {})
-        lines += [
-            (f"{SCORES.get(key, key)}, {s}", form, before[key][s], then.get(s)) for s in splits if s in before[key]
-        ]
+        for split in [split for split in (READ if key == "perplexity" else ANSWERED) if split in before[key]]:
+            of = "{:.3f}".format if key == "perplexity" else _share_of(judged.get(split), key not in MEANS)
+            lines.append((f"{SCORES.get(key, key)}, {split}", of, before[key][split], then.get(split)))
         for split, shares in before.get("json_fields", {}).items() if key == "json" else ():
             then = after.get("json_fields", {}).get(split, {})
-            lines += [(f"  {name}, {split}", form, share, then.get(name)) for name, share in shares.items()]
-    return [(label, form.format(one), "-" if two is None else form.format(two)) for label, form, one, two in lines]
+            lines += [(f"  {name}, {split}", share, value, then.get(name)) for name, value in shares.items()]
+    return [(label, of(one), "-" if two is None else of(two)) for label, of, one, two in lines]
+
+
+def _share_of(answers: int | None, whole: bool) -> Callable[[float], str]:
+    return functools.partial(share, answers=answers, whole=whole)
+
+
+def share(value: float, answers: int | None = None, whole: bool = True) -> str:
+    """A share of answers as text. answers: how many there are. whole: whether each is right or wrong, nothing between.
+
+    >>> share(1 / 3, 3), share(0.6, 3, whole=False), share(1 / 3)
+    ('33% (1 of 3)', '60% (of 3)', '33%')
+    """
+    if not answers:  # a report of a version that did not write them down
+        return f"{value:.0%}"
+    return f"{value:.0%} ({f'{value * answers:.0f} ' if whole else ''}of {answers})"
 
 
 def side_by_side(*reports: dict) -> str:
     """One line per run: its scores after training, its speed and its peak memory in GB of 10^9 bytes."""
     columns = ("test", "shifted", "validation", "prose", "tokens/s", "peak GB")
-    lines = [f"{'':<8}" + "".join(f"{column:>12}" for column in columns)]
+    lines = [f"{'':<8}" + "".join(f"{column:>14}" for column in columns)]
     for report in reports:
         exact, perplexity = report["after"]["exact_match"], report["after"]["perplexity"]
-        cells = [f"{exact[s]:.0%}" if s in exact else "-" for s in ANSWERED]
+        judged = report.get("judged", {})
+        cells = [share(exact[s], judged.get(s), whole=False) if s in exact else "-" for s in ANSWERED]
         cells += [f"{perplexity[s]:.3f}" if s in perplexity else "-" for s in READ]
         cells += [f"{report['tokens_per_second']:.0f}", f"{report['peak_memory_bytes'] / 1e9:.2f}"]
-        lines.append(f"{report['method']:<8}" + "".join(f"{cell:>12}" for cell in cells))
+        lines.append(f"{report['method']:<8}" + "".join(f"{cell:>14}" for cell in cells))
     return "\n".join(lines)

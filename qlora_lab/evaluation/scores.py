@@ -26,13 +26,14 @@ class Score:
     """A way to score an answer.
 
     name: its key in a report. label: for people. of: takes an answer and its reference, returns 0 to 1. fault: takes a
-    reference and says why no answer to it can be scored; "" if one can.
+    reference and says why no answer to it can be scored; "" if one can. advice: what to do then.
     """
 
     name: str
     label: str
     of: Callable[[str, str], float]
     fault: Callable[[str], str] = lambda reference: ""
+    advice: str = ""
 
 
 # ----------------------------------------------------------------------------------------------------------- free text
@@ -161,8 +162,11 @@ def _same(one: Any, other: Any) -> bool:
 PLAIN = {
     "normalized": Score("normalized_match", "normalized match", normalized_match),
     "f1": Score("f1", "token F1", token_f1),
-    "json": Score("json", "JSON fields", _json_score, _json_fault),
+    "json": Score("json", "JSON fields", _json_score, _json_fault, "leave such samples out, or judge free text by f1"),
 }
+PATTERN_ADVICE = (
+    "give a pattern that finds something in each of them (A|B finds A or B), leave such samples out, or judge by f1"
+)
 NAMES = (*PLAIN, "regex:PATTERN")
 
 
@@ -178,7 +182,7 @@ def parse_score(text: str) -> Score:
     except re.error as error:
         raise UserError(f"{pattern!r} is no regular expression: {error}") from error
     score, fault = functools.partial(_pattern_score, compiled), functools.partial(_pattern_fault, compiled)
-    return Score("regex", "regular expression", score, fault)
+    return Score("regex", "regular expression", score, fault, PATTERN_ADVICE)
 
 
 def require_scorable(scores: Sequence[Score], judged: Mapping[str, Sequence[Chat]]) -> None:
@@ -205,5 +209,5 @@ def require_scorable(scores: Sequence[Score], judged: Mapping[str, Sequence[Chat
                 number, fault = faults[0]
                 raise UserError(
                     f"{len(faults)} of {len(texts)} reference answers of {split} have no score '{score.label}', the "
-                    f"first is number {number}, {texts[number - 1][:60]!r}: {fault}"
+                    f"first is number {number}, {texts[number - 1][:60]!r}: {fault}; {score.advice}"
                 )

@@ -6,9 +6,23 @@ gpu.py                 the GPU that is measured
 The bundled model learns the course's orders, in several ways and at several seeds (orders.py):
 accuracy.py            accuracy: what do few bits cost?
 amounts.py             amounts: how many examples, and what is forgotten
+splits.py              splits: does a random split promise too much?
+tickets.py             a shop's tickets, which it learns there and in the lesson on your data
 merge_aware.py         merge-aware: does an adapter survive a merge into 4 bits?
 knobs.py               knobs: what does each setting buy, alone?
 presets_compared.py    presets: does a recipe buy memory with bad training?
+
+Which 4 bits:
+codebooks.py           codebooks: the errors of formats at equal bits, and what they do to a model's loss
+sensitivity.py         sensitivity: which layers suffer from 4 bits, and plans that keep some in more
+
+QLoRA beside what came after it, on two tasks:
+methods.py             methods: is QLoRA still what one should use?
+methods_known.py       the methods, and the models that they train
+methods_runs.py        a learning rate is chosen, a method is trained and judged
+methods_grid.py        ranks, amounts of data, batch sizes
+methods_compared.py    each method beside QLoRA, and how sure that is
+stacked.py             several runs beside one base, in one forward and backward pass
 
 Memory of training steps at LLaMA's shapes:
 memory_runs.py         memory: the grid, cards of few GB, peaks taken apart

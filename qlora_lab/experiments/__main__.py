@@ -24,8 +24,12 @@ EXPERIMENTS = {
     "quantization": "quantization_speed",
     "side-by-side": "side_by_side",
     "amounts": "amounts",
+    "splits": "splits",
     "merge-aware": "merge_aware",
+    "methods": "methods",
     "cards": "several_cards",
+    "codebooks": "codebooks",
+    "sensitivity": "sensitivity",
 }
 
 

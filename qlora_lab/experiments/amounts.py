@@ -19,7 +19,7 @@ from qlora_lab.experiments import orders
 from qlora_lab.experiments.gpu import require_gpu
 from qlora_lab.experiments.orders import BATCH_SIZE, LEARNING_RATE, MAX_LENGTH, RANK, per_token
 from qlora_lab.models.loading import load_model
-from qlora_lab.training.batches import Batches
+from qlora_lab.training.batches import Batches, with_replay
 from qlora_lab.training.chat import TokenizedSample, tokenize, tokenize_text
 from qlora_lab.training.data import load_prose, load_samples
 from qlora_lab.training.loop import train_steps
@@ -84,8 +84,7 @@ def samples_of(name: str, seed: int, tokenizer) -> list[TokenizedSample]:
     if not replay:
         return samples
     paragraphs = [tokenize_text(text, tokenizer) for text in load_prose()[::2]]
-    wanted = round(len(samples) / (ONE_IN - 1))
-    return [*samples, *(paragraphs[i % len(paragraphs)] for i in range(wanted))]
+    return with_replay(samples, paragraphs, 1 / ONE_IN)
 
 
 def judge_of(tokenizer, judged: int, dtype: torch.dtype) -> Judge:

@@ -12,7 +12,7 @@ KINDS = (  # of kernels, by what their names contain; the first that fits
     ("dequantize", ("dequantize", "kDequantize", "Dequantize")),
     ("AdamW", ("adam", "kOptimizer", "Optimizer32bit")),
     ("copies, fills", ("copy", "Memcpy", "Memset", "Fill", "CatArray")),
-    ("norm, rotary, SwiGLU, loss", ("rms_norm", "rotate", "swiglu", "cross_entropy", "border")),
+    ("norm, rotary, SwiGLU, loss", ("rms_norm", "head_norm", "rotate", "swiglu", "cross_entropy", "border")),
 )
 
 

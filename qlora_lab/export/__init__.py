@@ -6,7 +6,7 @@ merged_weights.py  the trained model's weights, one at a time: as rounded in tra
 checkpoint.py      `--as merged`: safetensors in shards, for transformers, vLLM and others
 architectures.py   model shapes that llama.cpp knows: its names for tensors and settings
 vocabulary.py      tokens, their types, pre-tokenizer, end tokens and chat template, as llama.cpp wants them
-gguf_files.py      `--as gguf`, and `--as adapter` for a base that llama.cpp has already
+gguf_files.py      `--as gguf` and `--as base`, and `--as adapter` for beside that base
 go_template.py     a chat template in Ollama's language, which is Go's
 papers.py          Modelfile, model card, the line to run each thing with
 llama_cpp.py       a real llama.cpp in this process (PyPI's xllamacpp)

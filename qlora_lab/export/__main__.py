@@ -2,18 +2,25 @@
 
     --as merged    a checkpoint for transformers, vLLM and others (the default)
     --as gguf      one file for llama.cpp and Ollama, with a Modelfile
-    --as adapter   the adapter alone, in GGUF, for a base that llama.cpp has already
+    --as adapter   the adapter alone, in GGUF
+    --as base      the base that it belongs beside, in GGUF, without the adapter
 
-`--check` asks the export and the trained model the questions that the run was judged on. The exit code is 2 for a
-user's error, and for an export that does not answer as the model did.
+A file holds the base as it was rounded for training. One in Q4_0 starts from the checkpoint's own weights, since
+rounding twice loses more. Not so with --merge-aware and LoftQ, which know of the first rounding.
+
+`--check` asks the export and the trained model the questions that the run was judged on. Its verdict is "equal";
+"lossy", for 4 bits that cost some of what the model had right; or "broken". The exit code is 2 for a broken export and
+for a user's error, else 0.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import pathlib
 import sys
+from dataclasses import dataclass
 
 from qlora_lab.arguments import Parser, count
 from qlora_lab.errors import UserError
@@ -23,8 +30,8 @@ from qlora_lab.export.gguf_files import KINDS, plan, write_adapter, write_model
 from qlora_lab.export.llama_cpp import INSTALL, is_here
 from qlora_lab.export.merged_weights import MergedWeights
 from qlora_lab.export.new_folder import new_folder
-from qlora_lab.export.papers import model_card, modelfile
-from qlora_lab.export.trained_run import TrainedRun, read_run
+from qlora_lab.export.papers import base_card, model_card, modelfile
+from qlora_lab.export.trained_run import TrainedRun, read_base, read_run
 from qlora_lab.export.vocabulary import read_vocabulary
 from qlora_lab.models.hardware import DTYPES
 from qlora_lab.models.loading import load_tokenizer
@@ -34,9 +41,9 @@ CHECKPOINT_DTYPES = {"f16": "float16", "bf16": "bfloat16", "f32": "float32"}
 
 def parser() -> Parser:
     p = Parser(prog="python -m qlora_lab.export", description=(__doc__ or "").partition("\n")[0])
-    p.add_argument("run", type=pathlib.Path, metavar="RUN", help="the output folder of train_qlora")
+    p.add_argument("run", metavar="RUN", help="the output folder of train_qlora; with --as base a model will do")
     p.add_argument("--to", type=pathlib.Path, required=True, metavar="FOLDER", help="a folder that does not exist yet")
-    p.add_argument("--as", dest="form", choices=["merged", "gguf", "adapter"], default="merged")
+    p.add_argument("--as", dest="form", choices=list(WHAT), default="merged")
     p.add_argument(
         "--weights",
         choices=[*KINDS, "f32"],
@@ -53,9 +60,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         args = parser().parse_args(arguments)
         require_possible(args)
-        run = read_run(args.run)
+        trained = args.form != "base" or (pathlib.Path(args.run) / "run.json").is_file()
+        run = read_run(pathlib.Path(args.run)) if trained else read_base(args.run)
         chats = judged_chats(run, args.samples) if args.check else []
-        lines = export(run, args.to, args.form, args.weights)
+        written = export(run, args.to, args.form, args.weights)
         check = check_export(run, args.to, args.form, args.weights, chats) if args.check else None
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -63,11 +71,12 @@ def main(arguments: list[str] | None = None) -> int:
     if check:
         (args.to / "check.json").write_text(json.dumps(check.as_dict(), indent=1), encoding="utf-8")
     if args.json:
-        print(json.dumps({"run_with": lines, "check": check.as_dict() if check else None}))
+        print(json.dumps({**dataclasses.asdict(written), "check": check.as_dict() if check else None}))
     else:
-        print("\n".join([*lines, *([str(check)] if check else [])]))
-    if check and check.broken:
-        print(f"error: {args.to} is broken: {check.broken}", file=sys.stderr)
+        sizes = [f"{args.to / name}: {nbytes / 1e6:,.1f} MB" for name, nbytes in written.files.items()]
+        print("\n".join([*sizes, *written.run_with, *([str(check)] if check else [])]))
+    if check and check.verdict == "broken":
+        print(f"error: {args.to} is broken: {check.why}", file=sys.stderr)
         return 2
     return 0
 
@@ -76,63 +85,103 @@ def require_possible(args) -> None:
     """Raise UserError for arguments that do not go together, before anything is loaded."""
     if args.form == "merged" and args.weights not in (None, *CHECKPOINT_DTYPES):
         raise UserError(f"--weights {args.weights} is for --as gguf: a checkpoint has {', '.join(CHECKPOINT_DTYPES)}")
-    if args.form == "gguf" and args.weights == "f32":
+    if args.form in IN_GGUF and args.weights == "f32":
         raise UserError(f"--weights f32 is for --as merged: a GGUF file has {', '.join(KINDS)}")
     if args.form == "adapter" and args.weights:
         raise UserError("--weights is for --as gguf and --as merged: an adapter is written as it is, in f32")
-    if args.form == "adapter" and args.check:
-        raise UserError("--check is for --as gguf and --as merged: an adapter answers with the base that it is put on")
+    if args.form in ("adapter", "base") and args.check:
+        raise UserError("--check is for --as gguf and --as merged: base and adapter answer together, nothing here does")
     if args.form == "gguf" and args.check and not is_here():
         raise UserError(f"--check wants llama.cpp, which is not here: {INSTALL} brings it")
 
 
-def export(run: TrainedRun, to: pathlib.Path, form: str = "merged", kind: str | None = None) -> list[str]:
+@dataclass(frozen=True)
+class Written:
+    """What `export` has written.
+
+    Attributes:
+        files: of weights, by name: bytes.
+        run_with: lines to run it with.
+    """
+
+    files: dict[str, int]
+    run_with: list[str]
+
+
+def export(run: TrainedRun, to: pathlib.Path, form: str = "merged", kind: str | None = None) -> Written:
     """Write a run's model.
 
     Args:
         to: a folder that does not exist; it appears when all is written.
-        form: "merged", "gguf" or "adapter".
+        form: of WHAT.
         kind: type of the matrices; None: bf16 for a checkpoint, f16 for GGUF.
-
-    Returns:
-        lines that say what to run it with
 
     Raises:
         UserError: whatever the modules of this room refuse.
     """
-    weights = MergedWeights(run)
+    kind = kind or ("bf16" if form == "merged" else "f16")
+    weights = MergedWeights(run, with_adapter=form != "base", rounded=run.rounded_for(kind))
     tokenizer = load_tokenizer(run.base)
-    kind = kind or ("f16" if form == "gguf" else "bf16")
-    name = f"{pathlib.PurePath(run.model).name}-{pathlib.PurePath(run.settings['data']).stem}"
+    name = (
+        base_name(run, kind) if form == "base" else f"{_last(run.model)}-{pathlib.PurePath(run.settings['data']).stem}"
+    )
+    file = f"{name}-{'adapter' if form == 'adapter' else kind.upper()}.gguf"
+    vocabulary = read_vocabulary(tokenizer, weights.config.vocab_size) if form in IN_GGUF else None
     if form == "merged":
         dtype = DTYPES[CHECKPOINT_DTYPES[kind]]
         nbytes = checkpoint_bytes(weights, dtype)
-        lines = [f"vllm serve {to}", f"transformers chat {to}"]
-    elif form == "gguf":
-        vocabulary = read_vocabulary(tokenizer, weights.config.vocab_size)
+    elif vocabulary:
         nbytes = sum(entry.nbytes for entry in plan(weights, kind))
-        file = f"{name}-{kind.upper()}.gguf"
-        lines = [f"llama-server -m {to / file}", f"ollama create {name.lower()} -f {to / 'Modelfile'}"]
     else:
-        file = f"{name}-adapter.gguf"
         nbytes = 4 * sum(math.prod(a.shape) + math.prod(b.shape) for _, a, b in weights.matrices())
-        lines = [f"llama-server -m BASE.gguf --lora {to / file}"]
     with new_folder(to, nbytes) as folder:
         if form == "merged":
             write_checkpoint(weights, folder, dtype)
-        elif form == "gguf":
+        elif vocabulary:
             write_model(weights, vocabulary, folder / file, kind, name)
             (folder / "Modelfile").write_text(modelfile(file, vocabulary, tokenizer), encoding="utf-8")
         else:
             write_adapter(weights, folder / file, name)
-        (folder / "README.md").write_text(model_card(run, WHAT[form], lines), encoding="utf-8")
-    return lines
+        card = base_card if form == "base" else model_card
+        lines = commands(run, form, pathlib.Path(), file, name)
+        (folder / "README.md").write_text(card(run, WHAT[form], lines), encoding="utf-8")
+    found = sorted(path for path in to.iterdir() if path.suffix in (".gguf", ".safetensors"))
+    return Written({path.name: path.stat().st_size for path in found}, commands(run, form, to, file, name))
 
 
+def commands(run: TrainedRun, form: str, where: pathlib.Path, file: str, name: str) -> list[str]:
+    """Lines to run an export with.
+
+    Args:
+        where: its folder, as it is named from where the lines are typed.
+        file, name: of the GGUF file, of the model.
+    """
+    if form == "merged":
+        return [f"vllm serve {where}", f"transformers chat {where}"]
+    if form in IN_GGUF:
+        return [f"llama-server -m {where / file}", f"ollama create {name.lower()} -f {where / 'Modelfile'}"]
+    base = f"{base_name(run, 'f16')}-F16.gguf"
+    if where == pathlib.Path():
+        return [f"llama-server -m {base} --lora {file}"]
+    make_it = f"python -m qlora_lab.export {run.folder} --to BASE --as base"
+    return [make_it, f"llama-server -m {pathlib.Path('BASE') / base} --lora {where / file}"]
+
+
+def base_name(run: TrainedRun, kind: str) -> str:
+    """What the base's own file is called: one that holds the base as it was rounded for training says so."""
+    return f"{_last(run.model)}-nf4" if run.rounded_for(kind) else _last(run.model)
+
+
+def _last(path: str) -> str:
+    return pathlib.PurePath(path).name
+
+
+IN_GGUF = ("gguf", "base")
 WHAT = {
     "merged": "The adapter is merged into the weights that it was trained beside, those of 4 bits dequantized.",
-    "gguf": "One file for llama.cpp and Ollama. The adapter is merged into the weights that it was trained beside.",
-    "adapter": "A LoRA for llama.cpp, trained beside a base of 4 bits: beside another rounding it answers worse.",
+    "gguf": "One file for llama.cpp and Ollama, with the adapter merged into its weights.",
+    "adapter": "A LoRA for llama.cpp, to be put beside the base that it was trained beside, which `--as base` writes.",
+    "base": "A base without an adapter, for llama.cpp and Ollama, and for adapters that were trained beside it.",
 }
 
 

@@ -2,14 +2,20 @@
 
 The trained model, 4-bit base and adapter, answers in transformers, computing in float32 if it is small. The file
 answers in llama.cpp, which formats the messages with the template in the file and cuts them into tokens with the
-vocabulary in the file. Both are greedy. A file is *broken* when
+vocabulary in the file. Both are greedy. There are three verdicts:
 
-- a prompt has other tokens in llama.cpp: template or vocabulary went wrong;
-- it runs on where the trained model stops: the end token went wrong;
-- more answers are unequal than `UNEQUAL` and chance explain: the weights went wrong.
+- *equal*: the answers are the trained model's, but for rounding.
+- *lossy*: a file in 4 bits that has lost some of what the model had learned, as rounding to 4 bits does. How much is
+  too much is the user's to say, so the exit code is 0; the verdict says what was lost.
+- *broken*: nobody wants this file, and the exit code is 2.
+    - A prompt has other tokens in llama.cpp: template or vocabulary went wrong.
+    - In 16 and 8 bits, more answers run on where the trained model stops, or more are unequal, than `UNEQUAL` and
+      chance explain: end token or weights went wrong.
+    - In 4 bits, less than half of the answers that the trained model has exactly right are left, or the perplexity of
+      the references has doubled.
 
-Four bits change a model by themselves, and how much is the learner's to judge. There a file is called broken if it
-keeps less than half of the answers that the trained model has exactly right.
+A file in 4 bits is lossy if it keeps fewer of the right answers than 98 of 100 and chance explain, or if the perplexity
+of the references is more than 5 % higher. The half, the doubling and the 5 % are chosen, not derived.
 
 Some differences are rounding: where two tokens are nearly equally likely, either may come first. So it is said of the
 first answers that part how much likelier the trained model finds its own token. What `UNEQUAL` says was measured on
@@ -41,12 +47,16 @@ from qlora_lab.export.trained_run import TrainedRun
 from qlora_lab.models.loading import load_model, load_tokenizer
 from qlora_lab.training.chat import TokenizedSample, tokenize_chat
 from qlora_lab.training.data import split_chats
+from qlora_lab.training.formats import parse_columns
 from qlora_lab.training.templates import end_ids, prompt_text
 
 # By type of weights, the share of unequal answers of a whole file: what is promised of 16 bits, what was measured of 8
 # (docs/export.md). A file is broken if it has so many more that chance would bring them once in a thousand checks.
 UNEQUAL = {"merged": 0.02, "f16": 0.02, "bf16": 0.02, "q8_0": 0.1}
 FLOAT32_AT_MOST = 2_000_000_000  # parameters, 8 GB
+RIGHT_LOST = 0.02  # by chance, of the right answers of a file in 4 bits that is not lossy
+LOSSY_ABOVE, BROKEN_ABOVE = 1.05, 2.0  # perplexity in 4 bits, over the trained model's
+READ_BY = ("columns", "format", "split_by")  # flags of the run that say how its data was read
 READ_AT_MOST = 20  # references whose perplexity is compared: in llama.cpp each of their tokens is a request
 
 
@@ -73,22 +83,24 @@ class Check:
         samples: orders or questions that both answered.
         equal: share of answers that are the same text.
         exact_match: share of exactly right answers, of the trained model and of the export.
-        stopped: share of the export's answers that ended by themselves.
+        stopped: share of answers that ended by themselves, of the trained model and of the export.
         perplexity: of some of the references, by the trained model and by the export.
         tokens_per_second: of the export, prompt and answer, one conversation at a time; None for checkpoints.
         nbytes: of the weights on the disk.
-        broken: why the export is broken; "" if it is not.
-        parts: where the first unequal answers part, a line each.
+        verdict: "equal", "lossy" or "broken".
+        why: the export is lossy or broken; "" if it is neither.
+        parts: which answers run on, and where the first unequal answers part, a line each.
     """
 
     samples: int
     equal: float
     exact_match: tuple[float, float]
-    stopped: float
+    stopped: tuple[float, float]
     perplexity: tuple[float, float]
     tokens_per_second: float | None
     nbytes: int
-    broken: str
+    verdict: str
+    why: str
     parts: tuple[str, ...]
 
     def as_dict(self) -> dict[str, Any]:
@@ -98,11 +110,13 @@ class Check:
         speed = "" if self.tokens_per_second is None else f", {self.tokens_per_second:,.0f} tokens/s"
         lines = [
             f"{self.samples} judged samples: {self.equal:.1%} equal answers, exact match {self.exact_match[1]:.1%} "
-            f"(trained model {self.exact_match[0]:.1%}), {self.stopped:.1%} stop by themselves, perplexity of "
-            f"references {self.perplexity[1]:.4f} ({self.perplexity[0]:.4f}){speed}, {self.nbytes / 1e6:,.1f} MB",
+            f"(trained model {self.exact_match[0]:.1%}), {self.stopped[1]:.1%} stop by themselves "
+            f"({self.stopped[0]:.1%}), perplexity of references {self.perplexity[1]:.4f} ({self.perplexity[0]:.4f})"
+            f"{speed}, {self.nbytes / 1e6:,.1f} MB",
             *self.parts,
+            f"{self.verdict.upper()}: {self.why}" if self.why else "EQUAL: it answers as the trained model does",
         ]
-        return "\n".join([*lines, f"BROKEN: {self.broken}" if self.broken else "it answers as the trained model does"])
+        return "\n".join(lines)
 
 
 def judged_chats(run: TrainedRun, samples: int | None = None) -> list[list[dict[str, str]]]:
@@ -112,7 +126,17 @@ def judged_chats(run: TrainedRun, samples: int | None = None) -> list[list[dict[
         UserError: the data is gone, or has none to judge on.
     """
     count = int(run.settings["eval_samples"]) if samples is None else samples
-    _, judged = split_chats(run.settings["data"], ANSWERED, count, int(run.settings["seed"]))
+    named = {key: None if run.settings.get(key) == "None" else run.settings.get(key) for key in READ_BY}
+    columns = parse_columns(named["columns"]) if named["columns"] else None
+    _, judged = split_chats(
+        run.settings["data"],
+        ANSWERED,
+        count,
+        int(run.settings["seed"]),
+        columns,
+        named["format"],
+        split_by=named["split_by"],
+    )
     chats = [chat for split in ANSWERED for chat in judged.get(split, [])]
     if not chats:
         raise UserError(f"{run.settings['data']} has no samples to judge on: --check needs a run with --eval-samples")
@@ -245,31 +269,47 @@ def compare(
     pairs = enumerate(zip(trained.answers, exported.answers, strict=True))
     unequal = [i for i, (one, other) in pairs if one != other]
     references = [chat[-1]["content"] for chat in chats]
+    verdict, why = ("broken", prompts) if prompts else judged(trained, exported, references, kind)
     return Check(
         samples=len(chats),
         equal=1 - len(unequal) / len(chats),
         exact_match=(_share(trained.answers, references), _share(exported.answers, references)),
-        stopped=sum(exported.stopped) / len(chats),
+        stopped=(sum(trained.stopped) / len(chats), sum(exported.stopped) / len(chats)),
         perplexity=(trained.perplexity, exported.perplexity),
         tokens_per_second=speed,
         nbytes=nbytes,
-        broken=prompts or fault(trained, exported, references, kind),
-        parts=tuple(_part(i, chats[i], trained, exported, model, tokenizer) for i in unequal[:3]),
+        verdict=verdict,
+        why=why,
+        parts=(
+            *run_on(trained, exported),
+            *(_part(i, chats[i], trained, exported, model, tokenizer) for i in unequal[:3]),
+        ),
     )
 
 
-def fault(trained: Told, exported: Told, references: list[str], kind: str) -> str:
-    """Why an export is broken, from what it told; "" if it is not. kind: type of the weights."""
+def judged(trained: Told, exported: Told, references: list[str], kind: str) -> tuple[str, str]:
+    """The verdict on what an export told: "equal", "lossy" or "broken", and why. kind: type of the weights."""
+    if kind in UNEQUAL:
+        why = fault(trained, exported, kind)
+        return ("broken", why) if why else ("equal", "")
+    of_both = zip(trained.answers, exported.answers, references, strict=True)
+    kept = [is_exact(other, right) for one, other, right in of_both if is_exact(one, right)]
+    rise = exported.perplexity / trained.perplexity
+    why = (
+        f"of {len(kept)} answers that the trained model has right, {sum(kept)} are left in {kind}, and the perplexity "
+        f"of references is {rise:.2f} times the trained model's; export with --weights q8_0, or train with "
+        "--merge-aware q4_0"
+    )
+    if sum(kept) < len(kept) / 2 or not rise <= BROKEN_ABOVE:
+        return "broken", why
+    if len(kept) - sum(kept) > most_unequal(RIGHT_LOST, len(kept)) or rise > LOSSY_ABOVE:
+        return "lossy", why
+    return "equal", ""
+
+
+def fault(trained: Told, exported: Told, kind: str) -> str:
+    """Why an export in 16 or 8 bits is broken, from what it told; "" if it is not. kind: of UNEQUAL."""
     pairs = list(zip(trained.answers, exported.answers, strict=True))
-    if kind not in UNEQUAL:
-        of_both = zip(pairs, references, strict=True)
-        kept = [is_exact(other, right) for (one, other), right in of_both if is_exact(one, right)]
-        if sum(kept) >= len(kept) / 2:
-            return ""
-        return (
-            f"of {len(kept)} answers that the trained model has right, {sum(kept)} are left in {kind}: export with "
-            "--weights q8_0, or train with --merge-aware q4_0"
-        )
     most = most_unequal(UNEQUAL[kind], len(pairs))
     ends = enumerate(zip(trained.stopped, exported.stopped, strict=True))
     runs_on = [i for i, (ours, theirs) in ends if ours and not theirs]
@@ -283,11 +323,22 @@ def fault(trained: Told, exported: Told, references: list[str], kind: str) -> st
     return ""
 
 
+def run_on(trained: Told, exported: Told) -> list[str]:
+    """A line about the export's answers that do not end by themselves, if there are any, and the trained model's."""
+    numbers = [i for i, stopped in enumerate(exported.stopped) if not stopped]
+    if not numbers:
+        return []
+    both = sum(not trained.stopped[i] for i in numbers)
+    theirs = "so does the trained model" if both == len(numbers) else f"the trained model does in {both} of these"
+    named = ", ".join(str(i + 1) for i in numbers[:5]) + (", ..." if numbers[5:] else "")
+    return [f"  {len(numbers)} of {len(exported.stopped)} run on to the limit of tokens (sample {named}): {theirs}"]
+
+
 def most_unequal(rate: float, count: int) -> int:
     """The most unequal answers that chance brings more than once in a thousand checks of `count` answers.
 
-    >>> [most_unequal(0.02, count) for count in (3, 50, 100)]
-    [2, 5, 7]
+    >>> [most_unequal(0.02, count) for count in (0, 3, 50, 100)]
+    [0, 2, 5, 7]
     """
     log_rate, log_rest = math.log(rate), math.log1p(-rate)
     more = 1.0  # the probability of more than `most` unequal answers

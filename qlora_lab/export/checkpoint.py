@@ -12,6 +12,7 @@ import torch
 from qlora_lab.export.merged_weights import MergedWeights
 
 SHARD_BYTES = 2_000_000_000
+SAFETENSORS_NAMES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}
 # What else belongs to a model, copied as it is
 COMPANIONS = (
     *("generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json"),
@@ -29,7 +30,7 @@ def write_checkpoint(
 ) -> list[str]:
     """Write weights, config, generation config, tokenizer and chat template, as `save_pretrained` names them.
 
-    Memory: one shard, and a few matrices.
+    Each tensor is made, written and forgotten, so memory holds a few matrices and never a shard.
 
     Args:
         dtype: of all tensors.
@@ -38,14 +39,12 @@ def write_checkpoint(
     Returns:
         the names of the weight files
     """
-    from safetensors.torch import save_file
-
     shards = _shards(weights.shapes, dtype.itemsize, shard_bytes)
     names = ["model.safetensors"]
     if len(shards) > 1:
         names = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
     for file, shard in zip(names, shards, strict=True):
-        save_file({name: weights[name].to(dtype).contiguous() for name in shard}, folder / file, {"format": "pt"})
+        _write_shard(weights, shard, folder / file, dtype)
     if len(shards) > 1:
         files = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}
         index = {"metadata": {"total_size": checkpoint_bytes(weights, dtype)}, "weight_map": files}
@@ -56,6 +55,26 @@ def write_checkpoint(
     config["dtype"] = str(dtype).removeprefix("torch.")
     (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
     return names
+
+
+def _write_shard(weights: MergedWeights, names: list[str], file: pathlib.Path, dtype: torch.dtype) -> None:
+    """Write a safetensors file tensor by tensor. (`safetensors.torch.save_file` wants all of them in memory.)
+
+    The format: the header's length in 8 bytes, little-endian; the header in JSON, which says for each tensor its dtype,
+    shape, and first and last byte; the tensors, one after another. Source: safetensors' README, "Format".
+    """
+    header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
+    at = 0
+    for name in names:
+        end = at + math.prod(weights.shapes[name]) * dtype.itemsize
+        header[name] = {"dtype": SAFETENSORS_NAMES[dtype], "shape": weights.shapes[name], "data_offsets": [at, end]}
+        at = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # so that the tensors begin at a multiple of 8
+    with open(file, "wb") as handle:
+        handle.write(len(text).to_bytes(8, "little") + text)
+        for name in names:
+            handle.write(weights[name].to(dtype).contiguous().flatten().view(torch.uint8).numpy().data)
 
 
 def copy_companions(source: pathlib.Path, target: pathlib.Path) -> None:

@@ -102,10 +102,19 @@ def _tensor_of(weights: MergedWeights, entry: Entry) -> torch.Tensor:
 
 
 def write_adapter(weights: MergedWeights, file: pathlib.Path, name: str) -> None:
-    """Write the adapter alone, for `llama-server --lora` beside a base. Raises UserError as `plan` does."""
+    """Write the adapter alone, for `llama-server --lora` beside a base.
+
+    Raises:
+        UserError: as `plan` does, and for DoRA.
+    """
     import gguf
 
     require_supported(weights.config)
+    if weights.dora:
+        raise UserError(
+            "this adapter is DoRA's, and llama.cpp's adapters have no place for its magnitudes: export the merged "
+            "model with --as gguf, or train with --adapter rslora"
+        )
     names = name_map(weights.config)
     writer = gguf.GGUFWriter(file, ARCHITECTURES[weights.config.model_type].lower())
     writer.add_type("adapter")
@@ -135,7 +144,7 @@ def _write(writer, entries: list[Entry], tensor_of) -> None:
         writer.write_ti_data_to_file()
         for entry in entries:
             values = tensor_of(entry).float().contiguous().numpy()
-            if entry.type == gguf.GGMLQuantizationType.F16 and abs(values).max() > 65504:
+            if entry.type == gguf.GGMLQuantizationType.F16 and max(values.max(), -values.min()) > 65504:
                 raise UserError(f"{entry.name} has values that F16 cannot hold: export with --weights bf16")
             writer.write_tensor_data(gguf.quants.quantize(values, entry.type))
     finally:

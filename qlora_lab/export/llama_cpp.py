@@ -81,6 +81,11 @@ class LlamaCpp:
             raise UserError(f"llama.cpp cannot load {file}: {error}") from error
         self._a = self.ids("a")[-1]
 
+    @property
+    def address(self) -> str:
+        """Where it listens, for any program on this machine, until it is deleted: http://127.0.0.1:PORT."""
+        return self._server.listening_address
+
     def use(self, adapter: int | None) -> None:
         """Answer with one of the adapters from now on, by its number, or with none of them.
 
@@ -152,7 +157,7 @@ class LlamaCpp:
         return self._post("/tokenize", request)["tokens"]
 
     def _post(self, path: str, request: dict) -> dict:
-        url = f"{self._server.listening_address}{path}"
+        url = f"{self.address}{path}"
         body = urllib.request.Request(url, json.dumps(request).encode(), {"Content-Type": "application/json"})
         with urllib.request.urlopen(body, timeout=60) as answer:
             return json.loads(answer.read())

@@ -4,6 +4,12 @@ An adapter was trained beside *rounded* weights, so it is added to the rounded o
 
     weight = dequantize(nf4(weight of the checkpoint)) + alpha / rank * B A
 
+That is the model that was trained, and what a file should hold. Q4_0 rounds once more, and two roundings cost more
+than one: it gets the checkpoint's own weights and the adapter (`rounded=False`), see `TrainedRun.rounded_for`.
+docs/export.md has the measurements.
+
+(rsLoRA scales by alpha / sqrt(rank); DoRA then gives each row the length that it has learned, see adapters/dora.py.)
+
 Nothing is loaded as a model. A tensor is read from the checkpoint when it is asked for, rounded as bitsandbytes did
 when the model was loaded for training, and forgotten. So a 7B model needs the memory of a few of its matrices.
 """
@@ -18,7 +24,7 @@ from typing import Any
 
 import torch
 
-from qlora_lab.adapters.files import fingerprint_of, read_adapter, scale_of
+from qlora_lab.adapters.files import MAGNITUDE, fingerprint_of, read_adapter, scale_of
 from qlora_lab.adapters.quantized_linear import frozen_weight
 from qlora_lab.errors import UserError
 from qlora_lab.export.trained_run import TrainedRun
@@ -32,33 +38,38 @@ class MergedWeights:
 
     Args:
         run: the base's folder, its dtype, whether it was quantized; and the adapter.
+        with_adapter: or else the base alone.
+        rounded: with the base rounded to 4 bits as it was in training, if it was; or else as its checkpoint has it.
 
     Attributes:
         config: transformers' config of the base.
+        dora: whether the adapter is DoRA's.
         shapes: by name, in the model's order. A head that is tied to the embeddings is not among them.
         adapted: names of the weights that the adapter changes.
 
     Raises:
         UserError: a checkpoint that is incomplete, damaged, already quantized or stored under other names than
-            transformers' model has; an adapter that is not plain LoRA, or of another base; adapted embeddings.
+            transformers' model has; an adapter other than LoRA, rsLoRA, DoRA, or of another base; adapted embeddings.
     """
 
     config: Any
 
-    def __init__(self, run: TrainedRun):
+    def __init__(self, run: TrainedRun, with_adapter: bool = True, rounded: bool = True):
         self.run = run
         self.config = read_config(run.base)
         if getattr(self.config, "quantization_config", None):
             raise UserError(f"the base {run.model} is stored quantized: export needs its 16-bit checkpoint")
-        settings, self._adapter, fingerprint = read_adapter(run.adapter)
-        self._scale = scale_of(settings)
+        self._adapter, self._scale, self.dora, fingerprint = {}, 0.0, False, None
+        if with_adapter:
+            settings, self._adapter, fingerprint = read_adapter(run.adapter, with_dora=True)
+            self._scale, self.dora = scale_of(settings), bool(settings.get("use_dora"))
         self.adapted = {f"{name.rpartition('.lora_')[0]}.weight" for name in self._adapter}
         self._files = checkpoint_index(run.base)
         with quiet_transformers():
             skeleton = build_on_meta(self.config, run.dtype)
             self.shapes = {name: tuple(parameter.shape) for name, parameter in skeleton.named_parameters()}
             self._quantized: set[str] = set()
-            if run.quantized:
+            if run.quantized and rounded:
                 quantize_on_meta(skeleton, run.dtype)
                 self._quantized = _in_4_bits(skeleton)
         if missing := [name for name in self.shapes if name not in self._files]:
@@ -78,7 +89,11 @@ class MergedWeights:
             return weight
         layer = name.removesuffix(".weight")
         a, b = self._adapter[f"{layer}.lora_A"], self._adapter[f"{layer}.lora_B"]
-        return (self._scale * (b.float() @ a.float())).add_(weight)  # as `merge` adds them, bit for bit
+        merged = (self._scale * (b.float() @ a.float())).add_(weight)  # as `merge` adds them, bit for bit
+        if self.dora:
+            length = torch.linalg.vector_norm(merged, dim=1)
+            merged *= (self._adapter[f"{layer}.{MAGNITUDE}"].float() / length)[:, None]
+        return merged
 
     def matrices(self) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
         """The adapter alone: (name of the weight, A: Tensor[rank, in], B: Tensor[out, rank]), in the model's order."""

@@ -43,28 +43,52 @@ def model_card(run: TrainedRun, what: str, lines: list[str]) -> str:
 
     Args:
         what: the export, in a few words.
-        lines: to run it with.
+        lines: to run it with, in its own folder.
     """
-    bundled = run.model in CATALOGUE
-    base = BUNDLED_BASE if bundled else run.model
-    licence = "The base is under the licence Apache-2.0, and so is this model."
-    if not bundled:
-        licence = "The base's licence holds for this model, too: look it up, and name it here."
     data = pathlib.PurePath(run.settings["data"]).name
     settings = {key: value for key, value in run.settings.items() if value != "None" and not _is_path(value)}
-    head = ["---", "pipeline_tag: text-generation", f"tags: [{run.settings['method']}, lora]"]
-    if not pathlib.Path(base).exists():  # a folder of this machine is nobody's base
-        head.append(f"base_model: {base}")
-    if bundled:
-        head.append("license: apache-2.0")
-    libraries = ("torch", "transformers", "peft", "bitsandbytes", "gguf")
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in libraries)
-    text = [*head, "---", f"# {pathlib.PurePath(base).name}, fine-tuned on {data}", ""]
-    text += [f"{what} It was trained with QLoRA Lab's `train_qlora`. {licence}", ""]
-    text += ["## Run it", "", "```", *lines, "```", ""]
+    text = [*_head(run, f"tags: [{run.settings['method']}, lora]"), f"# {_base(run)[1]}, fine-tuned on {data}", ""]
+    text += [f"{what} It was trained with QLoRA Lab's `train_qlora`. {_licence(run)}", "", *_run_it(lines)]
     text += ["## Settings", "", *(f"- {key}: {value}" for key, value in settings.items()), ""]
     text += ["## Scores", "", "| measure | before | after |", "|---|---|---|", *_scores(run.report), ""]
-    return "\n".join([*text, f"Written with {versions}.", ""])
+    return "\n".join([*text, _versions(), ""])
+
+
+def base_card(run: TrainedRun, what: str, lines: list[str]) -> str:
+    """A README.md for a base without an adapter. Arguments as for `model_card`."""
+    text = [*_head(run), f"# {_base(run)[1]}, in GGUF", "", f"{what} {_licence(run)}", "", *_run_it(lines)]
+    return "\n".join([*text, _versions(), ""])
+
+
+def _base(run: TrainedRun) -> tuple[str, str]:
+    """The base's name on the hub or its folder, and the last part of it."""
+    base = BUNDLED_BASE if run.model in CATALOGUE else run.model
+    return base, pathlib.PurePath(base).name
+
+
+def _head(run: TrainedRun, *more: str) -> list[str]:
+    base = _base(run)[0]
+    head = ["---", "pipeline_tag: text-generation", *more]
+    if not pathlib.Path(base).exists():  # a folder of this machine is nobody's base
+        head.append(f"base_model: {base}")
+    if run.model in CATALOGUE:
+        head.append("license: apache-2.0")
+    return [*head, "---"]
+
+
+def _licence(run: TrainedRun) -> str:
+    if run.model in CATALOGUE:
+        return "The base is under the licence Apache-2.0, and so is this model."
+    return "The base's licence holds for this model, too: look it up, and name it here."
+
+
+def _run_it(lines: list[str]) -> list[str]:
+    return ["## Run it", "", "In this folder:", "", "```", *lines, "```", ""]
+
+
+def _versions() -> str:
+    libraries = ("torch", "transformers", "peft", "bitsandbytes", "gguf")
+    return f"Written with {', '.join(f'{name} {importlib.metadata.version(name)}' for name in libraries)}."
 
 
 def _is_path(value: str) -> bool:

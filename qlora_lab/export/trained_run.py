@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from qlora_lab.errors import UserError
+from qlora_lab.models.compatibility import read_config
 from qlora_lab.models.hardware import DTYPES, pick_compute_dtype, pick_device
 from qlora_lab.models.loading import first_sentence, locate
 
@@ -48,6 +49,17 @@ class TrainedRun:
         named = self.settings.get("merge_aware", "None")
         return None if named == "None" else named
 
+    def rounded_for(self, kind: str) -> bool:
+        """Whether a file of these weights holds the base as it was rounded for training, or as its checkpoint has it.
+
+        Args:
+            kind: type of the matrices. Those of Q4_0 are rounded anyway, and rounding twice loses more than once. Not
+                so Q4_1: where a checkpoint was made from a Q4_1 file, as the bundled one was, its weights lie on the
+                levels, and the adapter would be rounded away.
+        """
+        corrects_it = self.merge_aware is not None or self.settings.get("init") == "loftq"  # the adapter knows of it
+        return self.quantized and (corrects_it or kind != "q4_0")
+
     @property
     def adapter(self) -> pathlib.Path:
         return self.folder / "adapter"
@@ -70,6 +82,17 @@ def read_run(folder: pathlib.Path) -> TrainedRun:
     named = report.get("compute_dtype") or settings.get("compute_dtype")
     dtype = DTYPES.get(str(named)) or pick_compute_dtype(pick_device())
     return TrainedRun(folder, settings, report, _checkpoint_folder(settings["model"]), dtype)
+
+
+def read_base(model: str) -> TrainedRun:
+    """A model that nobody has fine-tuned here, as a run without data or adapter: its weights are as they are stored.
+
+    Raises:
+        UserError: no such model.
+    """
+    folder = _checkpoint_folder(model)
+    dtype = getattr(read_config(folder), "dtype", None)
+    return TrainedRun(folder, {"model": model, "method": "lora"}, {}, folder, dtype or torch.float32)
 
 
 def _read_json(path: pathlib.Path) -> dict:

@@ -7,6 +7,7 @@
     embeddings.py      input embeddings in the host's memory instead of the GPU's
     hardware.py        which device, which dtype to compute in, whether there are 4-bit kernels
     compatibility.py   what 4 bits would quantize in a model, and what not, from its config alone
+    budget.py          which layers to keep in 16 bits, when there is room for some
     trying.py          whether it trains, packs, chunks, how long it reads: tried on a tiny copy with random weights
     tiny.py            that copy
     parts.py           which part of a model reads text

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import os
+
 import torch
 
 from qlora_lab.errors import UserError
@@ -10,8 +13,65 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def pick_device() -> torch.device:
-    """The GPU if torch sees one, else the CPU."""
-    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    """The NVIDIA GPU if torch sees one, else the CPU.
+
+    Apple's GPU ("mps") is taken only where QLORA_LAB_MPS=1 asks for it, and after `difference_from_cpu` has found none.
+    (The course was never run on one.)
+
+    Raises:
+        UserError: it was asked for, and is not there or computes other things than the CPU.
+    """
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    if os.environ.get("QLORA_LAB_MPS", "0") in ("", "0"):
+        return torch.device("cpu")
+    if not torch.backends.mps.is_available():
+        raise UserError("QLORA_LAB_MPS=1 asks for Apple's GPU, but torch sees none here: unset it to use the CPU")
+    if difference := difference_from_cpu("mps"):
+        raise UserError(
+            f"Apple's GPU does not compute what the CPU does ({difference}): unset QLORA_LAB_MPS to use the CPU"
+        )
+    return torch.device("mps")
+
+
+@functools.cache
+def difference_from_cpu(device: str) -> str:
+    """What a device computes otherwise than the CPU, or the error that it ends in; empty if nothing was found.
+
+    Tried are what a QLoRA step consists of: to quantize to NF4 and back (bitsandbytes, in blocks of 64), a product with
+    the result, a loss, and its gradients. Codes and scales must be equal, floats within 1e-4 of the largest: float32
+    sums of 256 products in another order differ by far less, float16 products by more.
+    """
+    try:
+        expected, came = small_step(torch.device("cpu")), small_step(torch.device(device))
+    except Exception as error:  # whatever a backend raises for what it lacks
+        return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
+    for name, right in expected.items():
+        exact = not right.is_floating_point() or name == "scales"
+        tolerance = 0 if exact else 1e-4 * right.abs().max().item()
+        if came[name].shape != right.shape or not (came[name].double() - right.double()).abs().max() <= tolerance:
+            return f"other {name}"
+    return ""
+
+
+def small_step(device: torch.device) -> dict[str, torch.Tensor]:
+    """The parts of one small QLoRA step that was computed on a device, by name, on the CPU."""
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    def numbers(seed: int, *shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(device)
+
+    weight, x = numbers(0, 64, 256), numbers(1, 8, 256)
+    a, b = numbers(2, 4, 256).requires_grad_(), numbers(3, 64, 4).requires_grad_()
+    codes, state = quantize_4bit(weight, blocksize=64, quant_type="nf4")
+    restored = dequantize_4bit(codes, state)
+    product = x @ restored.T + x @ a.T @ b.T
+    loss = torch.nn.functional.cross_entropy(product, torch.arange(8, device=device))
+    loss.backward()
+    assert a.grad is not None and b.grad is not None
+    parts = {"4-bit codes": codes, "scales": state.absmax, "restored weights": restored, "products": product}
+    parts |= {"loss": loss, "gradients of A": a.grad, "gradients of B": b.grad}
+    return {name: part.detach().cpu() for name, part in parts.items()}
 
 
 def has_bf16(device: torch.device) -> bool:

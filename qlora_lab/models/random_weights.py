@@ -1,7 +1,8 @@
-"""A LLaMA of any shape with random weights, built on the device layer by layer."""
+"""A LLaMA of any shape, or another decoder, with random weights, built on the device layer by layer."""
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -20,26 +21,27 @@ def build_random(
     compute_dtype: torch.dtype | None = None,
     seed: int = 0,
 ):
-    """Build a LLaMA with random weights, straight on the device and quantized as it goes.
+    """Build a decoder with random weights, straight on the device and quantized as it goes.
 
     One linear layer at a time is made in 16 bits, quantized and freed, so the peak is the finished model plus one
     layer: a 65B model (130 GB in 16 bits) is built within 40 GB. Its output is noise, but it needs exactly the memory
     and the time per step that trained weights of that shape need.
 
     Args:
-        shape: any object with the attributes hidden_size, intermediate_size, num_hidden_layers, num_attention_heads,
-            num_key_value_heads, vocab_size and tie_word_embeddings: `memory.SHAPES["llama-7b"]`, a transformers config.
+        shape: a LLaMA's: any object with the attributes hidden_size, intermediate_size, num_hidden_layers,
+            num_attention_heads, num_key_value_heads, vocab_size and tie_word_embeddings: `memory.SHAPES["llama-7b"]`.
+            Or a config of transformers, for a decoder of that kind made of linear layers, embeddings and RMSNorms:
+            Qwen, Gemma, Phi, ...
         quantization, double_quant, device, compute_dtype: as in `load_model`.
         seed: the same seed on the same device gives the same weights.
 
     Returns:
-        transformers.LlamaForCausalLM, in eval mode
+        the causal language model of transformers, in eval mode
 
     Raises:
         UserError: an unknown quantization, or no 4-bit kernel for the device.
     """
-    from transformers import LlamaForCausalLM
-    from transformers.models.llama.modeling_llama import LlamaRMSNorm, LlamaRotaryEmbedding
+    from transformers import AutoModelForCausalLM, PretrainedConfig
 
     device = torch.device(device) if device is not None else pick_device()
     compute_dtype = compute_dtype or pick_compute_dtype(device)
@@ -47,7 +49,11 @@ def build_random(
         raise UserError(f"quantization is {quantization!r}: choose None, 'nf4' or 'fp4'")
     if quantization:
         require_4bit_kernels(device)
-    config = llama_config(shape, compute_dtype)
+    if isinstance(shape, PretrainedConfig):
+        config: Any = copy.deepcopy(shape)
+        config.dtype = compute_dtype
+    else:
+        config = llama_config(shape, compute_dtype)
     generator = torch.Generator(device).manual_seed(seed)
 
     def random_weight(like: torch.Tensor) -> torch.Tensor:
@@ -55,18 +61,25 @@ def build_random(
         return weight.normal_(std=config.initializer_range, generator=generator)
 
     with torch.device("meta"):  # the structure, without memory
-        model: Any = LlamaForCausalLM(config)
+        model: Any = AutoModelForCausalLM.from_config(config)
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Linear) and quantization and child is not model.lm_head:
                 linear = linear_4bit(random_weight(child.weight), quantization, double_quant, compute_dtype)
+                if child.bias is not None:
+                    linear.bias = nn.Parameter(random_weight(child.bias), requires_grad=False)
                 setattr(parent, name, linear)
             elif isinstance(child, (nn.Linear, nn.Embedding)):
-                child.weight = nn.Parameter(random_weight(child.weight), requires_grad=False)
-            elif isinstance(child, LlamaRMSNorm):
-                ones = torch.ones(child.weight.shape, dtype=compute_dtype, device=device)
-                child.weight = nn.Parameter(ones, requires_grad=False)
-    model.model.rotary_emb = LlamaRotaryEmbedding(config).to(device)  # its buffers are computed, not random
+                for kind, weight in list(child.named_parameters(recurse=False)):
+                    setattr(child, kind, nn.Parameter(random_weight(weight), requires_grad=False))
+                if hasattr(child, "embed_scale"):  # Gemma's
+                    child.embed_scale = torch.tensor(child.scalar_embed_scale, device=device)
+            elif type(child).__name__.endswith("RMSNorm"):
+                child.to_empty(device=device)
+                model._init_weights(child)  # 1, or 0 where it multiplies by 1 + w
+                child.weight = nn.Parameter(child.weight.data.to(compute_dtype), requires_grad=False)
+    decoder = model.get_decoder()
+    decoder.rotary_emb = type(decoder.rotary_emb)(config).to(device)  # its buffers are computed, not random
     model.tie_weights()
     model.is_loaded_in_4bit = quantization is not None  # PEFT looks at it before it wraps Linear4bit
     if quantization:

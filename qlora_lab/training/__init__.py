@@ -6,6 +6,8 @@ data.py          data wherever it is: found, read a sample at a time, checked
 rows.py          a file's rows: JSON lines, an array, text, a table; packed or not
 tables.py        rows of CSV, Parquet and data sets of 🤗 datasets
 formats.py       a row in any of people's formats -> a chat
+holding_out.py   which samples of a file without splits are held out, and how many
+cleaning.py      a file's rows without what should not be trained on, as a file or as splits
 templates.py     what a chat template makes of a chat, and which of it are the assistant's own words
 chat.py          chats -> token ids, and which of them are learned
 picture.py       a sample token by token, in plain text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -79,6 +80,30 @@ class Batches:
             rows[-1].append(sample)
             room -= len(sample.ids)
         return rows
+
+
+def replayed_count(samples: int, share: float) -> int:
+    """How many others must be mixed into so many samples to be this share of all.
+
+    >>> replayed_count(500, 1 / 8)
+    71
+    """
+    return round(samples * share / (1 - share))
+
+
+def with_replay(samples: list[TokenizedSample], others: list[TokenizedSample], share: float) -> list[TokenizedSample]:
+    """Mix in others, so that a model does not forget what they hold: this share of each epoch.
+
+    Args:
+        share: between 0 and 1. If the others are too few for it, they are repeated; if they are more, the first are
+            taken. `Batches` shuffles them in.
+
+    Raises:
+        UserError: there are no others.
+    """
+    if not others:
+        raise UserError("there are no samples to replay")
+    return [*samples, *itertools.islice(itertools.cycle(others), replayed_count(len(samples), share))]
 
 
 def _shuffled(values: list, draw: torch.Generator) -> list:

@@ -5,18 +5,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pathlib
 import re
+from array import array
 from collections.abc import Iterator
+from typing import Any
 
 from qlora_lab.errors import UserError
-from qlora_lab.training.formats import Chat, LeftOut, Understood, to_chat
+from qlora_lab.training.formats import Chat, LeftOut, Understood, named, to_chat
+from qlora_lab.training.holding_out import hold_out
 from qlora_lab.training.rows import PACKED_SUFFIXES, SUFFIXES, rows_of_file
 from qlora_lab.training.tables import Row, rows_of_table
 
 DATA_FOLDER = pathlib.Path(__file__).parents[2] / "data"
+JUDGED = ("validation", "test", "shifted")  # splits that no run trains on
 ON_HUB = re.compile(r"\w[\w.-]*/[\w.-]+(:[\w.-]+)?")
 
 
@@ -87,6 +92,17 @@ def stream_samples(
     understood: Understood | None = None,
 ) -> Iterator[tuple[str, Chat]]:
     """The same, each with the place where it stands: "file, line 3"."""
+    return ((where, chat) for where, _, chat in stream_rows(source, split, columns, format, understood))
+
+
+def stream_rows(
+    source: str | pathlib.Path,
+    split: str = "train",
+    columns: dict[str, str] | None = None,
+    format: str | None = None,
+    understood: Understood | None = None,
+) -> Iterator[tuple[str, dict[str, Any], Chat]]:
+    """The same, with the row that the chat was made of between the two: all of its columns, as they were read."""
     understood = understood if understood is not None else Understood()
     rows, path = _rows(source, split)
     understood.name = path.name
@@ -97,22 +113,23 @@ def stream_samples(
             understood.leave_out(str(reason), where)
             continue
         understood.samples += 1
-        yield where, chat
+        yield where, row, chat
     if understood.left_out and not understood.samples:
         raise UserError(f"nothing is left of {path}: {understood.remarks().removeprefix('note: ')}")
     if not understood.samples:
         raise UserError(f"{path} is empty: it needs at least one line of JSON")
 
 
-def hold_out(chats: list[Chat], most: int, seed: int) -> tuple[list[Chat], list[Chat]]:
-    """Chats to train on, and others to judge on: `most` of them, but no more than a tenth."""
-    import numpy
+def number_of(row: dict[str, Any], column: str, where: str) -> int:
+    """A number (64 bits of a hash) for the row's value in a column to split by, the same in every process.
 
-    count = min(most, len(chats) // 10)
-    if not count:
-        return chats, []
-    order = numpy.random.default_rng(seed).permutation(len(chats))
-    return [chats[i] for i in order[count:]], [chats[i] for i in order[:count]]
+    Raises:
+        UserError: the row has no such column.
+    """
+    if column not in row:
+        raise UserError(f"{where} has no column {column!r} to split by (it has: {named(row)})")
+    value = json.dumps(row[column], sort_keys=True, default=str).encode()
+    return int.from_bytes(hashlib.blake2b(value, digest_size=8).digest(), "big", signed=True)
 
 
 def split_chats(
@@ -123,23 +140,42 @@ def split_chats(
     columns: dict[str, str] | None = None,
     format: str | None = None,
     understood: Understood | None = None,
+    validates: bool = False,
+    split_by: str | None = None,
 ) -> tuple[list[Chat], dict[str, list[Chat]]]:
     """The chats to train on, and by split those to judge a model on.
 
     Args:
-        source: as in `load_samples`. Without splits of its own, a tenth of it at most is held out, as "test" and as
-            "validation".
+        source: as in `load_samples`. Without splits of its own, some of it is held out as "test", see `hold_out`.
         splits: those to judge on, of those that the source has.
         samples: at most so many of a split.
         seed: chooses the samples that are held out.
         columns, format, understood: as in `read_chats`; `understood` is told of the chats to train on.
+        validates: whether others are held out as "validation"; if not, the same are. No matter where there are splits.
+        split_by: a column. Samples with the same value there are all held out, or none of them is.
+
+    Raises:
+        UserError: the source has splits of its own and is to be split by a column, or none of its values can be held
+            out; and what `load_samples` raises.
     """
-    chats = read_chats(source, "train", columns, format, understood)
-    if not has_splits(source):
-        trained, judged = hold_out(chats, samples, seed)
-        return trained, {"test": judged, "validation": judged} if judged else {}
-    present = [split for split in splits if samples and has_split(source, split)]
-    return chats, {split: read_chats(source, split, columns, format)[:samples] for split in present}
+    if has_splits(source):
+        if split_by:
+            raise UserError(f"--split-by {split_by}: {source} comes in splits of its own, so nothing is held out of it")
+        chats = read_chats(source, "train", columns, format, understood)
+        present = [split for split in splits if samples and has_split(source, split)]
+        return chats, {split: read_chats(source, split, columns, format)[:samples] for split in present}
+    chats, values = [], array("q") if split_by else None
+    for where, row, chat in stream_rows(source, "train", columns, format, understood):
+        chats.append(chat)
+        if values is not None:
+            values.append(number_of(row, str(split_by), where))
+    held_out = hold_out(len(chats), samples, seed, validates, values)
+    if not held_out.judged:
+        return chats, {}
+    trained, judged, validating = (
+        [chats[i] for i in of] for of in (held_out.trained, held_out.judged, held_out.validating)
+    )
+    return trained, {"test": judged, "validation": validating if validates else judged}
 
 
 def has_splits(source: str | pathlib.Path) -> bool:

@@ -1,7 +1,7 @@
 """What is in a data set, before anything is trained on it: how much, how long, how often, in which scripts.
 
 All samples are counted and compared. Tokens are counted on `DRAWN` of them at most, drawn at random. A file of any size
-is read a row at a time, and 48 bytes are kept of each sample.
+is read a row at a time, and about a hundred bytes are kept of each sample.
 """
 
 from __future__ import annotations
@@ -9,13 +9,15 @@ from __future__ import annotations
 import pathlib
 import random
 from array import array
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from qlora_lab.errors import UserError
 from qlora_lab.training.chat import TokenizedSample, fitting_chats
-from qlora_lab.training.data import has_split, has_splits, load_prose, stream_samples
+from qlora_lab.training.data import JUDGED, has_split, has_splits, load_prose, number_of, stream_rows, stream_samples
 from qlora_lab.training.formats import Chat, Understood
+from qlora_lab.training.holding_out import LEAST, HeldOut, hold_out, interval
 from qlora_lab.training.likeness import ASKED, NEAR, SAME, Repeated, Repeats, Twin, Twins
 from qlora_lab.training.picture import BLANK, picture
 from qlora_lab.training.templates import LEARN, remarks
@@ -23,7 +25,6 @@ from qlora_lab.training.vocabulary import ScriptUse, script_use
 
 DRAWN = 10_000  # samples whose tokens are counted
 COMPARED = 1_000  # samples of a split that are compared with all that is trained on
-JUDGED = ("validation", "test", "shifted")
 NO_LIMIT = 2**62
 
 
@@ -60,7 +61,9 @@ class DataReport:
     understood: how the rows to train on were read, and which were left out.
     messages, answers, characters: of each sample.
     repeated: samples that occur more than once.
-    compared: by split that a model is judged on; without splits under "", what would be if samples were held out.
+    compared: by split that a model is judged on; without splits under "test", what a run would hold out.
+    held_out: how many samples a run would hold out to judge and to validate; None where there are splits.
+    most: at most so many samples of a split are judged. split_by: the column by which a run would hold out, if any.
     drawn: the number of samples behind all that follows: all of them, or so many drawn at random.
     tokens, learned: of each drawn sample; None if none can be tokenized.
     token_sum, learned_sum: of all those drawn.
@@ -81,6 +84,9 @@ class DataReport:
     characters: Spread
     repeated: Repeated
     compared: dict[str, Compared]
+    held_out: tuple[int, int] | None
+    most: int
+    split_by: str | None
     drawn: int
     tokens: Spread | None
     learned: Spread | None
@@ -119,6 +125,9 @@ def report_on(
     learn: str = "all",
     max_length: int = 256,
     watched=iter,
+    most: int = 50,
+    seed: int = 0,
+    split_by: str | None = None,
 ) -> DataReport:
     """Read all of a data set, and say what is in it.
 
@@ -129,29 +138,35 @@ def report_on(
         learn: one of LEARN.
         max_length: longer samples would be left out of a training.
         watched: is given each stream of samples and gives it back, for a progress bar.
+        most, seed, split_by: how a run would hold samples out, see `data.split_chats`.
 
     Raises:
-        UserError: what `load_samples` raises.
+        UserError: what `load_samples` and `split_chats` raise.
     """
+    if split_by and has_splits(source):
+        raise UserError(f"--split-by {split_by}: {source} comes in splits of its own, so nothing is held out of it")
     splits = [split for split in JUDGED if has_splits(source) and has_split(source, split)]
     judged = {split: _drawn(stream_samples(source, split, columns, format), COMPARED) for split in splits}
     twins = {split: Twins(draw.things) for split, draw in judged.items()}
     understood, repeats, draw, first = Understood(), Repeats(), Draw(DRAWN), []
-    messages, answers, characters = array("Q"), array("Q"), array("Q")
-    for where, chat in watched(stream_samples(source, "train", columns, format, understood)):
+    messages, answers, characters, values = array("Q"), array("Q"), array("Q"), array("q")
+    for where, row, chat in watched(stream_rows(source, "train", columns, format, understood)):
         messages.append(len(chat))
         answers.append(sum(message["role"] in ("assistant", "text") for message in chat))
         characters.append(sum(len(message["content"]) for message in chat))
         repeats.see(where, chat)
         draw.see((where, chat))
+        if split_by:
+            values.append(number_of(row, split_by, where))
         first = first or [(where, chat)]
         for of in twins.values():
             of.see(where, chat)
+    compared = {split: Compared(of.seen, len(of.things), twins[split].found()) for split, of in judged.items()}
+    held_out = None
     if not has_splits(source):
-        judged = {"": _drawn(draw.things, COMPARED)}
-        twins = {"": Twins(judged[""].things)}
-        for where, chat in watched(stream_samples(source, "train", columns, format)):
-            twins[""].see(where, chat)
+        held_out = hold_out(understood.samples, most, seed, validates=True, values=values if split_by else None)
+        if held_out.judged:
+            compared = {"test": _compare(held_out, lambda: watched(stream_samples(source, "train", columns, format)))}
     return DataReport(
         model=model,
         learn=learn,
@@ -161,9 +176,22 @@ def report_on(
         answers=Spread.of(answers),
         characters=Spread.of(characters),
         repeated=repeats.found(),
-        compared={split: Compared(draw.seen, len(draw.things), twins[split].found()) for split, draw in judged.items()},
+        compared=compared,
+        held_out=held_out and (len(held_out.judged), len(held_out.validating)),
+        most=most,
+        split_by=split_by,
         **_tokens([*first, *draw.things], tokenizer, learn, max_length),
     )
+
+
+def _compare(held_out: HeldOut, read: Callable[[], Iterable[tuple[str, Chat]]]) -> Compared:
+    """Those held out to judge on, among all the others. read: gives the samples once more."""
+    aside = set(held_out.judged)
+    twins = Twins([sample for number, sample in enumerate(read()) if number in aside])
+    for number, sample in enumerate(read()):
+        if number not in aside:
+            twins.see(*sample)
+    return Compared(len(aside), len(aside), twins.found())
 
 
 def _drawn(samples: Iterable[tuple[str, Chat]], most: int) -> Draw:
@@ -210,7 +238,7 @@ def describe(report: DataReport, tokenizer) -> str:
         [understood.summary(), *([understood.remarks()] if understood.remarks() else [])],
         _lengths(report),
         _repeated(report.repeated),
-        [line for split, compared in report.compared.items() for line in _compared(split, compared)],
+        _judged(report),
         _scripts(report),
         _first(report, tokenizer),
     ]
@@ -260,14 +288,35 @@ def _repeated(repeated: Repeated) -> list[str]:
     return lines
 
 
-def _compared(split: str, compared: Compared) -> list[str]:
-    """What of a split is known from training, a line for each kind of likeness."""
+def _judged(report: DataReport) -> list[str]:
+    """What a run would be judged on, and what of that is known from training, a line for each kind of likeness."""
+    lines = []
+    if report.held_out and not report.held_out[0]:
+        why = f"fewer than {LEAST} samples" if report.understood.samples < LEAST else "--eval-samples 0"
+        lines.append(f"a run would hold out none of these samples to judge on: {why}")
+    elif report.held_out:
+        by = f"by {report.split_by}" if report.split_by else "at random"
+        judged, validating = report.held_out
+        lines.append(
+            f"a run would hold out {judged:,} of {report.understood.samples:,} samples to judge on, drawn {by}; with "
+            f"--validate-every {validating:,} others to validate on"
+        )
+        points = round(100 * interval(judged))
+        lines.append(f"(a share of {judged:,} answers is uncertain by up to {points} percentage points, up and down)")
+    if report.compared and report.answers.most > 1:
+        lines.append("of a conversation with several answers the last is judged; the others are given as they are here")
+    if report.compared and report.held_out is None:
+        lines.append(f"a run would judge on the first {report.most:,} of each split at most (--eval-samples)")
+    for split, compared in report.compared.items():
+        lines += _compared(split, compared, report.held_out is None)
+    return lines
+
+
+def _compared(split: str, compared: Compared, is_given: bool) -> list[str]:
     drawn = f", {compared.judged:,} of them drawn" if compared.judged < compared.samples else ""
-    if split:
-        samples = "1 sample" if compared.samples == 1 else f"{compared.samples:,} samples"
-        head, there = f"{split} ({samples}{drawn})", "in the training data"
-    else:
-        head, there = f"if some of these samples were held out ({compared.judged:,} tried)", "among the others"
+    samples = "1 sample" if compared.samples == 1 else f"{compared.samples:,} samples"
+    head = f"{split} ({samples}{drawn})" if is_given else f"those {compared.judged:,} to judge on"
+    there = "in the training data" if is_given else "among the others"
     found = []
     for kind in (SAME, ASKED, NEAR):
         twins = [twin for twin in compared.twins if twin.kind == kind]

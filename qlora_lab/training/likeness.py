@@ -15,6 +15,7 @@ import re
 from array import array
 from bisect import bisect_right
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qlora_lab.training.formats import Chat
@@ -31,6 +32,11 @@ LONGEST = 100_000  # characters of a sample that are compared
 def question(chat: Chat) -> str:
     """All that comes before the last answer, as a text to compare: kinds of white space make no difference."""
     return _text(chat[:-1])
+
+
+def fingerprint(chat: Chat) -> int:
+    """64 bits of a hash, the same for samples that are the same up to kinds of white space; in this process only."""
+    return hash(_text(chat))
 
 
 def _text(messages: Chat) -> str:
@@ -76,7 +82,7 @@ class Repeats:
 
     def see(self, where: str, chat: Chat) -> None:
         self.places.append(where)
-        self._samples.append(hash(_text(chat)))
+        self._samples.append(fingerprint(chat))
         self._questions.append(hash(question(chat) if len(chat) > 1 else _text(chat)))
 
     def found(self) -> Repeated:
@@ -92,6 +98,13 @@ class Repeats:
 
     def _pair(self, one, other) -> tuple[str, str]:
         return self.places[int(one)], self.places[int(other)]
+
+
+def first_ones(fingerprints: Sequence[int]) -> list[int]:
+    """The numbers, ascending, of those that have not occurred before."""
+    import numpy
+
+    return numpy.sort(numpy.unique(numpy.asarray(fingerprints), return_index=True)[1]).tolist()
 
 
 def _first_and_again(values):
@@ -138,17 +151,16 @@ class Twins:
         for number, (of, (_, chat)) in enumerate(zip(shingles, judged, strict=True)):
             for shingle in of - self._common:
                 self._index[shingle].append(number)
-            self._exact[hash(_text(chat))].append(number)
+            self._exact[fingerprint(chat)].append(number)
             if len(chat) > 1:
                 self._asked[hash(question(chat))].append(number)
         self._best: dict[int, Twin] = {}
 
-    def see(self, where: str, chat: Chat) -> None:
-        """Compare a trained sample with the judged ones, except with itself."""
-        for number in self._exact.get(hash(_text(chat)), ()):
-            self._like(number, where, SAME)
-        for number in self._asked.get(hash(question(chat)), ()) if len(chat) > 1 else ():
-            self._like(number, where, ASKED)
+    def see(self, where: str, chat: Chat) -> bool:
+        """Compare a trained sample with the judged ones, except with itself. Returns whether it is like one of them."""
+        like = [(number, SAME, 1.0) for number in self._exact.get(fingerprint(chat), ())]
+        if len(chat) > 1:
+            like += [(number, ASKED, 1.0) for number in self._asked.get(hash(question(chat)), ())]
         shingles = shingles_of(chat)
         shared = Counter(number for shingle in shingles for number in self._index.get(shingle, ()))
         if shared:
@@ -156,12 +168,16 @@ class Twins:
             for number, both in shared.items():
                 likeness = both / (size + self._sizes[number] - both)
                 if likeness >= NEARLY:
-                    self._like(number, where, NEAR, likeness)
+                    like.append((number, NEAR, likeness))
+        like = [(number, *how) for number, *how in like if self.judged[number][0] != where]
+        for number, kind, likeness in like:
+            self._like(number, where, kind, likeness)
+        return bool(like)
 
-    def _like(self, number: int, where: str, kind: str, likeness: float = 1.0) -> None:
+    def _like(self, number: int, where: str, kind: str, likeness: float) -> None:
         judged, best = self.judged[number][0], self._best.get(number)
         rank = (STRENGTH.index(kind), likeness)
-        if where != judged and (best is None or rank > (STRENGTH.index(best.kind), best.likeness)):
+        if best is None or rank > (STRENGTH.index(best.kind), best.likeness):
             self._best[number] = Twin(judged, where, kind, likeness)
 
     def found(self) -> list[Twin]:

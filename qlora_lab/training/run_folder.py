@@ -65,7 +65,7 @@ class RunFolder:
         then = {**self.defaults, **self._read("run.json")}
         for key, now in self.settings.items():
             if then.get(key) != now and key not in LENGTH:
-                flag = "--" + key.replace("_", "-")
+                flag = "what is held out" if key == "held_out" else "--" + key.replace("_", "-")
                 raise UserError(f"cannot resume {self.path}: {flag} was {then.get(key)}, now it is {now}")
         newest = newest_checkpoint(self.checkpoints)
         before = self._read("before.json") if (self.path / "before.json").is_file() else None

@@ -14,7 +14,6 @@ from qlora_lab.classroom import checks
 from qlora_lab.classroom.checks import check_bytes_of_weights, check_labels, check_token_weighted_loss, progress
 from qlora_lab.classroom.judging import (
     CHECKLIST,
-    TAUGHT_IN,
     Exercise,
     ExerciseUnsolved,
     Progress,
@@ -36,8 +35,8 @@ ANSWERS = [runpy.run_path(str(path)) for path in sorted((Path(__file__).parent /
 RIGHT = [case for answers in ANSWERS for case in answers["RIGHT"]]
 WRONG = [case for answers in ANSWERS for case in answers["WRONG"]]
 ALL_CHECKS = list({check: None for check, _ in RIGHT})
-WITH_A_KERNEL = next(answers for answers in ANSWERS if "KERNEL_STUB" in answers)
-KERNEL_CHECK, KERNEL_STUB = WITH_A_KERNEL["KERNEL_STUB"]  # the one that takes a Triton kernel
+WITH_A_KERNEL = next((answers for answers in ANSWERS if "KERNEL_STUB" in answers), {"TRITON": False})
+KERNEL_CHECK, KERNEL_STUB = WITH_A_KERNEL.get("KERNEL_STUB", (None, None))  # the one that takes a Triton kernel
 CHECKS_OF_FUNCTIONS = [c for c in ALL_CHECKS if callable(dict(RIGHT)[c][0]) and c is not KERNEL_CHECK]
 TRITON = WITH_A_KERNEL["TRITON"]
 
@@ -133,7 +132,7 @@ def test_function_that_raises(check, capsys):
     assert "raised ZeroDivisionError: division by zero, in the line `return 1 / nothing`" in line
 
 
-@pytest.mark.parametrize("check", [c for c in CHECKS_OF_FUNCTIONS if c is not checks.check_accumulate], ids=name)
+@pytest.mark.parametrize("check", [c for c in CHECKS_OF_FUNCTIONS if c.__name__ != "check_accumulate"], ids=name)
 def test_function_that_gives_the_first_right_result_for_ever(check):
     """So every check asks more than once. (What `accumulate` does shows in the model, not in a result.)"""
     function, *rest = dict(RIGHT)[check]
@@ -183,6 +182,7 @@ def test_kernel_that_is_a_stub(capsys):
     assert capsys.readouterr().out.startswith(f"· {KERNEL_CHECK.exercise.id} not attempted yet: ")
 
 
+@pytest.mark.skipif(KERNEL_CHECK is None, reason="the lesson with a kernel was dropped")
 def test_without_triton_its_exercise_says_so_and_nothing_fails(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "triton", None)  # importing it raises ImportError
     monkeypatch.setenv("QLORA_LAB_STRICT", "1")
@@ -193,7 +193,7 @@ def test_without_triton_its_exercise_says_so_and_nothing_fails(monkeypatch, caps
 
 
 def test_an_optional_exercise_does_not_hold_its_item_up(tmp_path):
-    whole = [Exercise(f"{int(n)}.1", "x", "memory", 1) for n in TAUGHT_IN["memory"]]
+    whole = [Exercise(f"{n}.1", "x", "memory", 1) for n in (0, 1, 8)]
     more = Progress((*whole, Exercise("1.2", "y", "memory", 1, optional=True)), frozenset(e.id for e in whole))
     assert more.rows()[4][:3] == ("☑", CHECKLIST["memory"], f"{len(whole)} of {len(whole) + 1}")
     assert "optional" not in more.export(tmp_path / "mine.json").read_text()
@@ -301,25 +301,8 @@ def test_progress_as_text():
     assert len(shown) == 1 + len(CHECKLIST)
     assert [line.split("  ")[0][2:] for line in shown[1:]] == list(CHECKLIST.values())
     assert [line for line in shown if line.startswith("☑")] == [shown[2]] and "1 of 1" in shown[2]
-    assert "1 of 2, more to come" in shown[5] and shown[5].endswith("next: 1.2 two & a half")
+    assert "1 of 2" in shown[5] and shown[5].endswith("next: 1.2 two & a half")
     assert shown[1].startswith("☐") and shown[1].endswith("no exercise yet")
-
-
-def test_item_is_not_ticked_while_a_notebook_of_it_is_missing():
-    rows = Progress(EXERCISES, frozenset({"1.1", "1.2"})).rows()
-    assert rows[4][:3] == ("☐", CHECKLIST["memory"], "2 of 2, more to come")
-    whole = tuple(Exercise(f"{int(n)}.1", "x", "memory", 1) for n in TAUGHT_IN["memory"])
-    assert Progress(whole, frozenset(e.id for e in whole)).rows()[4][:3] == (
-        "☑",
-        CHECKLIST["memory"],
-        f"{len(whole)} of {len(whole)}",
-    )
-
-
-def test_exercises_serve_the_items_that_their_notebook_teaches():
-    assert set(TAUGHT_IN) == set(CHECKLIST)
-    for exercise in checks.all_exercises():
-        assert exercise.id.partition(".")[0].zfill(2) in TAUGHT_IN[exercise.item]
 
 
 def test_progress_is_exported(tmp_path):

@@ -71,6 +71,33 @@ class Model:
         self.myself = self
 
 
+def test_a_range_that_cannot_be_drawn_is_an_error_when_the_build_runs_the_notebook(monkeypatch):
+    drawn = []
+
+    def draw(blocks, exact, name):
+        drawn.append((blocks, exact, name))
+        ax = plots.new_axes()
+        ax.plot([0, 1], [0, 1 / (9 - blocks)])
+        return ax
+
+    def sliders(most):
+        return {
+            "blocks": ipywidgets.IntSlider(value=3, min=1, max=most),
+            "exact": ipywidgets.Checkbox(value=False),
+            "name": ipywidgets.Dropdown(options=[("one", 1), ("two", 2)]),
+        }
+
+    with capture_output():
+        widgets.explore(draw, **sliders(9))  # learners do not wait for it
+        assert drawn == [(3, False, 1)]
+        monkeypatch.setenv("QLORA_LAB_TRY_SLIDERS", "1")
+        widgets.explore(draw, **sliders(8))
+        assert set(drawn) == {(3, False, 1), (1, False, 1), (8, False, 1), (3, True, 1), (3, False, 2), (8, True, 2)}
+        with pytest.raises(ValueError, match="with blocks=9, exact=False, name=1: ZeroDivisionError: division"):
+            widgets.explore(draw, **sliders(9))
+    plt.close("all")
+
+
 def test_explore_lets_models_be_freed_that_were_there_before():
     model = Model()
     freed, frozen = weakref.ref(model), gc.get_freeze_count()

@@ -137,9 +137,13 @@ def test_a_reference_that_cannot_be_scored_is_named():
     chats = {"test": [asked(text) for text in ("#### 1", "2", "three")]}
     with pytest.raises(UserError, match="2 of 3 reference answers of test have no score 'regular expression', the f"):
         require_scorable([parse_score(r"regex:#### (\d+)")], chats)
-    with pytest.raises(UserError, match="is number 3, 'three': '.*' finds nothing in it"):
+    with pytest.raises(
+        UserError, match="is number 3, 'three': '.*' finds nothing in it; give a pattern that finds something"
+    ):
         require_scorable([parse_score(r"regex:\d+")], chats)
-    with pytest.raises(UserError, match="is number 1, '#### 1': it is no JSON object"):
+    with pytest.raises(
+        UserError, match="is number 1, '#### 1': it is no JSON object; leave such samples out, or judge free"
+    ):
         require_scorable([parse_score("f1"), parse_score("json")], chats)
     require_scorable([parse_score("f1"), parse_score("normalized")], chats)
 

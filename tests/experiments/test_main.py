@@ -10,7 +10,10 @@ import torch
 from qlora_lab.experiments import record
 from qlora_lab.experiments.__main__ import EXPERIMENTS, main
 
-NAMES = "accuracy, knobs, presets, memory, kept, step, kernels, quantization, side-by-side, amounts, merge-aware, cards"
+NAMES = (
+    "accuracy, knobs, presets, memory, kept, step, kernels, quantization, side-by-side, amounts, splits, merge-aware, "
+    "cards, codebooks, sensitivity"
+)
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 

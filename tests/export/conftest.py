@@ -100,19 +100,31 @@ def random_model(config, seed: int = 0):
     return model.eval()
 
 
-def make_run(folder: pathlib.Path, config, tokenizer, method: str = "qlora", b: float = 0.2, **settings):
-    """The folder of a run whose adapter is random, and its base's. b: the size of B's numbers. Returns the run's."""
+def make_run(
+    folder: pathlib.Path, config, tokenizer, method: str = "qlora", b: float = 0.2, kind: str = "lora", **settings
+):
+    """The folder of a run whose adapter is random, and its base's.
+
+    Args:
+        b: the size of B's numbers.
+        kind: "lora", "rslora" or "dora".
+
+    Returns:
+        the run's folder
+    """
     from qlora_lab.models.loading import load_model
 
     base = folder / "base"
     random_model(config).save_pretrained(base)
     tokenizer.save_pretrained(base)
     model, _ = load_model(str(base), "nf4" if method == "qlora" else None, device="cpu", compute_dtype=torch.float32)
-    adapted = add_adapter(model, rank=4, alpha=8, seed=1)
+    adapted = add_adapter(model, rank=4, alpha=8, seed=1, kind=kind)
     generator = torch.Generator().manual_seed(2)
     for name, parameter in adapted.named_parameters():
         if "lora_B" in name:
             parameter.data = b * torch.randn(parameter.shape, generator=generator)
+        if "magnitude" in name:
+            parameter.data *= 1 + b * torch.randn(parameter.shape, generator=generator)
     run = folder / "run"
     adapted.save_pretrained(run / "adapter")
     add_fingerprint(run / "adapter", base_fingerprint(adapted))

@@ -1,5 +1,7 @@
 """GGUF files of every family, held against transformers in a real llama.cpp."""
 
+import urllib.request
+
 import gguf
 import numpy
 import pytest
@@ -9,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from qlora_lab.errors import UserError
 from qlora_lab.evaluation.losses import text_loss
 from qlora_lab.export import architectures, gguf_files, llama_cpp
-from qlora_lab.export.__main__ import export
+from qlora_lab.export.__main__ import export, main
 from qlora_lab.export.llama_cpp import LlamaCpp
 from qlora_lab.export.merged_weights import MergedWeights
 from qlora_lab.export.trained_run import read_run
@@ -17,6 +19,9 @@ from qlora_lab.training.chat import TokenizedSample
 from tests.export.conftest import FAMILIES, WORDS, family_config, make_run, needs_llama_cpp, trained_model
 
 IDS = [int(id) for id in torch.randint(17, WORDS, (24,), generator=torch.Generator().manual_seed(3))]
+
+
+NAME = "model.layers.0.mlp.down_proj.weight"
 
 
 def log_probabilities(model) -> numpy.ndarray:
@@ -55,7 +60,7 @@ def test_weights_are_rounded_by_no_more_than_their_type_does(kind, small_tokeniz
     """Read back by gguf. Half a step of a block of 32: its largest / 127 for Q8_0, / 8 for Q4_0 (one side has 7 steps
     only, so a whole one), range / 15 for Q4_1; scales are F16 themselves, hence a little more."""
     run = read_run(make_run(tmp_path, family_config("llama"), small_tokenizer))
-    weights = MergedWeights(run)
+    weights = MergedWeights(run, rounded=run.rounded_for(kind))
     export(run, tmp_path / "out", "gguf", kind)
     (file,) = (tmp_path / "out").glob("*.gguf")
     tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(file).tensors}
@@ -81,18 +86,67 @@ def test_weights_are_rounded_by_no_more_than_their_type_does(kind, small_tokeniz
             assert stored.tensor_type.name.lower() == ("q8_0" if spared else kind)
 
 
+@pytest.mark.parametrize(
+    ("kind", "settings", "rounded"),
+    [("q8_0", {}, True), ("q4_0", {}, False), ("q4_1", {}, True)]
+    + [("q4_0", {"merge_aware": "q4_0"}, True), ("q4_0", {"init": "loftq"}, True)],
+)
+def test_q4_0_is_rounded_once_unless_it_was_trained_for_twice(kind, settings, rounded, small_tokenizer, tmp_path):
+    """Which weights it was made of: those are nearer by far."""
+    run = read_run(make_run(tmp_path, family_config("llama"), small_tokenizer, **settings))
+    for form in ("gguf", "base"):
+        export(run, tmp_path / f"{form}-out", form, kind)
+        (file,) = (tmp_path / f"{form}-out").glob("*.gguf")
+        assert ("-nf4-" in file.name) == (rounded and form == "base")
+        stored = next(tensor for tensor in gguf.GGUFReader(file).tensors if tensor.name == "blk.0.ffn_down.weight")
+        found = torch.from_numpy(gguf.quants.dequantize(stored.data, stored.tensor_type))
+        off = {
+            twice: (found - MergedWeights(run, form == "gguf", twice)[NAME]).square().mean().item()
+            for twice in (True, False)
+        }
+        assert off[rounded] < 0.8 * off[not rounded]
+
+
 @needs_llama_cpp
-@pytest.mark.parametrize("family", ["llama tied", "qwen3", "gemma2"])
-def test_an_adapter_beside_its_base_computes_what_the_trained_model_does(family, small_tokenizer, tmp_path):
-    run = make_run(tmp_path / "trained", family_config(family), small_tokenizer)
+@pytest.mark.parametrize("kind", ["rslora", "dora"])
+def test_llama_cpp_computes_what_other_adapters_do(kind, small_tokenizer, tmp_path):
+    run = make_run(tmp_path, family_config("llama tied"), small_tokenizer, b=0.1, kind=kind)
+    export(read_run(run), tmp_path / "out", "gguf", "f16")
+    (file,) = (tmp_path / "out").glob("*.gguf")
+    theirs = LlamaCpp(file, context=128).log_probabilities(IDS, WORDS)
+    assert numpy.abs(theirs - log_probabilities(trained_model(run))).max() < 0.1
+
+
+@needs_llama_cpp
+@pytest.mark.parametrize(
+    ("family", "kind"), [("llama tied", "lora"), ("llama tied", "rslora"), ("qwen3", "lora"), ("gemma2", "lora")]
+)
+def test_an_adapter_beside_its_base_computes_what_the_trained_model_does(family, kind, small_tokenizer, tmp_path):
+    run = make_run(tmp_path / "trained", family_config(family), small_tokenizer, b=0.1, kind=kind)
     bare = make_run(tmp_path / "bare", family_config(family), small_tokenizer, b=0.0)
     export(read_run(run), tmp_path / "lora", "adapter")
-    export(read_run(bare), tmp_path / "base", "gguf", "f16")
+    export(read_run(run), tmp_path / "base", "base")
     (adapter,), (base,) = (tmp_path / "lora").glob("*.gguf"), (tmp_path / "base").glob("*.gguf")
     expected, without = log_probabilities(trained_model(run)), log_probabilities(trained_model(bare))
-    theirs = LlamaCpp(base, adapter, context=128).log_probabilities(IDS, WORDS)
+    served = LlamaCpp(base, adapter, context=128)
     assert numpy.abs(expected - without).max() > 1, "this adapter changes nothing"
-    assert numpy.abs(theirs - expected).max() < 0.1
+    assert numpy.abs(served.log_probabilities(IDS, WORDS) - expected).max() < 0.1
+    served.use(None)
+    assert numpy.abs(served.log_probabilities(IDS, WORDS) - without).max() < 0.1
+
+
+@needs_llama_cpp
+def test_a_model_without_a_run_is_a_base_as_it_is_stored(small_tokenizer, tmp_path, capsys):
+    run = make_run(tmp_path, family_config("llama tied"), small_tokenizer, "lora", b=0.0)
+    arguments = ["--to", str(tmp_path / "out"), "--as", "base"]
+    assert main([str(tmp_path / "base"), *arguments]) == 0
+    file = tmp_path / "out" / "base-F16.gguf"
+    assert capsys.readouterr().out.startswith(f"{file}: {file.stat().st_size / 1e6:,.1f} MB\nllama-server -m {file}\n")
+    served = LlamaCpp(file, context=128)
+    expected = log_probabilities(trained_model(run))
+    assert numpy.abs(served.log_probabilities(IDS, WORDS) - expected).max() < 0.1
+    with urllib.request.urlopen(f"{served.address}/health", timeout=10) as answer:
+        assert answer.status == 200
 
 
 @needs_llama_cpp

@@ -2,11 +2,13 @@
 
 import errno
 import json
+import os
+import pathlib
 import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from qlora_lab.adapters.files import load_lora
@@ -17,6 +19,7 @@ from qlora_lab.export import __main__ as command
 from qlora_lab.export import checkpoint, new_folder
 from qlora_lab.export.merged_weights import MergedWeights, checkpoint_index
 from qlora_lab.export.trained_run import read_run
+from qlora_lab.memory.meter import memory_bytes, peak_memory_bytes
 from qlora_lab.models.loading import load_model
 from tests.export.conftest import WORDS, family_config, make_run, trained_model
 
@@ -42,6 +45,24 @@ def test_a_merged_checkpoint_answers_as_the_trained_model(family, method, small_
     assert theirs.chat_template == ours.chat_template and theirs.chat_template
     assert theirs("Hi <|im_end|> 25")["input_ids"] == ours("Hi <|im_end|> 25")["input_ids"]
     assert merged.generation_config.eos_token_id == 2
+
+
+@pytest.mark.parametrize("method", ["qlora", "lora"])
+@pytest.mark.parametrize("kind", ["rslora", "dora"])
+def test_other_adapters_are_merged_as_peft_computes_them(kind, method, small_tokenizer, tmp_path):
+    run = make_run(tmp_path, family_config("llama tied"), small_tokenizer, method, kind=kind)
+    command.export(read_run(run), tmp_path / "out", "merged", "f32")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    torch.testing.assert_close(logits(merged), logits(trained_model(run)), rtol=1e-4, atol=1e-4)
+
+
+def test_dora_is_merged_as_our_layers_merge_it(small_tokenizer, tmp_path):
+    run = make_run(tmp_path, family_config("llama tied"), small_tokenizer, kind="dora")
+    model, _ = load_model(str(tmp_path / "base"), "nf4", device="cpu", compute_dtype=torch.float32)
+    state = unload(merge(load_lora(dequantize_linears(model), run / "adapter"))).state_dict()
+    weights = MergedWeights(read_run(run))
+    for name in weights.shapes:
+        torch.testing.assert_close(weights[name], state[name], rtol=1e-5, atol=1e-6)
 
 
 def test_it_is_the_merge_that_the_lesson_makes(run, tmp_path):
@@ -72,6 +93,40 @@ def test_shards_hold_what_they_may_and_load_as_one(run, tmp_path):
     one, many = (AutoModelForCausalLM.from_pretrained(tmp_path / name) for name in ("one", "many"))
     assert torch.equal(logits(one), logits(many))
     assert set(checkpoint_index(tmp_path / "many")) == set(whole)
+
+
+def test_a_tensor_is_forgotten_before_the_next_is_made(small_tokenizer, tmp_path):
+    """Matrices of 4 MB in a file of 76: what it takes to write it is a few of them."""
+    wide = {"hidden_size": 1024, "intermediate_size": 1024, "head_dim": 256, "num_hidden_layers": 3}
+    run = make_run(tmp_path, family_config("llama tied", **wide), small_tokenizer, "lora")
+    weights = MergedWeights(read_run(run))
+    (tmp_path / "out").mkdir()
+    refs = pathlib.Path("/proc/self/clear_refs")
+    if not os.access(refs, os.W_OK):
+        pytest.skip("the peak of a process is begun anew on Linux only")
+    before = memory_bytes(torch.device("cpu"))
+    refs.write_text("5")  # the peak begins anew
+    assert peak_memory_bytes(torch.device("cpu")) < before + 10e6
+    (name,) = checkpoint.write_checkpoint(weights, tmp_path / "out", torch.float32)
+    size = (tmp_path / "out" / name).stat().st_size
+    assert size > 70e6 and peak_memory_bytes(torch.device("cpu")) - before < 0.5 * size
+
+
+def test_the_header_is_safetensors_own(run, tmp_path):
+    """Same tensors, dtypes, shapes and metadata; and the first tensor begins at a multiple of 8 bytes."""
+    weights = MergedWeights(read_run(run))
+    checkpoint.write_checkpoint(weights, tmp_path, torch.float16)
+    tensors = {name: weights[name].half() for name in weights.shapes}
+    found = load_file(tmp_path / "model.safetensors")
+    assert list(found) == list(tensors) and all(torch.equal(found[name], tensors[name]) for name in tensors)
+    written = (tmp_path / "model.safetensors").read_bytes()
+    length = int.from_bytes(written[:8], "little")
+    theirs = save(tensors, {"format": "pt"})
+    assert length % 8 == 0 and len(written) == 8 + length + sum(tensor.nbytes for tensor in tensors.values())
+    header = json.loads(theirs[8 : 8 + int.from_bytes(theirs[:8], "little")])
+    for name, entry in json.loads(written[8 : 8 + length]).items():
+        own = {key: value for key, value in header[name].items() if key != "data_offsets"}  # theirs are sorted by name
+        assert {key: value for key, value in entry.items() if key != "data_offsets"} == own
 
 
 # ------------------------------------------------------------------------------------------------------------- refusals
@@ -207,11 +262,23 @@ def test_a_base_that_is_quantized_already_is_refused(run, capsys):
         (["--as", "gguf", "--weights", "f32"], "--weights f32 is for --as merged"),
         (["--as", "adapter", "--weights", "f16"], "an adapter is written as it is"),
         (["--as", "adapter", "--check"], "--check is for --as gguf and --as merged"),
+        (["--as", "base", "--check"], "--check is for --as gguf and --as merged"),
+        (["--as", "base", "--weights", "f32"], "--weights f32 is for --as merged"),
         (["--as", "zip"], "invalid choice: 'zip'"),
     ],
 )
 def test_arguments_that_do_not_go_together_are_refused(run, capsys, arguments, said):
     assert said in refused(capsys, run, *arguments)
+
+
+def test_a_dora_adapter_alone_is_refused(small_tokenizer, tmp_path, capsys):
+    run = make_run(tmp_path, family_config("llama tied"), small_tokenizer, kind="dora")
+    said = refused(capsys, run, "--as", "adapter")
+    assert "this adapter is DoRA's" in said and "export the merged model with --as gguf" in said
+
+
+def test_what_is_neither_run_nor_model_has_no_base(run, capsys):
+    assert "nowhere" in refused(capsys, run.parent / "nowhere", "--as", "base")
 
 
 def test_a_check_without_llama_cpp_says_how_to_get_it(run, capsys, monkeypatch):

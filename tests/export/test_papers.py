@@ -100,12 +100,36 @@ def test_the_card_says_base_data_settings_scores_and_no_path(tmp_path, small_tok
     (run / "report.json").write_text(json.dumps({"before": judged, "after": after}))
     assert command.main([str(run), "--to", str(tmp_path / "out")]) == 0
     card = (tmp_path / "out" / "README.md").read_text()
+    assert str(tmp_path) not in card and "\nvllm serve .\n" in card
     head = card.split("---")[1]
     assert "license" not in head and "base_model" not in head and "tags: [qlora, lora]" in head
     assert "- rank: 16" in card and "look it up" in card
     assert "| exact match, test | 0.0% | 98.0% |" in card and "| perplexity, prose | 20.000 | 20.500 |" in card
-    settings = card.partition("## Settings")[2]
-    assert str(tmp_path) not in settings
+
+
+@pytest.mark.parametrize(
+    ("form", "expected"),
+    [
+        ("gguf", "\nllama-server -m base-orders-F16.gguf\nollama create base-orders -f Modelfile\n"),
+        ("base", "\nllama-server -m base-nf4-F16.gguf\nollama create base-nf4 -f Modelfile\n"),
+        ("adapter", "\nllama-server -m base-nf4-F16.gguf --lora base-orders-adapter.gguf\n"),
+    ],
+)
+def test_the_card_names_files_from_its_own_folder_and_the_command_from_here(
+    form, expected, tmp_path, small_tokenizer, capsys, monkeypatch
+):
+    run = make_run(tmp_path, family_config("llama tied"), small_tokenizer)
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    assert command.main(["run", "--to", "out", "--as", form]) == 0
+    size, *lines = capsys.readouterr().out.splitlines()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert expected in card and "out/" not in card and str(run.parent) not in card
+    (file,) = (tmp_path / "out").glob("*.gguf")
+    assert size == f"out/{file.name}: {file.stat().st_size / 1e6:,.1f} MB"
+    assert f"out/{file.name}" in lines[-1 if form == "adapter" else 0]
+    if form == "adapter":
+        assert lines[0] == "python -m qlora_lab.export run --to BASE --as base"
 
 
 def test_the_card_of_the_bundled_model_names_base_and_licence(tmp_path, small_tokenizer):

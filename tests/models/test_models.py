@@ -272,6 +272,47 @@ def test_the_device_is_the_gpu_if_there_is_one(monkeypatch):
     assert hardware.pick_device() == torch.device("cuda", 3)
 
 
+def test_apples_gpu_is_taken_only_if_asked_for_and_if_it_computes_what_the_cpu_does(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    found = []
+    monkeypatch.setattr(hardware, "difference_from_cpu", lambda device: found.append(device) or found[0])
+    assert hardware.pick_device() == torch.device("cpu") and found == []  # the course was never run there
+    monkeypatch.setenv("QLORA_LAB_MPS", "1")
+    found.append("")
+    assert hardware.pick_device() == torch.device("mps") and found == ["", "mps"]
+    found[0] = "other products"
+    with pytest.raises(UserError, match=r"does not compute what the CPU does \(other products\): unset QLORA_LAB_MPS"):
+        hardware.pick_device()
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(UserError, match="asks for Apple's GPU, but torch sees none here"):
+        hardware.pick_device()
+
+
+def test_a_device_that_computes_otherwise_is_found_out(monkeypatch):
+    """The device is the CPU itself, whose second small step is changed in one part."""
+    hardware.difference_from_cpu.cache_clear()
+    assert hardware.difference_from_cpu("cpu") == ""
+    right, steps = hardware.small_step(torch.device("cpu")), []
+    assert right["4-bit codes"].dtype == torch.uint8 and right["4-bit codes"].numel() == 64 * 256 // 2
+    for name, part in right.items():
+        changed = part.clone()
+        changed.view(-1)[-1] += 1 if not part.is_floating_point() else 2e-4 * part.abs().max()
+        steps[:] = [right, right | {name: changed}]
+        monkeypatch.setattr(hardware, "small_step", lambda device: steps.pop(0))
+        hardware.difference_from_cpu.cache_clear()
+        assert hardware.difference_from_cpu("cpu") == f"other {name}"
+    nan = right["products"].clone().fill_(float("nan"))
+    for came in (right | {"products": nan}, right | {"products": right["products"][:1]}):
+        steps[:] = [right, came]
+        hardware.difference_from_cpu.cache_clear()
+        assert hardware.difference_from_cpu("cpu") == "other products"
+    monkeypatch.undo()
+    hardware.difference_from_cpu.cache_clear()
+    assert hardware.difference_from_cpu("meta").startswith("NotImplementedError: Cannot copy out of meta tensor")
+    hardware.difference_from_cpu.cache_clear()
+
+
 @pytest.mark.parametrize("quantization", ["nf4", "fp4"])
 @pytest.mark.parametrize("double_quant", [False, True])
 def test_quantized_layers_compute_as_they_were_told(tiny_folder, quantization, double_quant):
@@ -573,6 +614,27 @@ def test_random_model_equals_transformers_own_with_the_same_weights():
     ordinary.load_state_dict(model.state_dict())
     ids = torch.arange(20)[None]
     assert torch.equal(model(ids).logits, ordinary(ids).logits)
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "gemma3_text", "phi3"])
+def test_random_model_of_another_family_equals_transformers_own(kind):
+    """Biases, a scale of the embeddings, norms of 1 + w and angles for each kind of layer are in place, too."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sizes = {name: getattr(SMALL, name) for name in ("hidden_size", "intermediate_size", "num_hidden_layers")}
+    config = AutoConfig.for_model(
+        kind, **sizes, num_attention_heads=4, num_key_value_heads=2, head_dim=16, vocab_size=100, pad_token_id=0
+    )
+    model = build_random(config, None, device="cpu", compute_dtype=torch.float32)
+    assert type(model.config) is type(config) and not any(p.requires_grad for p in model.parameters())
+    ordinary = AutoModelForCausalLM.from_config(model.config)
+    ordinary.load_state_dict(model.state_dict())
+    ids = torch.arange(20)[None]
+    assert torch.equal(model(ids).logits, ordinary(ids).logits)
+    in_4_bits = build_random(config, "nf4", device="cpu", compute_dtype=torch.float32)
+    assert torch.isfinite(in_4_bits(ids).logits).all()
+    biased = [name for name, p in in_4_bits.named_parameters() if name.endswith("bias")]
+    assert len(biased) == (3 * SMALL.num_hidden_layers if kind == "qwen2" else 0)
 
 
 def test_random_model_is_seeded():

@@ -91,15 +91,32 @@ def test_what_is_judged_on_and_known_from_training_is_told(tmp_path, tokenizer):
 
 
 def test_a_file_without_splits_is_compared_with_itself(tmp_path, tokenizer):
-    path = lines(tmp_path / "mine.jsonl", qa("Is it in?"), qa("Where?"), qa("Is it in?"))
+    words = "sun moon rain snow wind fog hail storm cloud frost thaw flood drought breeze gale sleet".split()
+    rows = [qa(f"What is {word}?", f"A kind of {word}.") for word in words[:10]]
+    path = lines(tmp_path / "mine.jsonl", *rows * 2)
     text = describe(report_on(path, tokenizer, "tiny"), tokenizer)
-    assert (
-        "if some of these samples were held out (3 tried): some are among the others\n"
-        "  2 word for word (mine.jsonl, line 1 and mine.jsonl, line 3)"
-    ) in text
-    path = lines(tmp_path / "mine.jsonl", qa("Is it in?"), qa("Where?", "There."))
+    assert "10 samples repeat an earlier one" in text
+    assert "a run would hold out 4 of 20 samples to judge on, drawn at random; with --validate-every 2 others" in text
+    assert "(a share of 4 answers is uncertain by up to 49 percentage points, up and down)\n" in text
+    assert "those 4 to judge on: some are among the others\n  4 word for word (mine.jsonl, line " in text
+    by_kind = lines(tmp_path / "kinds.jsonl", *[{**row, "kind": row["prompt"]} for row in rows * 2])
+    text = describe(report_on(by_kind, tokenizer, "tiny", split_by="kind"), tokenizer)
+    assert "hold out 4 of 20 samples to judge on, drawn by kind" in text
+    assert "those 4 to judge on: none is among the others, not even nearly" in text
+    text = describe(report_on(path, tokenizer, "tiny", most=0), tokenizer)
+    assert "a run would hold out none of these samples to judge on: --eval-samples 0" in text
+    path = lines(tmp_path / "mine.jsonl", *rows[:9])
     text = describe(report_on(path, tokenizer, "tiny"), tokenizer)
-    assert "if some of these samples were held out (2 tried): none is among the others, not even nearly" in text
+    assert "a run would hold out none of these samples to judge on: fewer than 10 samples" in text
+
+
+def test_which_answer_of_several_is_judged_is_said(tmp_path, tokenizer):
+    turns = [{"role": ("user", "assistant")[n % 2], "content": f"word {n}"} for n in range(4)]
+    said = "of a conversation with several answers the last is judged"
+    path = lines(tmp_path / "mine.jsonl", *[{"messages": turns}] * 10)
+    assert said in describe(report_on(path, tokenizer, "tiny"), tokenizer)
+    path = lines(tmp_path / "mine.jsonl", *[qa("Is it in?")] * 10)
+    assert said not in describe(report_on(path, tokenizer, "tiny"), tokenizer)
 
 
 def test_large_data_is_drawn_from_and_that_is_said(tmp_path, tokenizer, monkeypatch):
@@ -107,9 +124,9 @@ def test_large_data_is_drawn_from_and_that_is_said(tmp_path, tokenizer, monkeypa
     monkeypatch.setattr(data_report, "COMPARED", 10)
     path = lines(tmp_path / "mine.jsonl", *[qa(f"Is number {n} in?") for n in range(100)])
     report = report_on(path, tokenizer, "tiny")
-    assert (report.drawn, report.understood.samples, report.compared[""].judged) == (20, 100, 10)
+    assert (report.drawn, report.understood.samples, report.held_out) == (20, 100, (20, 10))
     text = describe(report, tokenizer)
-    assert "tokens of tiny of 20 samples drawn at random, " in text and "(10 tried)" in text
+    assert "tokens of tiny of 20 samples drawn at random, " in text
     lines(tmp_path / "train.jsonl", qa("Is it in?"))
     lines(tmp_path / "test.jsonl", *[qa(f"Is number {n} in?") for n in range(30)])
     assert "test (30 samples, 10 of them drawn): " in describe(report_on(tmp_path, tokenizer, "tiny"), tokenizer)

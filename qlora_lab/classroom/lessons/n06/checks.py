@@ -110,10 +110,10 @@ def ill_layers(q) -> dict:
             return x @ q.dequantize().to(x.dtype).T
 
         @staticmethod
-        def backward(ctx, gradient):
+        def backward(ctx, above):
             (x,) = ctx.saved_tensors
-            gradient.flatten(0, -2).T @ x.flatten(0, -2)  # dL/dW
-            return gradient @ q.dequantize().to(gradient.dtype)
+            above.flatten(0, -2).T @ x.flatten(0, -2)  # dL/dW
+            return above @ q.dequantize().to(above.dtype)
 
     class Transposed(torch.autograd.Function):
         @staticmethod
@@ -121,8 +121,8 @@ def ill_layers(q) -> dict:
             return x @ q.dequantize().to(x.dtype).T
 
         @staticmethod
-        def backward(ctx, gradient):
-            return gradient @ q.dequantize().to(gradient.dtype).T
+        def backward(ctx, above):
+            return above @ q.dequantize().to(above.dtype).T
 
     class Healthy(torch.autograd.Function):
         @staticmethod
@@ -130,8 +130,8 @@ def ill_layers(q) -> dict:
             return x @ q.dequantize().to(x.dtype).T
 
         @staticmethod
-        def backward(ctx, gradient):
-            return gradient @ q.dequantize().to(gradient.dtype)
+        def backward(ctx, above):
+            return above @ q.dequantize().to(above.dtype)
 
     class KeepsW(torch.autograd.Function):
         @staticmethod

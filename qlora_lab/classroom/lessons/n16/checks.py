@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING
 from qlora_lab.classroom.judging import Mistake, Verdict, call, described, exercise, expect_number, right, wrong
 
 if TYPE_CHECKING:
-    import torch
-
     from qlora_lab.training.chat import TokenizedSample
 
 BITS = {  # of a weight in the linear layers, and of one in the vocabulary's tables
@@ -43,12 +41,12 @@ def check_file_bytes(file_bytes: Callable[[int, int, str], float]) -> Verdict:
     return right("Half a bit a weight goes to the scales.")
 
 
-END, BREAK = 2, 198
+END = 2
 SAMPLES = [  # ids, and how many of them are not learned
     [
         *[((5, 6, 7, END), 2), ((5, 6, 8, 9, END), 2), ((7, 6, 3), 1)],  # 3 is another end token
         ((5, 6, END), 3),  # learns nothing
-        *[((5, END, 6), 1), ((5, 6, END, BREAK), 1), ((5, 6, 7), 1), ((5, 8), 1), ((9, 8, 5), 2)],
+        *[((5, END, 6), 1), ((5, 6, 7), 1), ((5, 8), 1), ((9, 8, 5), 2)],
     ],
     [((5, 6, END), 1), ((5, 6, 7), 1)],
 ]
@@ -83,57 +81,27 @@ def check_ends_taught(ends_taught: Callable[[Sequence[TokenizedSample], Sequence
     return right("Anything below 1 is worth a look before you train.")
 
 
-def in_blocks(x: torch.Tensor, size: int = 32, steps: int = 127) -> torch.Tensor:
-    blocks = x.reshape(-1, size)
-    scale = blocks.abs().amax(dim=1, keepdim=True).clamp_min(1e-30) / steps
-    return ((blocks / scale).round() * scale).reshape(x.shape)
-
-
-@exercise("16.3", "the rounding of Q8_0", item="quantization", points=3, todo="complete `in_8_bits`")
-def check_in_8_bits(in_8_bits: Callable[[torch.Tensor], torch.Tensor]) -> Verdict:
-    """in_8_bits(x): x rounded in blocks of 32 to 8 bits."""
-    import torch
-
-    generator = torch.Generator().manual_seed(16)
-    for shape in [(2, 64), (1, 3, 96)]:
-        x = torch.randn(shape, generator=generator)
-        x[..., 5] *= 20  # so that a block's scale matters
-        came = call(in_8_bits, x.clone())
-        if not isinstance(came, torch.Tensor):
-            raise Mistake(f"in_8_bits gives {described(came)}, expected a tensor.")
-        if came.shape != x.shape:
-            raise Mistake(f"in_8_bits of shape {shape} gives shape {tuple(came.shape)}: reshape it back.")
-        x_scale = x.reshape(-1, 32).abs().amax(1, keepdim=True) / 127
-        mistakes = [
-            (in_blocks(x, steps=128), "Divide the largest value by 127, not by 128."),
-            (in_blocks(x, steps=255), "The multiples go from -127 to 127: divide by 127."),
-            (in_blocks(x, size=x.shape[-1]), "That is one scale a row: each 32 numbers have their own."),
-            (in_blocks(x, size=x.numel()), "That is one scale for all: each 32 numbers have their own."),
-            (
-                (x.reshape(-1, 32) / x_scale).round().reshape(shape),
-                "Those are the multiples: multiply by the scale again.",
-            ),
-            ((x.reshape(-1, 32) / x_scale).trunc().mul(x_scale).reshape(shape), "Round to the nearest multiple."),
-            (x, "Nothing is rounded."),
-        ]
-        if not torch.allclose(came.float(), in_blocks(x), atol=1e-5):
-            likely = (why for other, why in mistakes if torch.allclose(came.float(), other, atol=1e-5))
-            return wrong(f"in_8_bits rounds to other numbers. {next(likely, 'Try it on one block of 32 by hand.')}")
-    return right("Now round one thing and leave the other alone.")
-
-
-SUSPECTS = {
-    "template": "Both files gave the same text: look at the cell that compares them.",
-    "tokens": "llama.cpp and transformers made the same tokens of it.",
-    "weights": "With rounded weights all dots lie on the English side.",
+CULPRITS = {"A": "tokens", "B": "template", "C": "weights", "D": "inputs"}
+SUSPECTS = tuple(CULPRITS.values())
+WHY = {
+    "A": "the text is the same, so the template did its work: who cut it into other pieces?",
+    "B": "the end of the text is missing, the part that says whose turn it is: who writes the text?",
+    "C": "F16 rounds nothing worth the name, and has no answer right either: what do both files hold?",
+    "D": "which answers are unequal changes from start to start, and a file does not: what is rounded anew each time?",
 }
 
 
-@exercise("16.4", "the French riddle", item="quantization", points=1, todo="name the `culprit`")
-def check_culprit(culprit: str) -> Verdict:
-    """culprit: what makes the Q8_0 file speak French."""
-    if culprit == "inputs":
-        return right("Rounded to 8 bits, the inputs toss a coin where two words are nearly tied.")
-    if isinstance(culprit, str) and culprit in SUSPECTS:
-        return wrong(f"not the {culprit}: {SUSPECTS[culprit]}")
-    raise Mistake(f"culprit is {described(culprit)}, expected one of {', '.join(map(repr, [*SUSPECTS, 'inputs']))}.")
+@exercise("16.3", "four files, four culprits", item="quantization", points=4, todo="name the four `culprits`")
+def check_culprits(culprits: dict[str, str]) -> Verdict:
+    """culprits: by report, A to D, what went wrong."""
+    if not isinstance(culprits, dict) or set(culprits) != set(CULPRITS):
+        raise Mistake(f"culprits is {described(culprits)}, expected a dict with the keys A, B, C and D.")
+    for report, named in culprits.items():
+        if named not in SUSPECTS:
+            raise Mistake(
+                f"culprits[{report!r}] is {described(named)}, expected one of {', '.join(map(repr, SUSPECTS))}."
+            )
+    for report, right_one in CULPRITS.items():
+        if culprits[report] != right_one:
+            return wrong(f"{report} was not the {culprits[report]}: {WHY[report]}")
+    return right("Text, tokens, weights, rounding: in this order you find it.")

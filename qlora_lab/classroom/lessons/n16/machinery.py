@@ -8,19 +8,19 @@ import pathlib
 import shlex
 import shutil
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import torch
 
 from qlora_lab.errors import UserError
 from qlora_lab.export.gguf_files import write_model
-from qlora_lab.export.llama_cpp import is_here
-from qlora_lab.export.merged_weights import MergedWeights, checkpoint_index
+from qlora_lab.export.llama_cpp import LlamaCpp, is_here
+from qlora_lab.export.merged_weights import MergedWeights
+from qlora_lab.export.trained_run import read_run
 from qlora_lab.export.vocabulary import read_vocabulary
 from qlora_lab.finetuning import Batches, TokenizedSample, load_lora, load_model, save_lora, train_steps
-from qlora_lab.models.compatibility import read_config
 from qlora_lab.models.hardware import pick_compute_dtype, pick_device
-from qlora_lab.models.loading import locate
+from qlora_lab.models.loading import load_tokenizer
 
 INSTALL = "%pip install xllamacpp"
 
@@ -39,65 +39,41 @@ def terminal(line: str) -> None:
         raise UserError(f"this command failed, see above: {line}")
 
 
-def serve(file: os.PathLike | str, adapter: os.PathLike | str | None = None) -> Any:
-    """Start llama.cpp's server with a GGUF file; it listens at `.listening_address` until it is deleted.
+def serve(folder: os.PathLike | str, adapter: os.PathLike | str | None = None) -> LlamaCpp:
+    """Start llama.cpp's server with the one GGUF file in a folder; it listens at `.address` until it is deleted.
 
     Args:
-        file: the model.
-        adapter: a LoRA in GGUF beside it.
+        adapter: a folder with a LoRA in GGUF, to be put beside it.
 
     Raises:
         UserError: xllamacpp is not installed, or llama.cpp cannot load the file.
     """
     if not is_here():
         raise UserError(f"llama.cpp is not here: run {INSTALL} in a cell of its own, then this cell again")
-    import xllamacpp as imported
-
-    xllamacpp: Any = imported  # it has no types
-    params = xllamacpp.CommonParams()
-    params.model.path = str(file)
-    params.n_ctx, params.n_parallel = 1024, 1
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = max(1, (os.cpu_count() or 1) // 2)
-    params.warmup, params.cache_ram_mib, params.verbosity = False, 0, -1
-    if adapter is not None:
-        params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(adapter), 1.0)]
-    try:
-        return xllamacpp.Server(params)
-    except RuntimeError as error:
-        raise UserError(f"llama.cpp cannot load {file}: {error}") from error
+    (file,), *adapters = (list(pathlib.Path(path).glob("*.gguf")) for path in (folder, adapter) if path is not None)
+    return LlamaCpp(file, *adapters, context=1024)
 
 
-class _Checkpoint:
-    """The tensors of a checkpoint as they are, in the form of `MergedWeights`."""
-
-    def __init__(self, folder: pathlib.Path):
-        from safetensors import safe_open
-
-        self.config = read_config(folder)
-        self._tensors: dict[str, torch.Tensor] = {}
-        for file in set(checkpoint_index(folder).values()):
-            with safe_open(file, "pt") as handle:
-                self._tensors |= {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
-        self.shapes = {name: tuple(tensor.shape) for name, tensor in self._tensors.items()}
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        return self._tensors[name]
+def loss_in(server: LlamaCpp, samples: list[TokenizedSample], tokenizer) -> float:
+    """The loss of samples in llama.cpp, nats per learned token."""
+    total = sum(server.loss(sample, len(tokenizer)) for sample in samples)
+    return total / sum(sample.target_count for sample in samples)
 
 
-def base_gguf(file: pathlib.Path, kind: str) -> pathlib.Path:
-    """Write the bundled model, which nobody has fine-tuned here, as GGUF. Returns `file`.
+def round_twice(run: pathlib.Path, folder: pathlib.Path) -> None:
+    """Write a run's dequantized merge in Q4_0, which `qlora_lab.export` does not: it rounds once."""
+    weights = MergedWeights(read_run(run))
+    tokenizer = load_tokenizer(weights.run.base)
+    folder.mkdir()
+    vocabulary = read_vocabulary(tokenizer, weights.config.vocab_size)
+    write_model(weights, vocabulary, folder / "twice-Q4_0.gguf", "q4_0", "twice")
 
-    Args:
-        kind: of its matrices: "f16", "q8_0" ...
-    """
-    from transformers import AutoTokenizer
 
-    folder = pathlib.Path(locate("smollm2-135m-instruct"))
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    weights = cast(MergedWeights, _Checkpoint(folder))
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_model(weights, read_vocabulary(tokenizer, weights.config.vocab_size), file, kind, "base")
-    return file
+def in_8_bits(x: torch.Tensor) -> torch.Tensor:
+    """x rounded as Q8_0 rounds: 32 numbers of the last dimension share a scale. Tensor[..., n] of the same shape."""
+    blocks = x.reshape(-1, 32)
+    scale = blocks.abs().amax(dim=1, keepdim=True).clamp_min(1e-30) / 127
+    return ((blocks / scale).round() * scale).reshape(x.shape)
 
 
 def without_end(chats: list, tokenizer) -> list[TokenizedSample]:

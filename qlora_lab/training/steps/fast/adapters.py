@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 
 from qlora_lab.training.optimizers import without_accelerate
+from qlora_lab.training.steps.fast.description import SharedInput
 from qlora_lab.training.steps.fast.limits import NoFastStep, kernels
-from qlora_lab.training.steps.fast.reading import SharedInput
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,6 +10,8 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from qlora_lab.training.steps.fast.description import Attention
+
 
 @dataclass(frozen=True)
 class Samples:
@@ -22,42 +24,63 @@ class Samples:
     longest: int
 
 
-def attend(q, k, v, samples: Samples) -> tuple[torch.Tensor, tuple]:
+def attend(q, k, v, samples: Samples, kind: Attention) -> tuple[torch.Tensor, tuple]:
     """Causal attention within each sample. q: (T, heads, head_dim), k and v: (T, kv_heads, head_dim).
 
     Returns:
         the output, of q's shape, and what `attend_backward` needs besides
     """
     if not q.is_cuda:
-        return _attend_sample_by_sample(q, k, v, samples), ()
+        return _attend_sample_by_sample(q, k, v, samples, kind), ()
     starts, longest = samples.starts, samples.longest
     out, logsumexp, *random, _ = torch.ops.aten._flash_attention_forward(
-        q, k, v, starts, starts, longest, longest, 0.0, True, False
+        q, k, v, starts, starts, longest, longest, 0.0, True, False, **_options(samples, kind)
     )
     return out, (logsumexp, *random)
 
 
-def attend_backward(gradient, q, k, v, out, kept: tuple, samples: Samples) -> tuple[torch.Tensor, ...]:
+def attend_backward(gradient, q, k, v, out, kept: tuple, samples: Samples, kind: Attention) -> tuple[torch.Tensor, ...]:
     """The gradients of q, k and v, given that of `out`. Sums are in a fixed order, so the bits repeat."""
     if not q.is_cuda:
         q, k, v = (tensor.detach().requires_grad_() for tensor in (q, k, v))
         with torch.enable_grad():
-            return torch.autograd.grad(_attend_sample_by_sample(q, k, v, samples), (q, k, v), gradient)
+            return torch.autograd.grad(_attend_sample_by_sample(q, k, v, samples, kind), (q, k, v), gradient)
     starts, longest = samples.starts, samples.longest
     logsumexp, *random = kept
     with repeatable():
         return torch.ops.aten._flash_attention_backward(
-            gradient, q, k, v, out, logsumexp, starts, starts, longest, longest, 0.0, True, *random
-        )
+            gradient, q, k, v, out, logsumexp, starts, starts, longest, longest, 0.0, True, *random,
+            **_options(samples, kind),
+        )  # fmt: skip
 
 
-def _attend_sample_by_sample(q, k, v, samples: Samples) -> torch.Tensor:
+def _window(samples: Samples, kind: Attention) -> int | None:
+    """The window, if a sample may be longer."""
+    return kind.window if kind.window and kind.window < samples.longest else None
+
+
+def _options(samples: Samples, kind: Attention) -> dict:
+    """Arguments of PyTorch's flash attention for what is not as in LLaMA."""
+    options: dict[str, Any] = {} if kind.scale is None else {"scale": kind.scale}
+    if window := _window(samples, kind):
+        options |= {"window_size_left": window - 1, "window_size_right": 0}  # besides the token itself
+    return options
+
+
+def _attend_sample_by_sample(q, k, v, samples: Samples, kind: Attention) -> torch.Tensor:
     """`attend` with PyTorch's operators, for a CPU."""
     outs, starts = [], samples.starts.tolist()
+    window = _window(samples, kind)
     for start, end in zip(starts, starts[1:], strict=False):
         if end > start:
             one = [tensor[start:end].transpose(0, 1)[None] for tensor in (q, k, v)]  # (1, heads, tokens, head_dim)
-            out = nn.functional.scaled_dot_product_attention(*one, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
+            mask = None
+            if window:
+                back = torch.arange(end - start)[:, None] - torch.arange(end - start)
+                mask = (back >= 0) & (back < window)
+            out = nn.functional.scaled_dot_product_attention(
+                *one, attn_mask=mask, is_causal=mask is None, scale=kind.scale, enable_gqa=q.shape[1] != k.shape[1]
+            )
             outs.append(out[0].transpose(0, 1))
     return torch.cat(outs)
 

@@ -7,12 +7,12 @@ AdamW) is a few operations per number, so its time is that of reading and writin
 each intermediate result to memory and read it back; one kernel for the entire formula moves each number once. See
 `quantization/kernels.py` for how a kernel is written.
 
-    border                               the adapters' part of a layer's matrix
     rms_norm, rms_norm_backward          with the residual connection's sum before it, or its gradient's after it
-    rotate                               rotary position embedding, forward and (the other way round) backward
-    swiglu, swiglu_backward              silu(gate) * up
+    swiglu, swiglu_backward              silu(gate) * up, or gelu(gate) * up
     cross_entropy                        the loss of each row, and the logits' gradient in the logits' place
     adamw                                clipping and update of all parameters at once
+
+(`head_kernels.py` has those for heads of attention, `adapter_kernels.py` those for adapters.)
 
 All arithmetic is float32, whatever the tensors' dtype; sums are taken in a fixed order, so a step always gives the same
 bits. A matrix's rows may be further apart than they are long (`row stride`): see `linear.BorderedLinear`.
@@ -25,97 +25,31 @@ import torch
 import triton
 import triton.language as tl
 
-TILE = 1024  # elements per program, where any number would do
-
-
-@triton.jit
-def begin(row, stride):
-    """Where a row begins. Strides are multiples of 8, so a thread reads and writes 8 bf16 numbers at once."""
-    return tl.multiple_of(row * stride, 8)
-
-
-# ----------------------------------------------------------------------------------------------------- adapters' border
-
-
-@triton.jit
-def border_kernel(
-    lora_A,  # float32, [RANKS, K]
-    lora_B,  # float32, [rows of the adapted layers, RANK]
-    matrix,  # [N + RANKS, K + RANKS], rows STRIDE apart; writes the last RANKS rows and columns, except their corner
-    scaling,
-    STRIDE: tl.constexpr,
-    N: tl.constexpr,
-    K: tl.constexpr,
-    RANK: tl.constexpr,
-    RANKS: tl.constexpr,
-    END0: tl.constexpr,  # where the first and the second of up to three layers end
-    END1: tl.constexpr,
-    BLOCK0: tl.constexpr,  # index of each layer's block of columns; -1: no adapter
-    BLOCK1: tl.constexpr,
-    BLOCK2: tl.constexpr,
-    RANKS_WIDTH: tl.constexpr,  # a power of two, at least RANKS
-    ROWS: tl.constexpr,
-    TILE: tl.constexpr,
-):
-    program = tl.program_id(0)
-    right: tl.constexpr = (N + ROWS - 1) // ROWS  # programs that write the columns at the right
-    if program < right:
-        row = (program * ROWS + tl.arange(0, ROWS))[:, None]
-        column = tl.arange(0, RANKS_WIDTH)[None, :]
-        block = tl.where(row < END0, BLOCK0, tl.where(row < END1, BLOCK1, BLOCK2))
-        missing = tl.where((row >= END0) & (BLOCK0 < 0), END0, 0) + tl.where(
-            (row >= END1) & (BLOCK1 < 0), END1 - END0, 0
-        )
-        inside = (row < N) & (column < RANKS)
-        mine = inside & (column // RANK == block)
-        b = tl.load(lora_B + (row - missing) * RANK + column % RANK, mask=mine, other=0)
-        place = matrix + row.to(tl.int64) * STRIDE + K + column
-        tl.store(place, (b * scaling).to(matrix.dtype.element_ty), mask=inside)
-    else:
-        tiles: tl.constexpr = (K + TILE - 1) // TILE
-        below = (program - right) // tiles
-        k = (program - right) % tiles * TILE + tl.arange(0, TILE)
-        a = tl.load(lora_A + below * K + k, mask=k < K, other=0)
-        tl.store(matrix + (N + below).to(tl.int64) * STRIDE + k, a.to(matrix.dtype.element_ty), mask=k < K)
-
-
-def border(lora_A, lora_B, matrix, scaling: float, sizes: list[int], adapted: list[bool]) -> None:
-    """Write the border of the matrix of `linear.BorderedLinear`.
-
-    lora_A: (ranks, in), lora_B: (rows, rank), float32: the matrices of all adapters, stacked. matrix: (out + ranks,
-    in + ranks). sizes: rows of each layer, three layers at most. adapted: which of them have an adapter.
-    """
-    ranks, inputs = lora_A.shape
-    ends = [sum(sizes[: i + 1]) for i in range(3)]
-    blocks = [sum(adapted[:i]) if i < len(adapted) and adapted[i] else -1 for i in range(3)]
-    width, rows = triton.next_power_of_2(ranks), 32
-    border_kernel[(triton.cdiv(ends[2], rows) + ranks * triton.cdiv(inputs, TILE),)](
-        lora_A, lora_B, matrix, scaling, matrix.stride(0), ends[2], inputs, lora_B.shape[1], ranks, *ends[:2], *blocks,
-        width, rows, TILE, num_warps=4,
-    )  # fmt: skip
-
+from qlora_lab.training.steps.fast.rows import TILE, begin, warps
 
 # -------------------------------------------------------------------------------------------------------------- RMSNorm
 
 
 @triton.jit
 def rms_norm_kernel(
-    residual,  # [T, H]
-    delta,  # [T, H]; None if there is nothing to add
+    residual,  # [T, H] of row stride RESIDUAL_STRIDE
+    delta,  # [T, H] of row stride DELTA_STRIDE; None if there is nothing to add
     weight,  # [H]
     total,  # [T, H]: residual + delta, written if there is a delta
     out,  # [T, H] of row stride out_stride
     out_stride,
     epsilon,
+    RESIDUAL_STRIDE: tl.constexpr,
+    DELTA_STRIDE: tl.constexpr,
     H: tl.constexpr,
     WIDTH: tl.constexpr,  # a power of two, at least H
 ):
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, WIDTH)
     there = column < H
-    x = tl.load(residual + row * H + column, mask=there, other=0).to(tl.float32)
+    x = tl.load(residual + row * RESIDUAL_STRIDE + column, mask=there, other=0).to(tl.float32)
     if delta is not None:
-        x += tl.load(delta + row * H + column, mask=there, other=0).to(tl.float32)
+        x += tl.load(delta + row * DELTA_STRIDE + column, mask=there, other=0).to(tl.float32)
         x = x.to(total.dtype.element_ty)
         tl.store(total + row * H + column, x, mask=there)
         x = x.to(tl.float32)  # rounded, as the next kernel will read it
@@ -126,25 +60,28 @@ def rms_norm_kernel(
 
 @triton.jit
 def rms_norm_backward_kernel(
-    x,  # [T, H]: what was normalized
+    x,  # [T, H] of row stride X_STRIDE: what was normalized
     weight,  # [H]
-    dy,  # [T, H]
-    dx,  # [T, H] of row stride dx_stride; the norm's gradient is added to it
+    dy,  # [T, H] of row stride DY_STRIDE
+    dx,  # [T, H] of row stride dx_stride; the norm's gradient is added to it, or written if not ADD
     dx_stride,
     epsilon,
+    X_STRIDE: tl.constexpr,
+    DY_STRIDE: tl.constexpr,
+    ADD: tl.constexpr,
     H: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, WIDTH)
     there = column < H
-    value = tl.load(x + row * H + column, mask=there, other=0).to(tl.float32)
-    gradient = tl.load(dy + row * H + column, mask=there, other=0).to(tl.float32)
+    value = tl.load(x + row * X_STRIDE + column, mask=there, other=0).to(tl.float32)
+    gradient = tl.load(dy + row * DY_STRIDE + column, mask=there, other=0).to(tl.float32)
     gradient *= tl.load(weight + column, mask=there, other=0).to(tl.float32)
     scale = 1 / tl.sqrt(tl.sum(value * value, 0) / H + epsilon)
     along = tl.sum(gradient * value, 0) * scale * scale / H  # the component along x, which the norm divides out
     target = dx + begin(row, dx_stride) + column
-    before = tl.load(target, mask=there, other=0).to(tl.float32)
+    before = tl.load(target, mask=there, other=0).to(tl.float32) if ADD else 0.0
     after = before + (gradient - value * along) * scale
     tl.store(target, after.to(dx.dtype.element_ty), mask=there)
 
@@ -152,72 +89,30 @@ def rms_norm_backward_kernel(
 def rms_norm(residual, delta, weight, epsilon: float, out) -> torch.Tensor:
     """Write RMSNorm(residual + delta) to `out`; return the sum. If delta is None, that is `residual` itself.
 
-    residual, delta, out: (T, H); out may be part of something wider. weight: (H,).
+    residual, delta, out: (T, H), any of which may be part of something wider. weight: (H,).
     """
     tokens, hidden = residual.shape
     total = residual if delta is None else torch.empty_like(residual)
     width = triton.next_power_of_2(hidden)
+    delta_stride = hidden if delta is None else delta.stride(0)
     rms_norm_kernel[(tokens,)](
-        residual, delta, weight, total, out, out.stride(0), epsilon, hidden, width, num_warps=warps(width)
-    )
+        residual, delta, weight, total, out, out.stride(0), epsilon, residual.stride(0), delta_stride,
+        hidden, width,
+        num_warps=warps(width),
+    )  # fmt: skip
     return total
 
 
-def rms_norm_backward(x, weight, epsilon: float, dy, dx) -> None:
-    """Add to `dx` the gradient of sum(dy * RMSNorm(x)) with respect to x. All (T, H); dx may be part of a wider one."""
+def rms_norm_backward(x, weight, epsilon: float, dy, dx, add: bool = True) -> None:
+    """Add to `dx` the gradient of sum(dy * RMSNorm(x)) with respect to x, or write it there.
+
+    x, dy, dx: (T, H), or part of something wider.
+    """
     tokens, hidden = x.shape
     width = triton.next_power_of_2(hidden)
-    rms_norm_backward_kernel[(tokens,)](x, weight, dy, dx, dx.stride(0), epsilon, hidden, width, num_warps=warps(width))
-
-
-def warps(width: int) -> int:
-    """Warps of 32 threads for a program that holds `width` numbers: 16 numbers per thread, 16 warps at most."""
-    return min(16, max(1, width // 512))
-
-
-# -------------------------------------------------------------------------------------------- rotary position embedding
-
-
-@triton.jit
-def rotate_kernel(
-    source,  # [T, HEADS, 2 * HALF] of row stride source_stride
-    target,  # likewise, of row stride target_stride; may be the source
-    cosine,  # [T, 2 * HALF]; both halves of a row are equal
-    sine,
-    source_stride,
-    target_stride,
-    HEADS: tl.constexpr,
-    HEADS_WIDTH: tl.constexpr,  # powers of two, at least HEADS and HALF
-    HALF: tl.constexpr,
-    HALF_WIDTH: tl.constexpr,
-    SIGN: tl.constexpr,  # 1 rotates forward, -1 back, 0 copies
-):
-    row = tl.program_id(0).to(tl.int64)
-    head = tl.arange(0, HEADS_WIDTH)[:, None]
-    pair = tl.arange(0, HALF_WIDTH)[None, :]
-    there = (head < HEADS) & (pair < HALF)
-    place = head * (2 * HALF) + pair
-    a = tl.load(source + begin(row, source_stride) + place, mask=there, other=0).to(tl.float32)
-    b = tl.load(source + begin(row, source_stride) + place + HALF, mask=there, other=0).to(tl.float32)
-    if SIGN:
-        c = tl.load(cosine + row * (2 * HALF) + pair, mask=pair < HALF, other=0).to(tl.float32)
-        s = tl.load(sine + row * (2 * HALF) + pair, mask=pair < HALF, other=0).to(tl.float32) * SIGN
-        a, b = a * c - b * s, b * c + a * s
-    tl.store(target + begin(row, target_stride) + place, a.to(target.dtype.element_ty), mask=there)
-    tl.store(target + begin(row, target_stride) + place + HALF, b.to(target.dtype.element_ty), mask=there)
-
-
-def rotate(source, target, cosine, sine, heads: int, sign: int = 1) -> None:
-    """Rotate each pair (x[i], x[i + head_dim / 2]) of each head by its token's angles.
-
-    source, target: (T, heads * head_dim), or the first columns of a wider matrix. cosine, sine: (T, head_dim).
-    sign: 1 rotates forward; -1 rotates back, as the gradient of a rotated vector needs; 0 copies.
-    """
-    half = cosine.shape[1] // 2
-    heads_width, half_width = triton.next_power_of_2(heads), triton.next_power_of_2(half)
-    rotate_kernel[(len(source),)](
-        source, target, cosine, sine, source.stride(0), target.stride(0), heads, heads_width, half, half_width,
-        sign, num_warps=warps(heads_width * half_width),
+    rms_norm_backward_kernel[(tokens,)](
+        x, weight, dy, dx, dx.stride(0), epsilon, x.stride(0), dy.stride(0), add, hidden, width,
+        num_warps=warps(width),
     )  # fmt: skip
 
 
@@ -225,18 +120,29 @@ def rotate(source, target, cosine, sine, heads: int, sign: int = 1) -> None:
 
 
 @triton.jit
-def swiglu_kernel(gate_up, out, gate_up_stride, out_stride, SIZE: tl.constexpr, TILE: tl.constexpr):
+def inner(gate, GELU: tl.constexpr):
+    """The sigmoid's argument. SiLU is x sigmoid(x), tanh's GELU x sigmoid(2 sqrt(2 / pi) (x + 0.044715 x³))."""
+    if GELU:
+        return 1.5957691216057308 * gate * (1 + 0.044715 * gate * gate)
+    else:
+        return gate
+
+
+@triton.jit
+def swiglu_kernel(gate_up, out, gate_up_stride, out_stride, GELU: tl.constexpr, SIZE: tl.constexpr, TILE: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * TILE + tl.arange(0, TILE)
     there = column < SIZE
     gate = tl.load(gate_up + begin(row, gate_up_stride) + column, mask=there, other=0).to(tl.float32)
     up = tl.load(gate_up + begin(row, gate_up_stride) + SIZE + column, mask=there, other=0).to(tl.float32)
-    y = gate * tl.sigmoid(gate) * up
+    y = gate * tl.sigmoid(inner(gate, GELU)) * up
     tl.store(out + begin(row, out_stride) + column, y.to(out.dtype.element_ty), mask=there)
 
 
 @triton.jit
-def swiglu_backward_kernel(gate_up, dy, gate_up_stride, dy_stride, SIZE: tl.constexpr, TILE: tl.constexpr):
+def swiglu_backward_kernel(
+    gate_up, dy, gate_up_stride, dy_stride, GELU: tl.constexpr, SIZE: tl.constexpr, TILE: tl.constexpr
+):
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * TILE + tl.arange(0, TILE)
     there = column < SIZE
@@ -244,25 +150,38 @@ def swiglu_backward_kernel(gate_up, dy, gate_up_stride, dy_stride, SIZE: tl.cons
     gate = tl.load(gate_place, mask=there, other=0).to(tl.float32)
     up = tl.load(gate_place + SIZE, mask=there, other=0).to(tl.float32)
     gradient = tl.load(dy + begin(row, dy_stride) + column, mask=there, other=0).to(tl.float32)
-    share = tl.sigmoid(gate)
-    d_gate = gradient * up * share * (1 + gate * (1 - share))
+    share = tl.sigmoid(inner(gate, GELU))
+    if GELU:
+        steepness = 1.5957691216057308 * (1 + 3 * 0.044715 * gate * gate)
+        d_gate = gradient * up * share * (1 + gate * steepness * (1 - share))
+    else:
+        d_gate = gradient * up * share * (1 + gate * (1 - share))
     tl.store(gate_place, d_gate.to(gate_up.dtype.element_ty), mask=there)
     tl.store(gate_place + SIZE, (gradient * gate * share).to(gate_up.dtype.element_ty), mask=there)
 
 
-def swiglu(gate_up, out, size: int) -> None:
-    """out = silu(gate) * up. gate_up: (T, 2 I or wider), gate first. out: (T, I or wider). size: I."""
+def swiglu(gate_up, out, size: int, gelu: bool = False) -> None:
+    """out = silu(gate) * up, or gelu(gate) * up.
+
+    gate_up: (T, 2 I or wider), gate first. out: (T, I or wider). size: I.
+    """
     grid = (len(gate_up), triton.cdiv(size, TILE))
-    swiglu_kernel[grid](gate_up, out, gate_up.stride(0), out.stride(0), size, TILE, num_warps=4)
+    swiglu_kernel[grid](gate_up, out, gate_up.stride(0), out.stride(0), gelu, size, TILE, num_warps=4)
 
 
-def swiglu_backward(gate_up, dy, size: int) -> None:
-    """Overwrite gate and up with their gradients. dy: (T, I), the gradient of silu(gate) * up."""
+def swiglu_backward(gate_up, dy, size: int, gelu: bool = False) -> None:
+    """Overwrite gate and up with their gradients. dy: (T, I), the gradient of `swiglu`'s output."""
     grid = (len(gate_up), triton.cdiv(size, TILE))
-    swiglu_backward_kernel[grid](gate_up, dy, gate_up.stride(0), dy.stride(0), size, TILE, num_warps=4)
+    swiglu_backward_kernel[grid](gate_up, dy, gate_up.stride(0), dy.stride(0), gelu, size, TILE, num_warps=4)
 
 
 # ----------------------------------------------------------------------------------------------------------------- loss
+
+
+@triton.jit
+def capped(x, CAP: tl.constexpr):
+    """CAP * tanh(x / CAP)."""
+    return CAP * (2 * tl.sigmoid(2 * x / CAP) - 1)
 
 
 @triton.jit
@@ -272,6 +191,7 @@ def cross_entropy_kernel(
     losses,  # float32, [rows]
     scale,  # float32, [1]: factor of losses and gradients
     V,
+    CAP: tl.constexpr,  # of the logits, or None
     TILE: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
@@ -283,31 +203,41 @@ def cross_entropy_kernel(
     for start in range(0, V, TILE):
         column = start + tl.arange(0, TILE)
         x = tl.load(logits + column, mask=column < V, other=float("-inf")).to(tl.float32)
+        if CAP is not None:
+            x = tl.where(column < V, capped(x, CAP), float("-inf"))
         higher = tl.maximum(greatest, x)
         total = total * tl.exp(greatest - tl.maximum(higher, -1e38)) + tl.exp(x - tl.maximum(higher, -1e38))
         greatest = higher
     top = tl.max(greatest, 0)
     log_total = tl.log(tl.sum(total * tl.exp(greatest - top), 0)) + top
     of_target = tl.load(logits + tl.maximum(target, 0)).to(tl.float32)
+    if CAP is not None:
+        of_target = capped(of_target, CAP)
     tl.store(losses + row, tl.where(target >= 0, (log_total - of_target) * factor, 0.0))
     tl.debug_barrier()  # all have read the target's logit before one overwrites it
     for start in range(0, V, TILE):
         column = start + tl.arange(0, TILE)
         x = tl.load(logits + column, mask=column < V, other=float("-inf")).to(tl.float32)
+        if CAP is not None:
+            x = capped(x, CAP)
         gradient = (tl.exp(x - log_total) - tl.where(column == target, 1.0, 0.0)) * factor
+        if CAP is not None:
+            gradient *= 1 - x / CAP * (x / CAP)
         gradient = tl.where(factor == 0, 0.0, gradient)  # even if the logits of a row without target are not finite
         tl.store(logits + column, gradient.to(logits.dtype.element_ty), mask=column < V)
 
 
-def cross_entropy(logits, targets, scale) -> torch.Tensor:
+def cross_entropy(logits, targets, scale, cap: float | None = None) -> torch.Tensor:
     """Return each row's loss times `scale`, float32, (rows,), and overwrite the logits with the gradient of their sum.
 
     logits: (rows, V). targets: int64, (rows,); a row with a negative one has a loss and gradient of 0.
-    scale: float32, (1,).
+    scale: float32, (1,). cap: c, for logits of c * tanh(logit / c).
     """
     losses = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
     tile = min(4096, triton.next_power_of_2(logits.shape[1]))
-    cross_entropy_kernel[(len(logits),)](logits, targets, losses, scale, logits.shape[1], tile, num_warps=warps(tile))
+    cross_entropy_kernel[(len(logits),)](
+        logits, targets, losses, scale, logits.shape[1], cap, tile, num_warps=warps(tile)
+    )
     return losses
 
 

@@ -25,20 +25,12 @@ def require_machine(device: torch.device, compute_dtype: torch.dtype) -> None:
 
 
 def require_supported(causal_lm, optimizer) -> None:
-    """Raise NoFastStep, with the reason, unless the fast step supports this model's architecture and optimizer."""
+    """Raise NoFastStep, with the reason, unless the fast step supports this model's sizes, devices and optimizer."""
     config = causal_lm.config
-    if config.model_type not in ("llama", "mistral"):
-        raise NoFastStep(f"it supports LLaMA and Mistral, and this model is a {config.model_type}")
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     sizes = (config.hidden_size, config.intermediate_size, head_dim)
     if any(size % 8 for size in sizes):
         raise NoFastStep(f"this model's sizes {sizes} are not all multiples of 8")
-    if config.hidden_act != "silu":
-        raise NoFastStep(f"the MLP's activation is {config.hidden_act}, not silu")
-    if getattr(config, "sliding_window", None):
-        raise NoFastStep("this model's attention has a sliding window")
-    if config.rope_parameters["rope_type"] not in ("default", "linear", "llama3"):
-        raise NoFastStep(f"this model's rotary embedding is of type {config.rope_parameters['rope_type']!r}")
     if causal_lm.get_input_embeddings().weight.device != causal_lm.get_output_embeddings().weight.device:
         raise NoFastStep("the input embeddings are on another device than the output head")
     inner = without_accelerate(optimizer)
@@ -53,3 +45,17 @@ def kernels():
     from qlora_lab.training.steps.fast import kernels as step_kernels
 
     return step_kernels
+
+
+def adapter_kernels():
+    """The module of Triton kernels for adapters, imported when first needed."""
+    from qlora_lab.training.steps.fast import adapter_kernels as kernels_of_adapters
+
+    return kernels_of_adapters
+
+
+def head_kernels():
+    """The module of Triton kernels for heads, imported when first needed."""
+    from qlora_lab.training.steps.fast import head_kernels as kernels_of_heads
+
+    return kernels_of_heads

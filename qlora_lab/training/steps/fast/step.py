@@ -2,7 +2,7 @@
 
 The plain step trains any model, through transformers, PEFT and autograd: thousands of small GPU kernels per step, each
 launched by Python in its turn. With few tokens per step the GPU spends most of its time waiting for the next launch.
-This module takes the same step for one architecture (LLaMA and models built like it), without the gaps:
+This module takes the same step for models built like LLaMA (see `families.py`), without the gaps:
 
     one CUDA graph        all launches of forward and backward are recorded once and replayed in one call. A recording
                           has fixed shapes, so samples are concatenated in one row of tokens, whose length is rounded
@@ -22,75 +22,37 @@ training, while B is small, many are. Here both are summed in fp32 first. (An un
 1e-4, the loss of a sample that is trained on for the second time: float32 10.83, this 10.85, autocast 11.13; the first
 time 11.1 to 11.3.)
 
-A layer, with the shapes of LLaMA-7B:
-
-    x ──────────────┬─────────────(+)── x2 ─────────────┬──────────────(+)── x of the next layer     (T, 4096)
-    └ norm ─ qkv ─ rotary, attention ─ o ┘  └ norm ─ gate, up ─ SwiGLU ─ down ┘
-             (T, 12288)       (T, 4096)          (T, 22016)   (T, 11008)
-
-The kernel of the following norm computes each sum (+). `forward` and `backward` below follow this picture.
+A layer's picture, and its forward and backward pass line by line, are in `layer.py`.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 
 from qlora_lab.training.optimizers import set_learning_rate
 from qlora_lab.training.steps.contract import StepResult
 from qlora_lab.training.steps.fast.adapters import Adapters
-from qlora_lab.training.steps.fast.attention import Samples, attend, attend_backward
+from qlora_lab.training.steps.fast.attention import Samples
 from qlora_lab.training.steps.fast.batch import FlatBatch, flatten
 from qlora_lab.training.steps.fast.host_memory import HostMemory, capture_stream
+from qlora_lab.training.steps.fast.layer import Activations, Angles, Layer, Row
 from qlora_lab.training.steps.fast.limits import kernels, require_supported
-from qlora_lab.training.steps.fast.linear import BorderedLinear, aligned_rows
-from qlora_lab.training.steps.fast.reading import read_layer
+from qlora_lab.training.steps.fast.linear import aligned_rows
+from qlora_lab.training.steps.fast.reading import read_model
 
 LOGITS_AT_A_TIME = 1 << 25  # elements: 64 MiB in bf16
 MOST_GRAPHS = 64
-
-Angles = tuple[torch.Tensor, torch.Tensor]  # cosine and sine of each token's rotary angles, (T, head_dim) each
-
-
-@dataclass(frozen=True, eq=False)
-class Layer:
-    """A decoder layer's frozen norm weights, (H,) each, and its linear layers."""
-
-    norm1: torch.Tensor
-    qkv: BorderedLinear
-    o: BorderedLinear
-    norm2: torch.Tensor
-    gate_up: BorderedLinear
-    down: BorderedLinear
-
-    @property
-    def linears(self) -> list[BorderedLinear]:
-        return [self.qkv, self.o, self.gate_up, self.down]
-
-
-@dataclass(eq=False)
-class Activations:
-    """What a layer's backward pass needs. It deletes what it has used. All but x can be computed again from x."""
-
-    x: torch.Tensor  # (T, H), the layer's input
-    normed: torch.Tensor  # (T, H + rank)
-    qkv: torch.Tensor  # (T, q + k + v + rank), with rotary positions
-    attended: torch.Tensor  # (T, q)
-    attention: tuple  # what `attend_backward` needs besides
-    attended_z: torch.Tensor  # (T, rank)
-    x2: torch.Tensor  # (T, H)
-    normed2: torch.Tensor  # (T, H + rank)
-    gate_up: torch.Tensor  # (T, 2 I + rank)
 
 
 class FastStep:
     """A `Step` for one model.
 
     Args:
-        model: a LLaMA of transformers, its linear layers dense or in 4 bits (this package's or bitsandbytes'), with
-            adapters of this package or of PEFT.
+        model: a model of transformers, of one of the families in `families.py`, its linear layers dense or in 4 bits
+            (this package's or bitsandbytes'), with adapters of this package or of PEFT.
         optimizer: AdamW of torch, or bitsandbytes' with 32-bit states, of the adapters.
         accelerator: 🤗 Accelerate's, which knows the processes that share a step.
         max_grad_norm: gradients are scaled down to this norm; None: never.
@@ -119,34 +81,28 @@ class FastStep:
         capture: bool = True,
     ):
         causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
-        config = causal_lm.config
+        self.decoder = decoder = read_model(causal_lm)
         require_supported(causal_lm, optimizer)
         self.accelerator, self.pad_token_id = accelerator, pad_token_id
         self.dtype, self.checkpointing = dtype, gradient_checkpointing
-        self.epsilon = config.rms_norm_eps
-        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
-        decoder = causal_lm.get_decoder()
-        self.embeddings = causal_lm.get_input_embeddings().weight
-        self.head = causal_lm.get_output_embeddings().weight.to(dtype)  # (V, H)
-        self.norm = decoder.norm.weight
-        self.rotary = decoder.rotary_emb
-        read = [read_layer(layer, f"layers.{i}") for i, layer in enumerate(decoder.layers)]
-        groups = [group for of_layer in read for group in of_layer]
+        self.embeddings, self.head = decoder.embeddings, decoder.head.to(dtype)  # (V, H) each
+        self.hidden = self.head.shape[1]
         self.optimizer, self.max_grad_norm = optimizer, max_grad_norm
+        groups = [group for layer in decoder.layers for group in layer.groups]
         self.adapters = Adapters(groups, optimizer, dtype, accumulating=accumulation > 1)
-        self.layers, borders = [], iter(self.adapters.borders)
-        for layer, of_layer in zip(decoder.layers, read, strict=True):
-            qkv, o, gate_up, down = (BorderedLinear(group, next(borders), dtype) for group in of_layer)
-            norm1, norm2 = layer.input_layernorm.weight, layer.post_attention_layernorm.weight
-            self.layers.append(Layer(norm1, qkv, o, norm2, gate_up, down))
-        self.q = self.layers[0].o.inputs
-        self.intermediate = self.layers[0].down.inputs
+        borders = iter(self.adapters.borders)
         device = self.embeddings.device
+        self.seed = torch.zeros(1, dtype=torch.int64, device=device)  # of a micro-batch's dropouts
+        self.layers = [
+            Layer(layer, [next(borders) for _ in layer.groups], dtype, self.seed, i)
+            for i, layer in enumerate(decoder.layers)
+        ]
+        self.dropout = any(adapter.dropout for group in groups for adapter in group.adapters)
         self.loss = torch.zeros(1, device=device)
         self.share = torch.zeros(1, device=device)  # the weight of one target in the loss: 1 / targets
         self.host = None
         if activation_offloading and gradient_checkpointing:
-            self.host = HostMemory(len(self.layers) - 1, config.hidden_size, dtype, device)
+            self.host = HostMemory(len(self.layers) - 1, self.hidden, dtype, device)
         self.graphs: dict[tuple, tuple] = {}
         self._flat: tuple | None = None
         self.capture = capture and device.type == "cuda"
@@ -200,6 +156,8 @@ class FastStep:
             self.adapters.gradient.zero_()
         for batch, (inputs, run) in zip(micro_batches, prepared, strict=True):
             inputs.numbers.copy_(batch.numbers, non_blocking=True)
+            if self.dropout:  # from torch's own generator, whose state a checkpoint holds
+                self.seed.fill_(torch.randint(1 << 62, ()).item())
             run()
         return self.loss
 
@@ -230,23 +188,21 @@ class FastStep:
         kept: list[Activations | torch.Tensor] = []  # a tensor is a checkpointed layer's input
         ids, positions, starts, rows, targets = batch.parts()
         samples = Samples(starts.to(torch.int32), batch.longest)
-        x, delta = None, self.embeddings.index_select(0, ids).to(self.dtype)
-        cosine, sine = (t[0].contiguous() for t in self.rotary(delta[None], positions[None]))  # (T, head_dim)
-        angles = cosine, sine
+        x, delta = None, self._embedded(ids)
+        row = Row(samples, self._angles(delta, positions))
         if self.host:
             self.host.begin(len(ids))
         for i, layer in enumerate(self.layers):
-            a = self.forward(layer, x, delta, angles, samples)
-            product, matrix = self._product(layer, a), layer.down.matrix()
-            x, delta = a.x2, layer.down.output(matrix, product, layer.down.project(matrix, product))
-            del product  # large, and soon computed again
+            a = layer.forward(x, delta, row)
+            x, delta = a.x2, layer.finish(a)
             if not self.checkpointing or layer is self.layers[-1]:
                 kept.append(a)
             elif self.host:
                 self.host.send(i, a.x)
             else:
                 kept.append(a.x)
-            del matrix, a
+            del a
+        assert x is not None  # there is a layer
         x, delta = x + delta, None
         gradient = self.loss_backward(x, rows, targets)
         del x
@@ -255,97 +211,40 @@ class FastStep:
             if self.host and i:
                 self.host.fetch(i - 1)
             if isinstance(a, torch.Tensor):
-                a = self.forward(layer, a, None, angles, samples)
-            self.backward(layer, a, gradient, angles, samples)
+                a = layer.forward(a, None, row)
+            layer.backward(a, gradient, row, lowest=i == 0)
 
-    def forward(self, layer: Layer, residual, delta, angles: Angles, samples: Samples) -> Activations:
-        """From a layer's input, residual + delta, to the gate and up projections."""
-        x, normed = self._norm(residual, delta, layer.norm1, layer.qkv)
-        matrix = layer.qkv.matrix()
-        qkv = layer.qkv.output(matrix, normed, layer.qkv.project(matrix, normed), room=True)
-        del matrix, residual, delta
-        kernels().rotate(qkv, qkv, *angles, self.heads + self.kv_heads)
-        out, attention = attend(*self._q_k_v(qkv), samples)
-        attended = out.flatten(1)
-        matrix = layer.o.matrix()
-        attended_z = layer.o.project(matrix, attended)
-        delta = layer.o.output(matrix, attended, attended_z)
-        del matrix
-        x2, normed2 = self._norm(x, delta, layer.norm2, layer.gate_up)
-        del delta
-        matrix = layer.gate_up.matrix()
-        gate_up = layer.gate_up.output(matrix, normed2, layer.gate_up.project(matrix, normed2), room=True)
-        return Activations(x, normed, qkv, attended, attention, attended_z, x2, normed2, gate_up)
+    def _embedded(self, ids: torch.Tensor) -> torch.Tensor:
+        """The tokens' embeddings, (T, H)."""
+        embedded = self.embeddings.index_select(0, ids)
+        if self.decoder.embedding_scale != 1.0:
+            embedded = embedded * self.decoder.embedding_scale
+        return embedded.to(self.dtype)
 
-    def _product(self, layer: Layer, a: Activations) -> torch.Tensor:
-        """What `down` reads: silu(gate) * up, (T, I + rank)."""
-        product = layer.down.room_for_input(len(a.x))
-        kernels().swiglu(a.gate_up, product, self.intermediate)
-        return product
+    def _angles(self, x: torch.Tensor, positions: torch.Tensor) -> dict[str, Angles]:
+        """Cosine and sine of the rotary angles, (T, head_dim) each, for each kind of layer."""
+        angles = {}
+        for kind, rotary in self.decoder.angles.items():
+            cosine, sine = (t[0].contiguous() for t in rotary(x[None], positions[None]))
+            angles[kind] = cosine, sine
+        return angles
 
     def loss_backward(self, x, rows, targets) -> torch.Tensor:
         """Add the loss to `self.loss`; return its gradient at the last layer's output, with room for the layers' dz.
 
-        x: the last layer's output, (T, H). rows, targets: see `FlatBatch.parts`. Returns (T, H + rank).
+        x: the last layer's output, (T, H). rows, targets: see `FlatBatch.parts`. Returns (T, H + width).
         """
-        room = max(linear.rank for layer in self.layers for linear in (layer.o, layer.down))
+        norm = self.decoder.norm
+        room = max(linear.width for layer in self.layers for linear in (layer.o, layer.down))
         gradient = aligned_rows(len(x), x.shape[1] + room, self.dtype, x.device).zero_()
         at_a_time = max(64, LOGITS_AT_A_TIME // len(self.head))
         for some_rows, some_targets in zip(rows.split(at_a_time), targets.split(at_a_time), strict=True):
             some = x.index_select(0, some_rows)
             normed, d_some = torch.empty_like(some), torch.zeros_like(some)
-            kernels().rms_norm(some, None, self.norm, self.epsilon, normed)
+            kernels().rms_norm(some, None, norm.weight, norm.epsilon, normed)
             logits = normed @ self.head.t()  # (rows, V)
-            self.loss += kernels().cross_entropy(logits, some_targets, self.share).sum()
-            kernels().rms_norm_backward(some, self.norm, self.epsilon, logits @ self.head, d_some)
+            self.loss += kernels().cross_entropy(logits, some_targets, self.share, self.decoder.logit_cap).sum()
+            kernels().rms_norm_backward(some, norm.weight, norm.epsilon, logits @ self.head, d_some)
             del logits
             gradient[:, : x.shape[1]].index_add_(0, some_rows, d_some)  # each row once; padding adds zeros
         return gradient
-
-    def backward(self, layer: Layer, a: Activations, gradient, angles: Angles, samples: Samples) -> None:
-        """Turn the gradient at a layer's output into that at its input, in place. gradient: (T, H + rank)."""
-        down = layer.down
-        product, matrix = self._product(layer, a), down.matrix()
-        z = down.project(matrix, product)
-        dy_dz = down.backward(matrix, product, z, gradient)
-        d_product = down.input_gradient(matrix, dy_dz, out=product[:, : down.inputs])  # overwrites the product
-        kernels().swiglu_backward(a.gate_up, d_product, self.intermediate)  # in place of gate and up
-        del product, d_product, z, matrix
-
-        gate_up = layer.gate_up
-        matrix = gate_up.matrix()
-        dy_dz = gate_up.backward(matrix, a.normed2, a.normed2[:, gate_up.inputs :], a.gate_up)
-        d_normed = gate_up.input_gradient(matrix, dy_dz)
-        kernels().rms_norm_backward(a.x2, layer.norm2, self.epsilon, d_normed, gradient)
-        del a.normed2, a.gate_up, a.x2, matrix, d_normed, dy_dz
-
-        matrix = layer.o.matrix()
-        d_attended = layer.o.input_gradient(matrix, layer.o.backward(matrix, a.attended, a.attended_z, gradient))
-        del matrix
-        q, k, v = self._q_k_v(a.qkv)
-        out = a.attended.unflatten(1, q.shape[1:])
-        dq, dk, dv = attend_backward(d_attended.view(q.shape), q, k, v, out, a.attention, samples)
-        kernels().rotate(dq, q, *angles, self.heads, sign=-1)  # in place of q, k and v
-        kernels().rotate(dk, k, *angles, self.kv_heads, sign=-1)
-        kernels().rotate(dv, v, *angles, self.kv_heads, sign=0)
-        del a.attended, d_attended, out, dq, dk, dv
-
-        matrix = layer.qkv.matrix()
-        dy_dz = layer.qkv.backward(matrix, a.normed, a.normed[:, layer.qkv.inputs :], a.qkv)
-        if layer is not self.layers[0]:  # below the first layer nothing is trained
-            d_normed = layer.qkv.input_gradient(matrix, dy_dz)
-            kernels().rms_norm_backward(a.x, layer.norm1, self.epsilon, d_normed, gradient)
-
-    def _norm(self, residual, delta, weight, linear: BorderedLinear) -> tuple[torch.Tensor, torch.Tensor]:
-        """residual + delta, (T, H), and its norm with room for the linear layer's z. One of the two may be None."""
-        if residual is None:
-            residual, delta = delta, None
-        out = linear.room_for_input(len(residual))
-        return kernels().rms_norm(residual, delta, weight, self.epsilon, out), out
-
-    def _q_k_v(self, qkv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """q, k and v as views of qkv: (T, heads, head_dim), and twice (T, kv_heads, head_dim)."""
-        head_dim = self.q // self.heads
-        sizes = (self.q, self.kv_heads * head_dim, self.kv_heads * head_dim)
-        q, k, v = qkv[:, : sum(sizes)].split(sizes, dim=1)
-        return q.unflatten(1, (-1, head_dim)), k.unflatten(1, (-1, head_dim)), v.unflatten(1, (-1, head_dim))

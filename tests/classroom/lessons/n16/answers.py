@@ -1,8 +1,6 @@
 """Answers to the exercises of 16_ship_it: right ones, found by another way, and likely mistakes."""
 
-import torch
-
-from qlora_lab.classroom.checks import check_culprit, check_ends_taught, check_file_bytes, check_in_8_bits
+from qlora_lab.classroom.checks import check_culprits, check_ends_taught, check_file_bytes
 
 BLOCK_BYTES = {"f16": 64, "q8_0": 34, "q4_0": 18}  # of 32 weights
 
@@ -17,24 +15,13 @@ def ends_taught(samples, end_ids):
     return sum(last in end_ids for last in lasts) / len(lasts)
 
 
-def in_8_bits(x, block=32, most=127, nearest=torch.round):
-    rounded = torch.empty_like(x).flatten()
-    for start in range(0, x.numel(), block):
-        part = x.flatten()[start : start + block]
-        scale = part.abs().max() / most
-        rounded[start : start + block] = nearest(part / scale) * scale
-    return rounded.view(x.shape)
-
-
-def multiples(x):
-    return (x.view(-1, 32) / (x.view(-1, 32).abs().amax(1, keepdim=True) / 127)).round().view(x.shape)
+CULPRITS = {"A": "tokens", "B": "template", "C": "weights", "D": "inputs"}
 
 
 RIGHT = [
     (check_file_bytes, (file_bytes,)),
     (check_ends_taught, (ends_taught,)),
-    (check_in_8_bits, (in_8_bits,)),
-    (check_culprit, ("inputs",)),
+    (check_culprits, (CULPRITS,)),
 ]
 
 WRONG = [  # and what the learner must be told
@@ -66,18 +53,11 @@ WRONG = [  # and what the learner must be told
         lambda samples, ends: ends_taught([s for s in samples if s.target_count], ends),
         "nothing is learned counts",
     ),
-    (check_in_8_bits, lambda x: in_8_bits(x, most=128), "by 127, not by 128"),
-    (check_in_8_bits, lambda x: in_8_bits(x, most=255), "from -127 to 127"),
-    (check_in_8_bits, lambda x: in_8_bits(x, block=x.shape[-1]), "one scale a row"),
-    (check_in_8_bits, lambda x: in_8_bits(x, block=x.numel()), "one scale"),
-    (check_in_8_bits, multiples, "multiply by the scale again"),
-    (check_in_8_bits, lambda x: in_8_bits(x, nearest=torch.trunc), "to the nearest multiple"),
-    (check_in_8_bits, lambda x: x, "Nothing is rounded"),
-    (check_in_8_bits, lambda x: x + 1, "by hand"),
-    (check_in_8_bits, lambda x: in_8_bits(x).flatten(), "reshape it back"),
-    (check_in_8_bits, lambda x: in_8_bits(x).tolist(), "expected a tensor"),
-    (check_culprit, "template", "Both files gave the same text"),
-    (check_culprit, "tokens", "the same tokens"),
-    (check_culprit, "weights", "the English side"),
-    (check_culprit, "activations", "expected one of"),
+    (check_culprits, CULPRITS | {"A": "template", "B": "tokens"}, "A was not the template"),
+    (check_culprits, CULPRITS | {"B": "tokens"}, "whose turn it is"),
+    (check_culprits, CULPRITS | {"C": "inputs"}, "what do both files hold"),
+    (check_culprits, CULPRITS | {"D": "weights"}, "a file does not"),
+    (check_culprits, CULPRITS | {"D": "activations"}, "expected one of"),
+    (check_culprits, {"A": "tokens"}, "the keys A, B, C and D"),
+    (check_culprits, "inputs", "the keys A, B, C and D"),
 ]
