@@ -27,55 +27,41 @@ def paired_interval(differences: Sequence[float], level: float = 0.95) -> tuple[
     return statistics.fmean(differences), t_quantile(count - 1, level) * statistics.stdev(differences) / count**0.5
 
 
-def paired_p_value(differences: Sequence[float]) -> float:
-    """How often chance alone would make a mean at least this far from zero, if the true one were zero (Student's t).
+def seeds_needed(differences: Sequence[float], level: float = 0.95, power: float = 0.8) -> float:
+    """How many seeds would tell two methods apart, if the differences go on as they are.
+
+    The smallest number, at least 2, at which Student's interval at this level excludes zero in a share `power` of
+    experiments. Infinite if the mean is zero.
 
     Raises:
         ValueError: fewer than two differences.
     """
     mean, _ = paired_interval(differences)
     spread = statistics.stdev(differences)
-    if not spread:
-        return 0.0 if mean else 1.0
-    angles, shares = _t_shares(len(differences) - 1)
-    angle = math.atan(abs(mean) * len(differences) ** 0.5 / spread / (len(differences) - 1) ** 0.5)
-    return 1 - float(shares[torch.searchsorted(angles, angle).clamp(max=len(shares) - 1)])
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values adjusted for how many there are (Holm 1979), in the same order.
-
-    Calling those below 0.05 differences is wrong about any of them in at most 5 % of such experiments.
-    """
-    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
-    adjusted, largest = [0.0] * len(p_values), 0.0
-    for rank, i in enumerate(order):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[i]))
-        adjusted[i] = largest
-    return adjusted
-
-
-def seeds_needed(differences: Sequence[float], level: float = 0.95, power: float = 0.8) -> float:
-    """How many seeds would tell two methods apart, if the differences go on as they are.
-
-    So many that the interval at this level excludes zero in a share `power` of experiments: (z + z')² times the
-    variance over the squared mean. Infinite if the mean is zero.
-
-    Raises:
-        ValueError: fewer than two differences.
-    """
-    mean, _ = paired_interval(differences)
-    normal = statistics.NormalDist()
+    if not mean or not spread:
+        return 2 if mean else math.inf
+    effect, normal = abs(mean) / spread, statistics.NormalDist()
     together = normal.inv_cdf((1 + level) / 2) + normal.inv_cdf(power)
-    return math.inf if not mean else max(2.0, together**2 * statistics.variance(differences) / mean**2)
+    seeds = max(2, math.floor((together / effect) ** 2))  # with a normal distribution; Student's asks for a few more
+    while share_excluding_zero(effect, seeds, level) < power:
+        seeds += 1
+    return seeds
 
 
-@functools.cache
-def _t_shares(freedom: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Angles from 0 to pi / 2, and the share of Student's t distribution that lies within each; see `t_quantile`."""
-    edges = torch.linspace(0, math.pi / 2, 100_001, dtype=torch.float64)
-    shares = (((edges[1:] + edges[:-1]) / 2).cos() ** (freedom - 1)).cumsum(0)
-    return edges, torch.cat([shares.new_zeros(1), shares / shares[-1]])
+def share_excluding_zero(effect: float, seeds: int, level: float = 0.95) -> float:
+    """The power of the paired t test: how often Student's interval excludes zero.
+
+    Given the ratio r of measured to true spread, what is left is normal; r is integrated over its chi distribution.
+
+    Args:
+        effect: the true mean difference, in standard deviations of the differences.
+        seeds: at least 2.
+    """
+    freedom = seeds - 1
+    r = torch.linspace(0, 1 + 8 / (2 * freedom) ** 0.5, 20_001, dtype=torch.float64)[1:]
+    weights = (freedom * (r.log() - r**2 / 2) - r.log()).softmax(0)
+    edge, shift = t_quantile(freedom, level) * r, effect * seeds**0.5
+    return float(weights @ (torch.special.ndtr(shift - edge) + torch.special.ndtr(-shift - edge)))
 
 
 @functools.cache
@@ -93,7 +79,9 @@ def t_quantile(freedom: int, level: float = 0.95) -> float:
     """
     if freedom < 1 or not 0 < level < 1:
         raise ValueError(f"freedom={freedom}, level={level}: expected at least 1, and a share between 0 and 1")
-    edges, shares = _t_shares(freedom)
+    edges = torch.linspace(0, math.pi / 2, 100_001, dtype=torch.float64)
+    shares = (((edges[1:] + edges[:-1]) / 2).cos() ** (freedom - 1)).cumsum(0)
+    shares = torch.cat([shares.new_zeros(1), shares / shares[-1]])
     end = int(torch.searchsorted(shares, level))
     part = (level - shares[end - 1]) / (shares[end] - shares[end - 1])
     return freedom**0.5 * math.tan(edges[end - 1] + part * (edges[end] - edges[end - 1]))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from qlora_lab.evaluation.intervals import holm, paired_interval, paired_p_value, seeds_needed
+from qlora_lab.evaluation.intervals import paired_interval, seeds_needed
 from qlora_lab.experiments.record import Record
 
 SCORES = ("test", "shifted", "validation", "prose")
@@ -20,7 +21,6 @@ class Difference:
         each: one per seed; percentage points of exact answers, or nats per token.
         half, corrected: half the width of the 95 % interval, alone and where `compared` of them are to hold together
             (Bonferroni).
-        p: of a difference of zero, adjusted by Holm for as many.
     """
 
     method: str
@@ -29,7 +29,6 @@ class Difference:
     each: tuple[float, ...]
     half: float
     corrected: float
-    p: float
     compared: int
 
     @property
@@ -38,8 +37,8 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        """ "better", "worse" or "not told apart" at 5 % after the correction. Of losses, less is better."""
-        if self.p >= 0.05:
+        """ "better", "worse" or, with zero in the corrected interval, "not told apart". Of losses, less is better."""
+        if abs(self.mean) <= self.corrected:
             return "not told apart"
         return "better" if (self.mean > 0) == (self.score in ("test", "shifted")) else "worse"
 
@@ -71,8 +70,6 @@ def differences(record: Record, task: str, score: str, base: str = "QLoRA") -> l
         shared = sorted(ours.keys() & theirs.keys())
         if method != base and len(shared) > 1:
             pairs[method] = tuple(theirs[seed] - ours[seed] for seed in shared)
-    count = len(pairs)
-    adjusted = holm([paired_p_value(each) for each in pairs.values()])
     return [
         Difference(
             method,
@@ -80,12 +77,34 @@ def differences(record: Record, task: str, score: str, base: str = "QLoRA") -> l
             score,
             each,
             paired_interval(each)[1],
-            paired_interval(each, 1 - 0.05 / count)[1],
-            p,
-            count,
+            paired_interval(each, 1 - 0.05 / len(pairs))[1],
+            len(pairs),
         )
-        for (method, each), p in zip(pairs.items(), adjusted, strict=True)
+        for method, each in pairs.items()
     ]
+
+
+def losses_by_rate(record: Record, method: str, task: str) -> dict[float, list[float]]:
+    """Losses on the validation samples that choose the learning rate, in the order of the seeds."""
+    found = {}
+    for row in sorted(record.rows("rates", method=method, task=task), key=lambda row: (row["rate"], row["seed"])):
+        found.setdefault(row["rate"], []).append(row["validation"])
+    return found
+
+
+def chosen_otherwise(losses: Mapping[float, Sequence[float]], seeds: int = 2) -> float:
+    """Of all choices of so many seeds, the share that would take another learning rate than all seeds together.
+
+    Args:
+        losses: by learning rate, one loss for each seed, the seeds in the same order at each rate.
+    """
+
+    def lowest(some: Sequence[int]) -> float:
+        return min(losses, key=lambda rate: sum(losses[rate][seed] for seed in some))
+
+    everyone = range(len(next(iter(losses.values()))))
+    rate = lowest(everyone)
+    return statistics.fmean(lowest(some) != rate for some in itertools.combinations(everyone, seeds))
 
 
 def closest(record: Record, task: str, score: str, methods: Sequence[str]) -> tuple[str, str, tuple[float, ...], float]:

@@ -1,38 +1,50 @@
 """Exercises of 18_beyond_qlora."""
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
 from qlora_lab.adapters.initialization import low_rank
-from qlora_lab.classroom.judging import Verdict, call, described, exercise, right, wrong
-from qlora_lab.evaluation.intervals import paired_interval
+from qlora_lab.classroom.judging import Verdict, call, described, exercise, expect_number, right, wrong
+from qlora_lab.experiments.methods_compared import chosen_otherwise
 
-CASES = [  # differences and how many methods are compared; each mistake is wrong about one of them
-    ((3.0, 1.0, 4.0, 2.0, 0.5, 2.5), 1),  # told apart
-    ((3.0, 1.0, 4.0, 2.0, 0.5, 2.5), 16),  # alone it would be
-    ((-9.0, -8.0, -10.0, -9.5, -8.5), 16),  # worse is a difference, too
-    ((2.0, -3.0, 1.0, -1.0), 16),
-]
+CASES = (  # by learning rate, a loss for each seed
+    {0.001: [0.1, 0.5, 0.5, 0.1], 0.003: [0.6, 0.4, 0.4, 0.4]},  # one pair of six chooses otherwise
+    {0.001: [0.2, 0.2, 0.2, 0.2, 0.2], 0.003: [0.35, 0.35, 0.1, 0.22, 0.25], 0.01: [0.05, 0.9, 0.9, 0.9, 0.9]},
+)
 
 
-@exercise("18.1", "many comparisons", item="accuracy", points=2, todo="complete `told_apart`")
-def check_told_apart(told_apart: Callable[..., bool]) -> Verdict:
-    """told_apart(differences, compared): whether zero lies outside the corrected interval."""
-    for differences, compared in CASES:
-        came = call(told_apart, differences, compared)
-        if came is not True and came is not False:
-            return wrong(f"told_apart gives {came!r}: return True or False.")
-        mean, half = paired_interval(differences, 1 - 0.05 / compared)
-        if came == (abs(mean) > half):
-            continue
-        source = f"told_apart({differences}, {compared}) gives {came}."
-        if compared == 16 and mean > 0 and came:
-            return wrong(f"{source} The interval is too narrow for 16 comparisons: its level is 1 - 0.05 / 16.")
-        if mean < 0:
-            return wrong(f"{source} A method that is worse is told apart, too: compare abs(mean) with the half width.")
-        return wrong(f"{source} The mean is {mean:.2f}, and half of the interval {half:.2f}.")
-    return right("The more methods you try, the wider each interval must be, or one of them will win by luck.")
+def shares(losses: Mapping[float, Sequence[float]]) -> list[tuple[float, str]]:
+    """What likely mistakes lead to, and how to tell the learner."""
+    seeds = range(len(next(iter(losses.values()))))
+    luckiest = min(losses, key=lambda rate: min(losses[rate]))
+
+    def best(some: Sequence[int]) -> float:
+        return min(losses, key=lambda rate: sum(losses[rate][seed] for seed in some))
+
+    def other(pairs: Sequence[Sequence[int]], rate: float) -> float:
+        return sum(best(pair) != rate for pair in pairs) / len(pairs)
+
+    pairs = list(itertools.combinations(seeds, 2))
+    share = chosen_otherwise(losses)
+    return [
+        (1 - share, "That is the share that agrees."),
+        (share * len(pairs), "That is a count: divide it by the number of pairs."),
+        (chosen_otherwise(losses, 1), "Each seed chose alone: take the mean of two."),
+        (other(list(itertools.product(seeds, repeat=2)), best(seeds)), "Some of your pairs have the same seed twice."),
+        (other(list(itertools.pairwise(seeds)), best(seeds)), "You took neighbours only: every two seeds are a pair."),
+        (other(pairs, luckiest), "All seeds choose by their *mean* loss, not by the best single run."),
+    ]
+
+
+@exercise("18.1", "what two seeds would choose", item="accuracy", points=2, todo="complete `other_choices`")
+def check_other_choices(other_choices: Callable[..., float]) -> Verdict:
+    """other_choices(losses): the share of pairs of seeds that choose another rate than all of them together."""
+    for losses in CASES:
+        came = call(other_choices, {rate: list(each) for rate, each in losses.items()})
+        expect_number(f"other_choices({losses})", came, chosen_otherwise(losses), shares(losses))
+    return right("A comparison is no surer than the choice that stands before it.")
 
 
 @exercise("18.2", "PiSSA by hand", item="train", points=3, todo="complete `pissa`")

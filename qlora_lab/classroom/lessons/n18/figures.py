@@ -19,8 +19,8 @@ def told(guess) -> str:
 def plot_forest(axes: Sequence[Axes], panels: Mapping[str, Sequence[Difference]], unit: str) -> Sequence[Axes]:
     """A row for each method, a panel for each task: the mean difference from QLoRA with two intervals.
 
-    The thick line is the 95 % interval alone, the thin one is corrected for how many are compared. A filled dot is told
-    apart after Holm's correction.
+    The thick line is the 95 % interval alone, the thin one is corrected for how many are compared. The dot is
+    filled, and the row in colour, where the thin line leaves zero out.
     """
     names = list(dict.fromkeys(d.method for found in panels.values() for d in found))
     for ax, (title, found) in zip(axes, panels.items(), strict=True):
@@ -56,21 +56,4 @@ def plot_rates(axes: Sequence[Axes], panels: Mapping[str, Mapping[str, Mapping[f
         ax.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("validation loss (nats per token, log scale)")
     axes[-1].legend(frameon=False, fontsize=9)
-    return axes
-
-
-def plot_costs(axes: Sequence[Axes], alone: Mapping[str, Mapping[str, float]]) -> Sequence[Axes]:
-    """Horizontal bars, a panel each: milliseconds a step, and GB at the peak."""
-    names = list(alone)
-    panels = (
-        ("seconds_per_step", 1e3, "{:,.0f}", "milliseconds a step"),
-        ("peak_allocated", 1e-9, "{:.2f}", "GB at the peak"),
-    )
-    for ax, (key, factor, form, label) in zip(axes, panels, strict=True):
-        values = [factor * alone[name][key] for name in names]
-        drawn = ax.barh(range(len(names)), values, 0.6, color=[BLUE if name == "QLoRA" else GREY for name in names])
-        ax.bar_label(drawn, [form.format(value) for value in values], padding=3, fontsize=9)
-        ax.set(xlim=(0, 1.2 * max(values)), ylim=(len(names) - 0.5, -0.5), xlabel=label)
-        fix_ticks(ax.yaxis, range(len(names)), names)
-        ax.spines[["top", "right"]].set_visible(False)
     return axes

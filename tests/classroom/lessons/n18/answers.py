@@ -1,19 +1,23 @@
 """Answers to the exercises of 18_beyond_qlora: right ones, found by another way, and likely mistakes."""
 
+import itertools
+
 import torch
 
-from qlora_lab.classroom.checks import check_pissa, check_told_apart
-from qlora_lab.evaluation.intervals import paired_interval, paired_p_value
+from qlora_lab.classroom.checks import check_other_choices, check_pissa
 
 
-def told_apart(differences, compared):
-    """By Bonferroni's p-value instead of the interval."""
-    return compared * paired_p_value(differences) < 0.05
+def other_choices(losses, pairs=itertools.combinations, everyone=torch.mean):
+    """With tensors. pairs: of some seeds and 2. everyone: how all the seeds judge a rate."""
+    table = torch.tensor(list(losses.values()))  # (rates, seeds)
+    chosen = [int(table[:, list(pair)].mean(1).argmin()) for pair in pairs(range(table.shape[1]), 2)]
+    usual = int(torch.stack([everyone(row) for row in table]).argmin())
+    return sum(choice != usual for choice in chosen) / len(chosen)
 
 
-def one_sided(differences, compared):
-    mean, half = paired_interval(differences, 1 - 0.05 / compared)
-    return bool(mean > half)
+def six_or_ten(losses):
+    seeds = len(next(iter(losses.values())))
+    return seeds * (seeds - 1) // 2
 
 
 def pissa(W, rank, rows=slice(None), sign=-1, power=(0.5, 0.5)):
@@ -27,14 +31,24 @@ def pissa(W, rank, rows=slice(None), sign=-1, power=(0.5, 0.5)):
     return A, B, W + sign * (B @ A)
 
 
-RIGHT = [(check_told_apart, (told_apart,)), (check_pissa, (pissa, lambda *of: pissa(*of, power=(1, 0))))]
+RIGHT = [(check_other_choices, (other_choices,)), (check_pissa, (pissa, lambda *of: pissa(*of, power=(1, 0))))]
 
 WRONG = [  # and what the learner must be told
-    (check_told_apart, lambda differences, compared: told_apart(differences, 1), "too narrow for 16"),
-    (check_told_apart, one_sided, "is told apart, too"),
-    (check_told_apart, lambda differences, compared: True, "too narrow for 16"),
-    (check_told_apart, lambda differences, compared: False, "half of the interval"),
-    (check_told_apart, lambda differences, compared: 1, "return True or False"),
+    (check_other_choices, lambda losses: 1 - other_choices(losses), "the share that agrees"),
+    (check_other_choices, lambda losses: other_choices(losses) * six_or_ten(losses), "a count"),
+    (
+        check_other_choices,
+        lambda losses: other_choices(losses, lambda n, _: ((i,) for i in n)),
+        "Each seed chose alone",
+    ),
+    (
+        check_other_choices,
+        lambda losses: other_choices(losses, lambda n, _: itertools.product(n, n)),
+        "the same seed twice",
+    ),
+    (check_other_choices, lambda losses: other_choices(losses, lambda n, _: itertools.pairwise(n)), "neighbours only"),
+    (check_other_choices, lambda losses: other_choices(losses, everyone=torch.min), "not by the best single run"),
+    (check_other_choices, lambda losses: [other_choices(losses)] * 2, "expected one number"),
     (check_pissa, lambda *of: pissa(*of)[:2], "the three tensors"),
     (check_pissa, lambda *of: (pissa(*of)[1], pissa(*of)[0], pissa(*of)[2]), "A has shape"),
     (check_pissa, lambda *of: pissa(*of, sign=1), "subtract"),
