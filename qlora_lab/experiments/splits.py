@@ -27,7 +27,7 @@ from qlora_lab.training.holding_out import hold_out
 from qlora_lab.training.loop import train_steps
 
 WAYS = {"at random": None, "by customer": "customer"}
-STEPS, BATCH_SIZE, LEARNING_RATE = 160, 4, 2e-3  # nine times through the tickets that are trained on
+STEPS, BATCH_SIZE, LEARNING_RATE = 40, 4, 2e-3
 MOST, LATER = 50, 100  # tickets held out at most, and of customers who came later
 
 

@@ -239,22 +239,34 @@ def test_samples_end_to_end():
 
 
 COMPILE = """
-import re, sys, triton
+import os, re, subprocess, sys, triton
 from triton.backends.compiler import GPUTarget
 from qlora_lab.training.steps.fast import adapter_kernels, head_kernels
 from qlora_lab.training.steps.fast import kernels as step_kernels
 
-def compiled(kernel, constants, **types):
-    signature = {name: types.get(name, "constexpr") for name in kernel.arg_names}
-    constants = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
-    aligned = [name for name, type in signature.items() if type[0] == "*" or name in ("V", "n")]
-    hints = {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in aligned}  # not of strides: rank 8
-    source = triton.compiler.ASTSource(kernel, signature, constants, hints)
-    ptx = triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm["ptx"]
-    print(kernel.__name__, len(re.findall("(?:ld|st).global.b16", ptx)))
+cuobjdump = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin", "cuobjdump")
 
-H, I, bf16, fp32 = {"H": 576, "WIDTH": 1024}, {"SIZE": 1536, "TILE": 1024}, "*bf16", "*fp32"
-STRIDES = {"X_STRIDE": 576, "DY_STRIDE": 576, "ADD": True}
+def compiled(kernel, constants, warps=4, **types):
+    types_of = {name: types.get(name, "constexpr") for name in kernel.arg_names}
+    constants = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
+    aligned = [name for name, type in types_of.items() if type[0] == "*" or name in ("V", "n")]
+    hints = {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in aligned}  # not of strides: rank 8
+    for arch in (75, 80, 86, 89, 90):
+        if arch == 75:  # a T4 has no bf16
+            signature = {name: "*fp16" if type == "*bf16" else type for name, type in types_of.items()}
+        else:
+            signature = types_of
+        source = triton.compiler.ASTSource(kernel, signature, constants, hints)
+        made = triton.compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": warps})
+        with open(sys.argv[1], "wb") as file:
+            file.write(made.asm["cubin"])
+        usage = subprocess.run([cuobjdump, "--dump-resource-usage", sys.argv[1]], capture_output=True, text=True)
+        (resources,) = re.findall("REG:([0-9]+) STACK:([0-9]+) SHARED:[0-9]+ LOCAL:([0-9]+)", usage.stdout)
+        single = len(re.findall("(?:ld|st).global.b16", made.asm["ptx"]))
+        print(kernel.__name__, arch, single, made.metadata.shared, 32 * warps, *resources)
+
+H, I, bf16, fp32 = {"H": 5120, "WIDTH": 8192}, {"SIZE": 1536, "TILE": 1024}, "*bf16", "*fp32"
+STRIDES = {"X_STRIDE": 5120, "DY_STRIDE": 5120, "ADD": True}
 blocks = {"END0": 64, "END1": 128, "BLOCK0": 0, "BLOCK1": -1, "BLOCK2": 1, "RANKS_WIDTH": 16, "ROWS": 32, "TILE": 1024}
 compiled(adapter_kernels.border_kernel, {"STRIDE": 88, "N": 192, "K": 64, "RANK": 8, "ALL": 16, "RANKS": 16, **blocks},
          lora_A=fp32, lora_B=fp32, matrix=bf16, scaling="fp32")
@@ -262,9 +274,9 @@ block = {"ROWS": 16, "QUARTER": 64}
 for add in (False, True):
     compiled(adapter_kernels.dropout_kernel, {"ADD": add, "SIZE": 576, **block}, source=bf16, target=bf16,
              seed="*i64", stream="i32", probability="fp32", source_stride="i32", target_stride="i32", T="i32")
-compiled(step_kernels.rms_norm_kernel, {**H, "RESIDUAL_STRIDE": 576, "DELTA_STRIDE": 576}, residual=bf16,
+compiled(step_kernels.rms_norm_kernel, {**H, "RESIDUAL_STRIDE": 5120, "DELTA_STRIDE": 5120}, 16, residual=bf16,
          delta=bf16, weight=bf16, total=bf16, out=bf16, out_stride="i32", epsilon="fp32")
-compiled(step_kernels.rms_norm_backward_kernel, {**H, **STRIDES}, x=bf16, weight=bf16, dy=bf16, dx=bf16,
+compiled(step_kernels.rms_norm_backward_kernel, {**H, **STRIDES}, 16, x=bf16, weight=bf16, dy=bf16, dx=bf16,
          dx_stride="i32", epsilon="fp32")
 for sign in (1, -1, 0):
     heads = {"HEADS": 9, "HEADS_WIDTH": 16, "HALF": 32, "HALF_WIDTH": 32, "SIGN": sign}
@@ -281,7 +293,7 @@ for gelu in (False, True):
     compiled(step_kernels.swiglu_kernel, I, gate_up=bf16, out=bf16, gate_up_stride="i32", out_stride="i32")
     compiled(step_kernels.swiglu_backward_kernel, I, gate_up=bf16, dy=bf16, gate_up_stride="i32", dy_stride="i32")
 for cap in (30.0, None):
-    compiled(step_kernels.cross_entropy_kernel, {"CAP": cap, "TILE": 4096}, logits=bf16, targets="*i64", losses=fp32,
+    compiled(step_kernels.cross_entropy_kernel, {"CAP": cap, "TILE": 4096}, 8, logits=bf16, targets="*i64", losses=fp32,
              scale=fp32, V="i32")
 numbers = dict.fromkeys(("largest_norm", "rate", "decay", "correction1", "correction2"), "fp32")
 compiled(step_kernels.adamw_kernel, {"BETA1": 0.9, "BETA2": 0.999, "EPSILON": 1e-8, "TILE": 1024},
@@ -290,18 +302,28 @@ compiled(step_kernels.adamw_kernel, {"BETA1": 0.9, "BETA2": 0.999, "EPSILON": 1e
 
 
 @interpreted
-def test_kernels_compile_for_an_h100(tmp_path):
-    """Which needs no GPU: Triton's compiler refuses what its interpreter lets pass. Nothing goes number by number."""
+def test_kernels_compile_for_each_generation_of_gpus(tmp_path):
+    """From a T4 (in fp16) to an H100, none of which is needed: the compiler refuses what the interpreter lets pass.
+
+    Nothing goes number by number, nothing is spilled, and shared memory and registers are within what a T4 has.
+    """
     (tmp_path / "compile.py").write_text(COMPILE)  # a file: Triton reads a kernel's source
     surroundings = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path / "cache")}
     surroundings["PYTHONPATH"] = os.getcwd()
-    run = subprocess.run([sys.executable, tmp_path / "compile.py"], env=surroundings, capture_output=True, text=True)
+    command = [sys.executable, tmp_path / "compile.py", tmp_path / "kernel.cubin"]
+    run = subprocess.run(command, env=surroundings, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    single = {name: int(count) for name, count in (line.split() for line in run.stdout.splitlines())}
+    seen = set()
+    for line in run.stdout.splitlines():
+        name, *numbers = line.split()
+        arch, single, shared, threads, registers, stack, local = map(int, numbers)
+        seen.add((name, arch))
+        assert single == (name == "cross_entropy_kernel"), line  # the target's logit
+        assert (stack, local) == (0, 0), line
+        assert shared <= 64 * 1024 and registers * threads <= 64 * 1024, line
     modules = (step_kernels, head_kernels, adapter_kernels)
-    assert set(single) == {name for module in modules for name in dir(module) if name.endswith("_kernel")}
-    assert single.pop("cross_entropy_kernel") == 1  # the target's logit
-    assert set(single.values()) == {0}
+    names = {name for module in modules for name in dir(module) if name.endswith("_kernel")}
+    assert seen == {(name, arch) for name in names for arch in (75, 80, 86, 89, 90)}
 
 
 # ------------------------------------------------------------------------------------------------------------ on a GPU

@@ -19,6 +19,8 @@ from qlora_lab.training.optimizers import make_optimizer
 from qlora_lab.training.processes import make_accelerator
 from qlora_lab.training.steps import choice
 from qlora_lab.training.steps.fast import adapter_kernels
+from qlora_lab.training.steps.fast.attention import Samples, attend, attend_backward
+from qlora_lab.training.steps.fast.description import Attention
 from qlora_lab.training.steps.fast.limits import NoFastStep
 from qlora_lab.training.steps.fast.step import FastStep
 
@@ -303,3 +305,20 @@ def test_angles_that_it_does_not_know_are_refused(parameters, reason):
     adapted = family_model("phi3")
     adapted.config.rope_parameters = {**adapted.config.rope_parameters, **parameters}
     assert reason in refused(adapted)
+
+
+@pytest.mark.gpu
+def test_flash_attention_has_the_same_window_and_scale_as_the_cpu():
+    """bf16 has 8 bits: outputs are right to 2^-7 of the largest, and gradients, each a sum of such, to 2^-6."""
+    draw = torch.Generator().manual_seed(4)
+    kind = Attention(4, 2, 64, window=32, scale=0.2)
+    q, k, v, gradient = (torch.randn(300, heads, 64, generator=draw).bfloat16() for heads in (4, 2, 2, 4))
+    samples_of = Samples(torch.tensor([0, 100, 300], dtype=torch.int32), 256)
+    on_gpu = Samples(samples_of.starts.to("cuda"), 256)
+    expected, _ = attend(q.float(), k.float(), v.float(), samples_of, kind)
+    wanted = attend_backward(gradient.float(), q.float(), k.float(), v.float(), expected, (), samples_of, kind)
+    there = [tensor.to("cuda") for tensor in (q, k, v)]
+    out, kept = attend(*there, on_gpu, kind)
+    found = attend_backward(gradient.to("cuda"), *there, out, kept, on_gpu, kind)
+    for ours, right, share in [(out, expected, 2**-7), *((f, w, 2**-6) for f, w in zip(found, wanted, strict=True))]:
+        assert (ours.cpu().float() - right).abs().max() < share * right.abs().max()

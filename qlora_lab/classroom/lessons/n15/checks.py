@@ -118,7 +118,10 @@ def check_my_file(my_file: str | os.PathLike, my_columns: str = "") -> Verdict:
         repeats.see(*sample)
     repeated = repeats.found()
     if repeated.example:
-        return wrong(f"{repeated.example[0]} repeats {repeated.example[1]}: keep one of each.")
+        return wrong(
+            f"{repeated.example[0]} repeats {repeated.example[1]}: keep one of each. `python -m qlora_lab.data FILE "
+            "--clean NEW.jsonl` does."
+        )
     if repeated.disagreement:
         one, other = repeated.disagreement
         return wrong(f"{one} and {other} ask the same and answer differently: which one shall the model learn?")
@@ -131,6 +134,7 @@ def check_my_file(my_file: str | os.PathLike, my_columns: str = "") -> Verdict:
         twin = twins.found()[0]
         return wrong(
             f"{len(twins.found())} of {len(samples)} samples are nearly the same as another one ({twin.judged} and "
-            f"{twin.trained}, say): if some are held out, the score will flatter. Keep one of each."
+            f"{twin.trained}, say): if some are held out, the score will flatter. Keep one of each, or "
+            "`python -m qlora_lab.data FILE --clean FOLDER --drop-near`, and name the folder."
         )
     return right(f"{len(samples)} samples, read as {' and '.join(understood.formats)}: enough for a first run.")

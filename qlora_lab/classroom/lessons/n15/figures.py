@@ -59,3 +59,21 @@ def plot_forgetting(ax: Axes, losses: dict[str, list[float]], base: float, guess
     ax.set_xlabel("loss on plain English (nats per token)")
     ax.tick_params(axis="y", length=0)
     return ax
+
+
+def plot_promises(ax: Axes, answers: dict[str, list[str]]) -> Axes:
+    """Share exactly right: a row a kind of tickets, a small point an adapter, and a bar for all of them together.
+
+    answers: by kind, a text an adapter, with one character for each answer: "1" if it was right.
+    """
+    for row, (kind, texts) in enumerate(answers.items()):
+        colour, marker = (VERMILION, "s") if kind.startswith("held out") else (BLUE, "o")
+        shares = [bits.count("1") / len(bits) for bits in texts]
+        ax.plot(shares, [row] * len(shares), marker, color=colour, markersize=6, alpha=0.5)
+        mean = sum(bits.count("1") for bits in texts) / sum(map(len, texts))
+        ax.plot([mean, mean], [row - 0.35, row + 0.35], color=colour, linewidth=3)
+    ax.set(yticks=range(len(answers)), yticklabels=list(answers), ylim=(len(answers) - 0.4, -0.6), xlim=(0, 1.02))
+    ax.set_xlabel("exactly right (a bar: all answers together)")
+    ax.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    ax.tick_params(axis="y", length=0)
+    return ax

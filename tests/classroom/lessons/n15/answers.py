@@ -7,7 +7,7 @@ import zlib
 from pathlib import Path
 
 from qlora_lab.classroom.checks import check_my_file, check_pattern, check_split_by
-from qlora_lab.classroom.lessons.n15.tickets import tickets
+from qlora_lab.experiments.tickets import tickets
 
 FOLDER = Path(tempfile.mkdtemp())
 
