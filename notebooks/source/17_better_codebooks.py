@@ -254,7 +254,7 @@ assert all(abs(x - y) < 0.025 for name in made for x, y in zip(over_nf4(name), p
 # ([double quantization](04_double_quantization.ipynb)). A squared error is shown as its root, in per cent of the root mean square of the
 # numbers.
 #
-# In the figure's list, *Laplace* and *Student-t* are distributions with longer tails than a Gaussian: more of their numbers are far
+# In the list, *Laplace* and *Student-t* are distributions with longer tails than a Gaussian: more of their numbers are far
 # from zero. "Our model" is the bundled one, SmolLM2-135M. MiniLM is a small model that turns text into vectors.
 #
 # **Predict.** Gaussian numbers, about {{4.5}} bits per parameter ({{5}} for Q4_1), squared error. Which is best: NF4, BOF4-S, Q4_0 or Q4_1?
@@ -375,8 +375,7 @@ assert torch.equal((4 * e2m1[:, None] * e2m1).round(), 4 * e2m1[:, None] * e2m1)
 # %% [markdown]
 # Every product of two E2M1 numbers is a whole number of quarters, so small integer circuits can add up thousands of them exactly. (With
 # signs there are {{2 * len((e2m1[:, None] * e2m1).unique()) - 1}}, beside NF4's {{len((NF4[:, None] * NF4).unique())}}.) An NF4 code is
-# only a *name* of a number: it must be looked up and turned into bf16 before anything can be multiplied, as
-# [notebook 13](13_why_is_it_slow.ipynb) showed. Inputs must have {{4}} bits, too, and a table made for weights need not suit them.
+# only a *name* of a number: it must be looked up and turned into bf16 before anything can be multiplied ([notebook 13](13_why_is_it_slow.ipynb)). Inputs must have {{4}} bits, too, and a table made for weights need not suit them.
 #
 # Scales must be cheap as well. *MXFP4* shares one power of two among {{32}} numbers: multiplying by that only shifts an exponent. *NVFP4*
 # shares an 8-bit float among {{16}}.
@@ -671,8 +670,7 @@ assert (
 assert prose["best layers in 8 bits"][6.0] < 0 and orders["NF5 everywhere"][5.13] < orders["best layers in 8 bits"][6.0]
 
 # %% [markdown]
-# **What happened?** On the other half of the prose the plan is worth a lot: with the best layers in {{8}} bits, {{5.0}} bits per parameter
-# are only {{prose["best layers in 8 bits"][5.0]:.3f}} above {{16}}. NF5 spends more and is {{prose["NF5 everywhere"][5.13]:.3f}} above, and
+# **What happened?** On the other half of the prose the plan pays: with the best layers in {{8}} bits, {{5.0}} bits per parameter have a loss only {{prose["best layers in 8 bits"][5.0]:.3f}} above that of {{16}}. NF5 spends more and is {{prose["NF5 everywhere"][5.13]:.3f}} above, and
 # layers chosen at random gain next to nothing. (Below zero it is luck: layers whose rounding helped were left in {{4}} bits.) {{8}} bits do
 # nearly what {{16}} do, as the last line shows, at a third of the price. On orders the plans are *worse* than smaller blocks with the same
 # {{4.5}} bits: {{orders["best layers in 8 bits"][4.5]:.2f}} and {{orders["best layers in 16 bits"][4.5]:.2f}} against
