@@ -191,8 +191,8 @@ for task in TASKS:
 assert max(before, key=before.get) == "PiSSA" and before["LoftQ"] > before["QLoRA"]
 
 # %% [markdown]
-# Everybody forgets some English. The two methods without {{4}} bits end lowest, since they began lowest. PiSSA forgets least, though it began
-# highest, and LoRA+ forgets most. But each has the rate that suits the task, and a high rate may be what makes a model forget: on the
+# Everybody forgets some English. The two methods without {{4}} bits began lowest and end lowest. PiSSA, which began highest, forgets least
+# on average, and LoRA+ forgets most. But each has the rate that suits the task, and a high rate may be what makes a model forget: on the
 # diary LoRA+ chose {{0.001}}, so its B learned at {{0.016}}, five times QLoRA's rate. Whether the method or the rate is to blame has not been
 # measured. A table of test scores would not have shown you any of this.
 #
@@ -485,27 +485,21 @@ assert {m: f"{peak:.1f}" for m, peak in peaks.items()} == {
 # difference, so half the difference takes about four times the seeds:
 
 
-# %% machinery "A number of seeds, to one digit"
+# %% machinery "Round a number of seeds"
 def rough(seeds):
-    """A number as text, rounded to one digit that counts."""
+    """As text, rounded to one digit: more is not known."""
     return f"roughly {float(f'{seeds:.1g}'):,.0f} seeds"
 
 
 # %%
 one, other, each, seeds = closest(record, "orders", "test", methods_of(record, "orders"))
 print(f"the closest two, {one} and {other}: {statistics.fmean(each):+.3f} points, {rough(seeds)}")
-for task, method in (
-    ("orders", "attention only"),
-    ("orders", "rsLoRA"),
-    ("diary", "PiSSA"),
-    ("diary", "LoRA, 16-bit base"),
-):
-    d = of[task][method]
-    print(f"{method} and QLoRA, {task}: {d.mean:+.1f} points, {rough(seeds_needed(d.each))}")
+orders, diary = of["orders"], of["diary"]
+for d in (orders["attention only"], orders["rsLoRA"], diary["PiSSA"], diary["LoRA, 16-bit base"]):
+    print(f"{d.method} and QLoRA, {d.task}: {d.mean:+.1f} points, {rough(seeds_needed(d.each))}")
 for spreads in (1, 3):
-    print(
-        f"three seeds find a difference of {spreads} x its spread in {share_excluding_zero(spreads, 3):.0%} of experiments"
-    )
+    found = share_excluding_zero(spreads, 3)
+    print(f"three seeds find a difference of {spreads} x its spread in {found:.0%} of experiments")
 
 # %% claims
 assert (one, other) == ("LoRA, 16-bit base", "rsLoRA") and 5500 < seeds < 6500
