@@ -123,7 +123,7 @@ _ = plot_forest(axes, exact, "exact answers minus QLoRA's (points)")
 
 # %%
 for task in TASKS:
-    print(f"{task}: QLoRA gets {mean('QLoRA', task, 'test'):.1f} %, the others that many points more:")
+    print(f"{task}: QLoRA gets {mean('QLoRA', task, 'test'):.1f} % right, and the others, in points from that:")
     print(*(f"   {d.method:<18} {d.mean:+5.1f}, thin line ± {d.corrected:.1f}" for d in exact[task]), sep="\n")
 better, worse = verdicts.count("better"), verdicts.count("worse")
 print(
@@ -133,7 +133,7 @@ print(
 # %%
 for method in ("PiSSA", "rsLoRA"):
     print(f"{method} minus QLoRA on the diary, seeds 0 to 7:", *(f"{gain:+.0f}" for gain in of["diary"][method].each))
-print("QLoRA itself:", *(f"{share:.0f}" for share in values(record, "QLoRA", "diary", "test").values()))
+print("QLoRA itself, in %:", *(f"{share:.0f}" for share in values(record, "QLoRA", "diary", "test").values()))
 
 # %% claims
 assert {d.method: d.verdict for d in exact["orders"] if d.verdict != "not told apart"} == {
