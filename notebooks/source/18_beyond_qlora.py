@@ -11,7 +11,7 @@
 # |---|---|
 # | time | 60 minutes |
 # | computing | up to 1 minute on two CPU cores |
-# | memory | 1 GB |
+# | memory | 2 GB |
 # | GPU | not needed |
 
 # %% machinery "Imports, and the records of one H200"
@@ -317,7 +317,7 @@ check_other_choices(other_choices)
 
 # %% [markdown]
 # <details><summary>Hint 1</summary>Write a helper first: given some seeds, it returns the best rate. It serves the pairs and all seeds alike.</details>
-# <details><summary>Hint 2</summary><code>itertools.combinations</code> gives each pair once. Eight seeds have 28 pairs.</details>
+# <details><summary>Hint 2</summary><code>itertools.combinations</code> gives each pair once.</details>
 #
 # Applied to the second attempt:
 
