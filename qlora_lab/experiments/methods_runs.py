@@ -191,7 +191,8 @@ def judged_runs(
     losses = losses_by_text(model, tokenizer, task, runs, device, texts)
     chats = {split: data[split][:judged] for split in ("test", "shifted")} if judged else {}
     references = {split: [reference_text(chat, tokenizer) for chat in chats[split]] for split in chats}
-    longest = max((len(tokenizer(text)["input_ids"]) for texts in references.values() for text in texts), default=0)
+    answered = [text for split in references.values() for text in split]
+    longest = max((len(tokenizer(text)["input_ids"]) for text in answered), default=0)
     asked = [chat[:-1] for split in chats for chat in chats[split]]
     answers = [[] for _ in range(runs)]
     if asked:
@@ -200,8 +201,8 @@ def judged_runs(
     found = []
     for run in range(runs):
         rest, exact = iter(answers[run]), {}
-        for split, texts in references.items():
-            exact[split] = "".join("1" if is_exact(next(rest), text) else "0" for text in texts)
+        for split, expected in references.items():
+            exact[split] = "".join("1" if is_exact(next(rest), text) else "0" for text in expected)
         found.append({"after": {text: values[run] for text, values in losses.items()}, "exact": exact})
     return found
 

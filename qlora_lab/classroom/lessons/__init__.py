@@ -5,8 +5,9 @@
     n03/suspects.py    code with bugs, for its exercises to find
     n14/held.py        what is run in several processes: what each of them holds
     n15/samples.py     a sample of which the end is not learned
-    n16/machinery.py   what its folded cells and one-line helpers do
+    n16/machinery.py   what its folded cells and one-line helpers do; n19/machinery.py too
     n17/pasts.py       formats that weights may have been in
+    n19/limited.py     a script in a process that is short of memory
 
 Right and wrong answers to the exercises are in tests/classroom/lessons/n03/answers.py.
 """

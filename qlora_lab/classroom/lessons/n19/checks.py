@@ -1,0 +1,189 @@
+"""Exercises of 19_your_gpu."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+from qlora_lab.classroom.judging import Mistake, Verdict, call, described, exercise, expect_number, right, wrong
+
+if TYPE_CHECKING:
+    import torch
+
+# --- 19.1: another data file ------------------------------------------------------------------------------------------
+
+TALKS = [
+    {"rules": "Answer in one sentence.", "turns": ["Is the library open?", "Until six."]},
+    {"rules": "", "turns": ["My card is lost.", "Since when?", "Since Monday.", "It is blocked now."]},
+    {"rules": "Be brief.", "turns": ["a", "b", "c", "d", "e", "f"]},
+]
+
+
+def chat_of(row: dict) -> dict:
+    """What the script's `as_chat` would make of such a row."""
+    names = ["user", "assistant"] * len(row["turns"])
+    messages = [{"role": role, "content": text} for role, text in zip(names, row["turns"], strict=False)]
+    system = [{"role": "system", "content": row["rules"]}] if row["rules"] else []
+    return {"prompt": [*system, *messages[:-1]], "completion": messages[-1:]}
+
+
+@exercise("19.1", "another data file", item="train", points=2, todo="complete `as_chat`")
+def check_as_chat(as_chat: Callable[[dict], dict]) -> Verdict:
+    """as_chat(row): a row with "rules" and "turns" as TRL wants it, with "prompt" and "completion"."""
+    for row in TALKS:
+        came = call(as_chat, {"rules": row["rules"], "turns": list(row["turns"])})
+        if not isinstance(came, dict) or set(came) != {"prompt", "completion"}:
+            raise Mistake(f'as_chat gives {described(came)}, expected a dict with "prompt" and "completion".')
+        if fault := _fault(came, chat_of(row), row):
+            return wrong(f"Of {row}: {fault}")
+    return right("In the script, these lines take the place of its own `as_chat`. Nothing else changes.")
+
+
+def _fault(came: dict, expected: dict, row: dict) -> str:
+    for name in ("prompt", "completion"):
+        if not isinstance(came[name], list) or not all(
+            isinstance(message, dict) and set(message) == {"role", "content"} for message in came[name]
+        ):
+            return f'"{name}" is {described(came[name])}, expected a list of messages, each with "role" and "content".'
+    if came == expected:
+        return ""
+    prompt, completion = came["prompt"], came["completion"]
+    texts = [message["content"] for message in [*prompt, *completion]]
+    if not row["rules"] and any(message["role"] == "system" for message in prompt):
+        return "where there are no rules, leave the system message out; an empty one is a message too."
+    if row["rules"] and row["rules"] not in texts:
+        return "the rules are lost: they are the system message, at the beginning of the prompt."
+    if row["turns"][-1] in [message["content"] for message in prompt]:
+        return "the last turn is in the prompt: the model would read what it should learn to say."
+    if len(completion) > 1:
+        return "only the last turn is the completion; earlier answers belong to the prompt."
+    if texts != [message["content"] for message in [*expected["prompt"], *expected["completion"]]]:
+        return f"its texts are {texts}: one message for each turn, in their order."
+    roles = [message["role"] for message in [*prompt, *completion]]
+    return f"the roles are {roles}: turns begin with the user, and user and assistant take turns."
+
+
+# --- 19.2: where the numbers end --------------------------------------------------------------------------------------
+
+
+@exercise("19.2", "the first bad number", item="train", points=2, todo="complete `first_bad`")
+def check_first_bad(first_bad: Callable[[list[tuple[str, torch.Tensor]]], str | None]) -> Verdict:
+    """first_bad(outputs): the name of the first tensor in which not all numbers are finite; None if all are."""
+    import torch
+
+    fine, large = torch.tensor([[1.0, -2.0]]), torch.tensor([6e4], dtype=torch.float16)
+    nan, inf = torch.tensor([[0.0, float("nan")]]), torch.tensor([1.0, float("-inf"), 3.0])
+    cases = [
+        ([("a", fine), ("b", nan), ("c", nan)], "b", "It is the first in which a number is not finite."),
+        (
+            [("a", fine), ("b", inf), ("c", nan)],
+            "b",
+            "Infinity is not finite either: NaN comes from it a little later.",
+        ),
+        ([("a", inf)], "a", "The first tensor may be bad at once."),
+        ([("a", fine), ("b", large)], None, "60,000 is large, and finite. If all are finite, return None."),
+    ]
+    for outputs, expected, why in cases:
+        came = first_bad(outputs) if expected is None else call(first_bad, outputs)
+        shown = [(name, tensor.tolist()) for name, tensor in outputs]
+        if came != expected:
+            return wrong(f"first_bad({shown}) gives {came!r}, expected {expected!r}. {why}")
+    return right("With this, a NaN has an address.")
+
+
+# --- 19.3: a broken script --------------------------------------------------------------------------------------------
+
+WHY = {
+    "validation": "Which samples does it validate on, and which does it train on?",
+    "length": "What does it do with a sample of 90 tokens?",
+    "dtype": "What numbers does the adapter have where the script computes in fp16?",
+}
+INNOCENT = {  # words on a line that is as it should be
+    "bnb_4bit": "The four-bit settings are the lesson's.",
+    "support_avx512": "That line is the lesson's: it keeps gradients right on some CPUs.",
+    "device_map": "The model is in one place, as it should be.",
+    "completion": "What is learned is right: the completion alone.",
+    "LoraConfig": "The adapter's settings are the lesson's.",
+    "bf16=": "bf16 and fp16 follow `dtype` there, as they should.",
+    "checkpoint": "It goes on from its last checkpoint, as it should.",
+}
+
+
+@exercise("19.3", "a colleague's script", item="config", points=3, todo="fill in `faulty`")
+def check_faulty(faulty: Iterable[int]) -> Verdict:
+    """faulty: the numbers of the lines that differ from the lesson's script for the worse."""
+    from qlora_lab.classroom.lessons.n19.suspects import broken, faulty_lines
+
+    if isinstance(faulty, str | dict) or not isinstance(faulty, Iterable):
+        raise Mistake(f"faulty is {described(faulty)}, expected a set of three line numbers, such as {{12, 34, 56}}.")
+    named, lines, text = set(faulty), faulty_lines(), broken()
+    if not all(isinstance(number, int) for number in named):
+        raise Mistake(f"faulty is {described(faulty)}, expected whole numbers.")
+    for number in sorted(named - set(lines.values())):
+        line = text[number - 1].strip() if 0 < number <= len(text) else ""
+        why = next((why for words, why in INNOCENT.items() if words in line), "That line is as in the lesson's script.")
+        return wrong(f"Line {number}, `{line}`: {why}")
+    missing = [name for name, number in lines.items() if number not in named]
+    if missing:
+        found = len(lines) - len(missing)
+        return wrong(f"{found} of 3 found. About another: {WHY[missing[0]]}")
+    return right("It validated on what it trained on, cut answers off, and its adapter could not be trained in fp16.")
+
+
+# --- 19.4: a plan -----------------------------------------------------------------------------------------------------
+
+SHARE = 1 / 3  # of the best speed, as the lesson plans
+MODELS = ("llama-2-7b", "llama-3-8b", "mistral-7b", "qwen2.5-7b", "llama-2-13b", "llama-2-70b", "llama-3-70b")
+NEEDED = ("model", "card", "batch", "length", "samples", "epochs", "gigabytes", "hours")
+
+
+def seconds_at_best(shape, card: dict, tokens: int) -> float:
+    """Of a step with checkpointing: multiplications, then three times reading 4 bits, writing 16 and reading them."""
+    weights = shape.linear_parameters() + shape.vocab_size * shape.hidden_size
+    unpacking = 3 * shape.linear_parameters() * (0.5 + 2 + 2)
+    return 6 * weights * tokens / card["FLOP/s"] + unpacking / card["bytes/s"]
+
+
+@exercise("19.4", "a plan for your card", item="memory", points=3, todo="fill in `plan`")
+def check_plan(plan: dict) -> Verdict:
+    """plan: model (a name in SHAPES), card, batch, length, samples, epochs; gigabytes and hours, worked out."""
+    from qlora_lab.memory import SHAPES, estimate
+
+    if not isinstance(plan, dict) or set(NEEDED) - set(plan):
+        raise Mistake(f"plan is {described(plan)}, expected a dict with {', '.join(NEEDED)}.")
+    if plan["model"] not in SHAPES:
+        raise Mistake(f"{plan['model']!r} is no name in SHAPES: choose from {', '.join(MODELS)}.")
+    card, shape = plan["card"], SHAPES[plan["model"]]
+    if not isinstance(card, dict) or {"GB", "FLOP/s", "bytes/s"} - set(card):
+        raise Mistake('card is a dict with "GB", "FLOP/s" and "bytes/s", as in CARDS.')
+    if card["FLOP/s"] < 1e11 or card["bytes/s"] < 1e9 or card["GB"] > 1000:
+        raise Mistake("card: FLOP/s are about 1e13 to 1e15, bytes/s about 1e11 to 1e13, GB at most a few hundred.")
+    if shape.parameters() < 1e9:
+        return wrong("That model fits anywhere: plan a larger one.")
+    settings = {"batch_size": plan["batch"], "sequence_length": plan["length"]}
+    settings |= {"rank": 16, "optimizer": "adamw_torch", "loss_chunk": 512}
+    need = estimate(shape, **settings)
+    without = estimate(shape, **settings, gradient_checkpointing=False)
+    mistakes = [
+        (need.peak_allocated / 1e9, "The card also holds CUDA's context: take `.total`."),
+        (need.total / 2**30, "Those are GiB: divide by 10^9."),
+        (without.total / 1e9, "The script has gradient checkpointing on."),
+    ]
+    expect_number('plan["gigabytes"]', plan["gigabytes"], need.total / 1e9, mistakes, tolerance=0.007)
+    if plan["gigabytes"] > card["GB"]:
+        less = "it needs several cards" if plan["batch"] == 1 else "try a smaller batch"
+        return wrong(f"{plan['gigabytes']:.1f} GB do not fit on a card of {card['GB']} GB: {less}, or a smaller model.")
+    steps = plan["samples"] * plan["epochs"] / plan["batch"]
+    best = steps * seconds_at_best(shape, card, plan["batch"] * plan["length"])
+    mistakes = [
+        (best / 3600, "That is the best case: plan three times as long."),
+        (best / SHARE, "Those are seconds: 3,600 make an hour."),
+        (best / SHARE / 60, "Those are minutes: 60 make an hour."),
+        (best / SHARE / 3600 / plan["epochs"], "That is one epoch."),
+        (best / SHARE / 3600 * plan["batch"], "A step takes a whole batch of samples: there are fewer steps."),
+        (best * SHARE / 3600, "A third of the speed takes three times as long."),
+    ]
+    expect_number('plan["hours"]', plan["hours"], best / SHARE / 3600, mistakes, tolerance=0.02)
+    return right(
+        f"{plan['gigabytes']:.1f} of {card['GB']} GB, {plan['hours']:.1f} hours. Multiply by your price an hour."
+    )
