@@ -207,7 +207,7 @@ print(order[-2]["content"], answer, f"it ended because of: {why}", sep="\n")
 assert why == "stop" and is_exact(answer, order[-1]["content"])
 
 # %% [markdown]
-# That was your model, without PyTorch. The server speaks OpenAI's protocol, so programs for that can use it.
+# That was your model, without PyTorch. The server speaks OpenAI's protocol, so programs written for that can use it.
 #
 # For a friend's laptop, copy the folder `f16`. Install Ollama (from ollama.com) or llama.cpp (`brew install llama.cpp` on a Mac,
 # `winget install llama.cpp` on Windows) there, and type its line from above. After `ollama create`, `ollama run` with the model's name
@@ -526,7 +526,7 @@ assert min(found["weights"]) > min(found["nothing"]) > 0 > min(found["inputs"]) 
 # |---|---|
 # | A | the text is that of training, but has a dozen tokens more: each `im_start` mark became several |
 # | B | training had three tokens more; decoded, llama.cpp's prompt ends with the user's last word |
-# | C | same text, same tokens; no answer is right, on no computer; an F16 file of the same export is no better |
+# | C | same text, same tokens; no answer is right on any computer; an F16 file of the same export is no better |
 # | D | same text, same tokens; nearly all answers are equal, and on another computer, with the same file, other ones are not |
 
 # %%
