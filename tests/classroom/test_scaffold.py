@@ -22,6 +22,7 @@ PARTS = (
     "tests",
     "notebooks",
     "data",
+    "examples",
     "README.md",
     "pyproject.toml",
     "requirements.txt",
