@@ -1,6 +1,6 @@
 """QLoRA in plain Hugging Face: a chat model in 4 bits learns from your file, on one GPU (from a T4 up) or on a CPU.
 
-    pip install torch transformers peft bitsandbytes trl
+    pip install torch "transformers>=5.17,<6" "peft>=0.20,<1" "bitsandbytes>=0.50,<1" "trl>=1.14.2,<2"
     python qlora_hf.py --model HuggingFaceTB/SmolLM2-135M-Instruct --data my.jsonl --output out
 
 A line of the file is {"prompt": "...", "response": "..."}, with "system" if you like. If the session ends before the

@@ -115,7 +115,7 @@ def machine(tmp_path_factory):
     (packages / "sitecustomize.py").write_text("import google.colab\n")  # as Colab's kernel does
 
     course = folder / "course"
-    for part in ("qlora_lab", "notebooks", "data"):
+    for part in ("qlora_lab", "notebooks", "data", "examples"):
         shutil.copytree(ROOT / part, course / part, ignore=shutil.ignore_patterns("__pycache__", "runs", ".*"))
     shutil.copy(ROOT / "requirements.txt", course)
     author = ["-c", "user.name=A", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false"]

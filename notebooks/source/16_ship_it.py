@@ -1,9 +1,9 @@
 # %% [markdown]
 # # 16 · How do I ship it?
 #
-# Your adapter answers well, inside this notebook. Tomorrow somebody wants to use it on a laptop without Python, or behind a
-# web server. In this lesson you turn the adapter into files that run elsewhere. Then *llama.cpp*, a C++ program that runs
-# language models on nearly every computer, answers with your model. You also see how such a file can go wrong, and why.
+# Your adapter works, inside this notebook. Tomorrow somebody wants to use it on a laptop without Python, or behind a web server. In this
+# lesson you turn it into files for *llama.cpp*, a C++ program that runs language models on nearly every computer. You also see how
+# such a file can go wrong, and why.
 #
 # | you need | |
 # |---|---|
@@ -32,7 +32,6 @@ from qlora_lab.classroom.lessons.n16.machinery import (
     loss_in,
     round_twice,
     serve,
-    short_card,
     terminal,
     without_end,
 )
@@ -58,8 +57,8 @@ print("llama.cpp is here" if is_here() else f"llama.cpp is not here: run {INSTAL
 # %% [markdown]
 # ## 1 · Something to ship
 #
-# First you need a trained adapter. `terminal` does here what the same line does in a terminal. It trains the bundled model with
-# QLoRA to turn orders into JSON, and writes the run into the folder `run`.
+# `terminal` does here what the same line does in a terminal. This one trains the bundled model with QLoRA to turn orders into JSON,
+# and writes the run into the folder `run`.
 
 # %%
 # NBVAL_IGNORE_OUTPUT
@@ -79,22 +78,22 @@ terminal("python -m qlora_lab.train_qlora --steps 24 --batch-size 2 --lr 0.003 -
 # | *requantized* | what the 4-bit weights stand for | 4 bits, rounded again |
 # | *pristine* | the checkpoint's own 16-bit weights | 16 bits |
 #
-# PEFT's `merge_and_unload()` on a 4-bit model is the second way. Here are four weights on the levels of NF4, and a correction such as
-# training finds:
+# PEFT's `merge_and_unload()` on a 4-bit model is the second way. Here are four weights on the levels of NF4, and small corrections,
+# made up for this example:
 
 # %%
 weights = dequantize(quantize(torch.tensor([0.90, -0.35, 0.12, -0.60])))
-correction = torch.tensor([0.00, 0.02, -0.02, 0.03])
-again = dequantize(quantize(weights + correction))
+corrections = torch.tensor([0.00, 0.02, -0.02, 0.03])
+again = dequantize(quantize(weights + corrections))
 print("weights in 4 bits      ", [f"{w:6.3f}" for w in weights])
-print("with the correction    ", [f"{w:6.3f}" for w in weights + correction])
+print("with the corrections   ", [f"{w:6.3f}" for w in weights + corrections])
 print("and in 4 bits again    ", [f"{w:6.3f}" for w in again])
 
 # %% claims
 assert torch.equal(again, weights)
 
 # %% [markdown]
-# The weights lie on levels, and the correction is smaller than half a step to the next level. So rounding takes it away again.
+# Each correction is smaller than half a step to the next level, so rounding to the same levels takes it away again.
 #
 # **Predict.** Below stands the loss without the adapter, and with it beside the 4-bit weights. What is the loss
 # after each merge?
@@ -115,6 +114,12 @@ def loss_of(model):
 lines = {"no adapter": loss_of(model)}
 lines["adapter beside"] = loss_of(load_lora(model, "run/adapter"))
 names = list(lora_layers(model))
+
+# %% claims
+from qlora_lab.classroom.lessons.n16.machinery import survives
+
+some = list(lora_layers(model).values())[::40]
+assert survives(some, "nf4") < 0.5 and survives(some, "q4_0") > 0.7
 
 # %%
 # NBVAL_IGNORE_OUTPUT
@@ -152,12 +157,14 @@ _ = plot_merges(new_axes(height=2.4), losses, lines, prediction)
 
 # %% claims
 assert losses["dequantized"] < lines["adapter beside"] + 0.03 and losses["pristine"] < lines["adapter beside"] + 0.1
-assert losses["requantized"] > 0.5 * lines["no adapter"]
+assert losses["requantized"] > 0.5 * lines["no adapter"] and abs(losses["pristine"] - losses["dequantized"]) < 0.03
 
 # %% [markdown]
-# **What happened?** *Dequantized* is the model that you trained. *Requantized* has lost most of the adapter, for the reason
-# that the four numbers show. *Pristine* works here, but nobody trained or tested this model: the adapter has learned beside
-# other weights. So export takes the dequantized merge, with one exception that you find in section 4.
+# **What happened?** *Dequantized* is the model that you trained. *Requantized* has lost
+# {{(losses["requantized"] - lines["adapter beside"]) / (lines["no adapter"] - lines["adapter beside"]):.0% ±0.3}} of what the adapter had
+# gained, for the reason that the four numbers show. *Pristine* is as good here: so small a difference on eight samples means nothing. But an
+# adapter may learn to make up for rounding errors, which this model does not have, and your measurements are of the dequantized one. So export
+# takes that, with one exception in section 4.
 #
 # ## 3 · One file
 #
@@ -168,9 +175,8 @@ assert losses["requantized"] > 0.5 * lines["no adapter"]
 terminal("python -m qlora_lab.export run --to f16 --as gguf")
 
 # %% [markdown]
-# The first line is the file with its size. In a terminal, the second starts llama.cpp's server, and the third hands the model to
-# *Ollama*, a friendlier shell around it. Here you start the same server inside the notebook, and talk to it over HTTP, as a
-# program in any language would:
+# After the file and its size come two lines for a terminal: one starts llama.cpp's server, the other hands the model to
+# *Ollama*, a friendlier shell around it. Here, the Python package `xllamacpp` runs the same server. You talk to it over HTTP:
 
 
 # %%
@@ -201,22 +207,25 @@ print(order[-2]["content"], answer, f"it ended because of: {why}", sep="\n")
 assert why == "stop" and is_exact(answer, order[-1]["content"])
 
 # %% [markdown]
-# That was your model, without PyTorch. It speaks the protocol that OpenAI's servers speak, and so do the
-# servers of Ollama and vLLM. A program that talks to one of them talks to yours if you change the address.
+# That was your model, without PyTorch. The server speaks OpenAI's protocol, so programs written for that can use it.
+#
+# For a friend's laptop, copy the folder `f16`. Install Ollama (from ollama.com) or llama.cpp (`brew install llama.cpp` on a Mac,
+# `winget install llama.cpp` on Windows) there, and type its line from above. After `ollama create`, `ollama run` with the model's name
+# starts a chat.
 #
 # ## 4 · Smaller files
 #
 # F16 stores 16 bits for each weight. *Q8_0* takes blocks of 32 weights, and stores 8 bits for each weight and one 16-bit scale for
-# the block. *Q4_0* does the same with 4 bits. A Q4_0 file of ours holds the vocabulary's table in Q8_0, because it suffers most.
+# the block. *Q4_0* does the same with 4 bits. A Q4_0 file of ours holds the vocabulary's table in Q8_0.
 #
 # **Exercise 16.1 ●●○ (3 minutes).** How large will the file of *your* model be? Write a function that says it in bytes. `linear` is the
 # number of weights in the linear layers, `vocabulary` that of the embeddings (and of the head, if it has weights of its own). For the bundled
-# model these are 106,168,320 and 28,311,552: compare with the table below.
+# model these are 106,168,320 and 28,311,552. The files below are two megabytes larger: they hold the tokenizer, too.
 
 
 # %%
 def file_bytes(linear, vocabulary, kind):
-    """Bytes of a GGUF file of kind "f16", "q8_0" or "q4_0", without the few bytes of norms and texts."""
+    """Bytes of a GGUF file of kind "f16", "q8_0" or "q4_0", without tokenizer and norms."""
     ### BEGIN SOLUTION (about 3 lines)
     bits = {"f16": (16, 16), "q8_0": (8 + 16 / 32, 8 + 16 / 32), "q4_0": (4 + 16 / 32, 8 + 16 / 32)}
     of_linear, of_vocabulary = bits[kind]
@@ -232,16 +241,16 @@ check_file_bytes(file_bytes)
 # <details><summary>Hint 2</summary>Two kinds treat all weights alike. Q4_0 does not.</details>
 
 # %% [markdown]
-# **Predict.** Now let each file answer eight orders. How many of the eight does it answer *word for word* as the trained model
-# does? The last file, *twice*, is Q4_0, too: made of the model that you trained, whose weights are already rounded to NF4. Q4_0 itself
-# is made of the pristine merge, so its weights are rounded only once.
+# **Predict.** Each file answers eight orders. How many does it answer *word for word* as the trained model does? There are two Q4_0
+# files: `q4_0` is made from the pristine merge, so its weights are rounded once. `twice` is made from the dequantized merge, whose
+# weights were rounded to NF4 before.
 
 # %%
 prediction = {"f16": ..., "q8_0": ..., "q4_0": ..., "twice": ...}  # ← your guesses
 
 # %%
-terminal("python -m qlora_lab.export run --to q8_0 --as gguf --weights q8_0")
-terminal("python -m qlora_lab.export run --to q4_0 --as gguf --weights q4_0")
+terminal("python -m qlora_lab.export run --to q8_0 --as gguf --weights q8_0", lines=1)
+terminal("python -m qlora_lab.export run --to q4_0 --as gguf --weights q4_0", lines=1)
 round_twice(Path("run"), Path("twice"))
 
 # %%
@@ -284,21 +293,38 @@ assert all(
 )
 
 # %% [markdown]
-# **What happened?** F16 and Q8_0 answer as the trained model does. Eight answers are few, so look at the loss as well: it is measured
-# as in section 2, and counts every token. Rounded once, Q4_0 has lost a little. Rounded twice, it has lost more, because the errors of
-# both roundings add up. So for Q4_0, export takes the pristine merge: nobody trained that model, but it comes nearer. To lose less
-# still, train with `--merge-aware q4_0`. Then the adapter learns under this rounding from the start.
+# *Right* answers are the reference, word for word. For the loss, `loss_in` asks the server how likely each token of section 2's
+# samples was.
 #
-# Speed depends on the machine: a smaller file has fewer bytes to read for each token, but its weights must be unpacked. Measure it
-# where the file will run.
+# **What happened?** F16 and Q8_0 answer as the trained model does. In 4 bits, several answers differ. The loss counts every token, and
+# says more: {{table["q4_0"][5]:.3f ±0.1}} rounded once, {{table["twice"][5]:.3f ±0.2}} rounded twice, because the errors of both
+# roundings add up. So for Q4_0, export takes the pristine merge.
 #
-# Eight orders are an impression. With `--check`, the command compares as many answers as your run was judged on. Its verdict is
-# *equal*, *lossy* (4 bits have cost something, and it says what) or *broken*.
+# Why has `twice` not lost the adapter, as *requantized* has? That one rounds to the very levels on which the weights already stand.
+# Q4_0 has others. Many weights stand close to the middle between two of them, where a small correction decides which way they
+# go. So much of the adapter survives.
 #
-# ## 5 · The model that never stops
+# Measure the speed where the file will run: here it is noisy.
 #
-# This is the complaint that people bring most often. A colleague goes on training your adapter for six steps, on
-# more orders, with a script of her own. Her chat template differs from yours in one thing: it does not write `<|im_end|>` after a turn.
+# Eight orders are few. `--check` asks file and trained model what your run was judged on. Yours was judged on nothing, so take two
+# samples of each split:
+
+# %%
+# NBVAL_IGNORE_OUTPUT
+# because times depend on the machine, and another processor rounds otherwise
+terminal("python -m qlora_lab.export run --to checked --as gguf --weights q8_0 --check --samples 2")
+
+# %% claims
+assert json.loads(Path("checked/check.json").read_text())["verdict"] == "equal"
+
+# %% [markdown]
+# (Perplexity is exp(loss).) The last line is the verdict: *equal*, *broken*, or for Q4_0 *lossy*, with what was lost. Accept a lossy file
+# only where Q8_0 does not fit. To lose less, train with `--merge-aware q4_0`: then each training step rounds as the file will, and the adapter learns what survives.
+#
+# ## 5 · A colleague's model
+#
+# A colleague goes on training your adapter for six steps, on more orders, with a script of her own. Her chat template differs from
+# yours in one thing: it does not write `<|im_end|>` after a turn.
 #
 # **Predict.** What is wrong with her model?
 
@@ -310,7 +336,7 @@ vote = ...  # "wrong answers", "stops too early", "never stops" or "nothing"
 # because another processor rounds otherwise
 hers = without_end(chats["train"][100:200], tokenizer)
 go_on_training(Path("run"), hers, steps=6, to=Path("hers"))
-terminal("python -m qlora_lab.export hers --to hers-q8_0 --as gguf --weights q8_0")
+terminal("python -m qlora_lab.export hers --to hers-q8_0 --as gguf --weights q8_0", lines=1)
 server = serve("hers-q8_0")
 answer, why, _ = ask(server, order[:-1], max_tokens=90)
 print(repr(answer), f"it ended because of: {why}; {told(vote)}", sep="\n")
@@ -319,15 +345,17 @@ print(repr(answer), f"it ended because of: {why}; {told(vote)}", sep="\n")
 assert why == "length" and is_exact(answer[: len(order[-1]["content"])], order[-1]["content"])
 
 # %% [markdown]
-# **What happened?** The answer is right, and then the model goes on until the limit of 90 tokens (`length`). The file is whole, and
-# llama.cpp knows the end token. The model just never says it. Here are the ends of two samples, yours and hers, with frames around what is learned:
+# **What happened?** The answer is right, and then the model goes on until the limit of 90 tokens (`length`). llama.cpp knows the end token,
+# but the model never says it. Here are the last tokens that a sample teaches, yours and hers:
+
 
 # %%
 yours, _ = tokenize({"messages": chats["train"][100:200]}, tokenizer, max_length=256)
 display(show_end(yours[0], tokenizer), show_end(hers[0], tokenizer))
 
 # %% [markdown]
-# Where yours teach the end token, hers teach a line break, and nothing in them says that an answer ends.
+# The template ends a turn with the end token and a line break. Hers leaves the end token out, so the line break is what
+# remains, and nothing says that an answer ends.
 #
 # **Exercise 16.2 ●●○ (4 minutes).** Write the test that finds this *before* training, for anybody's data: the share of samples
 # in which the last learned token is an end token. A sample has `labels`: a list of token ids, with -100 for tokens that are not learned.
@@ -349,19 +377,30 @@ def ends_taught(samples, end_ids):
 check_ends_taught(ends_taught)
 
 # %% [markdown]
-# <details><summary>Hint 1</summary>First throw away all -100. What is left may be empty.</details>
-# <details><summary>Hint 2</summary>A sample of which nothing is learned does not teach the end.</details>
+# <details><summary>Hint 1</summary>What counts is the last label that is learned. Is it always the last of the list?</details>
+# <details><summary>Hint 2</summary>First throw away all -100. Nothing may be left, and such a sample does not teach the end.</details>
 
 # %% [markdown]
-# There are two ways to mend it. A *stop text* tells the server to cut the answer off. It is quick, and right as long as no answer
-# contains the text. The cure is to put the end token back into the samples, and to train again:
+# Now your test on both data sets (`None` until you have written it):
+
+# %%
+print("yours, hers:", *[ends_taught(samples, [tokenizer.eos_token_id]) for samples in (yours, hers)])
+
+# %% claims
+lasts = [{tokenizer.decode(sample.labels[-1:]) for sample in samples} for samples in (yours, hers)]
+assert lasts == [{"<|im_end|>"}, {"\n"}]
+
+# %% [markdown]
+# A *stop text* tells the server to cut the answer off there. It is quick, and right as long as no answer contains the text. The cure is
+# to put the end token back into the samples, and to train again:
+
 
 # %%
 # NBVAL_IGNORE_OUTPUT
 # because another processor rounds otherwise
 print("with a stop text:", ask(server, order[:-1], stop=["\n"])[:2])
 go_on_training(Path("hers"), yours, steps=6, to=Path("mended"))
-terminal("python -m qlora_lab.export mended --to mended-q8_0 --as gguf --weights q8_0")
+terminal("python -m qlora_lab.export mended --to mended-q8_0 --as gguf --weights q8_0", lines=1)
 answer, why, _ = ask(serve("mended-q8_0"), order[:-1], max_tokens=90)
 print("trained again:", (answer, why))
 
@@ -371,7 +410,7 @@ assert why == "stop"
 # %% [markdown]
 # ## 6 · The French riddle
 #
-# Take the bundled model, without any adapter, in two files, and ask both the same question.
+# Ask the bundled model, without any adapter, the same question in two files.
 
 # %%
 # NBVAL_IGNORE_OUTPUT
@@ -379,14 +418,15 @@ assert why == "stop"
 question = [{"role": "user", "content": "What is the capital of France?"}]
 servers = {}
 for kind in ("f16", "q8_0"):
-    terminal(f"python -m qlora_lab.export smollm2-135m-instruct --to base-{kind} --as base --weights {kind}")
+    terminal(f"python -m qlora_lab.export smollm2-135m-instruct --to base-{kind} --as base --weights {kind}", lines=1)
     servers[kind] = serve(f"base-{kind}")
     print(f"{kind:<6}{ask(servers[kind], question, 24)[0]!r}")
 
 # %% [markdown]
-# Is the Q8_0 file broken? There are four suspects: the chat template, the tokens, the rounded *weights*, and the rounded *inputs*.
-# To multiply fast, llama.cpp on a CPU also rounds the numbers that flow *into* each linear layer to 8 bits, whenever the
-# weights have 8 bits or fewer. With F16 weights it does not. First, clear the innocent:
+# Is the Q8_0 file broken? There are four suspects: the chat template, the tokens, the *weights* in the file (wrong ones, or only
+# rounded), and the rounded *inputs*. To multiply fast, llama.cpp on a CPU rounds the numbers that flow *into* each linear layer to
+# 8 bits, too, if the weights have 8 bits or fewer. First, clear the innocent:
+
 
 # %%
 prompts = {kind: post(server, "/apply-template", {"messages": question})["prompt"] for kind, server in servers.items()}
@@ -399,8 +439,8 @@ print("same text:", prompts["f16"] == prompts["q8_0"] == ours, "· same tokens:"
 assert prompts["f16"] == prompts["q8_0"] == ours and ids == theirs
 
 # %% [markdown]
-# Then look at the first word. The server tells the log probability of each of the likeliest tokens. The *gap* is
-# the one of "The" minus the one of "L": above zero the answer begins in English, below zero in French.
+# Then look at the first word. The *gap* is the log probability of "The" minus that of "L": above zero the answer begins in English, below
+# zero in French.
 
 # %%
 # NBVAL_IGNORE_OUTPUT
@@ -417,15 +457,14 @@ for kind, server in servers.items():
 assert gaps["f16"] > 0 and abs(gaps["q8_0"]) < 0.5
 
 # %% [markdown]
-# It is nearly a tie in both files. "L" begins "L'Étoile", and after a French beginning the model goes on in French. So a small error
-# decides, and two suspects are left. In PyTorch you can round one and leave the other alone: `in_8_bits` does what Q8_0 does. The
-# same question goes through the model eight times, with noise of a millionth on every layer's inputs, so that you see how much
-# chance is in it.
+# It is nearly a tie in both files, so a small error decides, and two suspects are left. In PyTorch you can round one and leave the other
+# alone: `in_8_bits` does what Q8_0 does. The question goes through the model eight times, with noise of a millionth on every layer's
+# inputs, to show how much is chance.
 #
-# **Predict.** With which rounding does the gap come out below zero?
+# **Predict.** Which rounding, alone, can bring the gap below zero?
 
 # %%
-vote = ...  # "weights", "inputs" or "both"
+vote = ...  # "weights", "inputs", "each of them" or "neither"
 
 
 # %% machinery "The gap between The and L, with rounded weights, rounded inputs, both or neither; each eight times"
@@ -461,7 +500,7 @@ def gaps_with(function, weights, inputs, times=8):
 cases = {"nothing": (False, False), "weights": (True, False), "inputs": (False, True), "both": (True, True)}
 found = {name: gaps_with(in_8_bits, *which) for name, which in cases.items()}
 for name, values in found.items():
-    print(f"{name + ' rounded':<17}", " ".join(f"{value:+.2f}" for value in values))
+    print(f"{name + ' rounded':<17}", *[f"{value:+.2f}" for value in values], f"  mean {sum(values) / 8:+.2f}")
 print(told(vote))
 _ = plot_gaps(new_axes(height=3), {f"{name} rounded": values for name, values in found.items()}, gaps)
 
@@ -471,19 +510,24 @@ assert spread["weights"] < 0.02 < 0.1 < spread["inputs"] and spread["both"] > 0.
 assert min(found["weights"]) > min(found["nothing"]) > 0 > min(found["inputs"]) and min(found["both"]) < 0
 
 # %% [markdown]
-# **What happened?** Rounded weights move the gap, but always to the same place, on the English side. Rounded inputs throw it about:
-# noise of a millionth sends a few numbers to the neighbouring level, and each layer makes more of that. With both rounded, as in the
-# file, it is thrown about, too. So where two words are nearly tied, rounded inputs may decide. One answer proves nothing about a
-# file: compare many.
+# **What happened?** Rounded weights move the gap, but always to the same place, on the English side. Rounded inputs scatter it: noise of a
+# millionth sends a few numbers to the neighbouring level, and each layer makes more of that. They shift it, too: mere chance would
+# scatter around the gap without rounding, but the mean is {{sum(found["inputs"]) / 8:+.2f ±0.3}}. Why it shifts towards French, these eight
+# runs do not tell.
 #
-# **Exercise 16.3 ●●○ (4 minutes).** Four people say that their Q8_0 file is broken. Name the suspect for each of them.
+# Your own Q8_0 file answered like the trained model. Its loss of {{table["q8_0"][5]:.3f ±0.1}} means that the right token typically has a
+# probability of {{2.718 ** -table["q8_0"][5]:.0% ±0.1}} (exp(−loss)), so ties are rare. One answer proves nothing about a file: compare many, on
+# your task.
+#
+# **Exercise 16.3 ●●○ (4 minutes).** Four people say that their Q8_0 file is broken. Name each one's suspect. (Another processor
+# adds in another order, which changes last digits, like our noise.)
 #
 # | | what they have found |
 # |---|---|
 # | A | the text is that of training, but has a dozen tokens more: each `im_start` mark became several |
 # | B | training had three tokens more; decoded, llama.cpp's prompt ends with the user's last word |
-# | C | same text, same tokens; no answer is right, neither in Q8_0 nor in F16 |
-# | D | same text, same tokens; nearly all answers are equal, and with another number of threads other ones are not |
+# | C | same text, same tokens; no answer is right on any computer; an F16 file of the same export is no better |
+# | D | same text, same tokens; nearly all answers are equal, and on another computer, with the same file, other ones are not |
 
 # %%
 ### BEGIN SOLUTION
@@ -496,19 +540,19 @@ check_culprits(culprits)
 
 # %% [markdown]
 # <details><summary>Hint 1</summary>Each suspect did it once. Go in the order of this section: text, tokens, what is computed.</details>
-# <details><summary>Hint 2</summary>The weights in a file are the same at each start.</details>
+# <details><summary>Hint 2</summary>The weights in a file are the same on each computer, and may be wrong without being rounded.</details>
 
 # %% [markdown]
 # ## 7 · Who runs what
 #
 # | you hand over | its size here | who runs it | choose it when |
 # |---|---|---|---|
-# | a merged checkpoint, `--as merged` | {{table["f16"][0]:.0f}} MB | transformers, vLLM, other converters | there is a GPU, many users |
-# | GGUF, `--as gguf` | {{table["q4_0"][0]:.0f}} to {{table["f16"][0]:.0f}} MB | llama.cpp, Ollama, LM Studio | a laptop, a CPU, no Python |
+# | a merged checkpoint, `--as merged` | two bytes a weight, as F16 | transformers; *vLLM*, a server for GPUs | there is a GPU, many users |
+# | GGUF, `--as gguf` | {{table["q4_0"][0]:.0f}} to {{table["f16"][0]:.0f}} MB | llama.cpp, Ollama | a laptop, a CPU, no Python |
 # | the adapter alone: `run/adapter`, or GGUF by `--as adapter` | {{Path("run/adapter/adapter_model.safetensors").stat().st_size / 1e6:.0f}} MB, and one base | PEFT and vLLM, or llama.cpp | many tasks share one base |
 #
-# In llama.cpp one base serves many adapters, and each request says which of them act, and how strongly. `--as base` writes the base, here
-# in four bits. The adapter stays beside it, and is not rounded.
+# In llama.cpp one base serves many adapters, and each request says which of them act. `--as base` writes the base, here
+# in Q4_0. The adapter stays beside it, and is not rounded.
 #
 # **Predict.** Is its loss lower than that of the merged Q4_0 file?
 
@@ -518,52 +562,33 @@ vote = ...  # "lower", "the same" or "higher"
 # %%
 # NBVAL_IGNORE_OUTPUT
 # because another processor rounds otherwise, and then a word may differ
-terminal("python -m qlora_lab.export run --to adapter --as adapter")
-terminal("python -m qlora_lab.export run --to base-q4_0 --as base --weights q4_0")
+terminal("python -m qlora_lab.export run --to adapter --as adapter", lines=1)
+terminal("python -m qlora_lab.export run --to base-q4_0 --as base --weights q4_0", lines=1)
 server = serve("base-q4_0", "adapter")
 beside = loss_in(server, validation, tokenizer)
 print(f"loss of Q4_0: {beside:.3f} with the adapter beside, {table['q4_0'][5]:.3f} merged; {told(vote)}")
 print("adapter off:", ask(server, order[:-1], 40, lora=[{"id": 0, "scale": 0}])[0])
 
 # %% claims
-assert abs(beside - table["q4_0"][5]) < 0.5 * (table["twice"][5] - table["q4_0"][5])
+assert beside > table["q4_0"][5] - 0.01 and abs(beside - table["q4_0"][5]) < 0.5 * (
+    table["twice"][5] - table["q4_0"][5]
+)
 
 # %% [markdown]
-# It is nearly the same. The adapter is whole now, but the rounding errors of the base beside it are as large as the merged file's, and
-# they are what costs. So keep adapters apart to serve many tasks, not to save a file in 4 bits.
+# It is not lower, though the adapter is whole now: here it is even a little higher. (After a longer training, on {{20}} samples, both
+# had {{0.117}}.) So the rounding of the base is what costs. Keep adapters apart to serve many tasks.
 #
-# PEFT switches adapters with `model.set_adapter("orders")`. vLLM takes adapters as they lie in a run's folder:
-#
-# ```
-# vllm serve BASE --enable-lora --lora-modules orders=run/adapter labels=other-run/adapter
-# ```
-#
-# (Its base has 16 bits then: that is the *pristine* combination. Check the answers.)
-#
-# Beside a GGUF file, the export writes what Ollama needs, a *Modelfile*:
-
-# %%
-print(Path("q8_0/Modelfile").read_text())
-
-# %% [markdown]
-# It repeats the template in Ollama's own language, and the end token as a stop text. The export also writes `README.md`, a *model card*,
-# which is the page that the model hub shows:
-
-# %%
-print(short_card("q8_0/README.md"))
-
-# %% [markdown]
-# "Not judged" stands there, because we trained with `--eval-samples 0` to save time. What the card cannot know is yours to add: where
-# the data comes from, and what the model should not be used for.
+# Each folder has a `README.md`, too, the page that Hugging Face shows of a model. Add where the data comes from, and what the
+# model is not for.
 #
 # ## 8 · Your own run
 #
-# With a data file of your own, in a terminal (`pip install xllamacpp` first, if the notebook asked for it):
+# With a data file of your own, in a terminal (`--check` needs `pip install xllamacpp`):
 #
 # ```
 # python -m qlora_lab.train_qlora --data my.jsonl --output runs/mine
 # python -m qlora_lab.export runs/mine --to shipped --as gguf --weights q8_0 --check
-# ollama create mine -f shipped/Modelfile
+# ollama create mine -f shipped/Modelfile && ollama run mine
 # ```
 #
 # ## Recap
@@ -578,4 +603,4 @@ print(short_card("q8_0/README.md"))
 progress()
 
 # %% [markdown]
-# **Next:** [12 · What do tutorials get wrong?](12_fact_check.ipynb)
+# **Next:** back to the path, with [12 · What do tutorials get wrong?](12_fact_check.ipynb)

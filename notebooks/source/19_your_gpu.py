@@ -1,9 +1,9 @@
 # %% [markdown]
 # # 19 · Your GPU
 #
-# How do you do all this without the course's package, on your own card? You get one script of seventy lines,
-# written with Hugging Face's libraries alone, and it is yours to copy. You read it, run it, break it in the ways
-# in which it will break one day anyway, and mend it. Then you plan a training of a 7B or 8B model: memory, hours and price.
+# How do you do all this without the course's package, on your own card? Here is one script of less than a hundred lines,
+# written with Hugging Face's libraries alone. You read it, run it, break it as it will break one day anyway,
+# and mend it. Then you plan a training of a 7B or 8B model: memory, hours and price.
 #
 # | you need | |
 # |---|---|
@@ -39,28 +39,34 @@ Path("orders.jsonl").write_text("".join(rows), encoding="utf-8")
 # ## 1 · The script
 #
 # Four libraries share the work. *transformers* loads the model, *bitsandbytes* holds its weights in 4 bits, *PEFT* puts the
-# adapter beside them, and *TRL* trains: its `SFTTrainer` (supervised fine-tuning) learns from chats. You find the script
-# in `examples/qlora_hf.py`. Here are its parts, without imports and command line.
+# adapter beside them, and *TRL* trains: its `SFTTrainer` (supervised fine-tuning) learns from chats. The whole
+# script, with its imports and command line, is `examples/qlora_hf.py` in the course's folder. Here are its parts.
 
 # %%
 read("numbers")
 
 # %% [markdown]
 # **Which numbers?** NVIDIA's cards since 2020 multiply in bf16. The T4, which Colab lends for free, is older and has fp16
-# only. Ask torch whether a T4 supports bf16, and it says yes: it would imitate it, slowly. Hence the long name in brackets.
+# only.
+#
+# <details><summary>Why the long name in brackets?</summary>Ask torch whether a T4 supports bf16, and it says yes: it would imitate it, slowly. The long name asks for the real thing.</details>
 
 # %%
 read("model")
 
 # %% [markdown]
 # **The model** has the settings that you know. Without them you get FP4 and slow fp32, and nobody warns you.
+#
+# <details><summary>What do <code>place</code> and the last two lines do?</summary>The empty name in <code>place</code> stands for the whole model: all of it goes to the first GPU, or to the CPU. The last two lines matter on some CPUs only. There bitsandbytes switches to a faster way of computing during a validation, and the gradients after it would be wrong; these lines switch that way off.</details>
 
 # %%
 read("data")
 
 # %% [markdown]
-# **The data.** TRL wants two lists of messages: `prompt` is read, `completion` is learned. TRL writes both with the model's own chat template. The token that ends the answer is learned, even if the same token fills up short
-# samples (the *padding*). One sample in ten is kept aside for validation.
+# **The data.** TRL wants two lists of messages: `prompt` is read, `completion` is learned. TRL writes both with the model's own chat template.
+# The token that ends the answer is learned, too, or the model would never stop. One sample in ten is kept aside for validation.
+#
+# <details><summary>What can go wrong with the end?</summary>Short samples are filled up to the length of the longest (<i>padding</i>), with some models by this same token. Padding must not be learned. Whoever leaves out <i>every</i> such token leaves out the real end, too, and the model talks on and on. TRL goes by the place instead.</details>
 #
 # **Exercise 19.1 ●●○ (4 minutes).** A library's help desk noted whole conversations:
 #
@@ -98,10 +104,16 @@ read("training")
 # adapter moves, and memory is needed for one of them at a time. *Gradient checkpointing* keeps only what goes into each layer, and computes the rest again in the backward pass.
 # `max_length` cuts longer samples *at the end*, and there stands the answer.
 #
-# The loop that makes the adapter fp32 has a story. TRL turns the adapter of a 4-bit model into bf16, which keeps 8 significant bits of a
-# number: a small update is rounded away. On a T4 the training would even stop at its first step, with an error that
-# ends in `not implemented for 'BFloat16'`. The reason is the **loss scaler**, which every training in fp16 needs. Gradients are often smaller than the smallest number of fp16, 6·10⁻⁸. So the loss is multiplied by a large number, 65,536 at first,
-# before the backward pass, and the gradients are divided by it afterwards. torch does that for fp32 gradients only.
+# **Why the loop?** TRL turns the adapter of a 4-bit model into bf16. The loop makes it fp32 again, for two reasons.
+#
+# 1. bf16 keeps 8 significant bits of a number, so a small update is rounded away.
+# 2. A T4 would stop at the first step, with an error that ends in `not implemented for 'BFloat16'`.
+#
+# The error comes from the **loss scaler**, which every training in fp16 needs. Gradients are often smaller than the smallest number of
+# fp16, 6·10⁻⁸. So the loss is multiplied by 65,536 at first (in fp32, which reaches that far), and the gradients are divided by it
+# after the backward pass. torch does that for fp32 gradients only.
+#
+# <details><summary>And the other words?</summary><code>warmup_steps</code> and <code>cosine</code>: the learning rate rises during the first twentieth of the steps, and then falls like a cosine, slowly, fast and slowly again, to zero. <code>use_reentrant=False</code> chooses the newer of torch's two ways of checkpointing. The older one loses the gradients of a layer whose input has none, as behind frozen embeddings.</details>
 
 # %%
 read("answer")
@@ -110,7 +122,7 @@ read("answer")
 # ## 2 · Run it, and pull the plug
 #
 # Borrowed GPUs are taken back after some hours, whatever you are doing. Let us practise it: 16 steps, with a checkpoint and
-# a validation after every fourth. As soon as step 10 is done, the process is killed.
+# a validation after every fourth. As soon as step 10 is done, the process is killed. `smollm2` is a folder with the course's small model.
 #
 # **Predict.** You give the same command again. With which step does it begin? Some steps are then computed a second time: will their losses be the same?
 
@@ -148,8 +160,35 @@ assert second.losses[16] < 0.25 < 1 < first.losses[1] and set(second.words) == {
 # more than the adapter: the optimizer's averages, the learning rate's place in its schedule, the random numbers of the dropout, and the
 # place in the data.
 #
-# Two things spoil it. Another `--steps` is another schedule. And if the output folder is on the borrowed machine, it is gone with
-# the session: on Colab, mount your Drive and write there.
+# The break harmed nothing: the validation loss jumps about with its six samples. And a wrong answer at the end is
+# no wonder: the model has seen {{2 * max(second.losses)}} orders, each once.
+#
+# <details><summary>May I train longer later?</summary>A larger <code>--steps</code> goes on, too. But the learning rate, which had fallen to zero, jumps up to its place on the longer curve. For a clean run begin again, in a new folder.</details>
+#
+# **On Colab** the disk is gone with the session, so write to your Drive. Put the script and your data into a
+# folder `qlora` there, choose a T4, and run this (*we had no T4 to try it on*):
+#
+# ```
+# from google.colab import drive; drive.mount("/content/drive")
+# %cd /content/drive/MyDrive/qlora
+# !pip install -q "transformers>=5.17,<6" "peft>=0.20,<1" "bitsandbytes>=0.50,<1" "trl>=1.14.2,<2"
+# !python qlora_hf.py --model mistralai/Mistral-7B-Instruct-v0.3 --data my.jsonl --output out --batch 1 --accumulate 16
+# ```
+#
+# To resume in a new session, run these lines again. To use the adapter there, run the first three, then:
+#
+# ```
+# import torch
+# from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+# four_bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+#                                bnb_4bit_compute_dtype=torch.float16)
+# model = AutoModelForCausalLM.from_pretrained("out/adapter", quantization_config=four_bits, dtype=torch.float16,
+#                                              device_map={"": 0}).eval()  # the base, too: the adapter names it
+# tokenizer = AutoTokenizer.from_pretrained("out/adapter")
+# chat = [{"role": "user", "content": "your question"}]
+# ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True).to(0)
+# print(tokenizer.decode(model.generate(**ids, max_new_tokens=100)[0]))
+# ```
 #
 # ## 3 · Out of memory
 #
@@ -165,7 +204,8 @@ one_step = "--model smollm2 --data orders.jsonl --output out1 --steps 1"
 error = attempt(f"python greedy.py {one_step} --batch 16 --accumulate 1", gigabytes=spare)
 
 # %% [markdown]
-# Read such a message from its end. Which line was it, and how many bytes did it want? The bytes tell which tensor it was:
+# Read such a message from its end: which line, and how many bytes? All orders are padded to the longest, {{100}} tokens. So the bytes
+# tell the tensor:
 
 # %%
 samples, tokens, bytes_each = 16, 100, 4
@@ -180,6 +220,8 @@ assert error is not None
 #
 # **Predict.** Now a bigger case: Llama-3-8B, 4 samples of 512 tokens, no checkpointing. Which one change saves the most memory:
 # rank 4 instead of 16, an optimizer with 8-bit states, one sample at a time, or checkpointing?
+#
+# <details><summary>What are <code>loss_chunk</code> and <code>total</code>?</summary>TRL computes the loss in pieces, so that the logits of all {{2048:,}} tokens are never there at once; we count a quarter of them. The total includes what CUDA takes for itself, its <i>context</i>.</details>
 
 # %%
 vote = ...  # "rank", "optimizer", "one sample" or "checkpointing"
@@ -244,13 +286,16 @@ print(f"largest: {max(peaks):,.0f}, in layer {peaks.index(max(peaks))}; {told(gu
 
 # %% claims
 assert 2 < LARGEST / max(peaks) < 3 and peaks[11] == max(peaks) and peaks[10] < 1000
+by_token = dict(outputs_of(model, ids))[layers[11]][0].abs().amax(dim=-1)
+assert by_token.argmax() == 0 and by_token[1:].max() < 1000
 
 # %% [markdown]
-# **What happened?** Layer 11 writes a few huge numbers, which are carried along nearly to the end. Most language models have learned
-# to do this. This one stays below fp16's end, by a factor of less than three. Others do not: Gemma 3 is known for it.
+# **What happened?** Layer 11 writes a few huge numbers, which are carried along nearly to the end. All stand at the first token. There
+# an attention head looks that finds nothing to look at, and the huge numbers mark the place. Most language models learn such a
+# mark. This one stays below fp16's end, by a factor of less than three. Others do not: Gemma 3 and Qwen2-7B are known for it.
 #
-# So let us make a louder model. `louder` multiplies all that layers write by 4. Each layer first divides what it reads by its
-# size (that is what a norm does), so the louder model should say exactly the same:
+# So let us make a louder model. `louder` multiplies the embeddings, and all that layers write, by 4. Each layer first divides what it reads by its
+# size (that is what a norm does), so the louder model should say exactly the same. (This loss counts the question, too, unlike section 2's.)
 
 # %%
 # NBVAL_IGNORE_OUTPUT
@@ -272,7 +317,7 @@ assert abs(normal[2] - normal[0]) < 0.05
 # fp32 and bf16 reach up to 3·10³⁸, and do not care. In fp16 the same model is lost. But where?
 #
 # **Exercise 19.2 ●●○ (2 minutes).** Write a function that finds the place. It gets the outputs of all modules, in the order in which they were
-# computed, and gives the name of the first one in which not every number is finite.
+# computed, and gives the name of the first one that went wrong.
 
 
 # %%
@@ -289,7 +334,8 @@ def first_bad(outputs):
 check_first_bad(first_bad)
 
 # %% [markdown]
-# <details><summary>Hint</summary><code>tensor.isfinite()</code> is true where a number is neither NaN nor infinite; <code>.all()</code> asks all of them.</details>
+# <details><summary>Hint 1</summary>Try your condition on three small tensors: one with a NaN, one with an infinity, one with neither.</details>
+# <details><summary>Hint 2</summary>torch can ask both at once: look for a name with <code>finite</code> in <code>dir(torch.Tensor)</code>.</details>
 
 # %%
 place = first_bad(outputs_of(loud, ids))
@@ -299,22 +345,24 @@ print(place)
 assert place in (None, "model.layers.11.mlp.down_proj"), place
 
 # %% [markdown]
-# The address is that of the jump in the figure, `model.layers.11.mlp.down_proj`, and `outputs_of` works for your model, too. The loss scaler cannot help, since
-# these numbers are too large in the forward pass already. Compute such a model in bf16, or take another one.
+# Does your address fit the jump in the figure? `outputs_of` works for your model, too. The loss scaler cannot help, since
+# these numbers are too large in the forward pass already. Nor can a smaller learning rate: frozen weights make them. Compute such a
+# model in bf16. A T4 has none: take another model there, or `--dtype float32`, eight times slower by the data sheet.
 #
-# In a training log you have to look twice. The trainer leaves NaN out of the loss that it reports, and what is left is zero:
+# In a training log look twice. The trainer leaves NaN out of the loss that it reports, and what is left is zero:
 #
 # ```
 # {'loss': '0', 'grad_norm': 'nan', 'learning_rate': '0.003', ...}
 # ```
 #
-# A loss of exactly 0 is no triumph. But with a loss scaler a `nan` or `inf` in `grad_norm` now and then is harmless: its number was too large, the step
-# is skipped, and the next one takes a smaller number.
+# A loss of exactly 0 is no triumph. But with a loss scaler a `nan` or `inf` in `grad_norm` now and then is harmless: the step is skipped,
+# and the scaler goes on with a smaller number.
 #
 # ## 5 · A colleague's script
 #
 # **Exercise 19.3 ●●● (4 minutes).** A colleague has changed the script. On a T4 it stops at its first step. On a newer card it trains, and its
-# validation looks wonderful. But new questions get bad answers, and many answers never end. Three lines are to blame. Which?
+# validation looks wonderful. But new questions get bad answers, and many answers never end. Three lines are to blame. Which? And
+# why did the validation not warn?
 
 # %%
 show_broken()
@@ -329,15 +377,19 @@ faulty = {55, 63, 75}
 check_faulty(faulty)
 
 # %% [markdown]
-# <details><summary>Hint 1</summary>One fault for each complaint: the first step, the validation, the answers' ends.</details>
-# <details><summary>Hint 2</summary>Compare the copy with section 1, part by part.</details>
+# <details><summary>Hint 1</summary>Begin with the complaints, and ask of each what in a script could cause it. Only then read.</details>
+# <details><summary>Hint 2</summary>One of the lines is in the part "data", two are in the part "training".</details>
+# <details><summary>When you have them: which fault did what?</summary>The samples were cut off after {{64}} tokens, so the model learned little of each answer, and never its end: hence the bad answers. The validation looked wonderful because its samples were trained on, so it could not warn. And the adapter got the script's <code>dtype</code>: the loss scaler refuses its fp16 gradients on a T4, and in bf16 small updates vanish.</details>
 
 # %% [markdown]
 # ## 6 · A plan for a card of your own
 #
 # **Memory** you can predict: `estimate`, as above. **Time** is what the card's data sheet lets you work out. Each token costs two
-# operations a weight in the forward pass, two more when checkpointing computes it again, and two in the backward pass. And three
+# operations a weight in the forward pass, two more when checkpointing computes it again, and two in the backward pass. (Two
+# more would be the weight's own gradient, which a frozen weight does not need.) And three
 # times each weight is read in 4 bits, written in 16, and read again:
+#
+# <details><summary>Where do such numbers stand, and why is a "{{24}} GB" card smaller here?</summary>In the card's data sheet. FLOP/s are in the line "FP16" or "BF16 Tensor Core". Take the <i>dense</i> number: "with sparsity" is double. For a GeForce take "with FP32 accumulate", which is half of the other. Sellers' GB are {{2}}³⁰ bytes, so {{24}} of them are {{24 * 2**30 / 1e9:.1f}} of ours, {{10}}⁹ bytes. Torch may use a little less, and the T4 and the L4 keep some for error correction.</details>
 
 # %%
 CARDS = {
@@ -380,8 +432,10 @@ assert shares[1] < 0.1 and 0.3 < shares[16] < 0.35
 
 # %% [markdown]
 # **What happened?** With little work in a step, the H100 waits for Python, which takes over half a second to start its
-# thousands of small operations. With 16 samples the share is a third. A T4 is 15 times slower, so it hardly waits. For a slow card
-# a third is a fair plan. But this is arithmetic: *nobody here has run it on a T4*. After twenty steps your own log knows better.
+# thousands of small operations. (One sample took even longer than four: Python's speed varied.) With 16 samples
+# the share is a third. A T4 is 15 times slower, so it hardly waits, and we borrow the H100's third. But this is
+# arithmetic: *nobody here has run it on a T4*. After twenty steps your own log knows better. The price is an example, in any
+# currency, for all three cards:
 
 # %%
 price = 0.35  # ← of an hour, where you rent
@@ -395,8 +449,10 @@ for name in ("T4", "L4", "RTX 3090"):
         )
 
 # %% [markdown]
-# **Exercise 19.4 ●●● (4 minutes).** Make a plan for your card (or one that you could rent), your model and your amount of data, with the
-# settings in `script`, checkpointing on, and a third of the best speed.
+# <details><summary>Does the L4 really beat the RTX {{3090}}?</summary>On paper it multiplies faster. But the other reads its memory three times as fast, and of the reading our formula counts only the weights. Do not trust the order of the two.</details>
+#
+# **Exercise 19.4 ●●● (4 minutes).** Make a plan for a card (yours takes five minutes more), your model and
+# your amount of data, with the settings in `script`, checkpointing on, and a third of the best speed. `print(*SHAPES)` shows the models' names.
 
 # %%
 ### BEGIN SOLUTION
@@ -425,33 +481,9 @@ check_plan(plan)
 # <details><summary>Hint 2</summary>Steps are samples times epochs, divided by the batch.</details>
 
 # %% [markdown]
-# With 7B and 8B models leave the learning rate at 2e-4 for a first try; the 3e-3 above is for our tiny model and its few steps.
+# With 7B and 8B models leave the learning rate at the script's default, `2e-4`, as in the QLoRA paper. `3e-3` suits our tiny model.
 #
-# **Gated models.** Some models (Llama, Gemma) ask you to accept a licence first: log in on the model's page, read, agree. Then make an
-# access token there (*read* is enough), and give it to your machine with `hf auth login`. Without it the download ends with an error about a `gated repo`. Look up what
-# the licence says about publishing and commercial use. Apache-2.0 and MIT ask for little.
-#
-# ## 7 · And ours?
-#
-# The course's command does the same job. On the same H100, in tokens a second:
-
-# %% machinery "Read the same record"
-print(f"{'samples a step':<16}{'TRL':>8}{'PEFT':>8}{'--fast':>8}")
-for batch in (1, 4, 16):
-    speeds = [measured[who, batch, True]["tokens_per_second"] for who in ("trl", "standard", "fast")]
-    print(f"{batch:<16}" + "".join(f"{speed:>8,.0f}" for speed in speeds))
-
-# %% claims
-gain = {
-    b: measured["fast", b, True]["tokens_per_second"] / measured["trl", b, True]["tokens_per_second"]
-    for b in (1, 4, 16)
-}
-assert gain[1] > 10 and gain[4] > 3 and 1.8 < gain[16] < 2
-
-# %% [markdown]
-# `python -m qlora_lab.train_qlora --fast` starts the whole step as one recorded list of operations, so that Python is out of the
-# way. It needs a LLaMA-like model and a card with bf16; elsewhere it says why not. Plain Hugging Face
-# runs everywhere, and everybody can help you with it, so start there.
+# <details><summary>The download ends with an error about a <code>gated repo</code>?</summary>Some models (Llama, Gemma) ask you to accept a licence first: log in on the model's page, read, agree. Then make an access token there (<i>read</i> is enough), and give it to your machine with <code>hf auth login</code>. Look up what the licence says about publishing and commercial use. Apache-2.0 and MIT ask for little.</details>
 #
 # ## Recap
 #
@@ -465,4 +497,5 @@ assert gain[1] > 10 and gain[4] > 3 and 1.8 < gain[16] < 2
 progress()
 
 # %% [markdown]
-# **Next:** [10 · Which knob buys what?](10_training_tricks.ipynb)
+# **Next:** your own data, or, if you have not been there,
+# [10 · Which knob buys what?](10_training_tricks.ipynb)

@@ -1,9 +1,9 @@
 """What instructors do with a course and a class, beside building and grading.
 
-    python -m qlora_lab.classroom new lesson 17_my_lesson --title "what does it cost?"
-    python -m qlora_lab.classroom new exercise 17 mean_scale --title "the mean scale" --item memory --points 2
+    python -m qlora_lab.classroom new lesson 90_my_lesson --title "what does it cost?"
+    python -m qlora_lab.classroom new exercise 90 mean_scale --title "the mean scale" --item memory --points 2
     python -m qlora_lab.classroom new dataset tickets train.jsonl test.jsonl --made-by "written by hand, MIT"
-    python -m qlora_lab.classroom drop 17
+    python -m qlora_lab.classroom drop 90_my_lesson
 
 write (or delete) all files of a lesson, an exercise or a data set, and what must know of them, and run the notebook:
 `make check` and the tests pass before you change a line.
@@ -48,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
     lesson.add_argument("name", help="two digits and a word, such as 17_my_lesson")
     lesson.add_argument("--title", required=True, help='a question, such as "what does it cost?"')
     exercise = kinds.add_parser("exercise", help="a stub, its check, a right answer and two wrong ones")
-    exercise.add_argument("lesson", help="beginning of its name, such as 17")
+    exercise.add_argument("lesson", help="beginning of its name, such as 90")
     exercise.add_argument("name", help="of the learner's function, such as mean_scale")
     exercise.add_argument("--title", required=True, help='such as "the mean scale"')
     exercise.add_argument("--item", required=True, choices=CHECKLIST, help="of the course's checklist")
@@ -60,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
     dataset.add_argument("files", nargs="*", type=Path, help="named by their split: train.jsonl; default: an example")
     dataset.add_argument("--made-by", required=True, help="where it is from, and the licence")
     drop = commands.add_parser("drop", help="delete a lesson, and say which lines elsewhere still speak of it")
-    drop.add_argument("lesson", help="beginning of its name, such as 17")
+    drop.add_argument("lesson", help="its whole name, such as 90_my_lesson")
     publishing = commands.add_parser("publish", help="the address of your copy in set-up cells and README")
     publishing.add_argument("address", help="from which everybody can clone; empty to take it back")
     publishing.add_argument("--branch", default="main", help="which Colab and Kaggle open (default: %(default)s)")
@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if args.command == "drop":
         lines = scaffold.drop_lesson(args.lesson)
-        print("\n".join(["deleted; these lines still speak of it:", *lines] if lines else ["deleted"]))
+        print("\n".join(["deleted; these lines still speak of it, for you to edit:", *lines] if lines else ["deleted"]))
         return 0
     if args.kind == "lesson":
         files = scaffold.new_lesson(args.name, args.title)

@@ -145,9 +145,14 @@ def new_dataset(name: str, files: list[Path], made_by: str, root: Path = REPOSIT
 
 
 def drop_lesson(lesson: str, root: Path = REPOSITORY) -> list[str]:
-    """Delete a lesson's files, its row and its record. Returns the lines elsewhere that still speak of it."""
+    """Delete a lesson's files, its row and its record. Returns the lines elsewhere that still speak of it.
+
+    Raises UserError for a name that is no lesson's whole name.
+    """
     source = find_lesson(lesson, root)
     stem, number = source.stem, source.stem[:2]
+    if lesson != stem:
+        raise UserError(f"{lesson!r} is only the beginning of {stem}: what is to be deleted must be named in full")
     checks = re.findall(r"def (check_\w+)", (root / LESSONS / f"n{number}" / "checks.py").read_text(encoding="utf-8"))
     for path in (source, source.with_suffix(".json"), *(root / "notebooks").glob(f"**/{stem}.ipynb")):
         path.unlink(missing_ok=True)

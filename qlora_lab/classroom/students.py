@@ -20,6 +20,7 @@ KEPT = (
     "constraints.txt",
     "data",
     "docs",
+    "examples",
     "pyproject.toml",
     "qlora_lab",
     "requirements.txt",

@@ -21,6 +21,7 @@ PARTS = (
     "tests",
     "notebooks",
     "data",
+    "examples",
     "README.md",
     "pyproject.toml",
     "requirements.txt",

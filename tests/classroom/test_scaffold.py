@@ -22,6 +22,7 @@ PARTS = (
     "tests",
     "notebooks",
     "data",
+    "examples",
     "README.md",
     "pyproject.toml",
     "requirements.txt",
@@ -115,7 +116,9 @@ def test_a_new_data_set_is_listed(course):
 
 
 def test_a_dropped_lesson_leaves_nothing_but_what_speaks_of_it(course):
-    lines = scaffold.drop_lesson("13", course)
+    with pytest.raises(UserError, match="only the beginning of 13_why_is_it_slow"):
+        scaffold.drop_lesson("13", course)
+    lines = scaffold.drop_lesson("13_why_is_it_slow", course)
     assert any(line.startswith("README.md:") for line in lines) is False
     assert any(line.startswith("notebooks/source/12_fact_check.py:") and "13" in line for line in lines)
     assert not list(course.rglob("*13_why_is_it_slow*")) and not list(course.rglob("n13"))

@@ -86,8 +86,8 @@ SUSPECTS = tuple(CULPRITS.values())
 WHY = {
     "A": "the text is the same, so the template did its work: who cut it into other pieces?",
     "B": "the end of the text is missing, the part that says whose turn it is: who writes the text?",
-    "C": "F16 rounds nothing worth the name, and has no answer right either: what do both files hold?",
-    "D": "which answers are unequal changes from start to start, and a file does not: what is rounded anew each time?",
+    "C": "the F16 file does no better, and it rounds no inputs: what do both files hold?",
+    "D": "which answers are unequal changes from computer to computer, and the file does not: what is rounded anew?",
 }
 
 

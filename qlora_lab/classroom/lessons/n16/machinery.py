@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
 import os
 import pathlib
 import shlex
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 
+from qlora_lab.adapters.lora import LoraLinear
+from qlora_lab.adapters.merge_aware import requantized
+from qlora_lab.adapters.quantized_linear import dense_weight
 from qlora_lab.errors import UserError
 from qlora_lab.export.gguf_files import write_model
 from qlora_lab.export.llama_cpp import LlamaCpp, is_here
@@ -25,8 +30,11 @@ from qlora_lab.models.loading import load_tokenizer
 INSTALL = "%pip install xllamacpp"
 
 
-def terminal(line: str) -> None:
+def terminal(line: str, lines: int | None = None) -> None:
     """Do what `python -m qlora_lab.NAME ...` does in a terminal, in this process, which has everything loaded.
+
+    Args:
+        lines: of its output, how many to show from the first on; None: all.
 
     Raises:
         UserError: the command failed; it has said why.
@@ -35,7 +43,11 @@ def terminal(line: str) -> None:
     page = importlib.import_module(module)
     if not hasattr(page, "main"):
         page = importlib.import_module(f"{module}.__main__")
-    if page.main(arguments):
+    printed = io.StringIO()
+    with contextlib.nullcontext() if lines is None else contextlib.redirect_stdout(printed):
+        failed = page.main(arguments)
+    print(*printed.getvalue().splitlines(keepends=True)[:lines], sep="", end="")
+    if failed:
         raise UserError(f"this command failed, see above: {line}")
 
 
@@ -67,6 +79,20 @@ def round_twice(run: pathlib.Path, folder: pathlib.Path) -> None:
     folder.mkdir()
     vocabulary = read_vocabulary(tokenizer, weights.config.vocab_size)
     write_model(weights, vocabulary, folder / "twice-Q4_0.gguf", "q4_0", "twice")
+
+
+def survives(layers: Iterable[LoraLinear], target: str) -> float:
+    """The share of adapters that is left when their merge into dequantized bases is rounded to `target`, nf4 or q4_0.
+
+    That is how far the weights have moved along the adapters' products: 0 not at all, 1 as far as those say.
+    """
+    moved = whole = 0.0
+    for layer in layers:
+        delta = layer.delta().detach().float()
+        after = requantized(layer, target).dequantize().float()
+        moved += float(((after - dense_weight(layer.base).float()) * delta).sum())
+        whole += float((delta * delta).sum())
+    return moved / whole
 
 
 def in_8_bits(x: torch.Tensor) -> torch.Tensor:
@@ -106,10 +132,3 @@ def go_on_training(run: pathlib.Path, samples: list[TokenizedSample], steps: int
     save_lora(model, to / "adapter")
     shutil.copyfile(run / "run.json", to / "run.json")
     return to
-
-
-def short_card(file: os.PathLike | str) -> str:
-    """A model card from its head to the scores, without what it was run and trained with, and the versions."""
-    text = pathlib.Path(file).read_text(encoding="utf-8")
-    head, scores = text.partition("## Run it")[0], text.partition("## Scores")[2]
-    return f"{head}[...]\n\n## Scores{scores.partition('Written with')[0]}".rstrip()

@@ -56,7 +56,7 @@ WRONG = [  # and what the learner must be told
     (check_culprits, CULPRITS | {"A": "template", "B": "tokens"}, "A was not the template"),
     (check_culprits, CULPRITS | {"B": "tokens"}, "whose turn it is"),
     (check_culprits, CULPRITS | {"C": "inputs"}, "what do both files hold"),
-    (check_culprits, CULPRITS | {"D": "weights"}, "a file does not"),
+    (check_culprits, CULPRITS | {"D": "weights"}, "the file does not"),
     (check_culprits, CULPRITS | {"D": "activations"}, "expected one of"),
     (check_culprits, {"A": "tokens"}, "the keys A, B, C and D"),
     (check_culprits, "inputs", "the keys A, B, C and D"),

@@ -1,11 +1,16 @@
 """What the lesson's folded cells do: commands that fail, a llama.cpp that is missing, samples that end nothing."""
 
+import types
+
 import gguf
 import pytest
 import torch
 
+from qlora_lab.adapters.lora import LoraLinear
+from qlora_lab.adapters.quantized_linear import QuantizedLinear
 from qlora_lab.classroom.lessons.n16 import machinery
 from qlora_lab.errors import UserError
+from qlora_lab.quantization import quantize
 
 CHAT = [
     {"role": "user", "content": "a question"},
@@ -36,13 +41,23 @@ def test_samples_without_end_are_those_of_the_template_but_for_the_end(tokenizer
     assert tokenizer.decode(sample.ids[sample.prompt_length :]) == "the last\n"
 
 
-def test_a_short_card_has_its_head_and_its_scores(tmp_path):
-    middle = "## Run it\n\nx\n\n## Settings\n\n- y\n\n"
-    card = f"---\nlicense: mit\n---\n# Title\n\n{middle}## Scores\n\n| a |\n\nWritten with z.\n"
-    (tmp_path / "README.md").write_text(card)
-    assert machinery.short_card(tmp_path / "README.md") == (
-        "---\nlicense: mit\n---\n# Title\n\n[...]\n\n## Scores\n\n| a |"
-    )
+def test_a_command_shows_its_first_lines_or_all(monkeypatch, capsys):
+    page = types.SimpleNamespace(main=lambda arguments: print(*arguments, "and more", sep="\n"))
+    monkeypatch.setattr(machinery.importlib, "import_module", lambda name: page)
+    machinery.terminal("python -m any first second", lines=1)
+    assert capsys.readouterr().out == "first\n"
+    machinery.terminal("python -m any first second")
+    assert capsys.readouterr().out == "first\nsecond\nand more\n"
+
+
+def test_on_levels_of_nf4_a_small_adapter_is_rounded_away_but_not_on_those_of_q4_0():
+    generator = torch.Generator().manual_seed(16)
+    base = QuantizedLinear(quantize(torch.randn(512, 512, generator=generator)))
+    layer = LoraLinear(base, rank=4, alpha=8, generator=generator)
+    with torch.no_grad():
+        layer.lora_B.copy_(0.02 * torch.randn(layer.lora_B.shape, generator=generator))
+    assert machinery.survives([layer], "nf4") < 0.1
+    assert machinery.survives([layer], "q4_0") > 1
 
 
 def test_rounding_to_8_bits_is_that_of_gguf():
