@@ -507,7 +507,7 @@ assert share_excluding_zero(1, 3) < 0.25 < 0.6 < share_excluding_zero(3, 3)
 
 # %% [markdown]
 # (Without a correction for many comparisons.) These are orders of magnitude, no more: they take the measured difference and spread for the
-# true ones. Many seeds do not mean that a difference is small. 16-bit LoRA's points on the diary would matter to you, but
+# true ones. Many seeds do not mean that a difference is small. 16-bit LoRA's points on the diary might matter to you, but
 # the runs differ so much from each other that hundreds would be needed to be sure.
 #
 # ## 8 · What to use tomorrow
