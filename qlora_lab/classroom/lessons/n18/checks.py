@@ -3,11 +3,7 @@
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 
-import torch
-
-from qlora_lab.adapters.initialization import low_rank
 from qlora_lab.classroom.judging import Verdict, call, described, exercise, expect_number, right, wrong
-from qlora_lab.experiments.methods_compared import chosen_otherwise
 
 CASES = (  # by learning rate, a loss for each seed
     {0.001: [0.1, 0.5, 0.5, 0.1], 0.003: [0.6, 0.4, 0.4, 0.4]},  # one pair of six chooses otherwise
@@ -17,6 +13,8 @@ CASES = (  # by learning rate, a loss for each seed
 
 def shares(losses: Mapping[float, Sequence[float]]) -> list[tuple[float, str]]:
     """What likely mistakes lead to, and how to tell the learner."""
+    from qlora_lab.experiments.methods_compared import chosen_otherwise
+
     seeds = range(len(next(iter(losses.values()))))
     luckiest = min(losses, key=lambda rate: min(losses[rate]))
 
@@ -41,6 +39,8 @@ def shares(losses: Mapping[float, Sequence[float]]) -> list[tuple[float, str]]:
 @exercise("18.1", "what two seeds would choose", item="accuracy", points=2, todo="complete `other_choices`")
 def check_other_choices(other_choices: Callable[..., float]) -> Verdict:
     """other_choices(losses): the share of pairs of seeds that choose another rate than all of them together."""
+    from qlora_lab.experiments.methods_compared import chosen_otherwise
+
     for losses in CASES:
         came = call(other_choices, {rate: list(each) for rate, each in losses.items()})
         expect_number(f"other_choices({losses})", came, chosen_otherwise(losses), shares(losses))
@@ -50,6 +50,10 @@ def check_other_choices(other_choices: Callable[..., float]) -> Verdict:
 @exercise("18.2", "PiSSA by hand", item="train", points=3, todo="complete `pissa`")
 def check_pissa(pissa: Callable) -> Verdict:
     """pissa(W, rank): A of (rank, in), B of (out, rank) and the rest, so that B A + rest is W and B A its best part."""
+    import torch
+
+    from qlora_lab.adapters.initialization import low_rank
+
     for shape, rank in [((6, 4), 2), ((4, 6), 1), ((5, 5), 3)]:
         W = torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
         came = call(pissa, W.clone(), rank)

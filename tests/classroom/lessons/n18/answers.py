@@ -31,7 +31,11 @@ def pissa(W, rank, rows=slice(None), sign=-1, power=(0.5, 0.5)):
     return A, B, W + sign * (B @ A)
 
 
-RIGHT = [(check_other_choices, (other_choices,)), (check_pissa, (pissa, lambda *of: pissa(*of, power=(1, 0))))]
+RIGHT = [
+    (check_other_choices, (other_choices,)),
+    (check_pissa, (lambda *of: pissa(*of, power=(1, 0)),)),
+    (check_pissa, (pissa,)),
+]
 
 WRONG = [  # and what the learner must be told
     (check_other_choices, lambda losses: 1 - other_choices(losses), "the share that agrees"),
