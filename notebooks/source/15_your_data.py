@@ -7,7 +7,7 @@
 # | you need | |
 # |---|---|
 # | time | 45 minutes |
-# | computing | up to 8 minutes on two CPU cores, and 4 for your own file |
+# | computing | up to 3 minutes on two CPU cores, and 4 for your own file |
 # | memory | 5 GB |
 # | GPU | not needed |
 

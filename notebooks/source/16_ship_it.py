@@ -8,7 +8,7 @@
 # | you need | |
 # |---|---|
 # | time | 45 minutes |
-# | computing | up to 4 minutes on two CPU cores |
+# | computing | up to 6 minutes on two CPU cores |
 # | memory | 4 GB |
 # | GPU | not needed |
 
