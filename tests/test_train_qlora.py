@@ -111,7 +111,7 @@ def test_json_and_nothing_else_on_standard_output(finished, tiny_folder):
         "model", "method", "steps", "losses", "before", "after", "tokens_per_second", "train_seconds",
         "peak_memory_bytes", "trainable_parameters", "adapter",  # these are promised
         "processes", "sharded", "device", "compute_dtype", "samples_left_out", "resumed_at", "interrupted",
-        "validation_losses", "adapter_step", "out_of_patience",
+        "validation_losses", "adapter_step", "out_of_patience", "judged",
     }  # fmt: skip
     assert report["model"] == str(tiny_folder)
     assert len(report["losses"]) == report["steps"] == 6
@@ -560,9 +560,8 @@ def test_a_system_message_is_trained_on_and_asked_with(capsys, tiny_folder, tmp_
     row = json.dumps({"system": "Answer in French.", "prompt": "Hello?", "response": "Bonjour."})
     path = jsonl(tmp_path / "mine.jsonl", *[row] * 10)
     call(capsys, "--model", tiny_folder, "--data", path, "--output", tmp_path / "run", "--method", "lora")
-    assert judged["asked"][0] == [
-        [{"role": "system", "content": "Answer in French."}, {"role": "user", "content": "Hello?"}]
-    ]
+    asked = [{"role": "system", "content": "Answer in French."}, {"role": "user", "content": "Hello?"}]
+    assert judged["asked"][0] == [asked] * 2  # a fifth of ten
     assert (
         told["tokenizer"]
         .decode(told["batches"].samples[0].ids)

@@ -112,7 +112,7 @@ def test_a_file_that_cannot_be_read(tmp_path, monkeypatch):
 def test_missing_data_names_what_there_is(source):
     with pytest.raises(UserError, match=r"no data at|has no train.jsonl") as error:
         load_samples(source)
-    assert "one of: orders" in str(error.value) or not source
+    assert "one of: diary, orders" in str(error.value) or not source
 
 
 def test_splits_of_a_folder(tmp_path, monkeypatch):
