@@ -45,7 +45,7 @@ END = 2
 SAMPLES = [  # ids, and how many of them are not learned
     [
         *[((5, 6, 7, END), 2), ((5, 6, 8, 9, END), 2), ((7, 6, 3), 1)],  # 3 is another end token
-        ((5, 6, END), 3),  # learns nothing
+        *[((5, 6, END), 3), ((7, END), 2)],  # these learn nothing
         *[((5, END, 6), 1), ((5, 6, 7), 1), ((5, 8), 1), ((9, 8, 5), 2)],
     ],
     [((5, 6, END), 1), ((5, 6, 7), 1)],
