@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,28 +15,13 @@ from qlora_lab.classroom.source import REPOSITORY
 from qlora_lab.errors import UserError
 
 ADDRESS = "https://github.com/some-one/my.qlora"
-PARTS = (
-    "qlora_lab",
-    "tests",
-    "notebooks",
-    "data",
-    "examples",
-    "README.md",
-    "pyproject.toml",
-    "requirements.txt",
-    "constraints.txt",
-)
 
 
 @pytest.fixture(scope="module")
-def published(tmp_path_factory) -> Path:
+def published(tmp_path_factory, copy_course) -> Path:
     """A copy of the course with an address."""
     folder = tmp_path_factory.mktemp("published")
-    ignored = shutil.ignore_patterns("__pycache__", "runs", ".*")
-    for part in PARTS:
-        path = REPOSITORY / part
-        copy = shutil.copytree if path.is_dir() else shutil.copy
-        copy(path, folder / part, **({"ignore": ignored} if path.is_dir() else {}))
+    copy_course(folder)
     assert publish.publish(f"{ADDRESS}.git/", "spring", folder)
     return folder
 

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import runpy
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,30 +12,13 @@ import pytest
 
 from qlora_lab.classroom import scaffold
 from qlora_lab.classroom.__main__ import main
-from qlora_lab.classroom.source import REPOSITORY
 from qlora_lab.errors import UserError
 from qlora_lab.training.data import read_chats
 
-PARTS = (
-    "qlora_lab",
-    "tests",
-    "notebooks",
-    "data",
-    "examples",
-    "README.md",
-    "pyproject.toml",
-    "requirements.txt",
-    "constraints.txt",
-)
-
 
 @pytest.fixture
-def course(tmp_path) -> Path:
-    ignored = shutil.ignore_patterns("__pycache__", "runs", ".*")
-    for part in PARTS:
-        path = REPOSITORY / part
-        copy = shutil.copytree if path.is_dir() else shutil.copy
-        copy(path, tmp_path / part, **({"ignore": ignored} if path.is_dir() else {}))
+def course(tmp_path, copy_course) -> Path:
+    copy_course(tmp_path)
     return tmp_path
 
 
