@@ -295,10 +295,8 @@ def load_encoder(folder: pathlib.Path) -> tuple[Any, Any]:
 
     if not (folder / "model.safetensors").is_file():
         raise UserError(f"{folder} has no model.safetensors: --encoder takes the unpacked folder of a model")
-    encoder = AutoModel.from_pretrained(
-        folder, trust_remote_code=False, use_safetensors=True, local_files_only=True, dtype=torch.float32
-    )
-    return encoder.eval(), AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    encoder = AutoModel.from_pretrained(folder, trust_remote_code=False, use_safetensors=True, dtype=torch.float32)
+    return encoder.eval(), AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
 def beside_the_paper(rows: list[dict]) -> str:
