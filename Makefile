@@ -77,14 +77,14 @@ OLD := .venv-oldest
 OLDEST = $(OLD)/bin/python -m pytest -p no:cacheprovider -o filterwarnings=ignore
 test-oldest: export HF_HUB_OFFLINE = 1
 test-oldest: export OMP_NUM_THREADS = 1
-test-oldest: model ## the unit tests and notebooks 00 to 08 with the oldest libraries that requirements.txt allows
+test-oldest: model ## the unit tests and notebooks 00 to 07 and 10 with the oldest libraries that requirements.txt allows
 	$(PY) -m venv $(OLD)
 	sed -n 's/^\([a-z]*\)>=\([0-9.]*\),.*/\1==\2/p' requirements.txt >$(OLD)/oldest.txt
 	$(OLD)/bin/python -m pip install --quiet --disable-pip-version-check $(SOURCE) -c $(OLD)/oldest.txt -e '.[dev]'
 	$(OLDEST) -n $(CORES) -m "not latency and not browser"
 	$(PY) -m qlora_lab.classroom.build --with-claims $(OLD)/notebooks
 	QLORA_LAB_PROGRESS=$(OLD)/progress.json $(OLDEST) --nbval --nbval-current-env \
-	    --nbval-sanitize-with tests/nbval_sanitize.cfg $(OLD)/notebooks/0[0-8]*.ipynb
+	    --nbval-sanitize-with tests/nbval_sanitize.cfg $(OLD)/notebooks/0[0-7]*.ipynb $(OLD)/notebooks/10*.ipynb
 
 run: model ## the QLoRA run on the real model, headless, with a report
 	$(PY) -m qlora_lab.train_qlora --output runs/$$(date +%Y%m%d-%H%M%S) $(RUN_FLAGS)
@@ -124,10 +124,10 @@ $(VENV)/triton: $(STAMP)
 	@$(PY) -m pip install --quiet --disable-pip-version-check $(SOURCE) -c constraints.txt -e '.[triton]' \
 	    && touch $@ || echo "no Triton here: the tests of its kernels are skipped"
 
-# llama.cpp, 34 MB: exported files are held against it, and lesson 16 runs it.
+# llama.cpp, 34 MB: exported files are held against it, and lesson 12 runs it.
 $(VENV)/export: $(STAMP)
 	@$(PY) -m pip install --quiet --disable-pip-version-check $(SOURCE) -c constraints.txt -e '.[export]' \
-	    && touch $@ || echo "no xllamacpp here: lesson 16 wants it, and tests that hold exported files against it are skipped"
+	    && touch $@ || echo "no xllamacpp here: lesson 12 wants it, and tests that hold exported files against it are skipped"
 
 # 60 MB that learners do not need, so `make lab` does without.
 $(VENV)/types: $(STAMP)

@@ -237,7 +237,7 @@ def test_nothing_is_loaded_that_could_run_code():
 
 
 def test_bitsandbytes_config_still_needs_every_argument():
-    """The lesson of notebook 07: its defaults are not QLoRA's."""
+    """The lesson of notebook 01: its defaults are not QLoRA's."""
     import torch
     from transformers import BitsAndBytesConfig
 
@@ -264,7 +264,7 @@ def test_loading_in_4_bits_by_an_argument_is_still_refused(tiny_folder):
 
 
 def test_a_config_that_does_not_ask_for_4_bits_still_gets_them(tiny_folder):
-    """What the checks of exercises 7.1 and 12.2 say of transformers 5."""
+    """What the checks of exercises 1.1 and 12.2 say of transformers 5."""
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     model = AutoModelForCausalLM.from_pretrained(tiny_folder, quantization_config=BitsAndBytesConfig())

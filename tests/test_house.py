@@ -376,7 +376,7 @@ def test_readme_names_everything_at_the_top_and_every_room():
     assert sorted(top - {entry.partition("/")[0] for entry in entries}) == [], "missing from README's tree"
     modules = {path for path in files if path.startswith("qlora_lab/") and path.endswith(".py")}
     rooms = {path.rpartition("/")[0] + "/" for path in modules if path.count("/") > 1}
-    lessons = {room for room in rooms if room.startswith("qlora_lab/classroom/lessons/n")}
+    lessons = {room for room in rooms if room.startswith("qlora_lab/classroom/lessons/")}
     alone = {path for path in modules if path.count("/") == 1 and not path.endswith("__init__.py")}
     assert sorted((rooms - lessons | alone) - set(entries)) == [], "missing from README's tree"
 
@@ -434,7 +434,7 @@ def test_no_file_holds_a_path_of_some_machine():
 
 @pytest.mark.parametrize("folder", ["home", "root", "work", "Users"])
 def test_a_machine_path_is_seen(folder):
-    path = f"/{folder}/someone/qlora-lab/notebooks/07_qlora_run.py"
+    path = f"/{folder}/someone/qlora-lab/notebooks/01_first_run.py"
     for before in ('"', " ", r"\n", r"\u001b[32m", "file://"):
         assert machine_paths(f"some text{before}{path}, line 3".encode()) == [path[:40]]
     assert machine_paths(f"https://host{path} ./..{path} docs{path}".encode()) == []

@@ -126,7 +126,7 @@ check_bytes_of_weights(weight_bytes)
 # ## Sliders
 #
 # Most notebooks have a slider. Move this one (it needs a running kernel): which of your favourite models fit this machine,
-# and in which format? These are the weights alone. What training adds to them is the subject of notebook 01.
+# and in which format? These are the weights alone. What training adds to them is the subject of notebook 02.
 
 # %% alt="Horizontal bars: GB that a model's weights take in 32, 16, 8 and 4 bits, with a dashed line at this machine's memory. Where the slider starts, at {{slider.value:g}} billion parameters, they are {{slider.value * 32 / 8:g}}, {{slider.value * 16 / 8:g}}, {{slider.value:g}} and {{slider.value * 4 / 8:g}} GB: half the bits, half the bytes."
 # NBVAL_IGNORE_OUTPUT
@@ -187,7 +187,7 @@ assert model.is_loaded_in_4bit
 assert model.config.num_hidden_layers == 30 and model.config.vocab_size == 49_152
 
 # %% [markdown]
-# It talks, in 4 bits: **your machine is ready.** In notebook 07 you teach the model a trade.
+# It talks, in 4 bits: **your machine is ready.** In notebook 01 you teach the model a trade.
 
 # %% [markdown]
 # ## The map
@@ -195,19 +195,30 @@ assert model.config.num_hidden_layers == 30 and model.config.vocab_size == 49_15
 # | | question |
 # |---|---|
 # | **00** | is my machine ready? |
-# | [**01**](01_memory_wall.ipynb) | why can I not just fine-tune a 7B model? |
-# | [**02**](02_number_formats.ipynb) | what is lost with fewer bits? |
-# | [**03**](03_nf4.ipynb) | which 16 numbers are best? |
-# | [**04**](04_double_quantization.ipynb) | what do the scales cost? |
-# | [**05**](05_lora.ipynb) | why does a low rank suffice? |
-# | [**06**](06_qlora_from_scratch.ipynb) | what happens when the base is 4-bit? |
-# | [**07**](07_qlora_run.ipynb) | can I train a real LLM here, now? |
-# | [**08**](08_memory_comparison.ipynb) | was the prediction right? |
-# | [**09**](09_accuracy_comparison.ipynb) | what did 4 bits cost? |
-# | [**10**](10_training_tricks.ipynb) | which knob buys what? |
-# | [**11**](11_after_training.ipynb) | how do I use it? |
-# | [**12**](12_fact_check.ipynb) | what do tutorials get wrong? |
-# | [**13**](13_why_is_it_slow.ipynb) | why is QLoRA slow, and what makes it fast? |
+# | [**01**](01_first_run.ipynb) | can I train a real LLM here, now? |
+# | [**02**](02_memory_wall.ipynb) | why can I not just fine-tune a 7B model? |
+# | [**03**](03_number_formats.ipynb) | what is lost with fewer bits? |
+# | [**04**](04_nf4.ipynb) | which 16 numbers are best? |
+# | [**05**](05_double_quantization.ipynb) | what do the scales cost? |
+# | [**06**](06_lora.ipynb) | why does a low rank suffice? |
+# | [**07**](07_qlora_from_scratch.ipynb) | what happens when the base is 4-bit? |
+# | [**08**](08_your_data.ipynb) | how do I teach it *my* task? |
+# | [**09**](09_your_gpu.ipynb) | how do I do this with plain Hugging Face, on my card? |
+# | [**10**](10_memory_comparison.ipynb) | was the prediction right? |
+# | [**11**](11_accuracy_comparison.ipynb) | what did 4 bits cost? |
+# | [**12**](12_ship_it.ipynb) | how do I use it somewhere else? |
+# | [**13**](13_fact_check.ipynb) | what do tutorials get wrong? |
+#
+# **Deep dives**, for those who want more; nothing on the path needs them:
+#
+# | | question |
+# |---|---|
+# | [**A**](dive_a_better_codebooks.ipynb) | are there sixteen better numbers, and does it matter? |
+# | [**D**](dive_d_training_tricks.ipynb) | which knob buys what? |
+# | [**E**](dive_e_beyond_qlora.ipynb) | should I still use QLoRA? |
+# | [**F**](dive_f_why_is_it_slow.ipynb) | why is QLoRA slow, and what makes it fast? |
+# | [**G**](dive_g_more_than_one_card.ipynb) | can several cards train what one cannot hold? |
+# | [**H**](dive_h_merging.ipynb) | how do I use it? |
 
 # %% [markdown]
 # ## Recap
@@ -228,5 +239,4 @@ progress()
 # Your progress is kept on this machine, across restarts; `progress().export("mine.csv")` (or `.json`) writes it down for
 # others.
 #
-# **Next:** [01 · Why can I not just fine-tune a 7B model?](01_memory_wall.ipynb), or straight to
-# [07 · Can I train a real LLM here, now?](07_qlora_run.ipynb)
+# **Next:** [01 · Can I train a real LLM here, now?](01_first_run.ipynb)

@@ -8,8 +8,8 @@
     python -m qlora_lab.classroom.build --nbgrader FOLDER        write assignments for nbgrader
     python -m qlora_lab.classroom.build --no-solutions FOLDER    write the students' copy; --hints none: without hints
 
-`notebooks/source/07_qlora_run.py` is a script in jupytext's percent format. It becomes `notebooks/07_qlora_run.ipynb`,
-for the learner, and `notebooks/solutions/07_qlora_run.ipynb`, where the exercises are solved.
+`notebooks/source/01_first_run.py` is a script in jupytext's percent format. It becomes `notebooks/01_first_run.ipynb`,
+for the learner, and `notebooks/solutions/01_first_run.ipynb`, where the exercises are solved.
 
     # %% [markdown]               a markdown cell, every line a comment
     # %% tags=["exercise"]        a code cell; options such as tags are JSON
@@ -48,7 +48,7 @@ A number in the text, or in a figure's description, is not typed but taken from 
 
 Expression and format are as in an f-string, evaluated below the code above; the tolerance, relative or absolute
 (`±0.02`), is for what differs from machine to machine. `--execute` fills the values in and keeps them beside the
-source, in `07_qlora_run.json`; see `values.py`. A number that is no result is declared in the same way: {{2023}}.
+source, in `01_first_run.json`; see `values.py`. A number that is no result is declared in the same way: {{2023}}.
 Others fail `--check`, but for those that stood there before, see `numbers.py`. What else the text says is asserted in
 a claims cell:
 
@@ -91,7 +91,7 @@ from qlora_lab.classroom.outputs import (
     find_silence,
     keep_outputs,
 )
-from qlora_lab.classroom.source import REPOSITORY, BuildError
+from qlora_lab.classroom.source import REPOSITORY, BuildError, find_all
 from qlora_lab.classroom.students import copy_course, without_solutions
 
 # Notebooks are plain dicts here, as JSON gives them. nbformat and jupytext take two seconds to import and to read the
@@ -107,7 +107,7 @@ def show_path(path: Path) -> str:
 
 def find_sources(notebooks: Path, names: list[str]) -> list[Path]:
     """The scripts in `notebooks`/source, or those whose names begin with one of `names`."""
-    sources = sorted((notebooks / "source").glob("[0-9]*.py"))
+    sources = find_all(notebooks)
     if not sources:
         raise BuildError(f"no sources in {show_path(notebooks / 'source')}")
     chosen = set()

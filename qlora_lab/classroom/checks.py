@@ -10,8 +10,8 @@ A check takes the learner's answer and shows one line: not attempted yet (·), w
 It never raises, unless QLORA_LAB_STRICT=1 is set: then everything but ✓ raises ExerciseUnsolved. Solved exercises are
 noted in a small JSON file, and `progress()` shows them by item of the course's checklist.
 
-To add a check, write a function from the answer to a Verdict in the lesson's folder (lessons/n03/checks.py), decorate
-it, and give tests/classroom/lessons/n03/answers.py a right answer and the wrong ones it should recognize:
+To add a check, write a function from the answer to a Verdict in the lesson's folder (lessons/n04/checks.py), decorate
+it, and give tests/classroom/lessons/n04/answers.py a right answer and the wrong ones it should recognize:
 
     @exercise("3.2", "level usage", item="nf4", points=2, todo="complete `level_usage`")
     def check_level_usage(level_usage):
@@ -35,7 +35,8 @@ from qlora_lab.classroom.judging import Check, Exercise, Progress, progress_path
 def checks_of_lessons() -> dict[str, Check]:
     """The checks in lessons/*/checks.py by name, in the course's order: what `exercise` decorates."""
     found = {}
-    for lesson in sorted(module.name for module in pkgutil.iter_modules(lessons.__path__)):
+    rooms = [module.name for module in pkgutil.iter_modules(lessons.__path__)]
+    for lesson in sorted(rooms, key=lambda room: (room.startswith("dive_"), room)):
         module = importlib.import_module(f"{lessons.__name__}.{lesson}.checks")
         found |= {name: check for name, check in vars(module).items() if hasattr(check, "exercise")}
     return found
@@ -57,5 +58,5 @@ def progress() -> Progress:
         solved = read_progress(progress_path())
     except OSError as error:
         print(f"· your progress could not be read ({error})")
-        solved = set()
+        solved = {}
     return Progress(all_exercises(), frozenset(solved))

@@ -1,6 +1,6 @@
 """Grade what learners hand in: each notebook in a process of its own, under limits.
 
-    python -m qlora_lab.classroom.grade 04_double_quantization.ipynb [more.ipynb] [--json | --csv]
+    python -m qlora_lab.classroom.grade 05_double_quantization.ipynb [more.ipynb] [--json | --csv]
         [--minutes 30] [--cell-minutes 10] [--answer-minutes 2] [--memory-gb 8]
     python -m qlora_lab.classroom.grade --class handed_in --results grades --jobs 4 [--roster roster.csv]
     python -m qlora_lab.classroom.grade --one handed_in/ann/04.ipynb --results grades

@@ -1,6 +1,7 @@
 """The mechanism behind every check (what it shows, records and raises), and the file that keeps progress."""
 
 import csv
+import datetime
 import functools
 import html
 import io
@@ -30,9 +31,9 @@ MARKS = {"open": "·", "wrong": "✗", "right": "✓", "unavailable": "·"}
 
 @dataclass(frozen=True)
 class Exercise:
-    """id: notebook and number, such as "7.2". item: a key of CHECKLIST. points: 1 to 3, the difficulty's dots.
+    """id: lesson and number, such as "7.2", or "D.1" in a deep dive. item: a key of CHECKLIST.
 
-    optional: the item is ticked without it, since not every machine can do it.
+    points: 1 to 3, the difficulty's dots. optional: the item is ticked without it, since not every machine can do it.
     """
 
     id: str
@@ -44,6 +45,11 @@ class Exercise:
     def __post_init__(self):
         if self.item not in CHECKLIST:
             raise ValueError(f"exercise {self.id} has item={self.item!r}: expected one of {', '.join(CHECKLIST)}")
+
+    @property
+    def in_a_dive(self) -> bool:
+        """Whether it belongs to a deep dive: those do not count for the checklist."""
+        return self.id[:1].isalpha()
 
 
 @dataclass(frozen=True)
@@ -225,7 +231,7 @@ def progress_path() -> Path:
 
 
 def record(exercise_id: str) -> None:
-    """Note that an exercise is solved. If that fails, say so; the verdict stands."""
+    """Note that an exercise is solved, and the day. If that fails, say so; the verdict stands."""
     path = progress_path()
     temporary = path.with_name(f"{path.name}.{os.getpid()}")
     try:
@@ -233,26 +239,38 @@ def record(exercise_id: str) -> None:
         with FileLock(f"{path}.lock", timeout=10):  # two notebooks may solve something at once
             solved = read_progress(path)
             if exercise_id not in solved:
-                temporary.write_text(json.dumps({"solved": sorted(solved | {exercise_id})}), encoding="utf-8")
+                solved[exercise_id] = datetime.date.today().isoformat()
+                temporary.write_text(json.dumps({"solved": solved}), encoding="utf-8")
                 os.replace(temporary, path)  # in one step: never half a file
     except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
         print(f"· your progress could not be saved ({error})")
 
 
-def read_progress(path: Path) -> set[str]:
-    """The ids of the solved exercises. A file that cannot be understood is renamed, never deleted."""
+def read_progress(path: Path) -> dict[str, str]:
+    """The ids of the solved exercises, and the day on which each was solved first, such as "2026-11-30".
+
+    A file that cannot be understood is renamed, never deleted; so is one of the course's first edition (a list of ids),
+    in which the lessons had other numbers.
+    """
     try:
         solved = json.loads(path.read_text(encoding="utf-8"))["solved"]
-        if not isinstance(solved, list) or not all(isinstance(id, str) for id in solved):
-            raise ValueError("not a list of exercises")
-        return set(solved)
+        if isinstance(solved, list):
+            return set_aside(path, "first-edition", "is of the course's first edition, whose lessons had other numbers")
+        if not isinstance(solved, dict) or not all(isinstance(day, str) for day in solved.values()):
+            raise ValueError("no exercises with their days")
+        return solved
     except FileNotFoundError:
-        return set()
+        return {}
     except (ValueError, TypeError, KeyError, RecursionError):
-        aside = next(p for n in range(1, 10**6) if not (p := path.with_name(f"{path.stem}.damaged-{n}.json")).exists())
-        os.replace(path, aside)
-        print(f"· your progress file was damaged: counting starts anew, and the old file is kept as {aside}")
-        return set()
+        return set_aside(path, "damaged", "was damaged")
+
+
+def set_aside(path: Path, mark: str, why: str) -> dict[str, str]:
+    """Rename a progress file, say so, and return the progress of somebody who begins."""
+    aside = next(p for n in range(1, 10**6) if not (p := path.with_name(f"{path.stem}.{mark}-{n}.json")).exists())
+    os.replace(path, aside)
+    print(f"· your progress file {why}: counting starts anew, and the old file is kept as {aside}")
+    return {}
 
 
 @dataclass(frozen=True, repr=False)
@@ -263,21 +281,29 @@ class Progress:
     solved: frozenset[str]
 
     def rows(self) -> list[tuple[str, str, str, str]]:
-        """One row an item: its box, its sentence, "2 of 3", the next open exercise."""
-        rows = []
+        """One row an item, for the path: its box, its sentence, "2 of 3", the next open exercise. Last, the dives."""
+        rows, (path, dives) = [], self.parts()
         for item, sentence in CHECKLIST.items():
-            mine = [exercise for exercise in self.exercises if exercise.item == item]
+            mine = [exercise for exercise in path if exercise.item == item]
             still_open = [exercise for exercise in mine if exercise.id not in self.solved]
             waiting = [exercise for exercise in still_open if not exercise.optional]
             box = "☑" if mine and not waiting else "☐"
             count = f"{len(mine) - len(still_open)} of {len(mine)}" if mine else "no exercise yet"
             rows.append((box, sentence, count, f"{still_open[0].id} {still_open[0].title}" if still_open else ""))
-        return rows
+        done = [exercise for exercise in dives if exercise.id in self.solved]
+        return rows + [("", "deep dives, for those who want more", f"{len(done)} of {len(dives)}", "")] * bool(dives)
+
+    def parts(self) -> tuple[list[Exercise], list[Exercise]]:
+        """The exercises of the path, and of the deep dives."""
+        path = [exercise for exercise in self.exercises if not exercise.in_a_dive]
+        return path, [exercise for exercise in self.exercises if exercise.in_a_dive]
 
     def summary(self) -> str:
-        done = [exercise for exercise in self.exercises if exercise.id in self.solved]
-        points = sum(exercise.points for exercise in done), sum(exercise.points for exercise in self.exercises)
-        return f"{len(done)} of {len(self.exercises)} exercises solved, {points[0]} of {points[1]} points"
+        """What is solved on the path; the deep dives are counted in `rows`."""
+        path, _ = self.parts()
+        done = [exercise for exercise in path if exercise.id in self.solved]
+        points = sum(exercise.points for exercise in done), sum(exercise.points for exercise in path)
+        return f"{len(done)} of {len(path)} exercises solved, {points[0]} of {points[1]} points"
 
     def export(self, path: str | Path) -> Path:
         """Write one line an exercise (id, title, item, points, solved) to a .csv or .json file, and return its path.
@@ -303,7 +329,7 @@ class Progress:
 
     def __repr__(self) -> str:
         lines = [
-            f"{box} {sentence:<50} {count:<22} {'next: ' + following if following else ''}".rstrip()
+            f"{box or '+'} {sentence:<50} {count:<22} {'next: ' + following if following else ''}".rstrip()
             for box, sentence, count, following in self.rows()
         ]
         return "\n".join([self.summary(), *lines])

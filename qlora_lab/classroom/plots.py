@@ -3,7 +3,7 @@
 Colours are Okabe and Ito's, which the colour-blind can tell apart, and no figure relies on colour alone: lines
 differ in dashes, bars in hatching or labels.
 
-Here is what several notebooks draw; what only one of them draws is in its folder (lessons/n03/figures.py).
+Here is what several notebooks draw; what only one of them draws is in its folder (lessons/n04/figures.py).
 """
 
 import math

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from qlora_lab.classroom import templates
 from qlora_lab.classroom.judging import CHECKLIST
-from qlora_lab.classroom.source import REPOSITORY
+from qlora_lab.classroom.source import NAME, REPOSITORY, exercises_of, find_all, room
 from qlora_lab.errors import UserError
 from qlora_lab.training.data import read_chats
 
@@ -30,23 +30,28 @@ ROW = re.compile(r"^\| \[(\w+)\]\(notebooks/.*\|\n", re.MULTILINE)  # of README'
 def new_lesson(stem: str, title: str, root: Path = REPOSITORY) -> list[Path]:
     """Write the source, checks, figures and answers of a lesson, and its row in README's table.
 
-    stem: such as "17_my_lesson". title: a question, as those of the other lessons.
+    stem: such as "17_my_lesson", or "dive_z_my_dive" for a deep dive. title: a question, as those of the other lessons.
 
     Returns the files. Raises UserError for a name that is no lesson's, or whose number is taken.
     """
-    if not re.fullmatch(r"\d\d_[a-z0-9_]+", stem):
-        raise UserError(f"{stem!r} is no name of a lesson: two digits and a word, such as 17_my_lesson")
-    if taken := sorted((root / "notebooks" / "source").glob(f"{stem[:2]}_*.py")):
-        raise UserError(f"the number {stem[:2]} is taken by {taken[0].stem}: take another")
+    if not NAME.fullmatch(stem):
+        raise UserError(
+            f"{stem!r} is no name of a lesson: two digits and a word, such as 17_my_lesson, or dive_z_my_dive"
+        )
+    here = room(stem)
+    if taken := [path for path in find_all(root / "notebooks") if room(path.stem) == here]:
+        raise UserError(f"the {'letter' if stem[0] == 'd' else 'number'} is taken by {taken[0].stem}: take another")
     if not title or re.search(r'[|\n"`]', title):
         raise UserError(f'{title!r} is no title: one line of text without ", | and `, such as "what does it cost?"')
-    names = {"stem": stem, "number": stem[:2], "title": title, "Title": capital(title)}
+    number = stem[:2] if stem[0] != "d" else f"Dive {exercises_of(stem)}"
+    names = {"stem": stem, "room": here, "id": exercises_of(stem), "number": number, "title": title}
+    names["Title"] = capital(title)
     files = {
         root / "notebooks" / "source" / f"{stem}.py": templates.LESSON.format(**names),
-        root / LESSONS / f"n{stem[:2]}" / "__init__.py": f'"""Lesson {stem[:2]}: {title}"""\n',
-        root / LESSONS / f"n{stem[:2]}" / "figures.py": templates.FIGURES.format(**names),
-        root / LESSONS / f"n{stem[:2]}" / "checks.py": templates.CHECKS.format(**names),
-        root / ANSWERS / f"n{stem[:2]}" / "answers.py": templates.ANSWERS.format(**names),
+        root / LESSONS / here / "__init__.py": f'"""{stem}: {title}"""\n',
+        root / LESSONS / here / "figures.py": templates.FIGURES.format(**names),
+        root / LESSONS / here / "checks.py": templates.CHECKS.format(**names),
+        root / ANSWERS / here / "answers.py": templates.ANSWERS.format(**names),
     }
     for path, text in files.items():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -73,7 +78,7 @@ def new_exercise(lesson: str, name: str, title: str, item: str, points: int, roo
         raise UserError(f'{title!r} is no title: one line of text without ", ` and braces')
     if item not in CHECKLIST:
         raise UserError(f"the checklist has no item {item!r}: it has {', '.join(CHECKLIST)}")
-    room = f"n{source.stem[:2]}"
+    here = room(source.stem)
     taken = [
         path
         for path in (root / LESSONS).glob("*/checks.py")
@@ -81,8 +86,8 @@ def new_exercise(lesson: str, name: str, title: str, item: str, points: int, roo
     ]
     if taken:
         raise UserError(f"{taken[0].parent.name} has a check_{name} already: take another name")
-    checks, answers = root / LESSONS / room / "checks.py", root / ANSWERS / room / "answers.py"
-    number = int(source.stem[:2])
+    checks, answers = root / LESSONS / here / "checks.py", root / ANSWERS / here / "answers.py"
+    number = exercises_of(source.stem)
     used = re.findall(rf'@exercise\(\s*"{number}\.(\d+)"', checks.read_text(encoding="utf-8"))
     names = {"id": f"{number}.{1 + max(map(int, used), default=0)}", "name": name, "title": title, "item": item}
     names |= {"Title": capital(title), "points": points, "dots": "●" * points + "○" * (3 - points)}
@@ -150,13 +155,13 @@ def drop_lesson(lesson: str, root: Path = REPOSITORY) -> list[str]:
     Raises UserError for a name that is no lesson's whole name.
     """
     source = find_lesson(lesson, root)
-    stem, number = source.stem, source.stem[:2]
+    stem, here = source.stem, room(source.stem)
     if lesson != stem:
         raise UserError(f"{lesson!r} is only the beginning of {stem}: what is to be deleted must be named in full")
-    checks = re.findall(r"def (check_\w+)", (root / LESSONS / f"n{number}" / "checks.py").read_text(encoding="utf-8"))
+    checks = re.findall(r"def (check_\w+)", (root / LESSONS / here / "checks.py").read_text(encoding="utf-8"))
     for path in (source, source.with_suffix(".json"), *(root / "notebooks").glob(f"**/{stem}.ipynb")):
         path.unlink(missing_ok=True)
-    for folder in (root / LESSONS / f"n{number}", root / ANSWERS / f"n{number}"):
+    for folder in (root / LESSONS / here, root / ANSWERS / here):
         shutil.rmtree(folder, ignore_errors=True)
     readme = (root / "README.md").read_text(encoding="utf-8")
     rows = "".join(row[0] for row in ROW.finditer(readme) if row[1] == stem)
@@ -164,7 +169,8 @@ def drop_lesson(lesson: str, root: Path = REPOSITORY) -> list[str]:
     record = json.loads((root / RECORD).read_text(encoding="utf-8"))
     record["notebooks"].pop(stem, None)
     (root / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    told = re.compile(rf"\b({'|'.join([stem, f'n{number}', *checks])})\b|\b(notebook|lesson)s? {number}\b")
+    spoken = rf"\b(notebook|lesson)s? {stem[:2]}\b" if stem[0] != "d" else rf"\b[Dd]ive {exercises_of(stem)}\b"
+    told = re.compile(rf"\b({'|'.join([stem, here, *checks])})\b|{spoken}")
     places = [*root.glob("*.md"), *root.glob("docs/*.md"), *root.glob("notebooks/source/*.py")]
     places += [*root.glob("tests/**/*.py"), *root.glob("qlora_lab/**/*.py")]
     return [
@@ -182,7 +188,7 @@ def capital(text: str) -> str:
 
 def find_lesson(lesson: str, root: Path) -> Path:
     """The source of the one lesson whose name begins so. Raises UserError if it is none, or several."""
-    sources = sorted((root / "notebooks" / "source").glob("[0-9]*.py"))
+    sources = find_all(root / "notebooks")
     found = [path for path in sources if path.stem.startswith(lesson)]
     if len(found) != 1:
         raise UserError(f"{lesson!r} is no lesson: there are {', '.join(path.stem for path in sources)}")

@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+NAME = re.compile(
+    r"(?:(?P<number>\d\d)|dive_(?P<letter>[a-z]))_[a-z0-9_]+"
+)  # of a lesson on the path, or of a deep dive
 
 CELL = re.compile(
     r'# %%(?: (?P<title>claims|machinery "[^"={}\[\]]+"))?(?: \[(?P<type>markdown)\])?(?P<options>(?: \w+=.*)?)\s*'
@@ -52,6 +55,21 @@ class Cell:
         """The title of a machinery cell, empty for others."""
         title = self.metadata.get("title", "")
         return title.split('"')[1] if title.startswith("machinery") else ""
+
+
+def find_all(notebooks: Path) -> list[Path]:
+    """The sources of a course in its order: the path, then the deep dives."""
+    return sorted((notebooks / "source").glob("*.py"))
+
+
+def room(stem: str) -> str:
+    """The folder of a lesson below classroom/lessons: "n04" for 04_nf4, "dive_a" for dive_a_better_codebooks."""
+    return f"n{stem[:2]}" if stem[:1].isdigit() else stem[:6]
+
+
+def exercises_of(stem: str) -> str:
+    """What the numbers of a lesson's exercises begin with: "4" for 04_nf4, "A" for dive_a_better_codebooks."""
+    return str(int(stem[:2])) if stem[:1].isdigit() else stem[5].upper()
 
 
 def read_cells(text: str) -> list[Cell]:

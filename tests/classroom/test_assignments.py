@@ -13,9 +13,9 @@ import pytest
 from qlora_lab.classroom.assignments import CONFIGURATION, assignment
 from qlora_lab.classroom.build import main
 from qlora_lab.classroom.checks import CHECKS
-from qlora_lab.classroom.source import REPOSITORY, versions
+from qlora_lab.classroom.source import REPOSITORY, exercises_of, find_all, versions
 
-SOURCES = sorted((REPOSITORY / "notebooks" / "source").glob("[0-9]*.py"))
+SOURCES = find_all(REPOSITORY / "notebooks")
 LESSON = """# %% [markdown]
 # # Small
 
@@ -75,7 +75,7 @@ def test_every_lesson_is_an_assignment_with_the_points_of_its_exercises(source):
     assert len({mark["grade_id"] for mark in marks}) == len(marks)
     assert all(re.fullmatch(r"[\w-]+", mark["grade_id"]) for mark in marks)
     wanted = [
-        check.exercise for check in CHECKS.values() if check.exercise.id.partition(".")[0] == str(int(source.stem[:2]))
+        check.exercise for check in CHECKS.values() if check.exercise.id.partition(".")[0] == exercises_of(source.stem)
     ]
     assert sum(mark.get("points", 0) for mark in marks) == sum(exercise.points for exercise in wanted)
     assert [mark["solution"] for mark in marks].count(True) >= len(wanted)

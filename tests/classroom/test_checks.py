@@ -1,5 +1,6 @@
 """Every exercise check refuses its stub and the mistakes it names, and accepts a right answer; progress is kept."""
 
+import datetime
 import json
 import os
 import runpy
@@ -21,6 +22,8 @@ from qlora_lab.classroom.judging import (
     record,
 )
 
+TODAY = datetime.date.today().isoformat()
+
 
 @pytest.fixture(autouse=True)
 def progress_file(tmp_path, monkeypatch) -> Path:
@@ -29,9 +32,9 @@ def progress_file(tmp_path, monkeypatch) -> Path:
     return tmp_path / "lab" / "progress.json"
 
 
-# lessons/n07/answers.py has RIGHT, pairs of a check and its arguments, and WRONG: a check, an answer, a piece of the
+# lessons/n01/answers.py has RIGHT, pairs of a check and its arguments, and WRONG: a check, an answer, a piece of the
 # message.
-ANSWERS = [runpy.run_path(str(path)) for path in sorted((Path(__file__).parent / "lessons").glob("n*/answers.py"))]
+ANSWERS = [runpy.run_path(str(path)) for path in sorted((Path(__file__).parent / "lessons").glob("*/answers.py"))]
 RIGHT = [case for answers in ANSWERS for case in answers["RIGHT"]]
 WRONG = [case for answers in ANSWERS for case in answers["WRONG"]]
 ALL_CHECKS = list({check: None for check, _ in RIGHT})
@@ -188,7 +191,7 @@ def test_without_triton_its_exercise_says_so_and_nothing_fails(monkeypatch, caps
     monkeypatch.setenv("QLORA_LAB_STRICT", "1")
     KERNEL_CHECK(stub)
     line = capsys.readouterr().out
-    assert line.startswith("· 13.4 cannot be done here: Triton is not installed") and line.count("\n") == 1
+    assert line.startswith("· F.4 cannot be done here: Triton is not installed") and line.count("\n") == 1
     assert not progress().solved
 
 
@@ -218,7 +221,7 @@ def test_progress_survives_a_restart_and_a_later_mistake(progress_file):
     assert progress().solved == {"0.1"}
     check_bytes_of_weights(stub)
     check_labels(mask)
-    assert progress().solved == {"0.1", "7.2"}
+    assert progress().solved == {"0.1", "1.2"}
 
 
 RACER = """
@@ -251,7 +254,9 @@ def test_notebooks_may_record_at_the_same_time(progress_file, tmp_path):
     assert progress().solved == {"1.1", "2.2"}
 
 
-@pytest.mark.parametrize("text", ["", '{"solved": ["0.1"', "[]", "{}", '{"solved": 3}', '{"solved": [1]}', "\x00"])
+@pytest.mark.parametrize(
+    "text", ["", '{"solved": {"0.1"', "[]", "{}", '{"solved": 3}', '{"solved": {"0.1": 1}}', "\x00"]
+)
 def test_a_damaged_file_is_kept_aside(text, progress_file, capsys):
     progress_file.parent.mkdir()
     for n in (1, 2):
@@ -260,7 +265,19 @@ def test_a_damaged_file_is_kept_aside(text, progress_file, capsys):
         aside = progress_file.with_name(f"progress.damaged-{n}.json")
         assert aside.read_text() == text
         assert f"was damaged: counting starts anew, and the old file is kept as {aside}" in capsys.readouterr().out
-        assert json.loads(progress_file.read_text()) == {"solved": ["7.2"]}
+        assert json.loads(progress_file.read_text()) == {"solved": {"1.2": TODAY}}
+
+
+def test_progress_of_the_first_edition_is_kept_aside(progress_file, capsys):
+    """Its lessons had other numbers: "4.1" was another exercise."""
+    progress_file.parent.mkdir()
+    progress_file.write_text('{"solved": ["4.1"]}')
+    check_labels(mask)
+    aside = progress_file.with_name("progress.first-edition-1.json")
+    assert aside.read_text() == '{"solved": ["4.1"]}' and progress().solved == {"1.2"}
+    assert f"whose lessons had other numbers: counting starts anew, and the old file is kept as {aside}" in (
+        capsys.readouterr().out
+    )
 
 
 def test_what_was_recorded_before_survives_a_full_disk(progress_file, monkeypatch, capsys):
@@ -270,7 +287,7 @@ def test_what_was_recorded_before_survives_a_full_disk(progress_file, monkeypatc
     record("1.1")
     monkeypatch.setattr(os, "replace", no_space)
     record("2.2")
-    assert json.loads(progress_file.read_text()) == {"solved": ["1.1"]}
+    assert json.loads(progress_file.read_text()) == {"solved": {"1.1": TODAY}}
     assert "could not be saved ([Errno 28] No space left on device)" in capsys.readouterr().out
 
 
@@ -280,7 +297,7 @@ def test_progress_that_cannot_be_saved_or_read_is_no_error(tmp_path, monkeypatch
     check_labels(mask)
     assert progress().solved == set()
     shown = capsys.readouterr().out
-    assert shown.startswith("✓ 7.2") and "could not be saved" in shown and "could not be read" in shown
+    assert shown.startswith("✓ 1.2") and "could not be saved" in shown and "could not be read" in shown
 
 
 def test_default_path_is_the_users_data_folder(monkeypatch):
@@ -303,6 +320,16 @@ def test_progress_as_text():
     assert [line for line in shown if line.startswith("☑")] == [shown[2]] and "1 of 1" in shown[2]
     assert "1 of 2" in shown[5] and shown[5].endswith("next: 1.2 two & a half")
     assert shown[1].startswith("☐") and shown[1].endswith("no exercise yet")
+
+
+def test_deep_dives_stand_apart():
+    dives = (Exercise("A.1", "a", "memory", 3), Exercise("D.1", "d", "nf4", 3))
+    progress = Progress((*EXERCISES, *dives), frozenset({"3.1", "D.1"}))
+    lines = repr(progress).splitlines()
+    assert lines[0] == progress.summary() == "1 of 3 exercises solved, 2 of 6 points"
+    assert "0 of 2" in lines[5] and "1 of 1" in lines[2]  # items count what is on the path
+    assert lines[-1].startswith("+ deep dives") and lines[-1].endswith("1 of 2")
+    assert progress._repr_html_().count("<tr>") == 2 + len(CHECKLIST)
 
 
 def test_progress_is_exported(tmp_path):

@@ -12,7 +12,7 @@ import pytest
 
 from qlora_lab.classroom.build import REPOSITORY, main
 from qlora_lab.classroom.drafts import FOLDED, make_notebooks
-from qlora_lab.classroom.source import read_cells
+from qlora_lab.classroom.source import find_all, read_cells
 
 SOURCE = """\
 # %% [markdown]
@@ -243,7 +243,7 @@ def test_names_that_leak_out_of_claims(tmp_path, capsys, cells, told):
     assert told in capsys.readouterr().err
 
 
-SOURCES = sorted((REPOSITORY / "notebooks" / "source").glob("[0-9]*.py"))
+SOURCES = find_all(REPOSITORY / "notebooks")
 ASSERT = re.compile(r"^\s*assert\b", re.MULTILINE)
 
 

@@ -56,18 +56,18 @@ def test_right_wrong_open_missing_and_redefined(tmp_path, monkeypatch):
         "check_bytes_of_weights(lambda parameters, bits: parameters * bits / 8)",
     )
     report = hand_in.grade(path, Limits(cell_seconds=60))
-    assert report.course == "04_double_quantization"
+    assert report.course == "05_double_quantization"
     assert (tmp_path / "spins").read_text() == "1000"  # it shares the cores with others' work
     grades = by_id(report)
     assert {id: grade.state for id, grade in grades.items()} == {
-        "4.1": "right",
-        "4.2": "wrong",
-        "4.3": "open",
-        "4.4": "missing",  # its cell was deleted
+        "5.1": "right",
+        "5.2": "wrong",
+        "5.3": "open",
+        "5.4": "missing",  # its cell was deleted
     }
-    assert (report.points, report.of) == (grades["4.1"].of, sum(grade.of for grade in report.grades))
-    assert "expected" in grades["4.2"].message
-    assert "name 'third_saving' is not defined" in grades["4.4"].message
+    assert (report.points, report.of) == (grades["5.1"].of, sum(grade.of for grade in report.grades))
+    assert "expected" in grades["5.2"].message
+    assert "name 'third_saving' is not defined" in grades["5.4"].message
     assert [note.partition(": ")[0] for note in report.notes] == [
         "code cell 3 (`1 / 0`)",
         "code cell 11 (`open('left behind', 'w').close()`)",
@@ -76,8 +76,8 @@ def test_right_wrong_open_missing_and_redefined(tmp_path, monkeypatch):
     assert "StdinNotImplementedError" in report.notes[1]
     assert not own.exists() and not list(here.iterdir())
     text = str(report)
-    assert text.startswith(f"{path}: {report.points} of {report.of} points\n  ✓ 4.1  ")
-    assert "✗ 4.2" in text and "· 4.3" in text and "? 4.4" in text
+    assert text.startswith(f"{path}: {report.points} of {report.of} points\n  ✓ 5.1  ")
+    assert "✗ 5.2" in text and "· 5.3" in text and "? 5.4" in text
 
 
 def test_tampering_with_the_package_does_not_count(tmp_path):
@@ -89,7 +89,7 @@ def test_tampering_with_the_package_does_not_count(tmp_path):
         "def bits(*_): return 7",
         RIGHT["bits_check"],
     )
-    assert by_id(hand_in.grade(path))["4.2"].points == 0
+    assert by_id(hand_in.grade(path))["5.2"].points == 0
 
 
 def test_an_answer_that_ends_its_own_judging_is_wrong_and_the_rest_counts(tmp_path):
@@ -105,18 +105,18 @@ def test_an_answer_that_ends_its_own_judging_is_wrong_and_the_rest_counts(tmp_pa
     )
     grades = by_id(hand_in.grade(path))
     assert {id: grade.state for id, grade in grades.items()} == {
-        "4.1": "right",
-        "4.2": "wrong",
-        "4.3": "right",
-        "4.4": "missing",
+        "5.1": "right",
+        "5.2": "wrong",
+        "5.3": "right",
+        "5.4": "missing",
     }
-    assert grades["4.2"].message.startswith("it could not be judged: SystemExit")
+    assert grades["5.2"].message.startswith("it could not be judged: SystemExit")
 
 
 def test_an_endless_loop_is_interrupted_and_the_rest_counts(tmp_path):
     path = write(tmp_path / "n.ipynb", RIGHT["import"], "while True:\n    pass", RIGHT["bits"], RIGHT["bits_check"])
     report = hand_in.grade(path, Limits(cell_seconds=6))
-    assert by_id(report)["4.2"].state == "right"
+    assert by_id(report)["5.2"].state == "right"
     assert "code cell 2 (`while True:`): it took longer than 6 s and was interrupted" in report.notes
 
 
@@ -172,10 +172,10 @@ def test_what_is_over_time_stops_there_and_what_was_judged_counts(tmp_path):
     path = write(tmp_path / "n.ipynb", RIGHT["import"], RIGHT["bits"], RIGHT["bits_check"], "while True: pass", "x = 1")
     report = hand_in.grade(path, Limits(seconds=8))
     assert {id: grade.state for id, grade in by_id(report).items()} == {
-        "4.1": "not reached",
-        "4.2": "right",
-        "4.3": "not reached",
-        "4.4": "not reached",
+        "5.1": "not reached",
+        "5.2": "right",
+        "5.3": "not reached",
+        "5.4": "not reached",
     }
     assert report.notes == ["stopped at code cell 4 (`while True: pass`): the notebook took longer than 8 s"]
 
@@ -185,7 +185,7 @@ def test_of_two_calls_of_a_check_the_last_one_counts(tmp_path):
     for cells, state in (((wrong, RIGHT["bits"]), "right"), ((RIGHT["bits"], wrong), "wrong")):
         first, last = cells
         path = write(tmp_path / "n.ipynb", RIGHT["import"], first, RIGHT["bits_check"], last, RIGHT["bits_check"])
-        assert by_id(hand_in.grade(path))["4.2"].state == state
+        assert by_id(hand_in.grade(path))["5.2"].state == state
 
 
 def test_a_cell_keeps_what_stands_beside_its_check():
@@ -217,7 +217,7 @@ def test_every_exercise_has_its_check_in_a_notebook():
 
 
 def test_a_solved_notebook_gets_all_points():
-    report = hand_in.grade(REPOSITORY / "notebooks" / "solutions" / "04_double_quantization.ipynb")
+    report = hand_in.grade(REPOSITORY / "notebooks" / "solutions" / "05_double_quantization.ipynb")
     assert report.notes == []
     assert report.points == report.of > 0
 
@@ -225,9 +225,9 @@ def test_a_solved_notebook_gets_all_points():
 def test_limits_are_read(monkeypatch, tmp_path):
     seen = []
     monkeypatch.setattr(command, "grade_all", lambda *given: seen.append(given) or iter(()))
-    flags = "--minutes 1 --cell-minutes 0.5 --answer-minutes 0.25 --memory-gb 2 --jobs 3 --course 04 --results".split()
+    flags = "--minutes 1 --cell-minutes 0.5 --answer-minutes 0.25 --memory-gb 2 --jobs 3 --course 05 --results".split()
     assert command.main(["x.ipynb", *flags, str(tmp_path)]) == 0
-    assert [given[1:] for given in seen] == [(Limits(60, 30, 15, 2e9), tmp_path, 3, "04")]
+    assert [given[1:] for given in seen] == [(Limits(60, 30, 15, 2e9), tmp_path, 3, "05")]
 
 
 @pytest.mark.parametrize(
@@ -247,7 +247,7 @@ def test_what_is_no_notebook_is_told(tmp_path, text, why):
         path.write_text(text)
     report = hand_in.grade(path)
     assert why in report.fault and report.of == 0
-    report = hand_in.grade(path, course="04")
+    report = hand_in.grade(path, course="05")
     assert (why in report.fault) == ("no check" not in why)  # a strange notebook is held against the lesson asked for
     assert (report.points, report.of) == (0, 7)
     with pytest.raises(UserError, match="no notebook of the course begins with '99'"):

@@ -117,7 +117,7 @@ def test_the_list_only_shrinks(tmp_path, capsys):
 
 def test_the_course_itself_is_held_to_its_list(tmp_path, capsys):
     """False numbers are put into the text, a table and a description of a lesson: each is named with its cell."""
-    stem = "04_double_quantization"
+    stem = "05_double_quantization"
     notebooks = tmp_path / "notebooks"
     for path in (
         f"source/{stem}.py",
@@ -128,7 +128,7 @@ def test_the_course_itself_is_held_to_its_list(tmp_path, capsys):
     ):
         (notebooks / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(REPOSITORY / "notebooks" / path, notebooks / path)
-    assert main(["--check", "04"], notebooks) == 0
+    assert main(["--check", "05"], notebooks) == 0
     source = notebooks / "source" / f"{stem}.py"
     text = source.read_text(encoding="utf-8")
     text = text.replace(
@@ -136,7 +136,7 @@ def test_the_course_itself_is_held_to_its_list(tmp_path, capsys):
     )
     text = text.replace('alt="', 'alt="98,767 bars. ', 1)
     source.write_text(text, encoding="utf-8")
-    assert main(["--check", "04"], notebooks) == 1
+    assert main(["--check", "05"], notebooks) == 1
     said = capsys.readouterr().err
     for number, cell in (("98,765", "1"), ("98,766", "1"), ("98,767", r"\d+")):
         line = text.count("\n", 0, text.index(number)) + 1

@@ -73,7 +73,7 @@ def test_it_can_be_done_again_elsewhere_and_taken_back(published, capsys, monkey
     publish.publish("https://git.example.org:8443/course", root=published)
     elsewhere = files(published)
     assert elsewhere["README.md"] == (REPOSITORY / "README.md").read_bytes()  # no badges: Colab opens GitHub's only
-    assert b"git.example.org:8443/course" in elsewhere["notebooks/04_double_quantization.ipynb"]
+    assert b"git.example.org:8443/course" in elsewhere["notebooks/05_double_quantization.ipynb"]
     publish.publish(ADDRESS, "spring", published)
     assert files(published) == first
     publish.publish("", root=published)

@@ -37,12 +37,12 @@ def test_a_new_lesson_is_whole(course):
     assert done.returncode == 0, done.stderr
     assert "tests/classroom/lessons/n98/answers.py" in done.stdout.splitlines()
     arguments = ["--title", "bytes of weights", "--item", "memory", "--points", "2", "--write-only"]
-    for lesson, name in (("98", "count_bytes"), ("98", "count_again"), ("04", "count_more")):
+    for lesson, name in (("98", "count_bytes"), ("98", "count_again"), ("05", "count_more")):
         done = python(course, *new, "exercise", lesson, name, *arguments)
         assert done.returncode == 0, done.stderr
     assert "**Exercise 98.2 ●●○ (3 minutes).** Bytes of" in (course / "notebooks/source/98_bytes.py").read_text()
-    assert '@exercise("4.5", "bytes of weights", item="memory", points=2' in (
-        course / scaffold.LESSONS / "n04/checks.py"
+    assert '@exercise("5.5", "bytes of weights", item="memory", points=2' in (
+        course / scaffold.LESSONS / "n05/checks.py"
     ).read_text(encoding="utf-8")
     run = "from qlora_lab.classroom import scaffold as s; s.run(s.find_lesson('98', s.REPOSITORY), record=True)"
     done = python(course, "-c", run)
@@ -50,8 +50,8 @@ def test_a_new_lesson_is_whole(course):
     assert (course / "notebooks/solutions/98_bytes.ipynb").read_text(encoding="utf-8").count("✓ 98.") == 2
     # `make check` ...
     assert python(course, "-m", "qlora_lab.classroom.build", "--check", "98").stderr == ""
-    written = ["notebooks/source/98_bytes.py", "notebooks/source/04_double_quantization.py"]
-    written += [f"{room}/{n}" for room in (scaffold.LESSONS, scaffold.ANSWERS) for n in ("n98", "n04")]
+    written = ["notebooks/source/98_bytes.py", "notebooks/source/05_double_quantization.py"]
+    written += [f"{room}/{n}" for room in (scaffold.LESSONS, scaffold.ANSWERS) for n in ("n98", "n05")]
     for command in (["check"], ["format", "--check"]):
         done = python(course, "-m", "ruff", *command, *written)
         assert done.returncode == 0, done.stdout
@@ -67,14 +67,14 @@ def test_a_new_lesson_is_whole(course):
 def test_names_that_do_not_fit_are_told(course):
     cases = [
         (lambda: scaffold.new_lesson("mine", "what?", course), "'mine' is no name of a lesson: two digits"),
-        (lambda: scaffold.new_lesson("04_mine", "what?", course), "number 04 is taken by 04_double_quantization"),
+        (lambda: scaffold.new_lesson("05_mine", "what?", course), "the number is taken by 05_double_quantization"),
         (lambda: scaffold.new_lesson("98_mine", "a | b", course), "'a | b' is no title"),
         (lambda: scaffold.new_exercise("77", "f", "t", "memory", 1, course), "'77' is no lesson: there are 00_start"),
         (lambda: scaffold.new_exercise("0", "f", "t", "memory", 1, course), "'0' is no lesson: there are 00_start"),
-        (lambda: scaffold.new_exercise("04", "F", "t", "memory", 1, course), "'F' is no name of a function"),
-        (lambda: scaffold.new_exercise("04", "f", "{t}", "memory", 1, course), "'{t}' is no title"),
-        (lambda: scaffold.new_exercise("04", "f", "t", "speed", 1, course), "the checklist has no item 'speed'"),
-        (lambda: scaffold.new_exercise("04", "labels", "t", "memory", 1, course), "n07 has a check_labels already"),
+        (lambda: scaffold.new_exercise("05", "F", "t", "memory", 1, course), "'F' is no name of a function"),
+        (lambda: scaffold.new_exercise("05", "f", "{t}", "memory", 1, course), "'{t}' is no title"),
+        (lambda: scaffold.new_exercise("05", "f", "t", "speed", 1, course), "the checklist has no item 'speed'"),
+        (lambda: scaffold.new_exercise("05", "labels", "t", "memory", 1, course), "n01 has a check_labels already"),
         (lambda: scaffold.new_dataset("orders", [], "me", course), "'orders' is taken"),
         (lambda: scaffold.new_dataset("mine", [], "", course), "where the data is from and under which licence"),
         (lambda: scaffold.new_dataset("mine", [course / "a.csv"], "me", course), "a.csv is not named as JSON lines"),
@@ -98,13 +98,13 @@ def test_a_new_data_set_is_listed(course):
 
 
 def test_a_dropped_lesson_leaves_nothing_but_what_speaks_of_it(course):
-    with pytest.raises(UserError, match="only the beginning of 13_why_is_it_slow"):
-        scaffold.drop_lesson("13", course)
-    lines = scaffold.drop_lesson("13_why_is_it_slow", course)
+    with pytest.raises(UserError, match="only the beginning of dive_f_why_is_it_slow"):
+        scaffold.drop_lesson("dive_f", course)
+    lines = scaffold.drop_lesson("dive_f_why_is_it_slow", course)
     assert any(line.startswith("README.md:") for line in lines) is False
-    assert any(line.startswith("notebooks/source/12_fact_check.py:") and "13" in line for line in lines)
-    assert not list(course.rglob("*13_why_is_it_slow*")) and not list(course.rglob("n13"))
-    assert "13_why_is_it_slow" not in json.loads((course / scaffold.RECORD).read_text())["notebooks"]
+    assert any(line.startswith("notebooks/source/00_start_here.py:") and "dive_f" in line for line in lines)
+    assert not list(course.rglob("*dive_f_why_is_it_slow*")) and not list(course.rglob("dive_f"))
+    assert "dive_f_why_is_it_slow" not in json.loads((course / scaffold.RECORD).read_text())["notebooks"]
     files = ["tests/classroom/test_lessons.py", "tests/classroom/test_checks.py"]  # both are collected
     chosen = "each_notebook or mirrored or on_the_page"
     done = python(course, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *files, "-k", chosen)

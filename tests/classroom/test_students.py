@@ -84,7 +84,7 @@ def test_it_has_all_other_cells_and_their_outputs(copy):
 
 
 def test_hints_stay_if_they_are_wanted(copy, tmp_path):
-    assert main(["--no-solutions", str(tmp_path / "copy"), "04"]) == 0
+    assert main(["--no-solutions", str(tmp_path / "copy"), "05"]) == 0
     (path,) = (tmp_path / "copy" / "notebooks").iterdir()
     with_hints, without = "".join(sources(read(path))), "".join(sources(read(copy / "notebooks" / path.name)))
     assert "<summary>Hint 1</summary>64 weights share" in with_hints and "<summary>Solution" not in with_hints
@@ -94,7 +94,7 @@ def test_hints_stay_if_they_are_wanted(copy, tmp_path):
 def test_the_instructors_grader_knows_it(copy, tmp_path):
     for path in sorted(NOTEBOOKS.glob("*.ipynb")):
         assert course_checks(read(copy / "notebooks" / path.name)) == course_checks(read(path))
-    notebook = read(copy / "notebooks" / "04_double_quantization.ipynb")
+    notebook = read(copy / "notebooks" / "05_double_quantization.ipynb")
     answered = []
     for cell in code_cells(notebook):
         text = "".join(cell["source"])
@@ -104,7 +104,7 @@ def test_the_instructors_grader_knows_it(copy, tmp_path):
             answered.append(cell | {"source": text})
     (tmp_path / "mine.ipynb").write_text(json.dumps(notebook | {"cells": answered}))
     report = grade(tmp_path / "mine.ipynb")
-    assert {g.id: g.state for g in report.grades}["4.2"] == "right", report
+    assert {g.id: g.state for g in report.grades}["5.2"] == "right", report
 
 
 def test_it_is_never_written_over_a_course(copy, tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""The tickets of lesson 15 and of `experiments splits` have the mess that they are for."""
+"""The tickets of lesson 08 and of `experiments splits` have the mess that they are for."""
 
 from qlora_lab.experiments.tickets import AGAIN, DAYS, READ_AS, tickets, write_tickets
 from qlora_lab.training.data import stream_rows

@@ -58,7 +58,12 @@ def row_of(student: Student, reports: Sequence[Report]) -> Row:
 def exercises_of(rows: Iterable[Row]) -> dict[str, tuple[Grade, str]]:
     """The exercises of all hand-ins, in the course's order: any student's grade, and the lesson."""
     found = {id: (grade, row.lessons[id]) for row in rows for id, grade in row.grades.items()}
-    return dict(sorted(found.items(), key=lambda item: [int(part) for part in item[0].split(".")]))
+    lesson = {id: id.partition(".")[0] for id in found}  # letters are deep dives
+    return dict(
+        sorted(
+            found.items(), key=lambda item: (lesson[item[0]].isalpha(), lesson[item[0]].rjust(2), len(item[0]), item[0])
+        )
+    )
 
 
 def lessons_of(rows: Iterable[Row]) -> dict[str, int]:

@@ -97,30 +97,30 @@ def notebook(*cells: str) -> bytes:
 
 
 def hand_ins(left: str) -> dict[str, tuple[bytes, dict[str, str], str]]:
-    """By student: the file, the states of exercises 4.2 and 4.3 (None: no grade at all), and what is said."""
+    """By student: the file, the states of exercises 5.2 and 4.3 (None: no grade at all), and what is said."""
     students = {}
     for name, (code, said) in RAISED.items():
         answer = f"def extra_gigabytes(n):\n    {code}"
         twice = rf"(?s){said}.*{said}"
-        students[name] = (notebook(IMPORT, *BITS, code, answer, ASKED), {"4.2": "right", "4.3": "wrong"}, twice)
+        students[name] = (notebook(IMPORT, *BITS, code, answer, ASKED), {"5.2": "right", "5.3": "wrong"}, twice)
     for name, (code, said) in TROUBLES.items():
         code = code.replace("LEFT", repr(left))
         body = "def extra_gigabytes(n):\n" + "\n".join(f"    {line}" for line in code.split("\n"))
         in_a_cell = notebook(IMPORT, BITS[0], BITS[1], code, GIGABYTES, ASKED)
         in_an_answer = notebook(IMPORT, body, ASKED, *BITS)
-        right = {"4.2": "right", "4.3": "right"}
+        right = {"5.2": "right", "5.3": "right"}
         students[f"{name} in a cell"] = (in_a_cell, right if said else {}, said or "grading it failed")
-        wrong = {"4.2": "right", "4.3": "wrong"}
+        wrong = {"5.2": "right", "5.3": "wrong"}
         students[f"{name} in an answer"] = (in_an_answer, wrong if said else {}, said or "grading it failed")
     for name, code in QUIET.items():
         code = code.replace("LEFT", repr(left))
         answer = f"def extra_gigabytes(n):\n    exec({code!r}, {{}})\n    return {GIGABYTES.partition(': ')[2]}"
-        right = {"4.2": "right", "4.3": "right"}
+        right = {"5.2": "right", "5.3": "right"}
         often = [code] * (40 if name == "forks" else 1)  # one that goes on as a second kernel may be lucky
         students[name] = (notebook(IMPORT, *often, answer, ASKED, *BITS), right, "")
     for name, content in FILES.items():
         students[name] = (content, {}, "not graded")
-    students["with a mark"] = (b"\xef\xbb\xbf" + notebook(IMPORT, *BITS), {"4.2": "right", "4.3": "missing"}, "")
+    students["with a mark"] = (b"\xef\xbb\xbf" + notebook(IMPORT, *BITS), {"5.2": "right", "5.3": "missing"}, "")
     return students
 
 
@@ -200,7 +200,7 @@ def test_forty_hand_ins_of_all_kinds(tmp_path):
     came = {}
     for row in rows:
         (report,) = row["hand_ins"]
-        came[row["student"]] = {g["id"]: g["state"] for g in report["grades"] if g["id"] in ("4.2", "4.3")}
+        came[row["student"]] = {g["id"]: g["state"] for g in report["grades"] if g["id"] in ("5.2", "5.3")}
     assert came == {name: states for name, (_, states, _) in students.items()}
     table = list(csv.DictReader((tmp_path / "results" / "grades.csv").read_text(encoding="utf-8").splitlines()))
     assert [row["student"] for row in table] == ["points possible", *sorted(students)]
@@ -209,7 +209,7 @@ def test_forty_hand_ins_of_all_kinds(tmp_path):
         _, states, said = students[row["student"]]
         messages = [grade["message"] for grade in line["hand_ins"][0]["grades"]]
         assert re.search(said, " ".join([row["comments"], *messages])), row
-        points = {"4.2": 1, "4.3": 2}
+        points = {"5.2": 1, "5.3": 2}
         assert int(row["points"]) == sum(points[id] for id, state in states.items() if state == "right")
         assert f">{row['student']}: {row['points']} of {7 if states else 0} points<" in page
 

@@ -23,7 +23,7 @@ def check_bytes_of_weights(weight_bytes: Callable[[float, int], float]) -> Verdi
             mistakes += [(value, why) for value in (expected / size, expected // size, round(expected / size))]
         source = written(weight_bytes, (parameters, bits))
         expect_number(source, call(weight_bytes, parameters, bits), expected, mistakes)
-    return right("Seven billion weights: 28 GB at 32 bits, 3.5 GB at 4. What training adds on top is notebook 01.")
+    return right("Seven billion weights: 28 GB at 32 bits, 3.5 GB at 4. What training adds on top is notebook 02.")
 
 
 @exercise("0.2", "the compute dtype of a machine", item="config", points=1, todo="complete `choose_compute_dtype`")

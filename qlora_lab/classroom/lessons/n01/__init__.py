@@ -1,1 +1,1 @@
-"""Lesson 01: Why can I not just fine-tune a 7B model?"""
+"""Lesson 01: Can I train a real LLM here, now?"""

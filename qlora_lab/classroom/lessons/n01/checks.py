@@ -1,152 +1,137 @@
-"""Exercises of 01_memory_wall."""
+"""Exercises of 01_first_run."""
 
 from collections.abc import Callable
 
-from qlora_lab.classroom.judging import (
-    Verdict,
-    call,
-    described,
-    error_text,
-    exercise,
-    expect_number,
-    right,
-    written,
-    wrong,
-)
-from qlora_lab.memory.prediction import estimate
-from qlora_lab.memory.shapes import SHAPES
-from qlora_lab.memory.tensors import model_parts
+from qlora_lab.classroom.judging import Verdict, call, described, exercise, expect_number, right, written, wrong
 
 
-@exercise("1.1", "the largest model for a card", item="memory", points=1, todo="complete `largest_model`")
-def check_largest_model(largest_model: Callable[[float, int, int, bool], float]) -> Verdict:
-    """largest_model(card, bits, moment_bits, copy): parameters that fit into `card` GB.
+@exercise("1.1", "a BitsAndBytesConfig for QLoRA", item="config", points=1, todo="build a BitsAndBytesConfig")
+def check_bnb_config(config, compute_dtype) -> Verdict:
+    """config: a transformers.BitsAndBytesConfig for QLoRA. compute_dtype: the torch.dtype that suits this machine."""
+    from transformers import BitsAndBytesConfig
 
-    bits: of a weight and of its gradient. moment_bits: of each of Adam's two numbers. copy: an fp32 copy of weights.
-    """
-    for card, bits, moment, copy in [(24, 16, 8, True), (80, 16, 32, True), (40, 32, 32, False)]:
-        fp32 = 32 if copy else 0
-        expected = card * 1e9 * 8 / (2 * bits + 2 * moment + fp32)
-
-        def fits(total_bits, card=card):
-            return card * 1e9 * 8 / total_bits
-
-        mistakes = [
-            (expected / 8, "These are bits: a byte has eight, so eight times as many parameters fit."),
-            (expected / 1e9, "This is in billions: return the number of parameters itself."),
-            (expected * 2**30 / 1e9, "This is a card in GiB (2^30 bytes): GB are 10^9."),
-            (fits(2 * bits + moment + fp32), "Adam keeps two numbers for each parameter: mean and mean square."),
-            (fits(bits + 2 * moment + fp32), "The gradients are missing, or the copy is too small: 32 bits."),
-            (fits(bits), "These are the weights alone, enough to run the model, not to train it."),
-            (fits(2 * bits), "Adam's two numbers are missing."),
-        ]
-        if copy:
-            mistakes.append((fits(2 * bits + 2 * moment), "The fp32 copy of the weights is missing."))
-        else:
-            mistakes.append((fits(2 * bits + 2 * moment + 32), "Here `copy` is False: there is no fp32 copy."))
-        source = written(largest_model, (card, bits, moment, copy))
-        # 1e-6: rounding to whole parameters is fine
-        expect_number(source, call(largest_model, card, bits, moment, copy), expected, mistakes, 1e-6)
-    return right("80 GB: 5.0 billion parameters in mixed precision, without one activation. 7B does not fit.")
-
-
-@exercise("1.2", "a 4-bit model at rest", item="memory", points=2, todo="complete `model_bytes`")
-def check_model_bytes(model_bytes: Callable[[object], float]) -> Verdict:
-    """model_bytes(shape): bytes of a model in NF4 with double quantization, before anything is trained."""
-    constants = 8 / 64 + 32 / (64 * 256)
-    for name in ("llama-7b", "llama-3-8b", "smollm2-135m"):
-        shape = SHAPES[name]
-        linear, embedding, norms = shape.linear_parameters(), shape.embedding_parameters(), shape.norm_parameters()
-        dense = embedding + norms
-        expected = linear * (4 + constants) / 8 + 2 * dense
-        one_layer = linear / shape.num_hidden_layers
-        both = 2 * shape.vocab_size * shape.hidden_size
-        mistakes = [
-            (shape.parameters() / 2, "This is half a byte for each parameter: embeddings, head and norms stay 16-bit."),
-            (shape.parameters() * (4 + constants) / 8, "Embeddings, head and norms are not quantized: 2 bytes each."),
-            (
-                linear / 2 + 2 * dense,
-                "The quantization constants are missing: 0.127 bits for each quantized parameter.",
-            ),
-            (linear * (4 + constants) / 8, "Only the linears are here: embeddings, head and norms come on top."),
-            (linear / 2, "Only the 4-bit codes are here: constants, embeddings, head and norms come on top."),
-            (linear * 4.5 / 8 + 2 * dense, "4.5 bits is without double quantization: with it, 4.126953."),
-            (linear * (4 + constants) / 8 + 2 * embedding, "Close: the norms are missing."),
-            (
-                linear * (4 + constants) / 8 + dense / 2,
-                "Embeddings, head and norms take 16 bits: 2 bytes, not half a one.",
-            ),
-            (linear * (4 + constants) / 8 + 4 * dense, "Embeddings, head and norms are 16-bit here: 2 bytes, not 4."),
-            (linear * (4 + constants) + 16 * dense, "These are bits: eight make a byte."),
-            (one_layer * (4 + constants) / 8 + 2 * dense, f"This is one layer: there are {shape.num_hidden_layers}."),
-            (expected / 1e9, "These are GB: bytes are asked for."),
-        ]
-        if shape.tie_word_embeddings:
-            twice = linear * (4 + constants) / 8 + 2 * (both + norms)
-            mistakes.append((twice, "Here embeddings and head are one matrix (tied): count it once."))
-        else:
-            once = linear * (4 + constants) / 8 + 2 * (both / 2 + norms)
-            mistakes.append((once, "Embeddings and output head are two matrices here: one of them is missing."))
-        came = call(model_bytes, shape)
-        exactly = sum(model_parts(shape).values())  # with bitsandbytes' tables, one for each linear: right as well
-        if isinstance(came, (int, float)) and came == exactly:
-            continue
-        # 1e-6: 4.126953 bits are near enough
-        expect_number(f"model_bytes(SHAPES[{name!r}])", came, expected, mistakes, 1e-6)
-    return right("Llama-3-8B: 5.7 GB, of which 2.1 GB are embeddings and head that nobody quantized.")
-
-
-@exercise("1.3", "what logits leave room for", item="memory", points=2, todo="complete `tokens_that_fit`")
-def check_logits(tokens_that_fit: Callable[[int, float], int]) -> Verdict:
-    """tokens_that_fit(vocabulary, gigabytes): how many whole tokens' logits and loss fit, 3 fp32 numbers for each."""
-    for vocabulary, gigabytes in [(32000, 8), (128256, 8), (49152, 2.5)]:
-        room = gigabytes * 1e9
-        expected = int(room // (12 * vocabulary))
-        mistakes = [
-            (room / (12 * vocabulary), "A fraction of a token is no token: round down."),
-            (expected + 1, "Rounded up, the last token does not fit: round down."),
-            (room // (4 * vocabulary), "This is one fp32 number for each word: at the peak there are three."),
-            (room // (2 * vocabulary), "This is one 16-bit number for each word: at the peak there are three in fp32."),
-            (room // (6 * vocabulary), "The three numbers are fp32: 4 bytes each, not 2."),
-            (room // (8 * vocabulary), "Three fp32 numbers for each word, not two."),
-            (room // (16 * vocabulary), "Three fp32 numbers for each word, not four."),
-            (room // (96 * vocabulary), "The 12 are bytes already: no factor of 8."),
-            (gigabytes * 2**30 // (12 * vocabulary), "These are GiB: 1 GB is 10^9 bytes."),
-            (gigabytes // (12 * vocabulary), "GB and bytes are mixed: 1 GB is 10^9 bytes."),
-        ]
-        source = written(tokens_that_fit, (vocabulary, gigabytes))
-        expect_number(source, call(tokens_that_fit, vocabulary, gigabytes), expected, mistakes)
-    return right("8 GB hold 20,833 tokens of LLaMA's vocabulary, and 5,197 of Llama 3's, which is four times as large.")
-
-
-KNOBS = ("batch_size", "sequence_length", "gradient_checkpointing", "optimizer", "adapter_dtype", "double_quant")
-
-
-@exercise("1.4", "13B on a 12 GB card", item="memory", points=2, todo="fill in `settings`")
-def check_12_gb(settings: dict) -> Verdict:
-    """settings: arguments of `estimate` under which LLaMA-13B trains within 12 GB, rank 64, 3,072 tokens a step."""
-    if not isinstance(settings, dict):
-        return wrong(f"expected a dict of estimate's settings, got {described(settings)}.")
-    if unknown := [name for name in settings if name not in KNOBS]:
-        why = "The task fixes it." if unknown[0] in ("rank", "targets", "method", "shape") else ""
-        return wrong(f"{unknown[0]!r} is not among the settings to choose: {', '.join(KNOBS)}. {why}")
-    batch, length = settings.get("batch_size", 1), settings.get("sequence_length", 512)
-    for name, value in (("batch_size", batch), ("sequence_length", length)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            return wrong(f"{name} is {described(value)}, expected a whole number from 1 on.")
-    try:
-        needed = estimate(SHAPES["llama-13b"], "qlora", rank=64, targets="all-linear", **settings)
-        total = needed.total
-    except Exception as error:
-        return wrong(f"estimate does not take these settings: {error_text(error)}.")
-    if batch * length < 3072:
-        return wrong(f"{batch} × {length} are {batch * length} tokens a step, expected 3,072 at least. Pay elsewhere.")
-    if total > 12e9:
-        parts = needed.parts | needed.outside
-        fixed = ("base weights", "quantization constants", "embeddings and head", "norms", "CUDA context")
-        largest = max((name for name in parts if name not in fixed), key=parts.__getitem__)
+    if isinstance(config, dict):
+        return wrong("This is a dict of options, expected a BitsAndBytesConfig: write BitsAndBytesConfig(**options).")
+    if not isinstance(config, BitsAndBytesConfig):
+        return wrong(f"expected a BitsAndBytesConfig, got {described(config)}.")
+    if config.load_in_8bit:
+        return wrong("load_in_8bit is True: that is LLM.int8(), twice the size. QLoRA wants load_in_4bit=True.")
+    if not config.load_in_4bit:
         return wrong(
-            f"{total / 1e9:.2f} GB, {(total - 12e9) / 1e9:.2f} GB too many. The largest part that you can change: "
-            f"{largest}, {parts[largest] / 1e9:.2f} GB."
+            "load_in_4bit is False, expected True: say what you want. (transformers 5 loads in 4 bits all the same.)"
         )
-    return right(f"{total / 1e9:.2f} GB: a model of 26 GB in 16 bits trains on a 12 GB card, by arithmetic.")
+    if (quant_type := config.bnb_4bit_quant_type) != "nf4":
+        why = " fp4 is the default, nf4 has to be asked for." if quant_type == "fp4" else ""
+        return wrong(f"bnb_4bit_quant_type is {quant_type!r}, expected 'nf4'.{why}")
+    if not config.bnb_4bit_use_double_quant:
+        return wrong(
+            "bnb_4bit_use_double_quant is False, the default, expected True: it takes the scales from 0.5 to 0.127 "
+            "bits per parameter."
+        )
+    if (dtype := config.bnb_4bit_compute_dtype) != compute_dtype:
+        why = " float32 is the default, another dtype has to be asked for." if str(dtype) == "torch.float32" else ""
+        return wrong(f"bnb_4bit_compute_dtype is {dtype}, expected {compute_dtype} on this machine.{why}")
+    return right("The defaults are fp4, plain float32 scales and float32 compute, and nothing would have warned you.")
+
+
+@exercise("1.2", "the labels of a training sample", item="train", points=2, todo="complete `mask_prompt`")
+def check_labels(mask_prompt: Callable) -> Verdict:
+    """mask_prompt(prompt_ids, response_ids) -> (input_ids, labels): -100 over the prompt, the response kept.
+
+    Lists of ints or 1-D tensors. Labels are not shifted (transformers shifts them), and the end token, the last of
+    the response, is learned too.
+    """
+    # The end token, 2, also occurs in a prompt; lengths differ, so that none can be built in.
+    for prompt, response in [([1, 41, 42, 2, 1], [51, 52, 2]), ([1, 43], [53, 54, 55, 2])]:
+        everything, expected = prompt + response, [-100] * len(prompt) + response
+        came = call(mask_prompt, list(prompt), list(response))
+        if not isinstance(came, (tuple, list)) or len(came) != 2:
+            return wrong(f"mask_prompt gives {described(came)}, expected the pair input_ids, labels.")
+        input_ids, labels = (part.tolist() if hasattr(part, "tolist") else list(part) for part in came)
+        if any(isinstance(part, list) for part in [*input_ids, *labels]):
+            return wrong("mask_prompt gives two dimensions, expected one: a single sample is not a batch yet.")
+        if (input_ids, labels) == (expected, everything):
+            return wrong("mask_prompt gives labels, input_ids, expected input_ids, labels: swap them.")
+        if input_ids != everything:
+            why = " Are labels and input_ids one and the same list? Mask a copy." if -100 in input_ids else ""
+            return wrong(f"input_ids are {input_ids}, expected prompt and response: {everything}.{why}")
+        if labels != expected:
+            return wrong(f"labels are {labels}, expected {expected}. {mistake_in_labels(labels, prompt, response)}")
+    return right("The model reads the whole sample and is graded on the answer alone, its end token included.")
+
+
+def mistake_in_labels(labels: list, prompt: list, response: list) -> str:
+    """How `labels` may have come out wrong; empty if nothing comes to mind."""
+    expected, n = [-100] * len(prompt) + response, len(prompt)
+    if labels[: len(expected) - 1] == expected[1:] or labels[1:] == expected[:-1]:
+        return "They are shifted by one. transformers shifts by itself: label i belongs to token i."
+    if labels == response:
+        return "Every token needs a label: -100 for those of the prompt."
+    if len(labels) != len(expected):
+        return f"These are {len(labels)} labels for {len(expected)} tokens."
+    if labels == prompt + response:
+        return "The prompt is not masked: the model would learn to write the questions too."
+    if labels == [*expected[:-1], -100]:
+        return "The end token is masked: the model would never learn to stop."
+    if labels == prompt + [-100] * len(response):
+        return "It is the other way round: mask the prompt, keep the response."
+    if set(labels) == {-100}:
+        return "Everything is masked: nothing is left to learn."
+    if labels[n:] == response and len(set(labels[:n])) == 1:
+        return f"You masked with {labels[0]}, which is a token to learn. Cross entropy skips -100 only."
+    if labels[: n + 1] == [-100] * (n + 1) or labels[n - 1 :] == [prompt[-1], *response]:
+        return "The mask is off by one where the response begins."
+    return ""
+
+
+@exercise("1.3", "LoRA's trainable parameters", item="train", points=2, todo="complete `lora_parameters`")
+def check_trainable_parameters(lora_parameters: Callable[[int, list], int]) -> Verdict:
+    """lora_parameters(rank, shapes): how many parameters LoRA adds to linears of the shapes (inputs, outputs)."""
+    hidden, mlp = 4096, 11008
+    llama_7b = [*[(hidden, hidden)] * 4, (hidden, mlp), (hidden, mlp), (mlp, hidden)] * 32
+    for rank, shapes in [(2, [(3, 5)]), (4, [(10, 30), (20, 70)]), (64, llama_7b)]:
+        inputs, outputs = (sum(side) for side in zip(*shapes, strict=True))
+        full = sum(inputs * outputs for inputs, outputs in shapes)
+        first, last, many = rank * sum(shapes[0]), rank * sum(shapes[-1]), len(shapes)
+        mistakes = [
+            (full, "in × out is the whole matrix. LoRA trains A (r × in) and B (out × r) instead."),
+            (rank * full, "r × in × out is more than the whole matrix. A has r × in, B has out × r."),
+            (rank * rank * full, "You multiplied A's parameters by B's: add them."),
+            (rank * inputs, "This is A alone: B (out × r) is trained too."),
+            (rank * outputs, "This is B alone: A (r × in) is trained too."),
+            (inputs + outputs, "This is in + out without the rank."),
+            (2 * rank * inputs, "2 × r × in is right for square matrices only."),
+            (first, f"This is the first of {many} layers: add them all up."),
+            (last, f"This is the last of {many} layers: add them all up."),
+            (first * many, f"This is {many} times the first layer: the shapes differ."),
+        ]
+        source = written(lora_parameters, (rank, shapes))
+        expect_number(source, call(lora_parameters, rank, list(shapes)), rank * (inputs + outputs), mistakes)
+    return right("LLaMA-7B gets 159,907,840 at rank 64, 2.4 % of its weights. PEFT counts the same.")
+
+
+@exercise("1.4", "the loss of several micro-batches", item="train", points=2, todo="complete `global_loss`")
+def check_token_weighted_loss(global_loss: Callable[[list, list], float]) -> Verdict:
+    """global_loss(micro_batch_losses, target_tokens): the mean loss per token over all micro-batches.
+
+    micro_batch_losses: each the mean over its own target tokens. target_tokens: how many those are.
+    """
+    for losses, tokens in [([2.0, 1.0, 4.0], [10, 70, 20]), ([0.5, 3.0], [300, 100])]:
+        total = sum(loss * n for loss, n in zip(losses, tokens, strict=True))
+        inverse = sum(loss / n for loss, n in zip(losses, tokens, strict=True))
+        mistakes = [
+            (
+                sum(losses) / len(losses),
+                "This is the mean of means, the gradient accumulation bug: ten tokens count as much as seventy.",
+            ),
+            (total, "This is the sum over all tokens: divide it by their number."),
+            (total / len(losses), "You divided by the number of micro-batches: divide by the number of tokens."),
+            (sum(losses), "The losses are added up without their weights."),
+            (sum(losses) / sum(tokens), "Weigh each loss by its number of tokens before you divide by all tokens."),
+            (inverse / sum(1 / n for n in tokens), "You weighed by 1/n: more tokens must count more, not less."),
+            (inverse, "You divided each loss by its tokens. It is a mean already: multiply."),
+        ]
+        # 1e-6: float32 has seven digits, should the answer be computed with tensors
+        source = written(global_loss, (losses, tokens))
+        expect_number(source, call(global_loss, list(losses), list(tokens)), total / sum(tokens), mistakes, 1e-6)
+    return right("Every token counts once: the loss is that of one big batch, however you slice it.")

@@ -1,1 +1,1 @@
-"""Lesson 02: What is lost with fewer bits?"""
+"""Lesson 02: Why can I not just fine-tune a 7B model?"""

@@ -1,158 +1,152 @@
-"""Exercises of 02_number_formats."""
+"""Exercises of 02_memory_wall."""
 
-import math
 from collections.abc import Callable
 
-from qlora_lab.classroom.judging import Verdict, call, described, exercise, expect_number, right, written, wrong
+from qlora_lab.classroom.judging import (
+    Verdict,
+    call,
+    described,
+    error_text,
+    exercise,
+    expect_number,
+    right,
+    written,
+    wrong,
+)
+from qlora_lab.memory.prediction import estimate
+from qlora_lab.memory.shapes import SHAPES
+from qlora_lab.memory.tensors import model_parts
 
 
-@exercise("2.1", "affine INT4 with a zero point", item="quantization", points=2, todo="complete `zero_point_quantize`")
-def check_zero_point(zero_point_quantize: Callable) -> Verdict:
-    """zero_point_quantize(x, bits) -> codes, scale, zero_point; x is near (codes - zero_point) * scale.
+@exercise("2.1", "the largest model for a card", item="memory", points=1, todo="complete `largest_model`")
+def check_largest_model(largest_model: Callable[[float, int, int, bool], float]) -> Verdict:
+    """largest_model(card, bits, moment_bits, copy): parameters that fit into `card` GB.
 
-    x: float32 tensor with values on both sides of 0. codes: a tensor of its shape, 0 to 2**bits - 1. scale and
-    zero_point: one number each, zero_point a whole one.
+    bits: of a weight and of its gradient. moment_bits: of each of Adam's two numbers. copy: an fp32 copy of weights.
     """
-    import torch
+    for card, bits, moment, copy in [(24, 16, 8, True), (80, 16, 32, True), (40, 32, 32, False)]:
+        fp32 = 32 if copy else 0
+        expected = card * 1e9 * 8 / (2 * bits + 2 * moment + fp32)
 
-    # In the third, both ends lie half-way between two codes, and two roundings push the code of 7.5 to 16.
-    for values, bits in [([0.5234, -1.2341, 0.8923, 0.27], 4), ([-0.31, 0.02, 2.43, 1.31], 3), ([-7.5, 2.3, 7.5], 4)]:
-        x = torch.tensor(values)
-        came = call(zero_point_quantize, x.clone(), bits)
-        if not isinstance(came, (tuple, list)) or len(came) != 3:
-            return wrong(f"zero_point_quantize gives {described(came)}, expected codes, scale, zero_point.")
-        codes, scale, zero_point = came
-        of = f"zero_point_quantize(tensor({values}), {bits})"
-        low, high, largest = min(values), max(values), 2**bits - 1
-        step = (high - low) / largest
-        zero = round(-low / step)
-        scales = [
-            ((high - low) / 2**bits, f"You divided by 2**bits: {2**bits} levels have {largest} steps between them."),
-            (max(abs(low), high) / (2 ** (bits - 1) - 1), "This is the scale of the absmax scheme."),
-            (high / largest, "You forgot the minimum: the levels go from the minimum to the maximum."),
-            (1 / step, "This is the reciprocal: the scale is the length of a step."),
-        ]
-        expect_number(f"The scale of {of}", scale, step, scales, 1e-5)
-        zeros = [
-            (-low / step, "That is not rounded yet: codes are whole numbers, and the zero point is one of them."),
-            (math.floor(-low / step), "You cut off the decimals: round."),
-            (-zero, "The sign is wrong: 0 lies above the minimum, so the zero point is positive."),
-            (low, "This is the minimum, not the code that stands for 0."),
-        ]
-        expect_number(f"The zero point of {of}", zero_point, zero, zeros, 1e-5)
-        if not isinstance(codes, torch.Tensor):
-            return wrong(f"The codes are {described(codes)}, expected a tensor.")
-        if codes.shape != x.shape:
-            return wrong(f"The codes of {of} have the shape {tuple(codes.shape)}, expected {tuple(x.shape)}.")
-        got = [float(code) for code in codes]
-        plain = [round(value / step) for value in values]
-        expected = [min(max(code + zero, 0), largest) for code in plain]
-        if got != expected:
-            shown = [int(code) if code.is_integer() else round(code, 2) for code in got]
-            why = mistake_in_codes(got, values, step, plain, zero, largest)
-            return wrong(f"The codes of {of} are {shown}, expected {expected}. {why}")
-    return right(
-        "0.5234 gets code 13 now, not 12, and the ends no longer come back exactly: that is the price of an exact 0. "
-        "The largest value has code 15 all the same."
-    )
+        def fits(total_bits, card=card):
+            return card * 1e9 * 8 / total_bits
 
-
-def mistake_in_codes(got: list, values: list, step: float, plain: list, zero: int, largest: int) -> str:
-    """How the codes may have come out wrong; empty if nothing comes to mind."""
-    if not all(math.isfinite(code) for code in got):
-        return "They are not all finite."
-    if got == plain:
-        return "You forgot the zero point: the smallest value must get a code that is not negative."
-    if any(not code.is_integer() for code in got):
-        return "They are not rounded: a code is a whole number."
-    if got == [code + zero for code in plain]:
-        return f"One is out of range: {largest} is the last code. Clamp after adding the zero point."
-    if got == [min(max(code, 0), largest) + zero for code in plain]:
-        return "You clamped too early: add the zero point first."
-    if got == [min(max(math.trunc(value / step) + zero, 0), largest) for value in values]:
-        return "You cut off the decimals: round to the nearest code, or the error gets twice as large."
-    if got == [min(max(math.floor(value / step) + zero, 0), largest) for value in values]:
-        return "You rounded down: round to the nearest code, or the error gets twice as large."
-    if got == [round((value - min(values)) / step) for value in values]:
-        return "These are the codes of the scheme with a minimum. Round value / scale, then add the zero point."
-    if got == [min(max(code - zero, 0), largest) for code in plain]:
-        return "You subtracted the zero point. Restoring subtracts it, so quantizing adds it."
-    return ""
-
-
-@exercise("2.2", "two bugs in row-wise INT8", item="quantization", points=2, todo="complete `quantize_rows`")
-def check_fixed_rows(quantize_rows: Callable) -> Verdict:
-    """quantize_rows(x) -> codes (int8, shape of x) and scale (rows, 1): absmax INT8 with a scale for each row."""
-    import torch
-
-    rows = [[0.3, -1.27, 0.847, 0.55], [12.7, 2.58, -7.16, 0.07], [0.02, 0.0136, -0.0254, 0.0091]]
-    for x in (torch.tensor(rows), -torch.tensor(rows)[:2, :3]):
-        came = call(quantize_rows, x.clone())
-        if not isinstance(came, (tuple, list)) or len(came) != 2:
-            return wrong(f"quantize_rows gives {described(came)}, expected the pair codes, scale.")
-        codes, scale = came
-        if not isinstance(codes, torch.Tensor) or not isinstance(scale, torch.Tensor):
-            return wrong(f"quantize_rows gives {described(came)}, expected two tensors.")
-        if codes.shape != x.shape or codes.dtype != torch.int8:
-            return wrong(f"codes are {codes.dtype}, {tuple(codes.shape)}, expected torch.int8, {tuple(x.shape)}.")
-        n, absmax = len(x), x.abs().amax(1, keepdim=True)
-        if scale.shape == (1, x.shape[1]):
-            return wrong(f"scale has the shape {tuple(scale.shape)}, one for each column, expected rows: ({n}, 1).")
-        if scale.numel() == 1 or (scale.shape == (n, 1) and (scale == scale[0]).all()):
-            return wrong(
-                "All rows have the same scale: `amax(dim=1, keepdim=True)` takes the largest of each row, `max()` that "
-                "of the whole tensor."
-            )
-        if scale.shape != (n, 1):
-            return wrong(f"scale has the shape {tuple(scale.shape)}, expected ({n}, 1), so that codes * scale works.")
-        if (codes == -128).any():
-            return wrong(
-                "A code is -128, which no symmetric scheme uses: int8 ends at 127, and 128 wraps around, so that the "
-                "largest value of a row may change its sign."
-            )
-        if torch.allclose(scale, absmax / 128):
-            return wrong(
-                "The scale is still absmax / 128: you clamped 128 away, and the largest value comes back wrong."
-            )
-        if torch.allclose(scale, absmax / 255):
-            return wrong("You divided by 255. Codes from -127 to 127 have 127 steps on each side of 0.")
-        if not torch.allclose(scale, absmax / 127):
-            return wrong(f"The scales are {[round(s, 5) for s in scale.flatten().tolist()]}, expected absmax / 127.")
-        expected = (x / (absmax / 127)).round()
-        if not torch.equal(codes.float(), expected):
-            cut = torch.equal(codes.float(), (x / (absmax / 127)).trunc())
-            why = "You cut off the decimals: round before you convert." if cut else ""
-            return wrong(f"The codes are {codes.tolist()}, expected {expected.int().tolist()}. {why}")
-    return right("The largest value of each row comes back with its own sign, and quiet rows keep their precision.")
-
-
-@exercise("2.3", "the block size that a budget allows", item="quantization", points=2, todo="complete `smallest_block`")
-def check_smallest_block(smallest_block: Callable[[float, int, int], int]) -> Verdict:
-    """smallest_block(budget, bits, constant_bits): smallest of 32, 64, ... 4096 within so many bits per parameter."""
-    sizes = [2**n for n in range(5, 13)]
-    for budget, bits, constant_bits in [
-        (4.5, 4, 32),
-        (4.5, 4, 16),
-        (4.5, 4, 64),
-        (4.3, 4, 32),
-        (8.01, 8, 32),
-        (6, 4, 32),
-    ]:
-        arguments = (budget, bits, constant_bits)
-        fits = [size for size in sizes if bits + constant_bits / size <= budget]
-        inside = [size for size in sizes if bits + constant_bits / size < budget]
-        exact = constant_bits / (budget - bits)
-        too_small = "A block of {:g} would do, but 32 is the smallest on offer."
-        between = "That is just on budget, but no power of two from 32 to 4096: the next larger one fits."
-        why_exact = too_small.format(exact) if exact < 32 else between
         mistakes = [
-            (fits[-1], "That is the largest. It fits, but smaller blocks have a smaller error."),
-            (inside[0], "A budget may be spent to the last bit: `<=`."),
-            (exact, why_exact),
-            (math.ceil(exact), why_exact),
-            (fits[0] / 2, f"With it, a parameter takes {bits + 2 * constant_bits / fits[0]:g} bits: over the budget."),
-            (bits + constant_bits / fits[0], "These are its bits per parameter. Return the block size."),
+            (expected / 8, "These are bits: a byte has eight, so eight times as many parameters fit."),
+            (expected / 1e9, "This is in billions: return the number of parameters itself."),
+            (expected * 2**30 / 1e9, "This is a card in GiB (2^30 bytes): GB are 10^9."),
+            (fits(2 * bits + moment + fp32), "Adam keeps two numbers for each parameter: mean and mean square."),
+            (fits(bits + 2 * moment + fp32), "The gradients are missing, or the copy is too small: 32 bits."),
+            (fits(bits), "These are the weights alone, enough to run the model, not to train it."),
+            (fits(2 * bits), "Adam's two numbers are missing."),
         ]
-        source = written(smallest_block, arguments)
-        expect_number(source, call(smallest_block, *arguments), fits[0], mistakes)
-    return right("Half a bit buys blocks of 64 with a float32 scale, of 32 with a float16 one.")
+        if copy:
+            mistakes.append((fits(2 * bits + 2 * moment), "The fp32 copy of the weights is missing."))
+        else:
+            mistakes.append((fits(2 * bits + 2 * moment + 32), "Here `copy` is False: there is no fp32 copy."))
+        source = written(largest_model, (card, bits, moment, copy))
+        # 1e-6: rounding to whole parameters is fine
+        expect_number(source, call(largest_model, card, bits, moment, copy), expected, mistakes, 1e-6)
+    return right("80 GB: 5.0 billion parameters in mixed precision, without one activation. 7B does not fit.")
+
+
+@exercise("2.2", "a 4-bit model at rest", item="memory", points=2, todo="complete `model_bytes`")
+def check_model_bytes(model_bytes: Callable[[object], float]) -> Verdict:
+    """model_bytes(shape): bytes of a model in NF4 with double quantization, before anything is trained."""
+    constants = 8 / 64 + 32 / (64 * 256)
+    for name in ("llama-7b", "llama-3-8b", "smollm2-135m"):
+        shape = SHAPES[name]
+        linear, embedding, norms = shape.linear_parameters(), shape.embedding_parameters(), shape.norm_parameters()
+        dense = embedding + norms
+        expected = linear * (4 + constants) / 8 + 2 * dense
+        one_layer = linear / shape.num_hidden_layers
+        both = 2 * shape.vocab_size * shape.hidden_size
+        mistakes = [
+            (shape.parameters() / 2, "This is half a byte for each parameter: embeddings, head and norms stay 16-bit."),
+            (shape.parameters() * (4 + constants) / 8, "Embeddings, head and norms are not quantized: 2 bytes each."),
+            (
+                linear / 2 + 2 * dense,
+                "The quantization constants are missing: 0.127 bits for each quantized parameter.",
+            ),
+            (linear * (4 + constants) / 8, "Only the linears are here: embeddings, head and norms come on top."),
+            (linear / 2, "Only the 4-bit codes are here: constants, embeddings, head and norms come on top."),
+            (linear * 4.5 / 8 + 2 * dense, "4.5 bits is without double quantization: with it, 4.126953."),
+            (linear * (4 + constants) / 8 + 2 * embedding, "Close: the norms are missing."),
+            (
+                linear * (4 + constants) / 8 + dense / 2,
+                "Embeddings, head and norms take 16 bits: 2 bytes, not half a one.",
+            ),
+            (linear * (4 + constants) / 8 + 4 * dense, "Embeddings, head and norms are 16-bit here: 2 bytes, not 4."),
+            (linear * (4 + constants) + 16 * dense, "These are bits: eight make a byte."),
+            (one_layer * (4 + constants) / 8 + 2 * dense, f"This is one layer: there are {shape.num_hidden_layers}."),
+            (expected / 1e9, "These are GB: bytes are asked for."),
+        ]
+        if shape.tie_word_embeddings:
+            twice = linear * (4 + constants) / 8 + 2 * (both + norms)
+            mistakes.append((twice, "Here embeddings and head are one matrix (tied): count it once."))
+        else:
+            once = linear * (4 + constants) / 8 + 2 * (both / 2 + norms)
+            mistakes.append((once, "Embeddings and output head are two matrices here: one of them is missing."))
+        came = call(model_bytes, shape)
+        exactly = sum(model_parts(shape).values())  # with bitsandbytes' tables, one for each linear: right as well
+        if isinstance(came, (int, float)) and came == exactly:
+            continue
+        # 1e-6: 4.126953 bits are near enough
+        expect_number(f"model_bytes(SHAPES[{name!r}])", came, expected, mistakes, 1e-6)
+    return right("Llama-3-8B: 5.7 GB, of which 2.1 GB are embeddings and head that nobody quantized.")
+
+
+@exercise("2.3", "what logits leave room for", item="memory", points=2, todo="complete `tokens_that_fit`")
+def check_logits(tokens_that_fit: Callable[[int, float], int]) -> Verdict:
+    """tokens_that_fit(vocabulary, gigabytes): how many whole tokens' logits and loss fit, 3 fp32 numbers for each."""
+    for vocabulary, gigabytes in [(32000, 8), (128256, 8), (49152, 2.5)]:
+        room = gigabytes * 1e9
+        expected = int(room // (12 * vocabulary))
+        mistakes = [
+            (room / (12 * vocabulary), "A fraction of a token is no token: round down."),
+            (expected + 1, "Rounded up, the last token does not fit: round down."),
+            (room // (4 * vocabulary), "This is one fp32 number for each word: at the peak there are three."),
+            (room // (2 * vocabulary), "This is one 16-bit number for each word: at the peak there are three in fp32."),
+            (room // (6 * vocabulary), "The three numbers are fp32: 4 bytes each, not 2."),
+            (room // (8 * vocabulary), "Three fp32 numbers for each word, not two."),
+            (room // (16 * vocabulary), "Three fp32 numbers for each word, not four."),
+            (room // (96 * vocabulary), "The 12 are bytes already: no factor of 8."),
+            (gigabytes * 2**30 // (12 * vocabulary), "These are GiB: 1 GB is 10^9 bytes."),
+            (gigabytes // (12 * vocabulary), "GB and bytes are mixed: 1 GB is 10^9 bytes."),
+        ]
+        source = written(tokens_that_fit, (vocabulary, gigabytes))
+        expect_number(source, call(tokens_that_fit, vocabulary, gigabytes), expected, mistakes)
+    return right("8 GB hold 20,833 tokens of LLaMA's vocabulary, and 5,197 of Llama 3's, which is four times as large.")
+
+
+KNOBS = ("batch_size", "sequence_length", "gradient_checkpointing", "optimizer", "adapter_dtype", "double_quant")
+
+
+@exercise("2.4", "13B on a 12 GB card", item="memory", points=2, todo="fill in `settings`")
+def check_12_gb(settings: dict) -> Verdict:
+    """settings: arguments of `estimate` under which LLaMA-13B trains within 12 GB, rank 64, 3,072 tokens a step."""
+    if not isinstance(settings, dict):
+        return wrong(f"expected a dict of estimate's settings, got {described(settings)}.")
+    if unknown := [name for name in settings if name not in KNOBS]:
+        why = "The task fixes it." if unknown[0] in ("rank", "targets", "method", "shape") else ""
+        return wrong(f"{unknown[0]!r} is not among the settings to choose: {', '.join(KNOBS)}. {why}")
+    batch, length = settings.get("batch_size", 1), settings.get("sequence_length", 512)
+    for name, value in (("batch_size", batch), ("sequence_length", length)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            return wrong(f"{name} is {described(value)}, expected a whole number from 1 on.")
+    try:
+        needed = estimate(SHAPES["llama-13b"], "qlora", rank=64, targets="all-linear", **settings)
+        total = needed.total
+    except Exception as error:
+        return wrong(f"estimate does not take these settings: {error_text(error)}.")
+    if batch * length < 3072:
+        return wrong(f"{batch} × {length} are {batch * length} tokens a step, expected 3,072 at least. Pay elsewhere.")
+    if total > 12e9:
+        parts = needed.parts | needed.outside
+        fixed = ("base weights", "quantization constants", "embeddings and head", "norms", "CUDA context")
+        largest = max((name for name in parts if name not in fixed), key=parts.__getitem__)
+        return wrong(
+            f"{total / 1e9:.2f} GB, {(total - 12e9) / 1e9:.2f} GB too many. The largest part that you can change: "
+            f"{largest}, {parts[largest] / 1e9:.2f} GB."
+        )
+    return right(f"{total / 1e9:.2f} GB: a model of 26 GB in 16 bits trains on a 12 GB card, by arithmetic.")

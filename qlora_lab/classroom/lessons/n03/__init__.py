@@ -1,1 +1,1 @@
-"""Lesson 03: Which 16 numbers are best?"""
+"""Lesson 03: What is lost with fewer bits?"""

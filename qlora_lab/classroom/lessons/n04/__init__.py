@@ -1,1 +1,1 @@
-"""Lesson 04: What do the scales cost?"""
+"""Lesson 04: Which 16 numbers are best?"""

@@ -1,128 +1,149 @@
-"""Exercises of 04_double_quantization."""
+"""Exercises of 04_nf4."""
 
 from collections.abc import Callable
 
-from qlora_lab.classroom.judging import Verdict, call, exercise, expect_diagnosis, expect_number, right, written
+from qlora_lab.classroom.judging import Mistake, Verdict, call, described, exercise, right, written, wrong
 
-DISEASES = {
-    "no mean": "the mean is not added back",
-    "no sign": "the levels have no sign: what is below the mean has no code",
-    "one scale": "all blocks of scales share one second-level scale",
-    "wrong block": "a block of scales is restored with its neighbour's second-level scale",
-    "healthy": "nothing is wrong",
+
+def as_floats(source: str, came) -> list[float]:
+    """The numbers in a tensor or list, flat. Raises Mistake for anything else."""
+    try:
+        values = came.tolist() if hasattr(came, "tolist") else list(came)
+        return [float(value) for value in values]
+    except (TypeError, ValueError):
+        raise Mistake(f"{source} gives {described(came)}, expected a list or 1-D tensor of numbers.") from None
+
+
+@exercise("4.1", "the levels of NF4", item="nf4", points=2, todo="complete `normal_levels`")
+def check_normal_levels(normal_levels: Callable) -> Verdict:
+    """normal_levels(offset) -> the 16 NormalFloat levels: float32, ascending, equal to the last bit."""
+    import torch
+
+    from qlora_lab.quantization import normal_float
+
+    for offset in (0.9677083, 0.95):
+        expected, source = normal_float(4, offset), written(normal_levels, (offset,))
+        came = call(normal_levels, offset)
+        levels = torch.tensor(as_floats(source, came), dtype=torch.float64)
+        if len(levels) == 15:
+            return wrong("These are 15 levels, as in the tutorials. The halves are not alike: 8 positive, 7 negative.")
+        if len(levels) != 16:
+            return wrong(
+                f"{source} gives {len(levels)} levels, expected 7 negative ones, 0 and 8 positive ones. "
+                "Is the last of each half, the quantile of 0.5, dropped?"
+            )
+        if (levels.diff() < 0).any():
+            return wrong("The levels are not in ascending order: the quantiles come from the outside in.")
+        if not (levels == 0).any():
+            return wrong("None of the levels is exactly 0: add it between the halves.")
+        if levels.max() != 1:
+            return wrong(f"The largest level is {levels.max().item():.4f}, expected 1: divide all by the largest.")
+        if torch.allclose(levels, -levels.flip(0)):
+            return wrong("The levels are symmetric. The negative half takes one probability fewer than the other.")
+        if not torch.allclose(levels, expected.double(), atol=1e-6):
+            if torch.allclose(levels, -expected.double().flip(0), atol=1e-6):
+                return wrong("This is NF4 mirrored: eight levels are positive, seven negative.")
+            if offset != 0.9677083:
+                return wrong(f"With another offset, {offset}, the levels differ from what they should be: is it used?")
+            i = int((levels - expected.double()).abs().argmax())
+            return wrong(f"Level {i} is {levels[i].item():.4f}, expected {expected[i].item():.4f}.")
+        equal = (levels.float() == expected).sum().item()
+        if equal < 16:
+            return wrong(
+                f"Right to six digits, but {equal} of 16 levels are equal to the last bit. The probabilities must be "
+                "float32, the quantiles float64, and the division float32 again."
+            )
+    return right("16 of 16, to the last bit, at any offset.")
+
+
+@exercise("4.2", "how often each level is used", item="quantization", points=2, todo="complete `usage`")
+def check_level_usage(usage: Callable) -> Verdict:
+    """usage(codes): packed codes, uint8 -> 16 shares that sum to 1, lowest level first."""
+    import torch
+
+    from qlora_lab.quantization import pack, unpack
+
+    draw = torch.Generator().manual_seed(3)
+    for packed in (pack(torch.tensor([3, 3, 3, 9])), torch.randint(0, 200, (500,), generator=draw, dtype=torch.uint8)):
+        indices = unpack(packed).long()
+        expected = torch.bincount(indices, minlength=16).double() / len(indices)
+        came = call(usage, packed.clone())
+        shares = torch.tensor(as_floats("usage", came), dtype=torch.float64)
+        if len(shares) > 16:
+            return wrong(f"usage gives {len(shares)} shares, expected 16: are bytes counted instead of codes?")
+        if len(shares) != 16:
+            return wrong(f"usage gives {len(shares)} shares, expected 16: bincount takes minlength=16.")
+        if torch.allclose(shares, expected, atol=1e-6):
+            continue
+        high = torch.bincount(packed.long() >> 4, minlength=16).double()
+        low = torch.bincount(packed.long() & 15, minlength=16).double()
+        halves = {"low": high, "high": low}
+        for missing, counted in halves.items():
+            if torch.allclose(shares / shares.sum(), counted / counted.sum(), atol=1e-6):
+                total = f"Your shares sum to {shares.sum().item():.2g}. " if abs(shares.sum() - 1) > 1e-6 else ""
+                return wrong(f"{total}You counted one of the two codes in each byte: the {missing} nibble is missing.")
+        if torch.allclose(shares, expected * len(indices), atol=1e-6):
+            return wrong("These are counts: divide by their sum.")
+        if torch.allclose(shares, 2 * expected, atol=1e-6):
+            return wrong("Your shares sum to 2: divide by the number of codes, two for each byte.")
+        return wrong(
+            f"The share of level {(shares - expected).abs().argmax().item()} is wrong; the sum is {shares.sum():.3g}."
+        )
+    return right("Two codes a byte, all counted.")
+
+
+FINGERPRINTS = {"linear": ("affine", 4, 32), "embedding": ("absmax", 8, 32)}
+
+
+@exercise("4.3", "the checkpoint's past", item="quantization", points=2, todo="fill in scheme, bits and block size")
+def check_fingerprints(verdict) -> Verdict:
+    """verdict: {"linear": (scheme, bits, block_size), "embedding": (...)}; scheme is "affine" or "absmax"."""
+    if not isinstance(verdict, dict) or set(verdict) != set(FINGERPRINTS):
+        return wrong(f'expected a dict with the keys "linear" and "embedding", got {described(verdict)}.')
+    for name, expected in FINGERPRINTS.items():
+        came = verdict[name]
+        if not isinstance(came, (tuple, list)) or len(came) != 3:
+            return wrong(f"{name}: expected three things, (scheme, bits, block size), got {described(came)}.")
+        scheme, bits, block_size = came
+        if scheme not in ("affine", "absmax"):
+            return wrong(f'{name}: the scheme is {described(scheme)}, expected "affine" or "absmax".')
+        if bits == 8 and expected[1] == 4:
+            return wrong(
+                f"{name}: with 8 bits any tensor has a small error. Which scheme of *four* bits has almost none?"
+            )
+        if bits == 4 and expected[1] == 8:
+            return wrong(f"{name}: no 4-bit scheme stands out. Look at 8 bits: one error is far below the others.")
+        if block_size != expected[2]:
+            return wrong(f"{name}: at block size {block_size} the error is nothing special. Where does it collapse?")
+        if scheme != expected[0]:
+            return wrong(f"{name}: compare {scheme} with the other scheme at the same bits and block size.")
+        if (scheme, bits, block_size) != expected:
+            return wrong(f"{name}: {came} is not it: which single cell of the table is far too good?")
+    return right("GGUF calls them Q4_1 and Q8_0. The file says bf16; its values had been quantized before.")
+
+
+DIAGNOSES = ("innocent", "15 values", "mistyped digit", "midpoint formula", "one scale", "nibbles swapped")
+SUSPECTS = {
+    "A": ("mistyped digit", "Its codebook has 15 of NF4's values. Which one differs, and in what way?"),
+    "B": ("one scale", "Its codebook is NF4. Look at absmax."),
+    "C": ("midpoint formula", "Its codebook is symmetric and has no 0, and its error is lower than NF4's."),
+    "D": ("innocent", "Compare codes, absmax and codebook with those of quantize(x, NF4)."),
+    "E": ("15 values", "How many different values does its codebook hold?"),
+    "F": ("nibbles swapped", "Codebook and absmax are right. Compare its first codes with those of quantize(x, NF4)."),
 }
-PATIENTS = {"A": "wrong block", "B": "no sign", "C": "healthy", "D": "one scale"}
 
 
-def ill_restorations(absmax) -> dict:
-    """The scales, Tensor[n], as four programs restore them, by the patient's name. Do not read on before you decide."""
-    from torch import linspace
-
-    from qlora_lab.quantization import DYNAMIC8, nearest_level
-
-    offset = absmax.mean()
-    blocks = (absmax - offset).view(-1, 256)
-    scale = blocks.abs().amax(1, keepdim=True)
-
-    def restore(levels, scale, later_scale):
-        return (levels[nearest_level(blocks / scale, levels)] * later_scale + offset).flatten()
-
-    restored = {
-        "no mean": restore(DYNAMIC8, scale, scale) - offset,
-        "no sign": restore(linspace(0, 1, 256), scale, scale),
-        "one scale": restore(DYNAMIC8, scale.max(), scale.max()),
-        "wrong block": restore(DYNAMIC8, scale, scale.roll(1, 0)),
-        "healthy": restore(DYNAMIC8, scale, scale),
-    }
-    return {patient: restored[disease] for patient, disease in PATIENTS.items()}
-
-
-@exercise("4.1", "four patients", item="quantization", points=2, todo="name what is wrong with each of the four")
-def check_diagnosis(diagnosis: dict[str, str]) -> Verdict:
-    """diagnosis: for each of the patients A to D, a key of DISEASES."""
-    clues = {
-        ("A", "healthy"): "Do its dots lie on the line?",
-        ("A", "one scale"): "One scale for all gives coarse steps, the same everywhere. Here the error grows with the "
-        "distance from the mean.",
-        (
-            "B",
-            "no mean",
-        ): "Then every scale would come back too small by the mean, 2.6. Those above the mean are right.",
-        ("B", "one scale"): "The upper half is as fine as it should be.",
-        ("D", "healthy"): "Compare it with C: its steps are far coarser.",
-        ("D", "wrong block"): "Then the errors would fan out from the mean. These are saw teeth of the same height.",
-        ("C", "one scale"): "Only the scales in the large one's block suffer: most of the dots lie on the line.",
-    }
-    expect_diagnosis(diagnosis, PATIENTS, DISEASES, clues)
-    return right("Error says that something is wrong; a plot of restored over original says what.")
-
-
-@exercise("4.2", "bits per parameter", item="quantization", points=1, todo="complete `bits`")
-def check_bits_per_parameter(bits: Callable[[int, int], float]) -> Verdict:
-    """bits(block_size, scale_block_size): bits that a parameter takes in 4 bits with double quantization."""
-    for block, scales in [(64, 256), (32, 512), (128, 64)]:
-        expected = 4 + 8 / block + 32 / (block * scales)
-        mistakes = [
-            (4 + 8 / block, f"The scales have scales: a float32 for every {scales} of them is missing."),
-            (expected - 4, "These are the scales alone: the code itself takes 4 bits."),
-            (expected / 8, "These are bytes: bits are asked for."),
-            (4 + 32 / block, "This is without double quantization: a scale takes 8 bits now."),
-            (4 + 8 / block + 32 / scales, f"{scales} scales share a float32, and each of them serves {block} weights."),
-            (4 + 8 / block + 8 / (block * scales), "The scales of the scales are float32: 32 bits."),
-            (4 + 1 / block + 4 / (block * scales), "Your scales are counted in bytes, the codes in bits."),
-            (4 + 8 / block + 4 / (block * scales), "float32 is 4 bytes: here that is 32 bits."),
-            (4 + 32 / block + 8 / (block * scales), "Swapped: scales take 8 bits, the scales of the scales 32."),
-            (4 + 32 / block + 32 / (block * scales), "The scales take 8 bits now, no longer 32."),
-            (4 + 16 / block + 64 / (block * scales), "NF4 has no zero point: there is one constant a block, not two."),
-            (4.126953125, "That is the result for 64 and 256: are the arguments used?"),
-            (round(expected, 6), "Do not round inside the function."),
-        ]
-        expect_number(written(bits, (block, scales)), call(bits, block, scales), expected, mistakes)
-    return right("4.126953 for blocks of 64 and 256: the scales went from a half bit to an eighth.")
-
-
-@exercise("4.3", "what a zero point would cost", item="quantization", points=2, todo="compute `extra_gigabytes`")
-def check_zero_point_cost(extra_gigabytes: Callable[[int], float]) -> Verdict:
-    """extra_gigabytes(parameters): GB more if each block of 64 had a zero point, double-quantized as the scales are."""
-    for parameters in (64_760_053_760, 6_476_005_376):
-        constant = 8 / 64 + 32 / (64 * 256)
-        expected = parameters * constant / 8 / 1e9
-        mistakes = [
-            (8 * expected, "These are gigabits: eight bits make a byte."),
-            (expected * 1e9, "These are bytes: GB are asked for."),
-            (expected * 1e9 / 2**30, "These are GiB: 1 GB is 10^9 bytes."),
-            (parameters * 8 / 64 / 8 / 1e9, "The zero points' own float32 scales, one in 256, are missing."),
-            (parameters * 32 / 64 / 8 / 1e9, "This is a float32 zero point. Double quantization leaves 8 bits of it."),
-            (2 * expected, "This is scale and zero point. Only what the zero point adds is asked for."),
-            (parameters * (4 + constant) / 8 / 1e9, "This is the whole model: what does the zero point add?"),
-            (parameters * (4 + 2 * constant) / 8 / 1e9, "This is the whole model: what does the zero point add?"),
-            (constant, "These are bits per parameter: how many bytes is that for all parameters?"),
-        ]
-        source = written(extra_gigabytes, (parameters,))
-        expect_number(source, call(extra_gigabytes, parameters), expected, mistakes, 1e-6)
-    return right("Over 1 GB at 65B, for a number that NF4 does not need: one of its 16 levels is 0 already.")
-
-
-@exercise("4.4", "triple quantization", item="quantization", points=2, todo="complete `third_saving`")
-def check_triple_quantization(third_saving: Callable[[int], float]) -> Verdict:
-    """third_saving(parameters): MB saved by second-level scales of 8 bits, with one float32 for every 256 of those."""
-    for parameters in (64_760_053_760, 6_476_005_376):
-        numbers = parameters / (64 * 256)  # of second-level scales
-        expected = numbers * (32 - 8 - 32 / 256) / 8 / 1e6
-        mistakes = [
-            (numbers * 24 / 8 / 1e6, "The third level's float32, one for 256 second-level scales, is missing."),
-            (expected * 8, "These are megabits: eight bits make a byte."),
-            (expected / 1e3, "These are GB: MB are asked for."),
-            (expected * 1e6, "These are bytes: MB are asked for."),
-            (expected * 1e6 / 2**20, "These are MiB: 1 MB is 10^6 bytes."),
-            (numbers * 32 / 8 / 1e6, "This is what the second-level scales take now: 8 bits of 32 remain."),
-            (numbers * (8 + 32 / 256) / 8 / 1e6, "This is what remains. What is saved?"),
-            (
-                256 * expected,
-                "There is a second-level scale for every 64 × 256 parameters, not for every 64.",
-            ),
-            (64 * expected, "There is a second-level scale for every 64 × 256 parameters, not for every 256."),
-            (-expected, "The sign: a saving is positive."),
-        ]
-        expect_number(written(third_saving, (parameters,)), call(third_saving, parameters), expected, mistakes, 1e-6)
-    return right("12 MB of 33 GB at 65B: the second-level scales take 0.002 bits, and there is nothing left to save.")
+@exercise("4.4", "six suspects", item="nf4", points=3, todo="name what each suspect did")
+def check_suspects(verdict) -> Verdict:
+    """verdict: {"A": one of DIAGNOSES, ..., "F": ...}."""
+    if not isinstance(verdict, dict) or set(verdict) != set(SUSPECTS):
+        return wrong(f'expected a dict with the keys "A" to "F", got {described(verdict)}.')
+    for name, diagnosis in verdict.items():
+        if diagnosis not in DIAGNOSES:
+            return wrong(f"{name}: {described(diagnosis)} is no diagnosis; choose from {', '.join(DIAGNOSES)}.")
+    misjudged = [name for name, (truth, _) in SUSPECTS.items() if verdict[name] != truth]
+    if misjudged:
+        name = misjudged[0]
+        solved = f"{6 - len(misjudged)} of 6 are right. "
+        return wrong(f"{solved}{name} is not {verdict[name]!r}. {SUSPECTS[name][1]}")
+    return right("All six. Two of the bugs leave the error as it is or lower it: only equality finds them.")

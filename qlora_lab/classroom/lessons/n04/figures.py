@@ -1,114 +1,138 @@
-"""Figures of 04_double_quantization."""
+"""Figures of 04_nf4."""
 
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.patches import StepPatch
+from matplotlib.ticker import MultipleLocator, NullLocator
 
-from qlora_lab.classroom.plots import BLUE, GREEN, GREY, ORANGE, VERMILION
+from qlora_lab.classroom.plots import BLUE, GREEN, GREY, ORANGE, VERMILION, fix_ticks
 
 
-def plot_stacked(
-    ax: Axes,
-    rows: dict[str, dict[str, float]],
-    xlabel: str,
-    ends: dict[str, str] | None = None,
-    guess: dict[str, float] | None = None,
-    legend: bool = True,
-) -> Axes:
-    """Horizontal bars of parts laid end to end; the outer keys are the bars, the inner ones the parts.
-
-    ends: a text after a bar. guess: the learner's value for some of the bars, a diamond each.
-    """
-    parts = list(dict.fromkeys(part for row in rows.values() for part in row))
-    styles = [(BLUE, ""), (ORANGE, "//"), (GREEN, ".."), (GREY, "xx")]
-    left = dict.fromkeys(rows, 0.0)
-    for part, (colour, hatch) in zip(parts, styles, strict=False):
-        sizes = [row.get(part, 0) for row in rows.values()]
-        ax.barh(list(rows), sizes, 0.6, list(left.values()), color=colour, hatch=hatch, edgecolor="white", label=part)
-        left = {row: left[row] + size for row, size in zip(rows, sizes, strict=True)}
-    for row, text in (ends or {}).items():
-        ax.annotate(text, (left[row], row), (5, 0), textcoords="offset points", va="center", fontsize=9)
-    if guess:
-        ax.plot(list(guess.values()), list(guess), "D", color=VERMILION, markersize=9, label="your guess")
-    ax.set(xlabel=xlabel, xlim=(0, 1.25 * max([*left.values(), *(guess or {}).values()])))
-    ax.invert_yaxis()
-    if legend and (len(parts) > 1 or guess):
-        ax.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=4)
+def plot_codebooks(ax: Axes, codebooks: dict[str, list[float]]) -> Axes:
+    """Number lines from -1 to 1, one below the other, with a tick for each level and a ring around an exact zero."""
+    for row, (_name, levels) in enumerate(codebooks.items()):
+        ax.plot([-1, 1], [row, row], color=GREY, linewidth=0.8)
+        ax.plot(levels, [row] * len(levels), "|", color=BLUE, markersize=18, markeredgewidth=2)
+        if 0 in list(levels):
+            ax.plot(0, row, "o", color=VERMILION, markersize=11, markerfacecolor="none", markeredgewidth=1.6)
+    names = [f"{name}  ({len(set(map(float, levels)))})" for name, levels in codebooks.items()]
+    ax.set(yticks=range(len(names)), yticklabels=names, xlim=(-1.06, 1.06), ylim=(len(names) - 0.4, -0.6))
+    ax.set(xlabel="level (share of the block's absmax); ring: an exact zero; in brackets: different levels")
+    ax.spines["left"].set_visible(False)
+    ax.tick_params(axis="y", length=0)
     return ax
 
 
-def plot_scale_histograms(ax: Axes, histograms: dict[str, tuple], xlabel: str) -> Axes:
-    """Outlines of histograms. histograms: by name, the height of each bin and the bins' edges, one more."""
-    for (name, (heights, edges)), (colour, style) in zip(
-        histograms.items(), [(BLUE, "-"), (VERMILION, "--"), (GREEN, ":")], strict=False
+def plot_histogram(ax: Axes, shares: dict[str, np.ndarray], edges: np.ndarray, levels: Sequence[float] = ()) -> Axes:
+    """Outlined histograms (share of the values in each bin), and a codebook's levels as marks along the axis."""
+    for (name, heights), (colour, style) in zip(
+        shares.items(), [(BLUE, "-"), (ORANGE, "--"), (GREEN, ":")], strict=False
     ):
         ax.stairs(heights, edges, color=colour, linestyle=style, linewidth=1.8, label=name)
-    ax.set(xlabel=xlabel, ylabel="density", ylim=(0, None))
+    if len(levels):
+        ax.plot(levels, np.zeros(len(levels)), "|", color=VERMILION, markersize=22, markeredgewidth=1.8, label="NF4")
+    ax.set(xlabel="value (share of the block's absmax)", ylabel="share of the values", ylim=(0, None))
+    ax.yaxis.set_major_locator(MultipleLocator(0.01))
+    ax.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     ax.legend(frameon=False)
     return ax
 
 
-def plot_code_levels(ax: Axes, codes: dict[str, list[float]], xlabel: str) -> Axes:
-    """Every level of some codes as a stroke; one row per code."""
-    ax.eventplot(
-        list(codes.values()),
-        lineoffsets=range(len(codes)),
-        linelengths=0.7,
-        linewidths=0.7,
-        colors=[BLUE, VERMILION, GREEN][: len(codes)],
-    )
-    ax.set(yticks=range(len(codes)), yticklabels=list(codes), ylim=(len(codes) - 0.5, -0.5), xlabel=xlabel)
+def plot_level_usage(ax: Axes, usage: list[float], guess: dict[str, float] | None = None) -> Axes:
+    """Bars of how often each level is chosen (shares), against equal shares and the learner's guesses (in per cent)."""
+    heights = np.ravel([[share, 0] for share in usage])[:-1]  # bars and gaps in one outline: a fifth of `bar`'s time
+    edges = np.ravel([[level - 0.4, level + 0.4] for level in range(len(usage))])
+    ax.add_artist(StepPatch(heights, edges, fill=True, linewidth=0, color=BLUE))
+    ax.axhline(1 / len(usage), color=GREY, linestyle=":", label=f"equal shares: {1 / len(usage):.2%}")
+    named: dict[float, list[str]] = {}  # a guess made twice has one label
+    for name, percent in (guess or {}).items():
+        named.setdefault(percent, []).append(name)
+    for percent, names in named.items():
+        label = f"your guess, {' and '.join(names)}: {percent:g} %"
+        ax.axhline(percent / 100, color=VERMILION, linestyle="--", linewidth=1, label=label)
+    fix_ticks(ax.xaxis, range(len(usage)))
+    ax.set(xlabel="level, from -1 (0) to 1 (15)", ylabel="share of the elements")
+    ax.set(xlim=(-0.6, len(usage) - 0.4), ylim=(0, max(0.16, 1.1 * max(usage))))
+    ax.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    ax.legend(frameon=False, loc="upper left")
     return ax
 
 
-def plot_step_sizes(ax: Axes, steps: dict[str, tuple], histogram: tuple, xlabel: str) -> Axes:
-    """Distances between neighbouring levels (log scale), over a grey histogram of the numbers to be quantized.
+def plot_offset(axes: list[Axes], levels: list[float], offsets: list[float], errors: list[float], here: tuple) -> Axes:
+    """Left: the levels that an offset gives. Right: error over the offset, as a multiple of the least one.
 
-    steps: by code, the distances and the levels, one more. histogram: the height of each bin and the bins' edges.
+    errors: one for each of `offsets`. here: (offset, error) of the levels on the left. A line marks NF4's offset.
     """
-    behind = ax.twinx()
-    behind.stairs(*histogram, color=GREY, alpha=0.3, fill=True)
-    behind.set(yticks=[], ylim=(0, 1.15 * max(histogram[0])))
-    behind.spines[:].set_visible(False)
-    for (name, (sizes, edges)), (colour, style) in zip(steps.items(), [(BLUE, "-"), (VERMILION, "--")], strict=False):
-        ax.stairs(sizes, edges, baseline=None, color=colour, linestyle=style, linewidth=1.8, label=name)
-    ax.set(xlabel=xlabel, ylabel="step to the next level (log scale)", yscale="log", xlim=(-1, 1), ylim=(2e-4, 4e-2))
-    ax.set_zorder(behind.get_zorder() + 1)
-    ax.patch.set_visible(False)
-    ax.legend(frameon=False, loc="lower left")
-    return ax
-
-
-def plot_block_costs(
-    ax: Axes, curves: dict[str, list[tuple]], point: tuple[float, float] | None = None, sparse: bool = False
-) -> Axes:
-    """Relative RMS error over bits per parameter, a dot for each block size.
-
-    curves: by name, (bits per parameter, error, block size) of each dot: the cheapest curve is labelled.
-    point: bits and error to be ringed. sparse: no block sizes, names in place of the legend: quicker to draw.
-    """
-    styles = [(VERMILION, "--", "s"), (BLUE, "-", "o"), (GREEN, ":", "^")]
-    for (name, dots), (colour, style, marker) in zip(curves.items(), styles, strict=False):
-        bits, errors, _ = zip(*dots, strict=True)
-        ax.plot(bits, errors, color=colour, linestyle=style, marker=marker, markersize=5, label=name)
-        if sparse:
-            below = {"xytext": (8, -20), "textcoords": "offset points", "ha": "right"}
-            ax.annotate(name, (bits[0], errors[0]), color=colour, fontsize=9, **below)
-    for bit, error, size in [] if sparse else min(curves.values(), key=lambda dots: dots[0][0]):
-        ax.annotate(f"{size}", (bit, error), (-5, -6), textcoords="offset points", ha="right", va="center", fontsize=9)
-    if point:
-        ax.plot(*point, "o", markersize=15, markerfacecolor="none", markeredgecolor="black", markeredgewidth=2)
-    ax.set(xlabel="bits per parameter", ylabel="relative RMS error", xlim=(3.9, None))
-    ax.margins(y=0.1)  # room for the lowest block size
-    if not sparse:
-        ax.legend(frameon=False, loc="upper right")
-    return ax
-
-
-def plot_restored(axes: list[Axes], scales: list[float], errors: dict[str, list[float]]) -> list[Axes]:
-    """A panel for each of several restorations: the error of every scale over the scale."""
-    for ax, (name, values) in zip(axes, errors.items(), strict=True):
-        ax.axhline(0, color=VERMILION, linestyle="--", linewidth=1)
-        ax.plot(scales, values, ".", color=BLUE, markersize=2)
-        ax.set(title=name, xlabel="scale")
+    left, right = axes
+    left.plot(levels, np.zeros(len(levels)), "|", color=BLUE, markersize=60, markeredgewidth=2)
+    left.set(xlim=(-1.05, 1.05), ylim=(-1, 1), yticks=[], xlabel="level")
+    fix_ticks(left.xaxis, [-1, -0.5, 0, 0.5, 1])
+    best, least = offsets[int(np.argmin(errors))], min(errors)
+    right.plot(offsets, np.array(errors) / least - 1, color=BLUE)
+    right.plot(best, 0, "s", color=GREEN, markersize=8, label=f"least error, at {best:.3f}")
+    right.plot(here[0], here[1] / least - 1, "o", color=VERMILION, markersize=9, label=f"your offset, {here[0]:.4f}")
+    right.axvline(0.9677083, color=GREY, linestyle="--", linewidth=1.2, label="NF4's, 0.9677")
+    right.set(xlim=(offsets[0], offsets[-1]), ylim=(-0.02, 0.4))
+    fix_ticks(right.xaxis, [0.9, 0.92, 0.94, 0.96, 0.98])
+    right.set(xlabel="offset (outermost probability)", ylabel="relative RMS error above the least")
+    right.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    right.legend(frameon=False, loc="upper left")
+    for ax in axes:
         ax.spines[["top", "right"]].set_visible(False)
-    axes[0].set_ylabel("restored minus scale")
-    return axes
+    left.spines["left"].set_visible(False)
+    return left
+
+
+FORMAT_STYLES = {  # colour, dash, marker: the same format looks the same in every figure
+    "NF4": (BLUE, "-", "o"),
+    "INT4": (ORANGE, "--", "s"),
+    "INT4 affine": (VERMILION, "-.", "D"),
+    "FP4": (GREEN, ":", "^"),
+    "best 16": (GREY, (0, (1, 1)), "v"),
+}
+
+
+def plot_errors_by_block(errors: dict[str, dict[str, list[float]]], sizes: list[int], bits: dict[str, str]) -> Axes:
+    """Small panels, one per distribution: relative RMS error over block size, a line for each format.
+
+    errors: by distribution, then format, one number for each block size. bits: what to write beside a format's name.
+    """
+    figure, axes = plt.subplots(2, 3, figsize=(9.5, 6), sharex=True, sharey=True, layout="constrained")
+    panels = list(axes.flat)
+    for ax, (distribution, by_format) in zip(panels, errors.items(), strict=False):
+        for name, values in by_format.items():
+            colour, dash, marker = FORMAT_STYLES[name]
+            ax.plot(
+                sizes, values, color=colour, linestyle=dash, marker=marker, markersize=5, label=f"{name}{bits[name]}"
+            )
+        ax.set(title=distribution, xscale="log", xticks=[32, 128, 512, 2048], xticklabels=["32", "128", "512", "2048"])
+        ax.xaxis.set_minor_locator(NullLocator())
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.grid(axis="y", color="0.9")
+        ax.tick_params(labelbottom=True)
+    for ax in panels[len(errors) :]:
+        ax.axis("off")
+    panels[len(errors)].legend(*panels[0].get_legend_handles_labels(), frameon=False, loc="center", fontsize=10)
+    figure.supxlabel("block size (elements that share a scale)", fontsize=10)
+    figure.supylabel("relative RMS error", fontsize=10)
+    return panels[0]
+
+
+def plot_error_over_bits(ax: Axes, points: dict[str, tuple[list[float], list[float], list[int]]]) -> Axes:
+    """Error over what it costs. points: by format, bits per parameter, relative RMS errors and block sizes."""
+    for name, (bits, errors, sizes) in points.items():
+        colour, dash, marker = FORMAT_STYLES[name]
+        ax.plot(bits, errors, color=colour, linestyle=dash, marker=marker, markersize=6, label=name)
+        for x, y, size in zip(bits, errors, sizes, strict=True):
+            below = name in ("NF4", "INT4") or (name == "INT4 affine" and size == max(sizes))
+            place: dict[str, Any] = {"xytext": (-5, -5), "ha": "right", "va": "top"} if below else {"xytext": (5, 4)}
+            place["bbox"] = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.3}
+            ax.annotate(f"{size}", (x, y), textcoords="offset points", fontsize=9, color=colour, **place)
+    ax.set(xlabel="bits per parameter, float32 constants included", ylabel="relative RMS error")
+    ax.set_xlim(min(min(bits) for bits, *_ in points.values()) - 0.3)
+    ax.legend(frameon=False, title="numbers: block size")
+    return ax

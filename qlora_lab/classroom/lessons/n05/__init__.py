@@ -1,1 +1,1 @@
-"""Lesson 05: Why does a low rank suffice?"""
+"""Lesson 05: What do the scales cost?"""

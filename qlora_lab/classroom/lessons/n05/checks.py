@@ -1,165 +1,128 @@
-"""Exercises of 05_lora."""
+"""Exercises of 05_double_quantization."""
 
 from collections.abc import Callable
 
-from qlora_lab.classroom.judging import (
-    Verdict,
-    call,
-    described,
-    exercise,
-    expect_diagnosis,
-    expect_number,
-    right,
-    written,
-    wrong,
-)
+from qlora_lab.classroom.judging import Verdict, call, exercise, expect_diagnosis, expect_number, right, written
 
-LORA_BUGS = {
-    "upside down": "the correction is scaled by rank / alpha",
-    "both zero": "A and B both start at zero",
-    "wet base": "dropout hits the base's input too",
-    "transposed": "merging adds the transposed correction",
+DISEASES = {
+    "no mean": "the mean is not added back",
+    "no sign": "the levels have no sign: what is below the mean has no code",
+    "one scale": "all blocks of scales share one second-level scale",
+    "wrong block": "a block of scales is restored with its neighbour's second-level scale",
     "healthy": "nothing is wrong",
 }
-LORA_SUSPECTS = {"A": "transposed", "B": "healthy", "C": "wet base", "D": "both zero", "E": "upside down"}
+PATIENTS = {"A": "wrong block", "B": "no sign", "C": "healthy", "D": "one scale"}
 
 
-def lora_suspects(base) -> dict:
-    """Five LoRA layers around a square nn.Linear, by name: rank 4, alpha 32, dropout 0.1. Decide before you read on."""
-    import torch
-    from torch import nn
+def ill_restorations(absmax) -> dict:
+    """The scales, Tensor[n], as four programs restore them, by the patient's name. Do not read on before you decide."""
+    from torch import linspace
 
-    class Suspect(nn.Module):
-        """Call it like a layer; `merged_weight()` is what it would write over the base's weight."""
+    from qlora_lab.quantization import DYNAMIC8, nearest_level
 
-        def __init__(self, bug: str):
-            super().__init__()
-            self.bug, self.rank, self.alpha, self.dropout = [bug], 4, 32, nn.Dropout(0.1)
-            self.A = nn.Parameter(torch.randn(4, base.in_features, generator=torch.Generator().manual_seed(0)) / 24)
-            self.B = nn.Parameter(torch.zeros(base.out_features, 4))
-            if bug == "both zero":
-                nn.init.zeros_(self.A)
+    offset = absmax.mean()
+    blocks = (absmax - offset).view(-1, 256)
+    scale = blocks.abs().amax(1, keepdim=True)
 
-        def scale(self) -> float:
-            return self.rank / self.alpha if "upside down" in self.bug else self.alpha / self.rank
+    def restore(levels, scale, later_scale):
+        return (levels[nearest_level(blocks / scale, levels)] * later_scale + offset).flatten()
 
-        def forward(self, x):
-            dropped = self.dropout(x)
-            return base(dropped if "wet base" in self.bug else x) + self.scale() * dropped @ self.A.T @ self.B.T
-
-        def merged_weight(self):
-            delta = self.scale() * (self.B @ self.A).detach()
-            return base.weight.detach() + (delta.T if "transposed" in self.bug else delta)
-
-    return {name: Suspect(bug) for name, bug in LORA_SUSPECTS.items()}
-
-
-@exercise("5.1", "LoRA's correction", item="train", points=1, todo="complete `correction`")
-def check_correction(correction: Callable) -> Verdict:
-    """correction(x, A, B, alpha) -> Tensor: what LoRA adds to base(x), for x of shape (..., in)."""
-    import torch
-
-    draw = torch.Generator().manual_seed(0)
-    for leading, inputs, outputs, rank, alpha in [((3,), 6, 4, 2, 8), ((2, 3), 5, 5, 3, 4)]:
-        x = torch.randn(*leading, inputs, generator=draw)
-        A, B = torch.randn(rank, inputs, generator=draw), torch.randn(outputs, rank, generator=draw)
-        bare = x @ A.T @ B.T
-        came = call(correction, x.clone(), A.clone(), B.clone(), alpha)
-        if not isinstance(came, torch.Tensor):
-            return wrong(f"correction gives {described(came)}, expected a tensor.")
-        if came.shape != bare.shape:
-            return wrong(
-                f"For x of shape {tuple(x.shape)} correction has shape {tuple(came.shape)}, expected "
-                f"{tuple(bare.shape)}: (..., in) goes in, (..., out) comes out."
-            )
-        if came.is_complex() or not torch.allclose(came.float(), alpha / rank * bare, rtol=1e-4, atol=1e-5):
-            mistakes = {
-                "The scale is missing: alpha / rank.": bare,
-                "You scaled by alpha. Divide by the rank too, which is A's number of rows.": alpha * bare,
-                "The scale is upside down: alpha / rank, not rank / alpha.": rank / alpha * bare,
-                "You divided by the number of inputs: the rank is A's number of rows.": alpha / inputs * bare,
-                "You divided by the number of outputs: the rank is B's number of columns.": alpha / outputs * bare,
-                "You divided by √rank: that is rsLoRA, a later variant.": alpha / rank**0.5 * bare,
-                "The sign: the correction is added.": -alpha / rank * bare,
-            }
-            if inputs == outputs:
-                mistakes["This is x B A: x meets A first, transposed."] = alpha / rank * x @ B @ A
-            likely = [
-                why for why, value in mistakes.items() if torch.allclose(came.float(), value, rtol=1e-4, atol=1e-5)
-            ]
-            return wrong(f"The shape is right, the values are not. {likely[0] if likely else ''}")
-    return right("Through the narrow middle: x goes down to `rank` numbers and up again; no matrix in × out is built.")
-
-
-@exercise("5.2", "five LoRA layers", item="train", points=2, todo="name what is wrong with each of the five")
-def check_lora_suspects(diagnosis: dict[str, str]) -> Verdict:
-    """diagnosis: for each of the layers A to E, a key of LORA_BUGS."""
-    clues = {
-        ("A", "healthy"): "Compare what it computes with what it would merge.",
-        ("A", "upside down"): "In evaluation its output is right: the correction's size is what it should be.",
-        ("B", "wet base"): "Untrained, it computes exactly what the base computes.",
-        ("C", "healthy"): "It changes the base's output in training mode before anything is learned.",
-        ("C", "both zero"): "Its A is not zero, and B gets a gradient.",
-        ("D", "healthy"): "Look at its gradients: neither A nor B gets one.",
-        ("D", "wet base"): "Untrained, it computes exactly what the base computes. Will it ever do anything else?",
-        ("E", "healthy"): "Its correction is 64 times too small.",
-        ("E", "transposed"): "What it would merge and what it computes agree. Both are wrong.",
+    restored = {
+        "no mean": restore(DYNAMIC8, scale, scale) - offset,
+        "no sign": restore(linspace(0, 1, 256), scale, scale),
+        "one scale": restore(DYNAMIC8, scale.max(), scale.max()),
+        "wrong block": restore(DYNAMIC8, scale, scale.roll(1, 0)),
+        "healthy": restore(DYNAMIC8, scale, scale),
     }
-    expect_diagnosis(diagnosis, LORA_SUSPECTS, LORA_BUGS, clues)
-    return right("None of the four bugs raises an error, and three of the four still learn something.")
+    return {patient: restored[disease] for patient, disease in PATIENTS.items()}
 
 
-@exercise("5.3", "the rank behind a printout", item="train", points=2, todo="complete `rank_of`")
-def check_rank_of(rank_of: Callable) -> Verdict:
-    """rank_of(shape, targets, trainable): the rank at which LoRA on these targets has so many parameters."""
-    from qlora_lab.facts import LINEARS
-    from qlora_lab.memory.shapes import SHAPES
-    from qlora_lab.memory.tensors import trainable_parameters
+@exercise("5.1", "four patients", item="quantization", points=2, todo="name what is wrong with each of the four")
+def check_diagnosis(diagnosis: dict[str, str]) -> Verdict:
+    """diagnosis: for each of the patients A to D, a key of DISEASES."""
+    clues = {
+        ("A", "healthy"): "Do its dots lie on the line?",
+        ("A", "one scale"): "One scale for all gives coarse steps, the same everywhere. Here the error grows with the "
+        "distance from the mean.",
+        (
+            "B",
+            "no mean",
+        ): "Then every scale would come back too small by the mean, 2.6. Those above the mean are right.",
+        ("B", "one scale"): "The upper half is as fine as it should be.",
+        ("D", "healthy"): "Compare it with C: its steps are far coarser.",
+        ("D", "wrong block"): "Then the errors would fan out from the mean. These are saw teeth of the same height.",
+        ("C", "one scale"): "Only the scales in the large one's block suffer: most of the dots lie on the line.",
+    }
+    expect_diagnosis(diagnosis, PATIENTS, DISEASES, clues)
+    return right("Error says that something is wrong; a plot of restored over original says what.")
 
-    attention = list(LINEARS[:4])
-    cases = [("smollm2-135m", list(LINEARS), 4), ("llama-3-8b", attention, 16), ("llama-7b", ["q_proj", "v_proj"], 8)]
-    for name, targets, rank in cases:
-        shape = SHAPES[name]
-        layers, trainable = shape.num_hidden_layers, trainable_parameters(shape, rank, targets)
-        sides = [shape.linears()[target] for target in targets]
-        inputs, outputs = (sum(side) for side in zip(*sides, strict=True))
+
+@exercise("5.2", "bits per parameter", item="quantization", points=1, todo="complete `bits`")
+def check_bits_per_parameter(bits: Callable[[int, int], float]) -> Verdict:
+    """bits(block_size, scale_block_size): bits that a parameter takes in 4 bits with double quantization."""
+    for block, scales in [(64, 256), (32, 512), (128, 64)]:
+        expected = 4 + 8 / block + 32 / (block * scales)
         mistakes = [
-            (trainable / (inputs + outputs), f"The model has {layers} layers, and each has all the targets."),
-            (trainable / inputs / layers, "A has rank × in numbers, but B has rank × out more."),
-            (trainable / outputs / layers, "B has out × rank numbers, but A has rank × in more."),
-            (trainable / (2 * shape.hidden_size * len(targets)) / layers, "Not all of these matrices are square."),
-            (trainable / inputs, "B and the number of layers are missing."),
-            (trainable / sum(i * o for i, o in sides) / layers, "in × out is the whole matrix: LoRA has in + out."),
-            (trainable / (sum(sides[0]) * layers), f"This is with one target: there are {len(targets)}."),
-            (1 / rank, "This is upside down."),
+            (4 + 8 / block, f"The scales have scales: a float32 for every {scales} of them is missing."),
+            (expected - 4, "These are the scales alone: the code itself takes 4 bits."),
+            (expected / 8, "These are bytes: bits are asked for."),
+            (4 + 32 / block, "This is without double quantization: a scale takes 8 bits now."),
+            (4 + 8 / block + 32 / scales, f"{scales} scales share a float32, and each of them serves {block} weights."),
+            (4 + 8 / block + 8 / (block * scales), "The scales of the scales are float32: 32 bits."),
+            (4 + 1 / block + 4 / (block * scales), "Your scales are counted in bytes, the codes in bits."),
+            (4 + 8 / block + 4 / (block * scales), "float32 is 4 bytes: here that is 32 bits."),
+            (4 + 32 / block + 8 / (block * scales), "Swapped: scales take 8 bits, the scales of the scales 32."),
+            (4 + 32 / block + 32 / (block * scales), "The scales take 8 bits now, no longer 32."),
+            (4 + 16 / block + 64 / (block * scales), "NF4 has no zero point: there is one constant a block, not two."),
+            (4.126953125, "That is the result for 64 and 256: are the arguments used?"),
+            (round(expected, 6), "Do not round inside the function."),
         ]
-        came = call(rank_of, shape, list(targets), trainable)
-        expect_number(written(rank_of, (name, targets, trainable)), came, rank, mistakes)
-    return right("A printout that does not fit its settings gives itself away: the rank must come out whole.")
+        expect_number(written(bits, (block, scales)), call(bits, block, scales), expected, mistakes)
+    return right("4.126953 for blocks of 64 and 256: the scales went from a half bit to an eighth.")
 
 
-@exercise("5.4", "the rank that a budget buys", item="train", points=2, todo="complete `largest_rank`")
-def check_largest_rank(largest_rank: Callable) -> Verdict:
-    """largest_rank(shape, targets, gigabytes): the largest rank whose training numbers (16 bytes each) fit."""
-    import math
-
-    from qlora_lab.memory.shapes import SHAPES
-    from qlora_lab.memory.tensors import trainable_parameters
-
-    cases = [("llama-7b", "all-linear", 2), ("llama-65b", ["q_proj", "v_proj"], 1), ("llama-13b", "all-linear", 3.5)]
-    for name, targets, gigabytes in cases:
-        shape = SHAPES[name]
-        numbers = gigabytes * 1e9 / trainable_parameters(shape, 1, targets)  # bytes for each number of rank 1
-        exact, expected = numbers / 16, numbers // 16
+@exercise("5.3", "what a zero point would cost", item="quantization", points=2, todo="compute `extra_gigabytes`")
+def check_zero_point_cost(extra_gigabytes: Callable[[int], float]) -> Verdict:
+    """extra_gigabytes(parameters): GB more if each block of 64 had a zero point, double-quantized as the scales are."""
+    for parameters in (64_760_053_760, 6_476_005_376):
+        constant = 8 / 64 + 32 / (64 * 256)
+        expected = parameters * constant / 8 / 1e9
         mistakes = [
-            (exact, "A rank is a whole number: round down, for half a rank does not exist."),
-            (math.ceil(exact), "One more than fits: round down."),
-            (numbers // 4, "This pays for the weights alone: a gradient and two states come on top of each."),
-            (numbers // 8, "This pays for half: weight, gradient and two states of AdamW are 4 × 4 bytes."),
-            (numbers // 12, "Weight, gradient and *two* states of AdamW: 4 × 4 bytes."),
-            (numbers * 2**30 / 1e9 // 16, "These are GiB: 1 GB is 10^9 bytes."),
-            (numbers // 2, "The adapter is float32 here, and gradient and states count too: 16 bytes."),
+            (8 * expected, "These are gigabits: eight bits make a byte."),
+            (expected * 1e9, "These are bytes: GB are asked for."),
+            (expected * 1e9 / 2**30, "These are GiB: 1 GB is 10^9 bytes."),
+            (parameters * 8 / 64 / 8 / 1e9, "The zero points' own float32 scales, one in 256, are missing."),
+            (parameters * 32 / 64 / 8 / 1e9, "This is a float32 zero point. Double quantization leaves 8 bits of it."),
+            (2 * expected, "This is scale and zero point. Only what the zero point adds is asked for."),
+            (parameters * (4 + constant) / 8 / 1e9, "This is the whole model: what does the zero point add?"),
+            (parameters * (4 + 2 * constant) / 8 / 1e9, "This is the whole model: what does the zero point add?"),
+            (constant, "These are bits per parameter: how many bytes is that for all parameters?"),
         ]
-        came = call(largest_rank, shape, targets, gigabytes)
-        expect_number(written(largest_rank, (name, targets, gigabytes)), came, expected, mistakes)
-    return right("Parameters grow in proportion to the rank, so rank 1 tells the price of all the others.")
+        source = written(extra_gigabytes, (parameters,))
+        expect_number(source, call(extra_gigabytes, parameters), expected, mistakes, 1e-6)
+    return right("Over 1 GB at 65B, for a number that NF4 does not need: one of its 16 levels is 0 already.")
+
+
+@exercise("5.4", "triple quantization", item="quantization", points=2, todo="complete `third_saving`")
+def check_triple_quantization(third_saving: Callable[[int], float]) -> Verdict:
+    """third_saving(parameters): MB saved by second-level scales of 8 bits, with one float32 for every 256 of those."""
+    for parameters in (64_760_053_760, 6_476_005_376):
+        numbers = parameters / (64 * 256)  # of second-level scales
+        expected = numbers * (32 - 8 - 32 / 256) / 8 / 1e6
+        mistakes = [
+            (numbers * 24 / 8 / 1e6, "The third level's float32, one for 256 second-level scales, is missing."),
+            (expected * 8, "These are megabits: eight bits make a byte."),
+            (expected / 1e3, "These are GB: MB are asked for."),
+            (expected * 1e6, "These are bytes: MB are asked for."),
+            (expected * 1e6 / 2**20, "These are MiB: 1 MB is 10^6 bytes."),
+            (numbers * 32 / 8 / 1e6, "This is what the second-level scales take now: 8 bits of 32 remain."),
+            (numbers * (8 + 32 / 256) / 8 / 1e6, "This is what remains. What is saved?"),
+            (
+                256 * expected,
+                "There is a second-level scale for every 64 × 256 parameters, not for every 64.",
+            ),
+            (64 * expected, "There is a second-level scale for every 64 × 256 parameters, not for every 256."),
+            (-expected, "The sign: a saving is positive."),
+        ]
+        expect_number(written(third_saving, (parameters,)), call(third_saving, parameters), expected, mistakes, 1e-6)
+    return right("12 MB of 33 GB at 65B: the second-level scales take 0.002 bits, and there is nothing left to save.")

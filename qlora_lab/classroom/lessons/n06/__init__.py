@@ -1,1 +1,1 @@
-"""Lesson 06: What happens when the base is 4-bit?"""
+"""Lesson 06: Why does a low rank suffice?"""

@@ -1,1 +1,1 @@
-"""Lesson 07: Can I train a real LLM here, now?"""
+"""Lesson 07: What happens when the base is 4-bit?"""

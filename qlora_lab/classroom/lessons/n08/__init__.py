@@ -1,1 +1,1 @@
-"""Lesson 08: Was the prediction right?"""
+"""08_your_data: see qlora_lab/classroom/lessons/__init__.py."""

@@ -1,1 +1,1 @@
-"""Lesson 09: What did 4 bits cost?"""
+"""09_your_gpu: see qlora_lab/classroom/lessons/__init__.py."""

@@ -1,181 +1,189 @@
-"""Exercises of 09_accuracy_comparison."""
+"""Exercises of 09_your_gpu."""
 
-import math
-import statistics
-from collections.abc import Callable
+from __future__ import annotations
 
-from qlora_lab.classroom.judging import (
-    Verdict,
-    call,
-    described,
-    exercise,
-    expect_diagnosis,
-    expect_number,
-    right,
-    wrong,
-)
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
+from qlora_lab.classroom.judging import Mistake, Verdict, call, described, exercise, expect_number, right, wrong
 
-def runs_of(scores: dict[str, dict[int, float]]) -> list[dict]:
-    """Runs like those of the record, with a score each."""
-    return [
-        {"method": method, "seed": seed, "score": score}
-        for method, by_seed in scores.items()
-        for seed, score in by_seed.items()
-    ]
+if TYPE_CHECKING:
+    import torch
 
+# --- 9.1: another data file ------------------------------------------------------------------------------------------
 
-# Luck of the seed is large, the difference small; one seed has no partner; the orders of the seeds differ.
-SCORES = [
-    {
-        "lora-bf16": {0: 90.0, 1: 96.0, 2: 93.0, 3: 98.5, 4: 91.0},
-        "nf4": {3: 96.0, 0: 88.5, 4: 90.5, 2: 92.0, 1: 93.0},
-        "fp4": {0: 70.0, 1: 71.0},
-    },
-    {
-        "nf4": {5: 71.0, 1: 60.5, 7: 66.0, 2: 81.0, 9: 40.0},
-        "lora-bf16": {7: 69.0, 2: 80.0, 4: 99.0, 1: 64.5, 5: 71.5},
-    },
+TALKS = [
+    {"rules": "Answer in one sentence.", "turns": ["Is the library open?", "Until six."]},
+    {"rules": "", "turns": ["My card is lost.", "Since when?", "Since Monday.", "It is blocked now."]},
+    {"rules": "Be brief.", "turns": ["a", "b", "c", "d", "e", "f"]},
 ]
 
 
-@exercise("9.1", "a paired interval", item="accuracy", points=2, todo="complete `paired_difference`")
-def check_paired_difference(paired_difference: Callable[[list[dict], str, Callable], tuple[float, float]]) -> Verdict:
-    """paired_difference(runs, method, score): mean of score(run) less lora-bf16's at the same seed, and half the width
-    of its 95 % t interval.
-    """
-    from qlora_lab.evaluation.intervals import t_quantile
-
-    for scores in SCORES:
-        mine, base = scores["nf4"], scores["lora-bf16"]
-        pairs = [mine[seed] - base[seed] for seed in mine if seed in base]
-        count, mean, spread = len(pairs), statistics.fmean(pairs), statistics.stdev(pairs)
-        half = t_quantile(count - 1) * spread / math.sqrt(count)
-        came = call(paired_difference, runs_of(scores), "nf4", lambda run: run["score"])
-        if not isinstance(came, (tuple, list)) or len(came) != 2:
-            return wrong(f"paired_difference gives {described(came)}, expected the pair mean, half.")
-        name = "The mean of paired_difference, on a small made-up record,"
-        expect = [
-            (-mean, "The sign: a method that does worse than lora-bf16 has a negative difference."),
-            (statistics.fmean(mine.values()), "That is the method's own mean: subtract lora-bf16's."),
-            (
-                statistics.fmean(mine.values()) - statistics.fmean(base.values()),
-                "A seed without a partner slipped in: only seeds that both methods have make a pair.",
-            ),
-            (mean - half, "That is the interval's lower end: return its middle and half its width."),
-            (mean / 100, "The scores are points already: do not divide by 100."),
-            (
-                100 * (mean / statistics.fmean(base.values())),
-                "That is per cent of lora-bf16's score: points are asked for.",
-            ),
-            (statistics.median(pairs), "That is the median of the differences."),
-        ]
-        expect_number(name, came[0], mean, expect, tolerance=1e-3)
-        by_place = [a - b for a, b in zip(mine.values(), base.values(), strict=True)]
-        a, b = (statistics.variance(values.values()) for values in (mine, base))
-        apart = math.sqrt(a / len(mine) + b / len(base))
-        root, t = math.sqrt(count), t_quantile(count - 1)
-        unpaired = "You treated the two methods as strangers: take the difference at each seed, then its spread."
-        mistakes = [
-            (t * statistics.stdev(by_place) / math.sqrt(len(by_place)), "You paired by place: pair by `seed`."),
-            (1.96 * spread / root, f"1.96 is for hundreds of seeds: with {count} take t_quantile({count - 1})."),
-            (2 * spread / root, f"2 is for dozens of seeds: with {count} take t_quantile({count - 1})."),
-            (t_quantile(count) * spread / root, "The degrees of freedom are n - 1: the mean has used up one."),
-            (t * statistics.pstdev(pairs) / root, "The spread of a sample divides by n - 1: `statistics.stdev`."),
-            (t * spread, "That is the spread of single differences: the mean's is √n times smaller."),
-            (t * spread / count, "You divided by n: the mean's spread is √n times smaller."),
-            (t * spread / math.sqrt(count - 1), "Divide by √n; stdev has taken care of the n - 1."),
-            (t * spread**2 / root, "That is the variance: take its square root."),
-            (2 * half, "That is the whole width: return half of it."),
-            (spread / root, "That is one standard error: how many of them hold 95 %? See `t_quantile`."),
-            (mean + half, "That is the interval's upper end: return half its width."),
-            (t * apart, unpaired),
-            (t_quantile(len(mine) + len(base) - 2) * apart, unpaired),
-            (t_quantile(2 * count - 2) * apart, unpaired),
-            (1.96 * apart, unpaired),
-        ]
-        expect_number(name.replace("mean", "half width"), came[1], half, mistakes, tolerance=1e-3)
-    return right("On the H100's record: -2.19 ± 1.77 points for NF4.")
+def chat_of(row: dict) -> dict:
+    """What the script's `as_chat` would make of such a row."""
+    names = ["user", "assistant"] * len(row["turns"])
+    messages = [{"role": role, "content": text} for role, text in zip(names, row["turns"], strict=False)]
+    system = [{"role": "system", "content": row["rules"]}] if row["rules"] else []
+    return {"prompt": [*system, *messages[:-1]], "completion": messages[-1:]}
 
 
-@exercise("9.2", "how many seeds", item="accuracy", points=2, todo="complete `seeds_needed`")
-def check_seeds_needed(seeds_needed: Callable[[float, float], int]) -> Verdict:
-    """seeds_needed(spread, margin): the smallest n >= 2 whose 95 % t interval is within ± margin."""
-    from qlora_lab.evaluation.intervals import t_quantile
-
-    def smallest(half: Callable[[int], float], margin: float) -> int:
-        return next(n for n in range(2, 5000) if half(n) <= margin)
-
-    for spread, margin in [(2.0, 1.0), (2.0, 0.5), (1.0, 4.0), (1.0, 20.0)]:
-        expected = smallest(lambda n, s=spread: t_quantile(n - 1) * s / math.sqrt(n), margin)
-        z = (1.96 * spread / margin) ** 2
-        mistakes = [
-            (
-                math.ceil(z),
-                "That is (1.96 · spread / margin)²: with few seeds 1.96 is too small, take t_quantile(n - 1).",
-            ),
-            (z, "That is (1.96 · spread / margin)²: take t_quantile(n - 1), and try n = 2, 3, ... in turn."),
-            (
-                smallest(lambda n, s=spread: t_quantile(n) * s / math.sqrt(n), margin),
-                "The degrees of freedom are n - 1.",
-            ),
-            (
-                smallest(lambda n, s=spread: 2 * t_quantile(n - 1) * s / math.sqrt(n), margin),
-                "You compared the whole width with the margin: half of it counts.",
-            ),
-            (
-                smallest(lambda n, s=spread: t_quantile(n - 1) * s / n, margin),
-                "You divided by n: the mean's spread is √n times smaller.",
-            ),
-            (math.ceil((spread / margin) ** 2), "That holds one standard error: 95 % takes more."),
-            (expected - 1, "One too few: the half width is still above the margin."),
-            (expected + 1, "One too many: one seed less is enough. (Did you divide by √(n - 1)? By √n.)"),
-            (1, "One difference has no spread: at least 2 are needed."),
-        ]
-        came = call(seeds_needed, spread, margin)
-        expect_number(f"seeds_needed({spread:g}, {margin:g})", came, expected, mistakes)
-    return right("Half the margin costs four times the seeds, nearly.")
+@exercise("9.1", "another data file", item="train", points=2, todo="complete `as_chat`")
+def check_as_chat(as_chat: Callable[[dict], dict]) -> Verdict:
+    """as_chat(row): a row with "rules" and "turns" as TRL wants it, with "prompt" and "completion"."""
+    for row in TALKS:
+        came = call(as_chat, {"rules": row["rules"], "turns": list(row["turns"])})
+        if not isinstance(came, dict) or set(came) != {"prompt", "completion"}:
+            raise Mistake(f'as_chat gives {described(came)}, expected a dict with "prompt" and "completion".')
+        if fault := _fault(came, chat_of(row), row):
+            return wrong(f"Of {row}: {fault}")
+    return right("In the script, these lines take the place of its own `as_chat`. Nothing else changes.")
 
 
-VERDICTS = {
-    "shown": "the interval lies on the claim's side",
-    "refuted": "the interval lies on the other side",
-    "open": "the interval has both, or the data say nothing of it",
+def _fault(came: dict, expected: dict, row: dict) -> str:
+    for name in ("prompt", "completion"):
+        if not isinstance(came[name], list) or not all(
+            isinstance(message, dict) and set(message) == {"role", "content"} for message in came[name]
+        ):
+            return f'"{name}" is {described(came[name])}, expected a list of messages, each with "role" and "content".'
+    if came == expected:
+        return ""
+    prompt, completion = came["prompt"], came["completion"]
+    texts = [message["content"] for message in [*prompt, *completion]]
+    if not row["rules"] and any(message["role"] == "system" for message in prompt):
+        return "where there are no rules, leave the system message out; an empty one is a message too."
+    if row["rules"] and row["rules"] not in texts:
+        return "the rules are lost: they are the system message, at the beginning of the prompt."
+    if row["turns"][-1] in [message["content"] for message in prompt]:
+        return "the last turn is in the prompt: the model would read what it should learn to say."
+    if len(completion) > 1:
+        return "only the last turn is the completion; earlier answers belong to the prompt."
+    if texts != [message["content"] for message in [*expected["prompt"], *expected["completion"]]]:
+        return f"its texts are {texts}: one message for each turn, in their order."
+    roles = [message["role"] for message in [*prompt, *completion]]
+    return f"the roles are {roles}: turns begin with the user, and user and assistant take turns."
+
+
+# --- 9.2: where the numbers end --------------------------------------------------------------------------------------
+
+
+@exercise("9.2", "the first bad number", item="train", points=2, todo="complete `first_bad`")
+def check_first_bad(first_bad: Callable[[list[tuple[str, torch.Tensor]]], str | None]) -> Verdict:
+    """first_bad(outputs): the name of the first tensor in which not all numbers are finite; None if all are."""
+    import torch
+
+    fine, large = torch.tensor([[1.0, -2.0]]), torch.tensor([6e4], dtype=torch.float16)
+    nan, inf = torch.tensor([[0.0, float("nan")]]), torch.tensor([1.0, float("-inf"), 3.0])
+    cases = [
+        ([("a", fine), ("b", nan), ("c", nan)], "b", "It is the first in which a number is not finite."),
+        (
+            [("a", fine), ("b", inf), ("c", nan)],
+            "b",
+            "Infinity is not finite either: NaN comes from it a little later.",
+        ),
+        ([("a", inf)], "a", "The first tensor may be bad at once."),
+        ([("a", fine), ("b", large)], None, "60,000 is large, and finite. If all are finite, return None."),
+    ]
+    for outputs, expected, why in cases:
+        came = first_bad(outputs) if expected is None else call(first_bad, outputs)
+        shown = [(name, tensor.tolist()) for name, tensor in outputs]
+        if came != expected:
+            return wrong(f"first_bad({shown}) gives {came!r}, expected {expected!r}. {why}")
+    return right("With this, a NaN has an address.")
+
+
+# --- 9.3: a broken script --------------------------------------------------------------------------------------------
+
+WHY = {
+    "validation": "Which samples does it validate on, and which does it train on?",
+    "length": "What does it do with a sample of 90 tokens?",
+    "dtype": "What numbers does the adapter have where the script computes in fp16?",
 }
-CLAIMS = {
-    "A": "On these 200 orders, NF4 costs exact answers.",
-    "B": "On these 200 orders, NF4 costs less than 2 points.",
-    "C": "On these 200 orders, INT4 costs less than 3 points.",
-    "D": "On orders to other cities, too, NF4 costs exact answers.",
-    "E": "Double quantization, on top of NF4, costs exact answers on these 200 orders.",
-    "F": "On prose, NF4 ends no better than FP4.",
-    "G": "On the held-out orders (validation), INT4 ends with a lower loss than NF4.",
-    "H": "On prose, FP4 costs less than 0.1 nats.",
-}
-TRUTH = dict.fromkeys("ACG", "shown") | dict.fromkeys("FH", "refuted") | dict.fromkeys("BDE", "open")
-TRUTH = {name: TRUTH[name] for name in CLAIMS}
-CLUES = {
-    ("A", "open"): "Over seeds, the whole interval, from -3.96 to -0.41 points, lies below 0.",
-    ("A", "refuted"): "A negative difference is a loss.",
-    ("B", "refuted"): "The mean is -2.19, but the interval reaches up to -0.41: a loss of 1 point would fit as well.",
-    ("B", "shown"): "The interval reaches down to -3.96: a loss of 3 points would fit as well.",
-    ("C", "open"): "The interval's lower end is -2.62: where is -3?",
-    ("C", "refuted"): "The interval's lower end is -2.62: where is -3?",
-    ("D", "shown"): "An interval over seeds holds the 200 orders fixed. What does the one over cities say?",
-    ("D", "refuted"): "Over cities, losses and gains are both inside.",
-    ("E", "shown"): "Compare nf4-double with nf4, not with lora-bf16: -0.31 ± 0.63 has both signs.",
-    ("E", "refuted"): "-0.31 ± 0.63 has both signs. Not seen is not the same as not there.",
-    ("F", "shown"): "These are losses: lower is better.",
-    ("F", "open"): "Two intervals against lora-bf16 may overlap; compare nf4 with fp4, seed by seed.",
-    ("G", "open"): "Two intervals against lora-bf16 may overlap; compare int4 with nf4, seed by seed.",
-    ("G", "refuted"): "These are losses: lower is better.",
-    ("H", "shown"): "The interval is +0.258 ± 0.046: on which side of 0.1?",
-    ("H", "open"): "The interval is +0.258 ± 0.046: on which side of 0.1?",
+INNOCENT = {  # words on a line that is as it should be
+    "bnb_4bit": "The four-bit settings are the lesson's.",
+    "support_avx512": "That line is the lesson's: it keeps gradients right on some CPUs.",
+    "device_map": "The model is in one place, as it should be.",
+    "completion": "What is learned is right: the completion alone.",
+    "LoraConfig": "The adapter's settings are the lesson's.",
+    "bf16=": "bf16 and fp16 follow `dtype` there, as they should.",
+    "checkpoint": "It goes on from its last checkpoint, as it should.",
 }
 
 
-@exercise("9.3", "what the data say", item="accuracy", points=3, todo="judge each of the claims")
-def check_claims(verdict: dict[str, str]) -> Verdict:
-    """verdict: for each of CLAIMS, a key of VERDICTS."""
-    expect_diagnosis(verdict, TRUTH, VERDICTS, CLUES)
-    return right("Three shown, two refuted, three open: honest tables have open ones.")
+@exercise("9.3", "a colleague's script", item="config", points=3, todo="fill in `faulty`")
+def check_faulty(faulty: Iterable[int]) -> Verdict:
+    """faulty: the numbers of the lines that differ from the lesson's script for the worse."""
+    from qlora_lab.classroom.lessons.n09.suspects import broken, faulty_lines
+
+    if isinstance(faulty, str | dict) or not isinstance(faulty, Iterable):
+        raise Mistake(f"faulty is {described(faulty)}, expected a set of three line numbers, such as {{12, 34, 56}}.")
+    named, lines, text = set(faulty), faulty_lines(), broken()
+    if not all(isinstance(number, int) for number in named):
+        raise Mistake(f"faulty is {described(faulty)}, expected whole numbers.")
+    for number in sorted(named - set(lines.values())):
+        line = text[number - 1].strip() if 0 < number <= len(text) else ""
+        why = next((why for words, why in INNOCENT.items() if words in line), "That line is as in the lesson's script.")
+        return wrong(f"Line {number}, `{line}`: {why}")
+    missing = [name for name, number in lines.items() if number not in named]
+    if missing:
+        found = len(lines) - len(missing)
+        return wrong(f"{found} of 3 found. About another: {WHY[missing[0]]}")
+    return right("It validated on what it trained on, cut answers off, and its adapter could not be trained in fp16.")
+
+
+# --- 9.4: a plan -----------------------------------------------------------------------------------------------------
+
+SHARE = 1 / 3  # of the best speed, as the lesson plans
+MODELS = ("llama-2-7b", "llama-3-8b", "mistral-7b", "qwen2.5-7b", "llama-2-13b", "llama-2-70b", "llama-3-70b")
+NEEDED = ("model", "card", "batch", "length", "samples", "epochs", "gigabytes", "hours")
+
+
+def seconds_at_best(shape, card: dict, tokens: int) -> float:
+    """Of a step with checkpointing: multiplications, then three times reading 4 bits, writing 16 and reading them."""
+    weights = shape.linear_parameters() + shape.vocab_size * shape.hidden_size
+    unpacking = 3 * shape.linear_parameters() * (0.5 + 2 + 2)
+    return 6 * weights * tokens / card["FLOP/s"] + unpacking / card["bytes/s"]
+
+
+@exercise("9.4", "a plan for your card", item="memory", points=3, todo="fill in `plan`")
+def check_plan(plan: dict) -> Verdict:
+    """plan: model (a name in SHAPES), card, batch, length, samples, epochs; gigabytes and hours, worked out."""
+    from qlora_lab.memory import SHAPES, estimate
+
+    if not isinstance(plan, dict) or set(NEEDED) - set(plan):
+        raise Mistake(f"plan is {described(plan)}, expected a dict with {', '.join(NEEDED)}.")
+    if plan["model"] not in SHAPES:
+        raise Mistake(f"{plan['model']!r} is no name in SHAPES: choose from {', '.join(MODELS)}.")
+    card, shape = plan["card"], SHAPES[plan["model"]]
+    if not isinstance(card, dict) or {"GB", "FLOP/s", "bytes/s"} - set(card):
+        raise Mistake('card is a dict with "GB", "FLOP/s" and "bytes/s", as in CARDS.')
+    if card["FLOP/s"] < 1e11 or card["bytes/s"] < 1e9 or card["GB"] > 1000:
+        raise Mistake("card: FLOP/s are about 1e13 to 1e15, bytes/s about 1e11 to 1e13, GB at most a few hundred.")
+    if shape.parameters() < 1e9:
+        return wrong("That model fits anywhere: plan a larger one.")
+    settings = {"batch_size": plan["batch"], "sequence_length": plan["length"]}
+    settings |= {"rank": 16, "optimizer": "adamw_torch", "loss_chunk": 512}
+    need = estimate(shape, **settings)
+    without = estimate(shape, **settings, gradient_checkpointing=False)
+    mistakes = [
+        (need.peak_allocated / 1e9, "The card also holds CUDA's context: take `.total`."),
+        (need.total / 2**30, "Those are GiB: divide by 10^9."),
+        (without.total / 1e9, "The script has gradient checkpointing on."),
+    ]
+    expect_number('plan["gigabytes"]', plan["gigabytes"], need.total / 1e9, mistakes, tolerance=0.007)
+    if plan["gigabytes"] > card["GB"]:
+        less = "it needs several cards" if plan["batch"] == 1 else "try a smaller batch"
+        return wrong(f"{plan['gigabytes']:.1f} GB do not fit on a card of {card['GB']} GB: {less}, or a smaller model.")
+    steps = plan["samples"] * plan["epochs"] / plan["batch"]
+    best = steps * seconds_at_best(shape, card, plan["batch"] * plan["length"])
+    mistakes = [
+        (best / 3600, "That is the best case: plan three times as long."),
+        (best / SHARE, "Those are seconds: 3,600 make an hour."),
+        (best / SHARE / 60, "Those are minutes: 60 make an hour."),
+        (best / SHARE / 3600 / plan["epochs"], "That is one epoch."),
+        (best / SHARE / 3600 * plan["batch"], "A step takes a whole batch of samples: there are fewer steps."),
+        (best * SHARE / 3600, "A third of the speed takes three times as long."),
+    ]
+    expect_number('plan["hours"]', plan["hours"], best / SHARE / 3600, mistakes, tolerance=0.02)
+    return right(
+        f"{plan['gigabytes']:.1f} of {card['GB']} GB, {plan['hours']:.1f} hours. Multiply by your price an hour."
+    )

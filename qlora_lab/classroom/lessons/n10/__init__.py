@@ -1,1 +1,1 @@
-"""Lesson 10: Which knob buys what?"""
+"""Lesson 10: Was the prediction right?"""

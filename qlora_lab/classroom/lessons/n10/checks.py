@@ -1,212 +1,184 @@
-"""Exercises of 10_training_tricks."""
+"""Exercises of 10_memory_comparison."""
 
 from collections.abc import Callable
 
-from qlora_lab.classroom.judging import Mistake, Verdict, call, described, exercise, right, wrong
+from qlora_lab.classroom.judging import Verdict, call, described, exercise, expect_number, right, wrong
 
-VERDICTS = ("lower", "higher", "open")
-SAMPLES, LENGTH, RANK = 16, 512, 64  # of a step in exercise 10.2
-CARDS = (8, 12, 24, 80)
-ROOM = 0.9  # share of a card that the prediction may fill
-
-
-@exercise("10.1", "what three seeds can show", item="accuracy", points=1, todo="complete `beyond_seeds`")
-def check_beyond_seeds(beyond_seeds: Callable[[list[float], list[float]], str]) -> Verdict:
-    """beyond_seeds(base, knob): "lower" or "higher" if all of knob lies beyond all of base, else "open"."""
-    base = [0.0154, 0.0127, 0.0124]
-    cases = [
-        ([0.0161, 0.0135, 0.0127], "open", "Higher at every seed, but inside the base's own spread: 0.0127 < 0.0154."),
-        ([0.0140, 0.0118, 0.0121], "open", "Lower at every seed, but inside the base's own spread: 0.0140 > 0.0124."),
-        ([0.0305, 0.0306, 0.0270], "higher", "Even its lowest is above the base's highest."),
-        ([0.0058, 0.0086, 0.0061], "lower", "Even its highest is below the base's lowest."),
-        ([0.0148, 0.0179, 0.0188], "open", "Its mean is higher, but its lowest, 0.0148, is below the base's highest."),
-        ([0.0113, 0.0148, 0.0132], "open", "The two ranges overlap."),
-        ([0.0110, 0.0200, 0.0200], "open", "One seed of three is below the base."),
-        ([0.0160, 0.0119, 0.0119], "open", "One seed of three is above the base."),
-    ]
-    for knob, expected, why in cases:
-        came = call(beyond_seeds, list(base), list(knob))
-        if isinstance(came, bool) or not isinstance(came, str):
-            return wrong(f"beyond_seeds gives {described(came)}, expected one of {', '.join(map(repr, VERDICTS))}.")
-        if came not in VERDICTS:
-            return wrong(f"beyond_seeds gives {came!r}, expected one of {', '.join(map(repr, VERDICTS))}.")
-        if {came, expected} == {"lower", "higher"}:
-            return wrong(f"You say the knob's {knob} are {came} than the base's {base}: the other way round.")
-        if came != expected:
-            return wrong(f"Base {base}, knob {knob}: you say {came!r}, expected {expected!r}. {why}")
-    return right("Two sets of three that differ by luck alone pass this test once in ten times. Keep that in mind.")
+SETTINGS = {
+    "shape": "llama-7b",
+    "rank": 64,
+    "targets": "all-linear",
+    "batch_size": 1,
+    "sequence_length": 512,
+    "gradient_checkpointing": True,
+    "optimizer": "paged_adamw_32bit",
+    "adapter_dtype": "float32",
+    "full_precision": "float32",
+}
 
 
-def on_the_card(micro_batch: int, checkpointing: bool) -> float:
-    """GB that a pass of LLaMA-7B is predicted to take, optimizer states and CUDA context included."""
-    from qlora_lab.memory.prediction import estimate
-    from qlora_lab.memory.shapes import SHAPES
-
-    settings = {"batch_size": micro_batch, "gradient_checkpointing": checkpointing}
-    return estimate(SHAPES["llama-7b"], rank=RANK, sequence_length=LENGTH, **settings).total / 1e9
-
-
-@exercise("10.2", "how to split 16 samples", item="memory", points=2, todo="fill in `splits`")
-def check_splits(splits: dict) -> Verdict:
-    """splits: for each card (GB) the triple micro-batch, accumulation, checkpointing with the fewest passes."""
-    if not isinstance(splits, dict) or not set(CARDS) <= set(splits):
-        return wrong(f"expected a dict with the keys {', '.join(map(str, CARDS))}, got {described(splits)}.")
-    for card in CARDS:
-        split = splits[card]
-        if not isinstance(split, (tuple, list)) or len(split) != 3:
-            return wrong(
-                f"{card} GB: {described(split)}, expected three things: micro-batch, accumulation, checkpointing."
-            )
-        micro_batch, accumulation, checkpointing = split
-        counts = (micro_batch, accumulation)
-        if not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in counts):
-            return wrong(f"{card} GB: micro-batch and accumulation are {counts!r}, expected whole numbers above 0.")
-        if not isinstance(checkpointing, bool):
-            return wrong(f"{card} GB: checkpointing is {described(checkpointing)}, expected True or False.")
-        if micro_batch * accumulation != SAMPLES:
-            return wrong(
-                f"{card} GB: {micro_batch} x {accumulation} = {micro_batch * accumulation} samples a step, expected "
-                f"{SAMPLES}: another batch size is another training."
-            )
-        needed, allowed = on_the_card(micro_batch, checkpointing), ROOM * card
-        if needed > allowed:
-            cure = "Split further." if checkpointing else "Split further, or switch checkpointing on."
-            return wrong(
-                f"{card} GB: {micro_batch} samples a pass need {needed:.1f} GB, and {allowed:.1f} may be used. {cure}"
-            )
-        larger = [n for n in (16, 8, 4, 2) if n > micro_batch and on_the_card(n, True) <= allowed]
-        if larger:
-            return wrong(
-                f"{card} GB: it fits, in {accumulation} passes. {larger[0]} samples a pass fit too, with "
-                f"checkpointing: {on_the_card(larger[0], True):.1f} GB."
-            )
-        if checkpointing and on_the_card(micro_batch, False) <= allowed:
-            return wrong(
-                f"{card} GB: it fits without checkpointing too ({on_the_card(micro_batch, False):.1f} GB): then why "
-                "compute everything twice?"
-            )
-    return right("Fill the card with samples first; checkpointing is what makes the room.")
+def row_of(method: str, loaded: int, allocated: int, reserved: int, **settings) -> dict:
+    """A row like those of the record, in bytes."""
+    return {
+        **SETTINGS,
+        **settings,
+        "method": method,
+        "measured": {"peak_allocated": allocated, "peak_reserved": reserved},
+        "phases": {"load": {"allocated": loaded, "peak_allocated": loaded}},
+    }
 
 
-@exercise("10.3", "accumulation that is a large batch", item="train", points=3, todo="complete `accumulate`")
-def check_accumulate(accumulate: Callable) -> Verdict:
-    """accumulate(mean_loss, micro_batches): backward on each, so that the gradients are those of one large batch.
-
-    mean_loss(batch): mean over the batch's targets, a scalar with a graph. A batch is a dict of int64 tensors of shape
-    (rows, length), `input_ids` and `labels`; labels of -100 are no targets, and position i is predicted from i - 1.
-    """
-    import torch
-    from torch import nn
-
-    draw = torch.Generator().manual_seed(0)
-    weight = nn.Parameter(torch.randn(11, 11, generator=draw))
-
-    def mean_loss(batch):
-        logits = weight[batch["input_ids"][:, :-1]]
-        return nn.functional.cross_entropy(logits.flatten(0, 1), batch["labels"][:, 1:].flatten())
-
-    def batch_of(rows, length):
-        ids = torch.randint(0, 11, (len(rows), length), generator=draw)
-        labels = ids.clone()
-        for row, targets in enumerate(rows):
-            labels[row, : length - targets] = -100
-        labels[0, 0] = ids[0, 0]  # a label that nothing predicts
-        return {"input_ids": ids, "labels": labels}
-
-    micro_batches = [batch_of([9, 2], 12), batch_of([1], 8), batch_of([3, 3, 1], 6)]
-
-    def gradient(weights):
-        losses = [w * mean_loss(batch) for w, batch in zip(weights, micro_batches, strict=True)]
-        total = sum(losses, start=torch.zeros(()))
-        return torch.autograd.grad(total, weight)[0]
-
-    def shares(counts):
-        return [count / sum(counts) for count in counts]
-
-    targets = [(batch["labels"][:, 1:] != -100).sum().item() for batch in micro_batches]
-    labels = [(batch["labels"] != -100).sum().item() for batch in micro_batches]
-    rows = [len(batch["labels"]) for batch in micro_batches]
-    tokens = [batch["labels"].numel() for batch in micro_batches]
-    k = len(micro_batches)
-    mistakes = [
-        ([0.0] * k, "No gradient has arrived: call `.backward()` on each micro-batch's loss."),
-        ([1 / k] * k, "This is the mean of the means: a micro-batch of one target weighs as much as one of eleven."),
-        ([1.0] * k, "These are the means' gradients, added up: each must be weighted."),
-        (targets, "You turned means into sums; the sum has to be divided by the targets of the whole step."),
-        ([n / k for n in targets], "Divide by the targets of the whole step, not by the number of micro-batches."),
-        (shares(rows), "You weighted by rows: the loss is a mean over target tokens."),
-        (shares(tokens), "You weighted by all tokens: prompts and padding are no targets."),
-        (shares(labels), "You counted the first label of a row too: nothing comes before it that could predict it."),
-        ([0.0] * (k - 1) + [shares(targets)[-1]], "Only the last micro-batch is left: gradients add up until zeroed."),
-    ]
-    given = [{name: values.clone() for name, values in batch.items()} for batch in micro_batches]
-    weight.grad = None
-    try:
-        call(accumulate, mean_loss, given)
-    except NotImplementedError:  # it returns nothing, as it should; whether it did something, the gradient tells
-        if weight.grad is None:
-            raise
-    came = torch.zeros_like(weight) if weight.grad is None else weight.grad
-    expected = gradient(shares(targets))
-    if torch.allclose(came, expected, rtol=1e-4, atol=1e-7):
-        return right("A large batch in small pieces, to the last digits: 4 x 4 is 16, whatever the lengths.")
-    for weights, why in mistakes:
-        if torch.allclose(came, gradient(weights), rtol=1e-4, atol=1e-7):
-            raise Mistake(f"The gradients differ from those of one large batch. {why}")
-    off = (came - expected).norm() / expected.norm()
-    return wrong(f"The gradients differ from those of one large batch by {off:.0%}. Weight by the targets' shares.")
-
-
-WIDTH = 300
-LENGTHS = [  # in the first, every way to pack opens another number of rows
-    [210, 100, 250, 130, 240, 250, 220, 180, 20, 160, 90, 220, 30, 70],
-    [90] * 9,
-    [300, 10, 290, 150, 150, 1],
+# Pairs that save 55 % (rank 64), 48 % (4 samples), 60 % (13B), 56 % (33B); rows without a partner try to mislead.
+ROWS = [
+    row_of("lora", 14_000_000_000, 15_000_000_000, 15_500_000_000),
+    row_of("qlora", 4_000_000_000, 6_750_000_000, 7_000_000_000),
+    row_of("qlora", 4_000_000_000, 10_400_000_000, 14_000_000_000, batch_size=4),
+    row_of("lora", 14_000_000_000, 20_000_000_000, 25_000_000_000, batch_size=4),
+    row_of("lora", 26_000_000_000, 25_000_000_000, 26_000_000_000, shape="llama-13b"),
+    row_of("qlora", 7_000_000_000, 10_000_000_000, 12_000_000_000, shape="llama-13b"),
+    row_of("lora", 14_000_000_000, 14_500_000_000, 15_000_000_000, rank=16, batch_size=16),
+    row_of("qlora", 4_000_000_000, 12_000_000_000, 13_000_000_000, batch_size=16),
+    row_of("qlora", 4_000_000_000, 11_500_000_000, 12_000_000_000, batch_size=4, targets=["q_proj", "v_proj"]),
+    row_of("full", 27_000_000_000, 80_000_000_000, 82_000_000_000),
+    row_of("qlora", 17_400_000_000, 22_000_000_000, 23_500_000_000, shape="llama-33b"),
+    row_of("lora", 66_000_000_000, 50_000_000_000, 52_000_000_000, shape="llama-33b"),
 ]
 
 
-def rows_open(lengths: list[int], width: int, first_fit: bool, longest_first: bool) -> int:
-    """How many rows a packing opens: looking at all open rows, or at the last one; in the given order, or sorted."""
-    room: list[int] = []
-    for length in sorted(lengths, reverse=True) if longest_first else lengths:
-        fitting = [i for i, left in enumerate(room) if left >= length] if first_fit else range(len(room))[-1:]
-        place = next((i for i in fitting if room[i] >= length), None)
-        if place is None:
-            room.append(width)
-            place = len(room) - 1
-        room[place] -= length
-    return len(room)
+@exercise("10.1", "the least saving", item="memory", points=2, todo="complete `least_saving`")
+def check_savings(least_saving: Callable[[list[dict]], float]) -> Verdict:
+    """least_saving(rows): per cent that QLoRA saves at the peak, for the pair of rows where that is least."""
+    pairs = [(ROWS[0], ROWS[1]), (ROWS[3], ROWS[2]), (ROWS[4], ROWS[5]), (ROWS[11], ROWS[10])]
+    for first, expected in [(0, 48.0), (4, 56.0)]:
+        chosen = pairs if first == 0 else pairs[2:]
+        peaks = [tuple(row["measured"]["peak_allocated"] for row in pair) for pair in chosen]
+        reserved = [tuple(row["measured"]["peak_reserved"] for row in pair) for pair in chosen]
+        loaded = [tuple(row["phases"]["load"]["allocated"] for row in pair) for pair in chosen]
+        savings = [100 * (1 - qlora / lora) for lora, qlora in peaks]
+        mixed = [
+            100 * (1 - q["measured"]["peak_allocated"] / lo["measured"]["peak_allocated"])
+            for lo in ROWS[first:]
+            for q in ROWS[first:]
+            if (lo["method"], q["method"]) == ("lora", "qlora")
+        ]
+        by_name = [
+            100 * (1 - q["measured"]["peak_allocated"] / lo["measured"]["peak_allocated"])
+            for lo in ROWS[first:]
+            for q in ROWS[first:]
+            if (lo["method"], q["method"], lo["shape"], lo["batch_size"])
+            == ("lora", "qlora", q["shape"], q["batch_size"])
+        ]
+        no_targets = 100 * (1 - 11.5 / 20)
+        mistakes = [
+            (expected / 100, "That is a share: per cent are 100 times as much."),
+            (100 - expected, "That is what is left: the saving is 100 % less this."),
+            (max(100 * q / lora for lora, q in peaks), "That is what is left: the saving is 100 % less this."),
+            (min(100 * q / lora for lora, q in peaks), "That is the least that is left, so the *largest* saving."),
+            (
+                min(100 * (lora / q - 1) for lora, q in peaks),
+                "You divided by QLoRA's peak: a saving is a part of LoRA's.",
+            ),
+            (min((lora - q) / 1e9 for lora, q in peaks), "These are GB saved: per cent are asked for."),
+            (-expected, "The sign: QLoRA takes less, and a saving is positive."),
+            (min(100 * (1 - q / lora) for lora, q in reserved), "That is of `peak_reserved`: take `peak_allocated`."),
+            (min(100 * (1 - q / lora) for lora, q in loaded), "That is the saving at load: take `measured`'s peak."),
+            (no_targets, "That pair differs in `targets`: everything but the method must be equal."),
+            (min(mixed), "You paired runs of different settings: everything but the method must be equal."),
+            (min(by_name), "You paired runs that agree in some settings: `SETTINGS` names all that must be equal."),
+            (savings[0], "That is the first pair's: take the least of all."),
+            (savings[-1], "That is the last pair's: take the least of all."),
+            (max(savings), "That is the largest saving: the least is asked for."),
+            (sum(savings) / len(savings), "That is the mean: the least is asked for."),
+        ]
+        came = call(least_saving, [dict(row) for row in ROWS[first:]])
+        expect_number("least_saving of a small made-up record", came, expected, mistakes)
+    return right("In the H100's record it is 41 %: what grows with the tokens is not quantized.")
 
 
-@exercise("10.4", "packing", item="train", points=2, todo="complete `pack`")
-def check_pack(pack: Callable[[list[int], int], list[list[int]]]) -> Verdict:
-    """pack(lengths, width): the samples' numbers, row by row; no row is longer than width, and few rows are opened."""
-    width = WIDTH
-    for lengths in LENGTHS:
-        came = call(pack, list(lengths), width)
-        if not isinstance(came, (list, tuple)) or not all(isinstance(row, (list, tuple)) for row in came):
-            return wrong(f"pack gives {described(came)}, expected a list of rows, each a list of the samples' numbers.")
-        numbers = [i for row in came for i in row]
-        if sorted(map(str, numbers)) == sorted(map(str, lengths)):
-            return wrong("Your rows hold the lengths: the samples' numbers are asked for, 0 is the first.")
-        if not all(isinstance(i, int) and not isinstance(i, bool) for i in numbers):
-            return wrong(f"A row of yours holds {described(numbers[0])}, expected the samples' numbers.")
-        if any(not 0 <= i < len(lengths) for i in numbers):
-            return wrong(f"There are {len(lengths)} samples, numbered from 0, and a row of yours holds {max(numbers)}.")
-        if missing := sorted(set(range(len(lengths))) - set(numbers)):
-            return wrong(f"pack({lengths}, {width}) loses sample {missing[0]}. (The last row, or what did not fit?)")
-        if len(numbers) != len(lengths):
-            return wrong(f"pack({lengths}, {width}) puts a sample into two rows: it would be learned twice.")
-        fullest = max(sum(lengths[i] for i in row) for row in came)
-        if fullest > width:
-            return wrong(f"pack({lengths}, {width}) fills a row with {fullest} tokens: an answer would be cut.")
-        best = rows_open(lengths, width, True, True)
-        if len([row for row in came if row]) > best:
+@exercise("10.2", "the missing gigabytes", item="memory", points=1, todo="complete `bytes_on_the_card`")
+def check_card_usage(bytes_on_the_card: Callable[[dict, int], float]) -> Verdict:
+    """bytes_on_the_card(run, context): bytes that the driver should count, reserved and managed and context."""
+    for allocated, reserved, managed, context in [
+        (5_434_365_952, 5_658_116_096, 1_279_262_720, 648_871_936),
+        (20_000_000_000, 23_000_000_000, 0, 300_000_000),
+    ]:
+        expected = reserved + managed + context
+        mistakes = [
+            (allocated + managed + context, "Torch also holds the gaps between tensors: begin with what is reserved."),
+            (allocated + expected, "Tensors lie inside what is reserved: you counted them twice."),
+            (allocated + reserved + context, "Tensors lie inside what is reserved, and managed memory is missing."),
+            (expected / 1e9, "These are GB: return bytes."),
+            (expected / 2**30, "These are GiB: return bytes."),
+            (reserved + managed + 500_000_000, "That is `estimate`'s context: this machine's comes as an argument."),
+            (allocated, "These are the tensors alone."),
+            (reserved - allocated + managed + context, "That is what is missing: the tensors belong to the sum too."),
+        ]
+        if managed:  # otherwise these are right
+            mistakes += [(reserved + context, "The optimizer's states are missing: they lie in managed memory.")]
+            mistakes += [(allocated + context, "Reserved instead of allocated, and managed memory on top.")]
+        mistakes += [
+            (reserved + managed, "The CUDA context is missing: the driver counts its own too."),
+            (reserved, "This is torch's part alone: managed memory and the context lie beside it."),
+        ]
+        measured = {"peak_allocated": allocated, "peak_reserved": reserved, "managed_bytes": managed}
+        came = call(bytes_on_the_card, {**SETTINGS, "method": "qlora", "measured": measured}, context)
+        expect_number(f"bytes_on_the_card with {reserved:,} bytes reserved", came, expected, mistakes)
+    return right("7.59 GB for the 7B step: the driver counts 7.80, torch's allocator knows of 5.43.")
+
+
+def cap_of(shape: str, preset: str, card: int, seconds: float | None, reserved: int = 1) -> dict:
+    """A row like those of `record["caps"]`; seconds: None if it ran out of memory."""
+    row = {**SETTINGS, "shape": shape, "preset": preset, "card_gb": card, "method": "qlora"}
+    if seconds is None:
+        return {**row, "out_of_memory": {"after": "adapter", "message": "CUDA out of memory."}}
+    return {**row, "measured": {"step_seconds": seconds, "peak_reserved": reserved * 10**9}}
+
+
+CAPS = [
+    cap_of("llama-7b", "standard", 6, None),
+    cap_of("llama-7b", "standard", 8, 0.6, 6),
+    cap_of("llama-7b", "lean", 5, 0.9, 4),
+    cap_of("llama-7b", "bf16-adapters", 5, None),
+    cap_of("llama-7b", "bf16-adapters", 6, 0.7, 5),
+    cap_of("llama-7b", "in-backward", 6, 0.8, 5),
+    cap_of("llama-13b", "in-backward", 10, 0.5, 9),
+]
+
+
+@exercise("10.3", "the fastest preset for a card", item="memory", points=2, todo="complete `fastest_preset`")
+def check_fastest_preset(fastest_preset: Callable[[list[dict], str, int], str | None]) -> Verdict:
+    """fastest_preset(rows, shape, card_gb): the preset with the fewest seconds a step among those that train there."""
+    asked = [
+        (24, "standard", "Runs on smaller cards count: what trains on 8 GB trains on 24."),
+        (6, "bf16-adapters", ""),
+        (7, "bf16-adapters", "No run has a cap of 7 GB, but those of 6 GB and less count."),
+        (5, "lean", ""),
+    ]
+    for card, expected, hint in asked:
+        try:
+            came = call(fastest_preset, [dict(row) for row in CAPS], "llama-7b", card)
+        except NotImplementedError:
+            if card != 24:
+                return wrong(f"On {card} GB fastest_preset gives nothing, expected {expected!r}. {hint}")
+            raise
+        if isinstance(came, dict):
+            return wrong(f"fastest_preset gives a whole row: its name is in row['preset'], here {expected!r}.")
+        if not isinstance(came, str):
+            return wrong(f"fastest_preset gives {described(came)}, expected the name of a preset, {expected!r}.")
+        if came != expected:
             why = {
-                len(lengths): "One sample a row is what batches do without packing.",
-                rows_open(lengths, width, False, True): "You look at the last row only: earlier rows still have room.",
-                rows_open(lengths, width, False, False): "You look at the last row only: earlier rows still have room.",
-                rows_open(lengths, width, True, False): "The order matters: a long sample that comes last needs a row.",
-            }.get(len(came), "")
-            return wrong(f"pack({lengths}, {width}) opens {len(came)} rows, {best} are enough. {why}")
-    return right("Longest first, each into the first row with room: nearly nothing is padded.")
+                (24, "in-backward"): "That is 13B's: look at the shape.",
+                (24, "lean"): "It needs the least memory, or is the slowest: the fewest seconds are asked for.",
+                (6, "standard"): "On 6 GB it ran out of memory, and the run on 8 GB does not count.",
+                (6, "lean"): "It trains on 6 GB, but takes more seconds a step than another.",
+                (6, "in-backward"): "It trains on 6 GB, but takes more seconds a step than another.",
+                (5, "bf16-adapters"): "On 5 GB it ran out of memory.",
+            }.get((card, came), hint)
+            return wrong(f"For 7B on {card} GB fastest_preset gives {came!r}, expected {expected!r}. {why}")
+    try:
+        nothing = call(fastest_preset, [dict(row) for row in CAPS], "llama-7b", 4)
+    except NotImplementedError:  # None, as it should be
+        nothing = None
+    if nothing is not None:
+        return wrong(f"Nothing trains 7B on 4 GB: return None, not {described(nothing)}.")
+    return right("With a preset for every card, none is too small by a little.")

@@ -1,1 +1,1 @@
-"""Lesson 11: How do I use it?"""
+"""Lesson 11: What did 4 bits cost?"""

@@ -1,198 +1,181 @@
-"""Exercises of 11_after_training."""
+"""Exercises of 11_accuracy_comparison."""
 
-import functools
+import math
+import statistics
 from collections.abc import Callable
 
-from qlora_lab.classroom.judging import Verdict, call, described, exercise, expect_number, right, wrong
+from qlora_lab.classroom.judging import (
+    Verdict,
+    call,
+    described,
+    exercise,
+    expect_diagnosis,
+    expect_number,
+    right,
+    wrong,
+)
 
-VERDICTS = ("fits", "works, but", "hardly pays")
+
+def runs_of(scores: dict[str, dict[int, float]]) -> list[dict]:
+    """Runs like those of the record, with a score each."""
+    return [
+        {"method": method, "seed": seed, "score": score}
+        for method, by_seed in scores.items()
+        for seed, score in by_seed.items()
+    ]
 
 
-@exercise("11.1", "merging one layer", item="train", points=1, todo="complete `merged_weight`")
-def check_merged_weight(merged_weight: Callable) -> Verdict:
-    """merged_weight(weight, A, B, alpha): the weight that does alone what the layer and its adapter do together.
+# Luck of the seed is large, the difference small; one seed has no partner; the orders of the seeds differ.
+SCORES = [
+    {
+        "lora-bf16": {0: 90.0, 1: 96.0, 2: 93.0, 3: 98.5, 4: 91.0},
+        "nf4": {3: 96.0, 0: 88.5, 4: 90.5, 2: 92.0, 1: 93.0},
+        "fp4": {0: 70.0, 1: 71.0},
+    },
+    {
+        "nf4": {5: 71.0, 1: 60.5, 7: 66.0, 2: 81.0, 9: 40.0},
+        "lora-bf16": {7: 69.0, 2: 80.0, 4: 99.0, 1: 64.5, 5: 71.5},
+    },
+]
 
-    Tensors of shapes (out, in), (rank, in) and (out, rank).
+
+@exercise("11.1", "a paired interval", item="accuracy", points=2, todo="complete `paired_difference`")
+def check_paired_difference(paired_difference: Callable[[list[dict], str, Callable], tuple[float, float]]) -> Verdict:
+    """paired_difference(runs, method, score): mean of score(run) less lora-bf16's at the same seed, and half the width
+    of its 95 % t interval.
     """
-    import torch
+    from qlora_lab.evaluation.intervals import t_quantile
 
-    draw = torch.Generator().manual_seed(0)
-    for outputs, inputs, rank, alpha in [(6, 10, 2, 8.0), (12, 5, 3, 1.5)]:
-        weight, a, b = (
-            torch.randn(shape, generator=draw) for shape in ((outputs, inputs), (rank, inputs), (outputs, rank))
-        )
-        given = [tensor.clone() for tensor in (weight, a, b)]
-        came = call(merged_weight, *given, alpha)
-        if not isinstance(came, torch.Tensor):
-            return wrong(f"merged_weight gives {described(came)}, expected a tensor.")
-        if came.shape != weight.shape:
-            turned = " Is it transposed?" if came.shape == weight.T.shape else ""
-            shape = tuple(came.shape)
-            return wrong(
-                f"merged_weight gives the shape {shape}, expected the weight's, {tuple(weight.shape)}.{turned}"
-            )
-        product = b @ a
-        if torch.allclose(came, weight + alpha / rank * product, rtol=1e-3, atol=1e-4):
-            if not torch.equal(given[0], weight):
-                return wrong(
-                    "The result is right, but the weight was changed on the way: the base should stay as it is."
-                )
-            continue
-        mistakes = [
-            (weight + product, "This is W + B A: the factor alpha / rank is missing."),
-            (weight + alpha * product, "This is W + alpha · B A: divide by the rank."),
-            (weight + product / rank, "This is W + B A / rank: multiply by alpha."),
-            (weight + rank / alpha * product, "The factor is upside down: alpha / rank."),
-            (
-                weight + alpha / inputs * product,
-                "You divided by the number of inputs: the rank is A's *first* dimension.",
-            ),
-            (weight + alpha / outputs * product, "You divided by the number of outputs: the rank is B's *second* one."),
-            (alpha / rank * product, "This is the correction alone: add it to the weight."),
-            (weight - alpha / rank * product, "You subtracted: that would unmerge."),
-            (weight, "The weight is unchanged."),
-        ]
-        likely = (why for mistake, why in mistakes if torch.allclose(came, mistake, rtol=1e-3, atol=1e-4))
-        off = (came - weight - alpha / rank * product).abs().max()
-        return wrong(f"The weight is off by up to {off:.3g}. {next(likely, 'Expected W + alpha / rank · B A.')}")
-    return right("One matrix does the work of three: no extra time per token, and no way to take the adapter off.")
-
-
-@exercise("11.2", "which base was it merged into?", item="accuracy", points=3, todo="complete `which_base`")
-def check_which_base(which_base: Callable) -> Verdict:
-    """which_base(merged, delta, original, rounded): "dequantized", "requantized" or "pristine".
-
-    merged: a weight of a checkpoint, in bf16. delta: what the adapter adds. original: the base's weight before it was
-    quantized; rounded: after, dequantized. All (out, in), float32 except `merged`.
-    """
-    import torch
-
-    from qlora_lab.quantization import dequantize, quantize
-
-    draw = torch.Generator().manual_seed(0)
-    for round_ in range(3):  # small and large corrections
-        original = torch.randn(32, 128, generator=draw)
-        rounded = dequantize(quantize(original))
-        delta = (0.01, 0.05, 0.2)[round_] * torch.randn(32, 128, generator=draw)
-        cases = {
-            "pristine": original + delta,
-            "dequantized": rounded + delta,
-            "requantized": dequantize(quantize(rounded + delta)),
-        }
-        for expected, merged in cases.items():
-            came = call(which_base, merged.to(torch.bfloat16), delta.clone(), original.clone(), rounded.clone())
-            if not isinstance(came, str) or came not in cases:
-                return wrong(f"which_base gives {described(came)}, expected one of {', '.join(cases)}.")
-            if came != expected:
-                return wrong(f"You took a {expected} checkpoint for a {came} one. {CONFUSED[expected, came]}")
-    return right("Merged weights tell where they come from, as long as somebody kept the adapter.")
-
-
-CONFUSED = {
-    ("pristine", "dequantized"): "What is left when delta is subtracted, the original or the rounded weight?",
-    ("dequantized", "pristine"): "What is left when delta is subtracted, the original or the rounded weight?",
-    ("requantized", "dequantized"): "Neither base is left when delta is subtracted: round `rounded + delta` yourself.",
-    (
-        "dequantized",
-        "requantized",
-    ): "Its values lie off the 16 levels. The checkpoint is rounded to bf16: never ask `==`.",
-    ("requantized", "pristine"): "Compare all three candidates and take the nearest.",
-    ("pristine", "requantized"): "Compare all three candidates and take the nearest.",
-}
-
-
-@exercise("11.3", "how many adapters fit?", item="memory", points=1, todo="complete `adapters_that_fit`")
-def check_adapters_that_fit(adapters_that_fit: Callable) -> Verdict:
-    """adapters_that_fit(card, merged, base, adapter): how many adapters plan A and plan B can keep ready.
-
-    In bytes: the card, a merged model, the 4-bit base, an adapter.
-    """
-    cases = [(24e9, 13.5e9, 3.9e9, 0.16e9), (80e9, 13.5e9, 3.9e9, 0.64e9), (3e9, 13.5e9, 3.9e9, 0.64e9)]
-    for card, merged, base, adapter in cases:
-        came = call(adapters_that_fit, card, merged, base, adapter)
+    for scores in SCORES:
+        mine, base = scores["nf4"], scores["lora-bf16"]
+        pairs = [mine[seed] - base[seed] for seed in mine if seed in base]
+        count, mean, spread = len(pairs), statistics.fmean(pairs), statistics.stdev(pairs)
+        half = t_quantile(count - 1) * spread / math.sqrt(count)
+        came = call(paired_difference, runs_of(scores), "nf4", lambda run: run["score"])
         if not isinstance(came, (tuple, list)) or len(came) != 2:
-            return wrong(f"adapters_that_fit gives {described(came)}, expected the pair plan_a, plan_b.")
-        plan_a, plan_b = card // merged, max(0.0, (card - base) // adapter)
-        source = f"adapters_that_fit({card:g}, {merged:g}, {base:g}, {adapter:g})"
-        a_mistakes = [
-            (card / merged, "Half a model serves nobody: round down."),
-            ((card - base) // merged, "Plan A needs no 4-bit base: the merged models stand alone."),
-            (card // (merged + adapter), "A merged model has its adapter inside."),
-            (plan_b, "That is plan B's number: plan A comes first."),
+            return wrong(f"paired_difference gives {described(came)}, expected the pair mean, half.")
+        name = "The mean of paired_difference, on a small made-up record,"
+        expect = [
+            (-mean, "The sign: a method that does worse than lora-bf16 has a negative difference."),
+            (statistics.fmean(mine.values()), "That is the method's own mean: subtract lora-bf16's."),
+            (
+                statistics.fmean(mine.values()) - statistics.fmean(base.values()),
+                "A seed without a partner slipped in: only seeds that both methods have make a pair.",
+            ),
+            (mean - half, "That is the interval's lower end: return its middle and half its width."),
+            (mean / 100, "The scores are points already: do not divide by 100."),
+            (
+                100 * (mean / statistics.fmean(base.values())),
+                "That is per cent of lora-bf16's score: points are asked for.",
+            ),
+            (statistics.median(pairs), "That is the median of the differences."),
         ]
-        b_mistakes = [
-            (card // adapter, "The base has to fit too."),
-            (card // (base + adapter), "One base serves all adapters: subtract it once."),
-            ((card - base) / adapter, "Part of an adapter serves nobody: round down."),
-            ((card - base) // adapter, "Where not even the base fits there is no adapter, not a negative number."),
+        expect_number(name, came[0], mean, expect, tolerance=1e-3)
+        by_place = [a - b for a, b in zip(mine.values(), base.values(), strict=True)]
+        a, b = (statistics.variance(values.values()) for values in (mine, base))
+        apart = math.sqrt(a / len(mine) + b / len(base))
+        root, t = math.sqrt(count), t_quantile(count - 1)
+        unpaired = "You treated the two methods as strangers: take the difference at each seed, then its spread."
+        mistakes = [
+            (t * statistics.stdev(by_place) / math.sqrt(len(by_place)), "You paired by place: pair by `seed`."),
+            (1.96 * spread / root, f"1.96 is for hundreds of seeds: with {count} take t_quantile({count - 1})."),
+            (2 * spread / root, f"2 is for dozens of seeds: with {count} take t_quantile({count - 1})."),
+            (t_quantile(count) * spread / root, "The degrees of freedom are n - 1: the mean has used up one."),
+            (t * statistics.pstdev(pairs) / root, "The spread of a sample divides by n - 1: `statistics.stdev`."),
+            (t * spread, "That is the spread of single differences: the mean's is √n times smaller."),
+            (t * spread / count, "You divided by n: the mean's spread is √n times smaller."),
+            (t * spread / math.sqrt(count - 1), "Divide by √n; stdev has taken care of the n - 1."),
+            (t * spread**2 / root, "That is the variance: take its square root."),
+            (2 * half, "That is the whole width: return half of it."),
+            (spread / root, "That is one standard error: how many of them hold 95 %? See `t_quantile`."),
+            (mean + half, "That is the interval's upper end: return half its width."),
+            (t * apart, unpaired),
+            (t_quantile(len(mine) + len(base) - 2) * apart, unpaired),
+            (t_quantile(2 * count - 2) * apart, unpaired),
+            (1.96 * apart, unpaired),
         ]
-        expect_number(f"plan A of {source}", came[0], plan_a, a_mistakes)
-        expect_number(f"plan B of {source}", came[1], plan_b, b_mistakes)
-    return right("On 24 GB: one merged 7B model, or 125 adapters of 160 MB on one 4-bit base.")
+        expect_number(name.replace("mean", "half width"), came[1], half, mistakes, tolerance=1e-3)
+    return right("On the H100's record: -2.19 ± 1.77 points for NF4.")
 
 
-def unseen_configs() -> dict:
-    """Configs of four models, in the sizes that their makers published."""
-    import transformers
+@exercise("11.2", "how many seeds", item="accuracy", points=2, todo="complete `seeds_needed`")
+def check_seeds_needed(seeds_needed: Callable[[float, float], int]) -> Verdict:
+    """seeds_needed(spread, margin): the smallest n >= 2 whose 95 % t interval is within ± margin."""
+    from qlora_lab.evaluation.intervals import t_quantile
 
-    return {
-        "Llama-3-8B": transformers.LlamaConfig(
-            vocab_size=128_256, intermediate_size=14_336, num_key_value_heads=8, architectures=["LlamaForCausalLM"]
-        ),
-        "Gemma-2-2B": transformers.Gemma2Config(
-            num_hidden_layers=26,
-            num_attention_heads=8,
-            num_key_value_heads=4,
-            hidden_size=2304,
-            intermediate_size=9216,
-            head_dim=256,
-            vocab_size=256_000,
-            architectures=["Gemma2ForCausalLM"],
-        ),
-        "T5-large": transformers.T5Config(
-            d_model=1024, d_ff=4096, num_layers=24, num_heads=16, architectures=["T5ForConditionalGeneration"]
-        ),
-        "Qwen3-30B-A3B": transformers.Qwen3MoeConfig(
-            num_hidden_layers=48,
-            hidden_size=2048,
-            intermediate_size=6144,
-            moe_intermediate_size=768,
-            num_attention_heads=32,
-            num_key_value_heads=4,
-            head_dim=128,  # pyright: ignore[reportCallIssue]  # its class does not list it, and takes it
-            num_experts=128,
-            architectures=["Qwen3MoeForCausalLM"],
-        ),
-    }
+    def smallest(half: Callable[[int], float], margin: float) -> int:
+        return next(n for n in range(2, 5000) if half(n) <= margin)
+
+    for spread, margin in [(2.0, 1.0), (2.0, 0.5), (1.0, 4.0), (1.0, 20.0)]:
+        expected = smallest(lambda n, s=spread: t_quantile(n - 1) * s / math.sqrt(n), margin)
+        z = (1.96 * spread / margin) ** 2
+        mistakes = [
+            (
+                math.ceil(z),
+                "That is (1.96 · spread / margin)²: with few seeds 1.96 is too small, take t_quantile(n - 1).",
+            ),
+            (z, "That is (1.96 · spread / margin)²: take t_quantile(n - 1), and try n = 2, 3, ... in turn."),
+            (
+                smallest(lambda n, s=spread: t_quantile(n) * s / math.sqrt(n), margin),
+                "The degrees of freedom are n - 1.",
+            ),
+            (
+                smallest(lambda n, s=spread: 2 * t_quantile(n - 1) * s / math.sqrt(n), margin),
+                "You compared the whole width with the margin: half of it counts.",
+            ),
+            (
+                smallest(lambda n, s=spread: t_quantile(n - 1) * s / n, margin),
+                "You divided by n: the mean's spread is √n times smaller.",
+            ),
+            (math.ceil((spread / margin) ** 2), "That holds one standard error: 95 % takes more."),
+            (expected - 1, "One too few: the half width is still above the margin."),
+            (expected + 1, "One too many: one seed less is enough. (Did you divide by √(n - 1)? By √n.)"),
+            (1, "One difference has no spread: at least 2 are needed."),
+        ]
+        came = call(seeds_needed, spread, margin)
+        expect_number(f"seeds_needed({spread:g}, {margin:g})", came, expected, mistakes)
+    return right("Half the margin costs four times the seeds, nearly.")
 
 
-WHY = {  # by model: what was overlooked
-    "Llama-3-8B": "Its embedding and head take 2.1 GB, its linears 3.6 GB.",
-    "Gemma-2-2B": "Its vocabulary has 256,000 tokens: in 16 bits the embedding alone outweighs all linears in 4.",
-    "T5-large": "Its class lists `wo`, 29 % of the linears, in `_keep_in_fp32_modules`: those stay in 16 or 32 bits.",
-    "Qwen3-30B-A3B": "128 experts a layer, held as 3-D parameters: nothing replaces those.",
+VERDICTS = {
+    "shown": "the interval lies on the claim's side",
+    "refuted": "the interval lies on the other side",
+    "open": "the interval has both, or the data say nothing of it",
+}
+CLAIMS = {
+    "A": "On these 200 orders, NF4 costs exact answers.",
+    "B": "On these 200 orders, NF4 costs less than 2 points.",
+    "C": "On these 200 orders, INT4 costs less than 3 points.",
+    "D": "On orders to other cities, too, NF4 costs exact answers.",
+    "E": "Double quantization, on top of NF4, costs exact answers on these 200 orders.",
+    "F": "On prose, NF4 ends no better than FP4.",
+    "G": "On the held-out orders (validation), INT4 ends with a lower loss than NF4.",
+    "H": "On prose, FP4 costs less than 0.1 nats.",
+}
+TRUTH = dict.fromkeys("ACG", "shown") | dict.fromkeys("FH", "refuted") | dict.fromkeys("BDE", "open")
+TRUTH = {name: TRUTH[name] for name in CLAIMS}
+CLUES = {
+    ("A", "open"): "Over seeds, the whole interval, from -3.96 to -0.41 points, lies below 0.",
+    ("A", "refuted"): "A negative difference is a loss.",
+    ("B", "refuted"): "The mean is -2.19, but the interval reaches up to -0.41: a loss of 1 point would fit as well.",
+    ("B", "shown"): "The interval reaches down to -3.96: a loss of 3 points would fit as well.",
+    ("C", "open"): "The interval's lower end is -2.62: where is -3?",
+    ("C", "refuted"): "The interval's lower end is -2.62: where is -3?",
+    ("D", "shown"): "An interval over seeds holds the 200 orders fixed. What does the one over cities say?",
+    ("D", "refuted"): "Over cities, losses and gains are both inside.",
+    ("E", "shown"): "Compare nf4-double with nf4, not with lora-bf16: -0.31 ± 0.63 has both signs.",
+    ("E", "refuted"): "-0.31 ± 0.63 has both signs. Not seen is not the same as not there.",
+    ("F", "shown"): "These are losses: lower is better.",
+    ("F", "open"): "Two intervals against lora-bf16 may overlap; compare nf4 with fp4, seed by seed.",
+    ("G", "open"): "Two intervals against lora-bf16 may overlap; compare int4 with nf4, seed by seed.",
+    ("G", "refuted"): "These are losses: lower is better.",
+    ("H", "shown"): "The interval is +0.258 ± 0.046: on which side of 0.1?",
+    ("H", "open"): "The interval is +0.258 ± 0.046: on which side of 0.1?",
 }
 
 
-@functools.cache
-def said_of(name: str) -> str:
-    """The preflight's verdict on one of `unseen_configs`."""
-    from qlora_lab.models.compatibility import preflight
-
-    return preflight(unseen_configs()[name]).verdict
-
-
-@exercise("11.4", "the preflight's verdicts", item="config", points=2, todo="fill in `verdicts`")
-def check_verdicts(verdicts: dict) -> Verdict:
-    """verdicts: for each model of `unseen_configs`, one of VERDICTS."""
-    configs = unseen_configs()
-    if not isinstance(verdicts, dict) or set(verdicts) != set(configs):
-        return wrong(f"expected a dict with the keys {', '.join(configs)}, got {described(verdicts)}.")
-    for name in configs:
-        said = said_of(name)
-        expected = next(verdict for verdict in VERDICTS if said.startswith(verdict))
-        if verdicts[name] not in VERDICTS:
-            return wrong(f"{name}: {described(verdicts[name])}, expected one of {', '.join(map(repr, VERDICTS))}.")
-        if verdicts[name] != expected:
-            return wrong(f"{name} {said}. {WHY[name]}")
-    return right("A gigabyte of weights says little; where in the model they sit says it all.")
+@exercise("11.3", "what the data say", item="accuracy", points=3, todo="judge each of the claims")
+def check_claims(verdict: dict[str, str]) -> Verdict:
+    """verdict: for each of CLAIMS, a key of VERDICTS."""
+    expect_diagnosis(verdict, TRUTH, VERDICTS, CLUES)
+    return right("Three shown, two refuted, three open: honest tables have open ones.")

@@ -1,1 +1,1 @@
-"""Lesson 12: What do tutorials get wrong?"""
+"""12_ship_it: see qlora_lab/classroom/lessons/__init__.py."""

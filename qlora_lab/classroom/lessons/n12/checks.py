@@ -1,214 +1,107 @@
-"""Exercises of 12_fact_check."""
+"""Exercises of 12_ship_it."""
 
-import json
-import os
-from collections.abc import Callable
-from pathlib import Path
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from qlora_lab.classroom.judging import Mistake, Verdict, call, described, exercise, expect_number, right, wrong
-from qlora_lab.classroom.source import REPOSITORY
 
-LINES, STEPS = 50, 8  # what a project needs at least
+if TYPE_CHECKING:
+    from qlora_lab.training.chat import TokenizedSample
 
-
-@exercise("12.1", "a 4-bit model's real parameters", item="quantization", points=2, todo="complete `real_parameters`")
-def check_real_parameters(real_parameters: Callable) -> Verdict:
-    """real_parameters(model): how many numbers the model's parameters stand for, packed 4-bit weights included."""
-    from math import prod
-
-    from torch import bfloat16
-
-    for name, model in _models().items():
-        parameters = list(model.parameters())
-        packed = [p for p in parameters if getattr(p, "quant_state", None) is not None]
-        dense = sum(p.numel() for p in parameters) - sum(p.numel() for p in packed)
-        expected = dense + sum(prod(p.quant_state.shape) for p in packed)
-        held = dense + sum(p.numel() for p in packed)
-        twice = dense + 2 * sum(p.numel() for p in packed)
-        state = model.state_dict()
-        constants = sum(value.numel() for key, value in state.items() if ".weight." in key)
-        tied = sum(p.numel() for p in parameters if p.dtype == bfloat16)
-        padded = "15 weights fill 8 bytes, and the last half byte is padding. Ask `quant_state` for the real shape."
-        mistakes = [
-            (held, "You counted a byte as one weight: two 4-bit codes hide in each."),
-            (twice, padded),
-            (expected + tied, "A tied matrix is one parameter with two names: `model.parameters()` gives it once."),
-            (2 * held, "You doubled everything. Embeddings and adapters are not packed."),
-            (sum(p.numel() for p in parameters if p.requires_grad), "Those are the trainable ones alone."),
-            (expected - dense, "Those are the packed weights alone: the others count too."),
-            (dense, "The packed weights are missing."),
-            (expected + constants, "Scales and code tables are not parameters: they say how to read them."),
-            (held + constants, "`state_dict()` holds scales and code tables too, and codes by the byte."),
-        ]
-        came = call(real_parameters, model)
-        expect_number(f"real_parameters of {name}", came, expected, mistakes)
-    return right(
-        "PEFT and transformers double what is packed. A bare `numel()` finds 3.5 billion parameters in LLaMA-7B."
-    )
-
-
-def _models() -> dict:
-    """Small models by description: dense, 4-bit, 4-bit with an odd number of weights, 4-bit beside a tied head."""
-    import torch
-    from bitsandbytes.nn.modules import Linear4bit
-    from torch import nn
-
-    def four_bits(inputs: int, outputs: int) -> nn.Module:
-        return Linear4bit(inputs, outputs, bias=False, quant_type="nf4").to("cpu")
-
-    tied = nn.Sequential(nn.Embedding(10, 64, dtype=torch.bfloat16), four_bits(64, 64), nn.Linear(64, 10, bias=False))
-    tied[2].weight = tied[0].weight
-    adapted = nn.Sequential(four_bits(64, 96), nn.Linear(64, 4, bias=False), nn.Linear(4, 96, bias=False))
-    for linear in (tied[1], adapted[0]):
-        linear.weight.requires_grad_(False)
-    return {
-        "a dense Linear(7, 5)": nn.Linear(7, 5),
-        "a 4-bit Linear(64, 96) with an adapter of rank 4": adapted,
-        "a 4-bit Linear(64, 64) between tied embeddings (10, 64)": tied,
-        "a 4-bit Linear(5, 3)": nn.Sequential(four_bits(5, 3)),
-    }
-
-
-# --- 12.2 -------------------------------------------------------------------------------------------------------------
-
-GOOD = {
-    "load_in_4bit": True,
-    "bnb_4bit_quant_type": "nf4",
-    "bnb_4bit_use_double_quant": True,
-    "bnb_4bit_compute_dtype": "bfloat16",
-}
-WHY = {  # what was overlooked
-    "load_in_4bit": "without load_in_4bit=True nothing asks for 4 bits, even if transformers 5 loads them",
-    "bnb_4bit_quant_type": "fp4 is the default, nf4 has to be asked for",
-    "bnb_4bit_use_double_quant": "double quantization is off unless it is asked for",
-    "trust_remote_code": "trust_remote_code=True runs strangers' code",
-}
-FINE = {  # what was blamed in vain
-    "trust_remote_code": "left out or False it is as it should be",
-    "bnb_4bit_quant_type": "nf4 is right",
-    "bnb_4bit_use_double_quant": "True is right",
-    "load_in_4bit": "True is right",
+BITS = {  # of a weight in the linear layers, and of one in the vocabulary's tables
+    "f16": (16.0, 16.0),
+    "q8_0": (8.5, 8.5),
+    "q4_0": (4.5, 8.5),
 }
 
 
-@exercise("12.2", "what is wrong with a tutorial's settings", item="config", points=2, todo="complete `faults`")
-def check_faults(faults: Callable[[dict, bool], list]) -> Verdict:
-    """faults(settings, has_bf16): the names of the settings that are wrong, or missing, for QLoRA on a GPU.
+def size(linear: int, vocabulary: int, bits: tuple[float, float]) -> float:
+    return (linear * bits[0] + vocabulary * bits[1]) / 8
 
-    settings: arguments of BitsAndBytesConfig and from_pretrained, dtypes as strings. A set, list or tuple of names.
-    """
-    float16 = GOOD | {"bnb_4bit_compute_dtype": "float16"}
-    cases = [
-        (GOOD, True, set()),
-        (float16, False, set()),
-        ({"load_in_4bit": True}, True, {*GOOD} - {"load_in_4bit"}),
-        ({**GOOD, "trust_remote_code": True}, True, {"trust_remote_code"}),
-        ({**GOOD, "trust_remote_code": False}, True, set()),
-        (GOOD, False, {"bnb_4bit_compute_dtype"}),
-        (float16, True, {"bnb_4bit_compute_dtype"}),
-        ({**GOOD, "bnb_4bit_use_double_quant": False}, True, {"bnb_4bit_use_double_quant"}),
-        ({**GOOD, "bnb_4bit_quant_type": "fp4"}, True, {"bnb_4bit_quant_type"}),
-        ({**float16, "load_in_4bit": False, "trust_remote_code": True}, False, {"load_in_4bit", "trust_remote_code"}),
-        ({}, True, {*GOOD}),
-    ]
-    for settings, has_bf16, expected in cases:
-        came = call(faults, dict(settings), has_bf16)
-        if isinstance(came, str) or not isinstance(came, (set, frozenset, list, tuple)):
-            return wrong(f"faults gives {described(came)}, expected a set of names, such as {{'load_in_4bit'}}.")
-        if came := {str(name) for name in came} ^ expected:
-            name = sorted(came)[0]
-            return wrong(
-                _overlooked(name, settings, has_bf16) if name in expected else _blamed(name, settings, has_bf16)
+
+@exercise("12.1", "how large the file will be", item="memory", points=1, todo="complete `file_bytes`")
+def check_file_bytes(file_bytes: Callable[[int, int, str], float]) -> Verdict:
+    """file_bytes(linear, vocabulary, kind): bytes of the weights in a GGUF file."""
+    for linear, vocabulary in [(106_168_320, 28_311_552), (6_476_005_376, 262_144_000)]:
+        for kind, bits in BITS.items():
+            whole = {"f16": 16.0, "q8_0": 8.0, "q4_0": 4.0}[kind]
+            mistakes = [
+                (8 * size(linear, vocabulary, bits), "Those are bits: eight make a byte."),
+                (size(linear, vocabulary, (bits[0], bits[0])), "Q4_0 holds the vocabulary in Q8_0."),
+                (size(linear, vocabulary, (whole, max(whole, 8.0))), "Each block has a scale, too."),
+                (size(linear, vocabulary, (whole + 1, 9.0)), "The scale has 16 bits, not 32."),
+                (size(linear, 0, bits), "You left the vocabulary out."),
+            ]
+            came = call(file_bytes, linear, vocabulary, kind)
+            expect_number(
+                f"file_bytes({linear}, {vocabulary}, {kind!r})", came, size(linear, vocabulary, bits), mistakes
             )
-    return right("Five lines, and most of what goes wrong silently: none of these mistakes raises an error.")
+    return right("Half a bit a weight goes to the scales.")
 
 
-def _on(has_bf16: bool) -> str:
-    return f"on a GPU {'with' if has_bf16 else 'without'} bf16"
+END = 2
+SAMPLES = [  # ids, and how many of them are not learned
+    [
+        *[((5, 6, 7, END), 2), ((5, 6, 8, 9, END), 2), ((7, 6, 3), 1)],  # 3 is another end token
+        *[((5, 6, END), 3), ((7, END), 2)],  # these learn nothing
+        *[((5, END, 6), 1), ((5, 6, 7), 1), ((5, 8), 1), ((9, 8, 5), 2)],
+    ],
+    [((5, 6, END), 1), ((5, 6, 7), 1)],
+]
 
 
-def _overlooked(name: str, settings: dict, has_bf16: bool) -> str:
-    value = f"{name}={settings[name]!r}" if name in settings else f"{name}, which is not set,"
-    why = WHY.get(name) or (
-        "float32 is the default"
-        if name not in settings
-        else "a GPU that has bf16 should use it"
-        if has_bf16
-        else "without bf16 in hardware, it is imitated, slowly: float16"
-    )
-    return f"You overlook {value} {_on(has_bf16)}: {why}."
+@exercise("12.2", "is the end taught", item="train", points=2, todo="complete `ends_taught`")
+def check_ends_taught(ends_taught: Callable[[Sequence[TokenizedSample], Sequence[int]], float]) -> Verdict:
+    """ends_taught(samples, end_ids): share of samples whose last learned token is one of end_ids."""
+    from qlora_lab.training.chat import TokenizedSample
 
-
-def _blamed(name: str, settings: dict, has_bf16: bool) -> str:
-    if name not in WHY and name != "bnb_4bit_compute_dtype":
-        return f"You name {name!r}, which is none of the five settings."
-    value = repr(settings[name]) if name in settings else "not set"
-    why = FINE.get(name, f"{settings.get(name)} is right there")
-    return f"You blame {name} ({value}) {_on(has_bf16)}: {why}."
-
-
-# --- 12.3 -------------------------------------------------------------------------------------------------------------
-
-
-@exercise("12.3", "your own data, your own model", item="train", points=3, todo="set `project` to your run's folder")
-def check_project(project) -> Verdict:
-    """project: the folder (--output) of a finished run of train_qlora on the learner's own data."""
-    if not isinstance(project, (str, os.PathLike)) or isinstance(project, bytes) or not str(project).strip():
-        return wrong(f"expected the run's folder, such as 'runs/mine', got {described(project)}.")
-    folder = _found(Path(project), Path.is_dir)
-    if folder is None:
-        return wrong(f"there is no folder {str(project)!r}, neither here nor in the folder above: give the full path.")
-    settings, report = (_read(folder / name) for name in ("run.json", "report.json"))
-    if report.get("interrupted"):
-        return wrong("The run was interrupted: continue it with the same command and --resume.")
-    lines = _lines(str(settings.get("data", "")), folder)
-    if lines < LINES:
-        return wrong(
-            f"The data has {lines} lines, expected at least {LINES}: with fewer, the model learns them by heart."
+    for given in SAMPLES:
+        samples = [TokenizedSample(ids, length) for ids, length in given]
+        ends = [END, 3]
+        learned = [[label for label in sample.labels if label != -100] for sample in samples]
+        taught = sum(bool(labels) and labels[-1] in ends for labels in learned)
+        anywhere = sum(any(end in labels for end in ends) for labels in learned)
+        by_ids = sum(sample.ids[-1] in ends for sample in samples)
+        first = sum(bool(labels) and labels[-1] == END for labels in learned)
+        some = max(1, sum(map(bool, learned)))
+        mistakes = [
+            (taught, "That is a number of samples: divide by how many there are."),
+            (100 * taught / len(samples), "That is in per cent: return a share between 0 and 1."),
+            (1 - taught / len(samples), "That is the share that does not teach it."),
+            (first / len(samples), "There may be several end tokens: look at all of `end_ids`."),
+            (by_ids / len(samples), "An end token that is read but not learned teaches nothing: look at `labels`."),
+            (anywhere / len(samples), "An end token in the middle does not count: look at the last learned one."),
+            (taught / some, "A sample in which nothing is learned counts as one that does not teach the end."),
+        ]
+        expect_number(
+            f"ends_taught({given}, {ends})", call(ends_taught, samples, ends), taught / len(samples), mistakes
         )
-    losses = report["losses"]
-    if len(losses) < STEPS:
-        return wrong(f"The run has {len(losses)} steps, expected at least {STEPS}: raise --steps.")
-    first, last = losses[0], sum(losses[-3:]) / 3
-    if not last < 0.5 * first:
-        return wrong(
-            f"The loss went from {first:.2f} to {last:.2f} (mean of the last three steps), expected less than half. "
-            "More --steps, another --lr, or lines that have more in common?"
-        )
-    if not all((folder / "adapter" / name).is_file() for name in ("adapter_model.safetensors", "adapter_config.json")):
-        return wrong(f"The adapter is missing: {project} has no adapter/adapter_model.safetensors with its config.")
-    exact = report["after"]["exact_match"].get("test")
-    if exact is None:
-        return right(f"{lines} lines of your own, {len(losses)} steps. Not judged yet: next time, --eval-samples 20.")
-    return right(f"{lines} lines of your own, {len(losses)} steps, {exact:.0%} of the held-out answers exactly right.")
+    return right("Anything below 1 is worth a look before you train.")
 
 
-def _found(path: Path, test: Callable[[Path], bool], *more: Path) -> Path | None:
-    """The path, seen from here, the folder above (a notebook runs in notebooks/) or `more`; None if it is nowhere."""
-    path = path.expanduser()
-    candidates = [path, *(base / path for base in (Path.cwd().parent, *more))]
-    return next((candidate for candidate in candidates if test(candidate)), None)
+CULPRITS = {"A": "tokens", "B": "template", "C": "weights", "D": "inputs"}
+SUSPECTS = tuple(CULPRITS.values())
+WHY = {
+    "A": "the text is the same, so the template did its work: who cut it into other pieces?",
+    "B": "the end of the text is missing, the part that says whose turn it is: who writes the text?",
+    "C": "the F16 file does no better, and it rounds no inputs: what do both files hold?",
+    "D": "which answers are unequal changes from computer to computer, and the file does not: what is rounded anew?",
+}
 
 
-def _read(file: Path) -> dict:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise Mistake(
-            f"{file.parent.name} has no readable {file.name}: it is no finished run of train_qlora."
-        ) from None
-    if not isinstance(content, dict):
-        raise Mistake(f"{file.name} holds {described(content)}, expected train_qlora's own.")
-    return content
-
-
-def _lines(data: str, folder: Path) -> int:
-    """Lines of the training data that the run was given."""
-    if (REPOSITORY / "data" / data / "train.jsonl").is_file() and not Path(data).is_absolute():
-        raise Mistake(f"The run was trained on the course's {data!r}: give it a file of your own with --data.")
-    file = _found(Path(data), Path.exists, folder.parent, *folder.parents)
-    if file is not None and file.is_dir():
-        file = file / "train.jsonl"
-    if file is None or not file.is_file():
-        raise Mistake(f"The data of the run, {data}, cannot be found any more: put it back, or run with a full path.")
-    return sum(1 for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
+@exercise("12.3", "four files, four culprits", item="quantization", points=4, todo="name the four `culprits`")
+def check_culprits(culprits: dict[str, str]) -> Verdict:
+    """culprits: by report, A to D, what went wrong."""
+    if not isinstance(culprits, dict) or set(culprits) != set(CULPRITS):
+        raise Mistake(f"culprits is {described(culprits)}, expected a dict with the keys A, B, C and D.")
+    for report, named in culprits.items():
+        if named not in SUSPECTS:
+            raise Mistake(
+                f"culprits[{report!r}] is {described(named)}, expected one of {', '.join(map(repr, SUSPECTS))}."
+            )
+    for report, right_one in CULPRITS.items():
+        if culprits[report] != right_one:
+            return wrong(f"{report} was not the {culprits[report]}: {WHY[report]}")
+    return right("Text, tokens, weights, rounding: in this order you find it.")

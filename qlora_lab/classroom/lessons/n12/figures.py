@@ -1,79 +1,57 @@
-"""Figures of 12_fact_check."""
+"""Figures of 12_ship_it."""
 
+from IPython.display import HTML
 from matplotlib.axes import Axes
 
-from qlora_lab.classroom.plots import BLUE, GREY, ORANGE, VERMILION
+from qlora_lab.classroom.plots import BLUE, GREEN, GREY, ORANGE, VERMILION
+from qlora_lab.classroom.widgets import show_tokens
+from qlora_lab.training.chat import TokenizedSample
 
-ANSWERS = ("true", "depends", "false")
+
+def show_end(sample: TokenizedSample, tokenizer, count: int = 12) -> HTML:
+    """The last tokens of a sample; those that are learned are framed."""
+    pieces = [tokenizer.decode([id]) for id in sample.ids[-count:]]
+    return show_tokens(pieces, [label != -100 for label in sample.labels[-count:]])
 
 
-def plot_ballot(ax: Axes, themes: dict[str, list[tuple[str, str | None, str]]]) -> Axes:
-    """What the learner voted and what the evidence says, claim by claim.
+def told(guess) -> str:
+    """What the learner guessed, or that nothing was guessed."""
+    return "you made no guess" if guess is ... else f"your guess: {guess}"
 
-    themes: by theme, (claim, vote, verdict). A verdict is "true", "depends" or "false"; a vote that is none of them is
-    not drawn.
-    """
-    rows, labels, y = [], [], 0.0
-    for theme, claims in themes.items():
-        labels.append((y, theme, True))
-        for claim, vote, verdict in claims:
-            y += 1
-            labels.append((y, claim, False))
-            rows.append((y, vote, verdict))
-        y += 1.25
-    for at, vote, verdict in rows:
-        ax.axhline(at, color="0.9", linewidth=0.8, zorder=0)
-        if vote in ANSWERS and vote != verdict:
-            ax.plot([ANSWERS.index(vote), ANSWERS.index(verdict)], [at, at], color=GREY, linewidth=1, linestyle=":")
-    heights = [at for at, *_ in rows]
-    found = [ANSWERS.index(verdict) for *_, verdict in rows]
-    ax.plot(found, heights, "o", color=BLUE, markersize=12, label="what the evidence says")
-    voted = [(ANSWERS.index(vote), at) for at, vote, _ in rows if vote in ANSWERS]
-    style = {"color": VERMILION, "markersize": 6, "markeredgecolor": "white", "markeredgewidth": 0.8}
-    ax.plot(*zip(*voted, strict=True) if voted else ((), ()), "D", label="your vote", **style)
-    ax.set(xlim=(-0.4, 2.4), ylim=(y - 0.7, -0.6), xticks=range(3), xticklabels=["true", "it depends", "false"])
-    ax.set_yticks([at for at, *_ in labels], [text for _, text, _ in labels])
-    for tick, (*_, is_theme) in zip(ax.get_yticklabels(), labels, strict=True):
-        tick.set_fontweight("bold" if is_theme else "normal")
-    ax.xaxis.tick_top()
-    ax.tick_params(axis="both", length=0)
-    ax.spines[["left", "bottom"]].set_visible(False)
-    ax.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=2)
+
+def plot_merges(ax: Axes, losses: dict[str, float], lines: dict[str, float], guesses: dict) -> Axes:
+    """Horizontal bars of validation losses (nats per token), references as vertical lines, guesses as diamonds."""
+    names = list(losses)
+    drawn = ax.barh(names, list(losses.values()), 0.6, color=[BLUE, ORANGE, GREEN])
+    ax.bar_label(drawn, [f"{loss:.3f}" for loss in losses.values()], padding=14, fontsize=9)
+    for (name, value), style in zip(lines.items(), [":", "--"], strict=False):
+        ax.axvline(value, color="0.3", linestyle=style, linewidth=1, label=f"{name}: {value:.3f}")
+    made = {name: guess for name, guess in guesses.items() if isinstance(guess, (int, float))}
+    if made:
+        ax.plot(list(made.values()), list(made), "D", color=VERMILION, markersize=8, label="your guess")
+    ax.set_xlim(0, 1.2 * max(*losses.values(), *lines.values(), *made.values()))
+    ax.set_xlabel("validation loss (nats per token)")
+    ax.invert_yaxis()
+    ax.legend(frameon=False, fontsize=9, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3)
     return ax
 
 
-def plot_changes(
-    ax: Axes, rows: dict[str, dict[str, float]], claimed: dict[str, tuple[float, float]], xlabel: str
-) -> Axes:
-    """Horizontal bars of changes in per cent, and what was claimed: a band, or a line where both ends are the same.
+def plot_gaps(ax: Axes, gaps: dict[str, list[float]], in_llama_cpp: dict[str, float]) -> Axes:
+    """A row of dots for each case, and two diamonds: log probability of "The" minus that of "L".
 
-    rows: by setting, the change of each series. claimed: by series, the lower and the upper end.
+    gaps: by case, one number a run. in_llama_cpp: by kind of file.
     """
-    styles = dict(zip(claimed, [(BLUE, "", "--"), (ORANGE, "//", "-.")], strict=False))
-    height = 0.8 / len(claimed)
-    for i, (series, (colour, hatch, _)) in enumerate(styles.items()):
-        at = [row + (i - (len(claimed) - 1) / 2) * height for row in range(len(rows))]
-        values = [row[series] for row in rows.values()]
-        drawn = ax.barh(at, values, 0.9 * height, color=colour, hatch=hatch, edgecolor="white", label=series)
-        texts = ax.bar_label(drawn, [f"{value:+.0f} %".replace("-", "−") for value in values], padding=3, fontsize=9)
-        for text in texts:  # a claim's line must not cross it
-            text.set(zorder=4, bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6})
-    for series, (low, high) in claimed.items():
-        colour, _, dash = styles[series]
-        if low == high:
-            ax.axvline(low, color=colour, linestyle=dash, label=f"claimed: {low:+g} %".replace("-", "−"))
-        else:
-            label = f"claimed: {low:+g} to {high:+g} %".replace("-", "−")
-            ax.axvspan(low, high, color=VERMILION, alpha=0.2, linewidth=0, zorder=0, label=label)
-    ax.axvline(0, color="black", linewidth=0.8)
-    values = [0, *(value for row in rows.values() for value in row.values())]
-    margin = 0.14 * (max(values) - min(values))
-    ax.set_xlim(min(values) - margin * (min(values) < 0), max(values) + margin * (max(values) > 0))
-    ax.set(xlabel=xlabel, yticks=range(len(rows)), yticklabels=list(rows))
-    ax.invert_yaxis()
-    ax.tick_params(axis="y", length=0)
-    handles, texts = ax.get_legend_handles_labels()
-    order = sorted(range(len(texts)), key=lambda i: texts[i].startswith("claimed"))  # what was measured comes first
-    where = {"loc": "lower center", "bbox_to_anchor": (0.4, 1), "ncols": 4}
-    ax.legend([handles[i] for i in order], [texts[i] for i in order], frameon=False, fontsize=9, **where)
+    ax.axvline(0, color="0.3", linewidth=1)
+    for row, values in enumerate(gaps.values()):
+        spread = [row + 0.25 * (i / max(1, len(values) - 1) - 0.5) for i in range(len(values))]
+        ax.plot(values, spread, "o", color=BLUE, markersize=5, alpha=0.7)
+    row = len(gaps)
+    for (kind, gap), colour in zip(in_llama_cpp.items(), [GREY, VERMILION], strict=False):
+        ax.plot([gap], [row], "D", color=colour, markersize=8)
+        ax.annotate(kind.upper(), (gap, row), (0, 9), textcoords="offset points", ha="center", fontsize=9)
+    ax.set(yticks=range(row + 1), yticklabels=[*gaps, "llama.cpp"])
+    limit = 1.3 * max(abs(value) for values in [*gaps.values(), list(in_llama_cpp.values())] for value in values)
+    ax.set(xlim=(-limit, limit), ylim=(row + 0.5, -0.7), xlabel="log probability of “The” minus that of “L”")
+    ax.annotate("French", (-limit, -0.45), (4, 0), textcoords="offset points", fontsize=9, color="0.3")
+    ax.annotate("English", (limit, -0.45), (-4, 0), textcoords="offset points", ha="right", fontsize=9, color="0.3")
     return ax

@@ -1,1 +1,1 @@
-"""Lesson 13: Why is QLoRA slow, and what makes it fast?"""
+"""Lesson 13: What do tutorials get wrong?"""

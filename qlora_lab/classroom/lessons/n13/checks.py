@@ -1,227 +1,214 @@
-"""Exercises of 13_why_is_it_slow."""
+"""Exercises of 13_fact_check."""
 
+import json
+import os
 from collections.abc import Callable
+from pathlib import Path
 
-from qlora_lab.classroom.judging import Mistake, Verdict, described, error_text, exercise, expect_number, right, wrong
-from qlora_lab.classroom.judging import call as call_function
+from qlora_lab.classroom.judging import Mistake, Verdict, call, described, exercise, expect_number, right, wrong
+from qlora_lab.classroom.source import REPOSITORY
 
-TIMELINES = [  # start and end of kernels, in the order of their starts
-    [(0.0, 10.0), (30.0, 50.0), (100.0, 120.0)],
-    [(100.0, 140.0), (120.0, 130.0), (135.0, 160.0), (190.0, 200.0)],  # the second lies within the first
-    [(50.0, 250.0), (60.0, 70.0)],  # the one that starts last ends first
-]
+LINES, STEPS = 50, 8  # what a project needs at least
 
 
-def busy_of(spans: list[tuple[float, float]]) -> float:
-    """Time in which one kernel or more runs."""
-    busy, until = 0.0, float("-inf")
-    for start, end in spans:
-        busy += max(0.0, end - max(start, until))
-        until = max(until, end)
-    return busy
+@exercise("13.1", "a 4-bit model's real parameters", item="quantization", points=2, todo="complete `real_parameters`")
+def check_real_parameters(real_parameters: Callable) -> Verdict:
+    """real_parameters(model): how many numbers the model's parameters stand for, packed 4-bit weights included."""
+    from math import prod
 
+    from torch import bfloat16
 
-@exercise("13.1", "the share of the time that a GPU waits", item="train", points=2, todo="complete `idle_share`")
-def check_idle_share(idle_share: Callable[[list[tuple[float, float]]], float]) -> Verdict:
-    """idle_share(spans): of the time from the first start to the last end, the share in which no kernel runs."""
-    for spans in TIMELINES:
-        first, last = spans[0][0], max(end for _, end in spans)
-        busy, summed, total = busy_of(spans), sum(end - start for start, end in spans), last - first
-        gaps = [start - end for (_, end), (start, _) in zip(spans, spans[1:], strict=False)]
-        expected = 1 - busy / total
+    for name, model in _models().items():
+        parameters = list(model.parameters())
+        packed = [p for p in parameters if getattr(p, "quant_state", None) is not None]
+        dense = sum(p.numel() for p in parameters) - sum(p.numel() for p in packed)
+        expected = dense + sum(prod(p.quant_state.shape) for p in packed)
+        held = dense + sum(p.numel() for p in packed)
+        twice = dense + 2 * sum(p.numel() for p in packed)
+        state = model.state_dict()
+        constants = sum(value.numel() for key, value in state.items() if ".weight." in key)
+        tied = sum(p.numel() for p in parameters if p.dtype == bfloat16)
+        padded = "15 weights fill 8 bytes, and the last half byte is padding. Ask `quant_state` for the real shape."
         mistakes = [
-            (busy / total, "That is the share in which it works: the other one is asked for."),
-            (100 * expected, "That is in per cent: return a share between 0 and 1."),
-            (total - busy, "That is a time: divide by the time from the first start to the last end."),
-            (1 - summed / total, "Kernels may overlap: time in which two of them run counts once."),
-            (1 - busy / last, "You counted from 0: the clock starts with the first kernel."),
-            (1 - summed / last, "You counted from 0, and overlapping kernels twice."),
-            (
-                sum(max(0.0, gap) for gap in gaps) / total,
-                "A kernel may begin within another, and end before it: keep the latest end so far.",
-            ),
-            (
-                1 - busy / (spans[-1][1] - first) if spans[-1][1] > first else 0.0,
-                "The kernel that starts last need not end last.",
-            ),
-            (
-                sum(max(0.0, gap) for gap in gaps) / (spans[-1][1] - first),
-                "The kernel that starts last need not end last.",
-            ),
+            (held, "You counted a byte as one weight: two 4-bit codes hide in each."),
+            (twice, padded),
+            (expected + tied, "A tied matrix is one parameter with two names: `model.parameters()` gives it once."),
+            (2 * held, "You doubled everything. Embeddings and adapters are not packed."),
+            (sum(p.numel() for p in parameters if p.requires_grad), "Those are the trainable ones alone."),
+            (expected - dense, "Those are the packed weights alone: the others count too."),
+            (dense, "The packed weights are missing."),
+            (expected + constants, "Scales and code tables are not parameters: they say how to read them."),
+            (held + constants, "`state_dict()` holds scales and code tables too, and codes by the byte."),
         ]
-        expect_number(f"idle_share({spans})", call_function(idle_share, list(spans)), expected, mistakes)
-    return right("Gaps are where the GPU waits, however many kernels run at a time.")
+        came = call(real_parameters, model)
+        expect_number(f"real_parameters of {name}", came, expected, mistakes)
+    return right(
+        "PEFT and transformers double what is packed. A bare `numel()` finds 3.5 billion parameters in LLaMA-7B."
+    )
 
 
-@exercise("13.2", "the floor of a training step", item="train", points=1, todo="complete `floor_ms`")
-def check_floor(floor_ms: Callable[[float, int, bool, float], float]) -> Verdict:
-    """floor_ms(weights, tokens, checkpointing, rate): milliseconds of the arithmetic alone, at `rate` operations/s."""
-    for weights, tokens, checkpointing, rate in [(7e9, 300, True, 5e14), (2e9, 900, False, 4e14)]:
-        each = 6 if checkpointing else 4
-        expected = 1e3 * each * weights * tokens / rate
-        mistakes = [
-            (expected / 1e3, "These are seconds: milliseconds are asked for."),
-            (expected * 1e3, "These are microseconds: milliseconds are asked for."),
-            (expected * 2 / each, "That is the forward pass alone."),
-            (expected * 4 / each, "Checkpointing computes the forward pass *twice*: 6 operations with it, 4 without."),
-            (
-                expected * 8 / each,
-                "8 is full fine-tuning with checkpointing: frozen weights need no gradient of their own.",
-            ),
-            (
-                expected * 6 / each,
-                "Without checkpointing the forward pass runs once, and frozen weights need no gradient of their own.",
-            ),
-            (expected / each, "Each weight is a multiplication *and* an addition, and there is a backward pass."),
-            (expected / 2, "A multiplication and an addition are two operations."),
-            (expected / tokens, "That is for a single token."),
-        ]
-        came = call_function(floor_ms, weights, tokens, checkpointing, rate)
-        source = f"floor_ms({weights:g}, {tokens}, {checkpointing}, {rate:g})"
-        expect_number(source, came, expected, mistakes)
-    return right("No kernel, graph or library gets below it with this arithmetic.")
+def _models() -> dict:
+    """Small models by description: dense, 4-bit, 4-bit with an odd number of weights, 4-bit beside a tied head."""
+    import torch
+    from bitsandbytes.nn.modules import Linear4bit
+    from torch import nn
+
+    def four_bits(inputs: int, outputs: int) -> nn.Module:
+        return Linear4bit(inputs, outputs, bias=False, quant_type="nf4").to("cpu")
+
+    tied = nn.Sequential(nn.Embedding(10, 64, dtype=torch.bfloat16), four_bits(64, 64), nn.Linear(64, 10, bias=False))
+    tied[2].weight = tied[0].weight
+    adapted = nn.Sequential(four_bits(64, 96), nn.Linear(64, 4, bias=False), nn.Linear(4, 96, bias=False))
+    for linear in (tied[1], adapted[0]):
+        linear.weight.requires_grad_(False)
+    return {
+        "a dense Linear(7, 5)": nn.Linear(7, 5),
+        "a 4-bit Linear(64, 96) with an adapter of rank 4": adapted,
+        "a 4-bit Linear(64, 64) between tied embeddings (10, 64)": tied,
+        "a 4-bit Linear(5, 3)": nn.Sequential(four_bits(5, 3)),
+    }
 
 
-@exercise("13.3", "bytes that a fused kernel saves", item="train", points=2, todo="fill in `norm_bytes`")
-def check_norm_bytes(norm_bytes: dict) -> Verdict:
-    """norm_bytes: bytes of memory traffic an element, of the norm as six operators and as one kernel."""
-    if not isinstance(norm_bytes, dict) or not {"operators", "fused"} <= set(norm_bytes):
-        return wrong(f"expected a dict with 'operators' and 'fused', got {described(norm_bytes)}.")
-    operators = [
-        (18, "That is what is read: what is written has to get to memory too."),
-        (20, "That is all reads and writes but those of two operators: go through the six lines once more."),
-        (34, "`mean` writes next to nothing, but it reads all of the squares; the last line reads and writes bf16."),
-        (32, "One operator's reads or writes are missing: `mean` reads 4, too."),
-        (40, "`mean` writes one number a row: next to nothing an element."),
-        (44, "The last two lines write bf16, 2 bytes, and the last one reads it."),
-        (22, "Count the float32 tensors with 4 bytes."),
-        (12, "These are the tensors: each is written once, and read by the operator after it."),
-        (48, "The first line reads bf16 and the last two write it: 2 bytes each."),
+# --- 13.2 -------------------------------------------------------------------------------------------------------------
+
+GOOD = {
+    "load_in_4bit": True,
+    "bnb_4bit_quant_type": "nf4",
+    "bnb_4bit_use_double_quant": True,
+    "bnb_4bit_compute_dtype": "bfloat16",
+}
+WHY = {  # what was overlooked
+    "load_in_4bit": "without load_in_4bit=True nothing asks for 4 bits, even if transformers 5 loads them",
+    "bnb_4bit_quant_type": "fp4 is the default, nf4 has to be asked for",
+    "bnb_4bit_use_double_quant": "double quantization is off unless it is asked for",
+    "trust_remote_code": "trust_remote_code=True runs strangers' code",
+}
+FINE = {  # what was blamed in vain
+    "trust_remote_code": "left out or False it is as it should be",
+    "bnb_4bit_quant_type": "nf4 is right",
+    "bnb_4bit_use_double_quant": "True is right",
+    "load_in_4bit": "True is right",
+}
+
+
+@exercise("13.2", "what is wrong with a tutorial's settings", item="config", points=2, todo="complete `faults`")
+def check_faults(faults: Callable[[dict, bool], list]) -> Verdict:
+    """faults(settings, has_bf16): the names of the settings that are wrong, or missing, for QLoRA on a GPU.
+
+    settings: arguments of BitsAndBytesConfig and from_pretrained, dtypes as strings. A set, list or tuple of names.
+    """
+    float16 = GOOD | {"bnb_4bit_compute_dtype": "float16"}
+    cases = [
+        (GOOD, True, set()),
+        (float16, False, set()),
+        ({"load_in_4bit": True}, True, {*GOOD} - {"load_in_4bit"}),
+        ({**GOOD, "trust_remote_code": True}, True, {"trust_remote_code"}),
+        ({**GOOD, "trust_remote_code": False}, True, set()),
+        (GOOD, False, {"bnb_4bit_compute_dtype"}),
+        (float16, True, {"bnb_4bit_compute_dtype"}),
+        ({**GOOD, "bnb_4bit_use_double_quant": False}, True, {"bnb_4bit_use_double_quant"}),
+        ({**GOOD, "bnb_4bit_quant_type": "fp4"}, True, {"bnb_4bit_quant_type"}),
+        ({**float16, "load_in_4bit": False, "trust_remote_code": True}, False, {"load_in_4bit", "trust_remote_code"}),
+        ({}, True, {*GOOD}),
     ]
-    fused = [
-        (2, "It reads a number *and* writes one."),
-        (6, "What is in between stays in registers: bf16 in, bf16 out."),
-        (8, "It computes in float32, but reads and writes bf16: 2 bytes each."),
-        (36, "That is the six operators': one kernel keeps what is in between in registers."),
-    ]
-    expect_number("norm_bytes['operators']", norm_bytes["operators"], 36, operators)
-    expect_number("norm_bytes['fused']", norm_bytes["fused"], 4, fused)
-    return right("Nine times less to move, for the same numbers.")
-
-
-# ------------------------------------------------------------------------------------------------------ 13.4, a kernel
-
-GUARD = 4096  # numbers after each tensor, where a kernel without masks reads and writes: harmless, and noticed
-
-
-def guarded(tensor, fill):
-    """A copy of a 1-D tensor, followed by GUARD numbers more, all of them `fill`."""
-    import torch
-
-    longer = torch.full((tensor.numel() + GUARD,), fill, dtype=tensor.dtype)
-    longer[: tensor.numel()] = tensor
-    return longer
-
-
-def launch(kernel, q, n: int, tile: int, device: str):
-    """Let the kernel run on all tiles of q, and return what it wrote, guard included; NaN where it wrote nothing."""
-    import torch
-
-    out = torch.full((n + GUARD,), float("nan"), device=device)
-    inputs = [guarded(q.codes, 0xFF), q.codebook, guarded(q.absmax, float("inf"))]
-    inputs = [tensor.to(device) for tensor in inputs]
-    try:
-        kernel[(-(-n // tile),)](*inputs, out, n, q.block_size, tile)
-    except Exception as error:
-        while error.__cause__ is not None:  # the interpreter wraps what went wrong
-            error = error.__cause__
-        raise Mistake(f"Launched on {n} numbers, your kernel raised {error_text(error)}") from error
-    return out.cpu()
-
-
-def likely_outputs(q, n: int, tile: int) -> list[tuple]:
-    """Pairs of what a mistake leads to, (n,), and its explanation."""
-    import torch
-
-    from qlora_lab.quantization.packing import unpack
-
-    i = torch.arange(n)
-    size, blocks = q.block_size, len(q.absmax)
-    codes = unpack(q.codes)
-    level = q.codebook[codes.long()]
-    swapped = level[: len(level) // 2 * 2].view(-1, 2).flip(1).flatten()[:n]
-    scale = q.absmax[i // size]
-    by_tile = q.absmax[(i // tile).clamp(max=blocks - 1)]
-    within_tile = q.absmax[(i % tile // size).clamp(max=blocks - 1)]
-    return [
-        (swapped * scale, "The nibbles are swapped: the high one comes first."),
-        (level[:n] * q.absmax[0], "Every number has the scale of the first block: there is one for each 64 numbers."),
-        (level[:n] * q.absmax.max(), "That is one scale for the whole tensor: there is one for each 64 numbers."),
-        (level[:n] * by_tile, "The scale is that of the program's number: a tile holds several blocks."),
-        (level[:n] * within_tile, "The scale's block is counted from the tile's start: count from the tensor's."),
-        (level[:n] * q.absmax[i // 2 // size], "The scale is that of the wrong block: count numbers, not bytes."),
-        (level[:n] * q.absmax[i % blocks], "The scale is that of the wrong block: `i // BLOCK_SIZE` is its number."),
-        (level[:n] / scale, "You divided by the scale: quantizing divided, so multiply."),
-        (level[:n], "These are the levels: the scale is missing."),
-        (codes[:n] * scale, "These are codes times scales: look the codes up in the codebook."),
-        (codes[:n].float(), "These are the codes: look them up in the codebook, and scale."),
-        (level[0::2].repeat_interleave(2)[:n] * scale, "Both numbers of a byte got the high nibble."),
-        (level[1::2].repeat_interleave(2)[:n] * scale, "Both numbers of a byte got the low nibble."),
-    ]
-
-
-@exercise(
-    "13.4", "a dequantize kernel", item="train", points=3, todo="complete `dequantize_kernel`", optional=True
-)  # Triton exists for Linux only
-def check_dequantize_kernel(kernel) -> Verdict:
-    """kernel: a Triton kernel of (codes, codebook, absmax, out, n, BLOCK_SIZE, TILE) that writes the n numbers."""
-    try:
-        import triton
-        from triton.runtime.interpreter import InterpretedFunction
-    except ImportError:
-        return Verdict("unavailable", NO_TRITON)
-    import torch
-
-    from qlora_lab.quantization import quantize
-    from qlora_lab.quantization.blockwise import dequantize_plain
-
-    interpreted = isinstance(kernel, InterpretedFunction)
-    if not interpreted and not isinstance(kernel, triton.JITFunction):
-        return wrong(f"expected a kernel, got {described(kernel)}: is there an @jit above its `def`?")
-    if not interpreted and not torch.cuda.is_available():
-        return wrong(
-            "Triton was imported before TRITON_INTERPRET was set: restart the notebook's kernel, and run all cells."
-        )
-    device = "cpu" if interpreted else "cuda"
-    draw = torch.Generator().manual_seed(13)
-    for n, tile in [(1024, 256), (1000, 256), (64 * 9 + 17, 128)]:
-        x = torch.randn(n, generator=draw) * torch.linspace(1, 3, n)
-        q = quantize(x)
-        written = launch(kernel, q, n, tile, device)
-        came, expected = written[:n], dequantize_plain(q)
-        name = f"{n} numbers in tiles of {tile}"
-        if written.isnan().all():
-            raise NotImplementedError  # nothing was written: a stub
-        for likely, why in likely_outputs(q, n, tile):
-            if torch.equal(came, likely) and not torch.equal(came, expected):
-                return wrong(f"{name}: {why}")
-        if came[tile:].isnan().all() and not came[:tile].isnan().any():
-            return wrong(f"{name}: only the first tile is written. Begin at `tl.program_id(0) * TILE`.")
-        if came.isnan().any():
-            where = int(came.isnan().nonzero()[0])
-            return wrong(f"{name}: nothing is written at number {where}, or NaN is.")
-        if not written[n:].isnan().all():
-            return wrong(f"{name}: you write past the end, into somebody else's memory: `mask=i < n` in `tl.store`.")
-        if not torch.equal(came, expected):
-            where = int((came != expected).nonzero()[0])
+    for settings, has_bf16, expected in cases:
+        came = call(faults, dict(settings), has_bf16)
+        if isinstance(came, str) or not isinstance(came, (set, frozenset, list, tuple)):
+            return wrong(f"faults gives {described(came)}, expected a set of names, such as {{'load_in_4bit'}}.")
+        if came := {str(name) for name in came} ^ expected:
+            name = sorted(came)[0]
             return wrong(
-                f"{name}: at number {where} it writes {came[where]:.6g}, expected {expected[where]:.6g}; "
-                f"{(came != expected).float().mean():.0%} of the numbers differ."
+                _overlooked(name, settings, has_bf16) if name in expected else _blamed(name, settings, has_bf16)
             )
-    return right("Equal to the package's in every bit, the ragged end included.")
+    return right("Five lines, and most of what goes wrong silently: none of these mistakes raises an error.")
 
 
-NO_TRITON = (
-    "cannot be done here: Triton is not installed, and exists for Linux only (there: pip install -e '.[triton]'); "
-    "your checklist does not wait for it."
-)
+def _on(has_bf16: bool) -> str:
+    return f"on a GPU {'with' if has_bf16 else 'without'} bf16"
+
+
+def _overlooked(name: str, settings: dict, has_bf16: bool) -> str:
+    value = f"{name}={settings[name]!r}" if name in settings else f"{name}, which is not set,"
+    why = WHY.get(name) or (
+        "float32 is the default"
+        if name not in settings
+        else "a GPU that has bf16 should use it"
+        if has_bf16
+        else "without bf16 in hardware, it is imitated, slowly: float16"
+    )
+    return f"You overlook {value} {_on(has_bf16)}: {why}."
+
+
+def _blamed(name: str, settings: dict, has_bf16: bool) -> str:
+    if name not in WHY and name != "bnb_4bit_compute_dtype":
+        return f"You name {name!r}, which is none of the five settings."
+    value = repr(settings[name]) if name in settings else "not set"
+    why = FINE.get(name, f"{settings.get(name)} is right there")
+    return f"You blame {name} ({value}) {_on(has_bf16)}: {why}."
+
+
+# --- 13.3 -------------------------------------------------------------------------------------------------------------
+
+
+@exercise("13.3", "your own data, your own model", item="train", points=3, todo="set `project` to your run's folder")
+def check_project(project) -> Verdict:
+    """project: the folder (--output) of a finished run of train_qlora on the learner's own data."""
+    if not isinstance(project, (str, os.PathLike)) or isinstance(project, bytes) or not str(project).strip():
+        return wrong(f"expected the run's folder, such as 'runs/mine', got {described(project)}.")
+    folder = _found(Path(project), Path.is_dir)
+    if folder is None:
+        return wrong(f"there is no folder {str(project)!r}, neither here nor in the folder above: give the full path.")
+    settings, report = (_read(folder / name) for name in ("run.json", "report.json"))
+    if report.get("interrupted"):
+        return wrong("The run was interrupted: continue it with the same command and --resume.")
+    lines = _lines(str(settings.get("data", "")), folder)
+    if lines < LINES:
+        return wrong(
+            f"The data has {lines} lines, expected at least {LINES}: with fewer, the model learns them by heart."
+        )
+    losses = report["losses"]
+    if len(losses) < STEPS:
+        return wrong(f"The run has {len(losses)} steps, expected at least {STEPS}: raise --steps.")
+    first, last = losses[0], sum(losses[-3:]) / 3
+    if not last < 0.5 * first:
+        return wrong(
+            f"The loss went from {first:.2f} to {last:.2f} (mean of the last three steps), expected less than half. "
+            "More --steps, another --lr, or lines that have more in common?"
+        )
+    if not all((folder / "adapter" / name).is_file() for name in ("adapter_model.safetensors", "adapter_config.json")):
+        return wrong(f"The adapter is missing: {project} has no adapter/adapter_model.safetensors with its config.")
+    exact = report["after"]["exact_match"].get("test")
+    if exact is None:
+        return right(f"{lines} lines of your own, {len(losses)} steps. Not judged yet: next time, --eval-samples 20.")
+    return right(f"{lines} lines of your own, {len(losses)} steps, {exact:.0%} of the held-out answers exactly right.")
+
+
+def _found(path: Path, test: Callable[[Path], bool], *more: Path) -> Path | None:
+    """The path, seen from here, the folder above (a notebook runs in notebooks/) or `more`; None if it is nowhere."""
+    path = path.expanduser()
+    candidates = [path, *(base / path for base in (Path.cwd().parent, *more))]
+    return next((candidate for candidate in candidates if test(candidate)), None)
+
+
+def _read(file: Path) -> dict:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise Mistake(
+            f"{file.parent.name} has no readable {file.name}: it is no finished run of train_qlora."
+        ) from None
+    if not isinstance(content, dict):
+        raise Mistake(f"{file.name} holds {described(content)}, expected train_qlora's own.")
+    return content
+
+
+def _lines(data: str, folder: Path) -> int:
+    """Lines of the training data that the run was given."""
+    if (REPOSITORY / "data" / data / "train.jsonl").is_file() and not Path(data).is_absolute():
+        raise Mistake(f"The run was trained on the course's {data!r}: give it a file of your own with --data.")
+    file = _found(Path(data), Path.exists, folder.parent, *folder.parents)
+    if file is not None and file.is_dir():
+        file = file / "train.jsonl"
+    if file is None or not file.is_file():
+        raise Mistake(f"The data of the run, {data}, cannot be found any more: put it back, or run with a full path.")
+    return sum(1 for line in file.read_text(encoding="utf-8").splitlines() if line.strip())

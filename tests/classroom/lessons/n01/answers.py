@@ -1,117 +1,116 @@
-"""Answers to the exercises of 01_memory_wall: right ones, found in another way than the check, and likely mistakes."""
+"""Answers to the exercises of 01_first_run: right ones, found by another way than the check's, and likely mistakes."""
 
-import math
+import statistics
 
-from qlora_lab.classroom.checks import check_12_gb, check_largest_model, check_logits, check_model_bytes
-from qlora_lab.memory.prediction import estimate
+import torch
+from torch import bfloat16, float16, float32
+from transformers import BitsAndBytesConfig
 
-
-def largest_by_bisection(card, bits, moment_bits, copy):
-    low, high = 0, 10**13
-    while high - low > 1:
-        middle = (low + high) // 2
-        numbers = [bits, bits, moment_bits, moment_bits] + [32] * copy  # of one parameter
-        low, high = (middle, high) if sum(n / 8 for n in numbers) * middle <= card * 10**9 else (low, middle)
-    return low
-
-
-def bytes_of_every_matrix(shape):
-    total = 0
-    for _ in range(shape.num_hidden_layers):
-        for inputs, outputs in shape.linears().values():
-            scales = inputs * outputs / 64
-            total += inputs * outputs / 2 + scales + 4 * scales / 256
-        total += 2 * 2 * shape.hidden_size
-    matrices = 1 if shape.tie_word_embeddings else 2
-    return total + 2 * shape.hidden_size + matrices * 2 * shape.vocab_size * shape.hidden_size
+from qlora_lab.classroom.checks import (
+    check_bnb_config,
+    check_labels,
+    check_token_weighted_loss,
+    check_trainable_parameters,
+)
 
 
-def bytes_from_the_estimate(shape):
-    parts = estimate(shape, "qlora").parts
-    return sum(parts[name] for name in ("base weights", "quantization constants", "embeddings and head", "norms"))
+def mask(prompt, response):
+    ids = prompt + response
+    return ids, [-100 if i < len(prompt) else token for i, token in enumerate(ids)]
 
 
-def token_by_token(vocabulary, gigabytes):
-    tokens = 0
-    while (tokens + 1) * vocabulary * (4 + 4 + 4) <= gigabytes * 10**9:
-        tokens += 1
-    return tokens
+def mask_as_tensors(prompt, response):
+    ids = torch.tensor(prompt + response)
+    return ids, torch.where(torch.arange(len(ids)) < len(prompt), -100, ids)
 
 
-def largest(total_bits):
-    """largest_model with another sum of bits."""
-    return lambda card, bits, moment, copy: card * 8e9 / total_bits(bits, moment, 32 * copy)
+def loss_of_every_token(losses, tokens):
+    return statistics.fmean(loss for loss, n in zip(losses, tokens, strict=True) for _ in range(n))
 
 
-def at_rest(of):
-    return lambda s: of(s.linear_parameters(), s.embedding_parameters(), s.norm_parameters())
+def loss_in_float32(losses, tokens):
+    return torch.tensor(losses) @ torch.tensor(tokens, dtype=float32) / sum(tokens)
 
 
-def tokens(size):
-    return lambda vocabulary, gigabytes: gigabytes * 1e9 // (size * vocabulary)
+def count_real_matrices(rank, shapes):
+    linears = [
+        torch.nn.Linear(*sides, bias=False, device="meta")
+        for inputs, outputs in shapes
+        for sides in ((inputs, rank), (rank, outputs))
+    ]
+    return sum(linear.weight.numel() for linear in linears)
 
 
-BITS = 4 + 8 / 64 + 32 / 64 / 256
+def bnb(**options):
+    best = {
+        "load_in_4bit": True,
+        "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_use_double_quant": True,
+        "bnb_4bit_compute_dtype": bfloat16,
+    }
+    kept = {name: value for name, value in (best | options).items() if value is not None}
+    return BitsAndBytesConfig(**kept), bfloat16
 
-SMALL = {"optimizer": "paged_adamw_8bit", "adapter_dtype": "bfloat16"}
 
 RIGHT = [
-    (check_largest_model, (largest_by_bisection,)),
-    (check_largest_model, (largest(lambda b, m, c: b + b + m + m + c),)),
-    (check_model_bytes, (bytes_of_every_matrix,)),
-    (check_model_bytes, (bytes_from_the_estimate,)),
-    (check_logits, (token_by_token,)),
-    (check_12_gb, (SMALL | {"batch_size": 3, "sequence_length": 1024},)),
-    (check_12_gb, (SMALL | {"batch_size": 6, "optimizer": "adamw_8bit", "gradient_checkpointing": True},)),
+    (check_bnb_config, bnb()),
+    (check_bnb_config, (bnb(bnb_4bit_compute_dtype=None)[0], float32)),
+    (check_labels, (mask,)),
+    (check_labels, (mask_as_tensors,)),
+    (check_token_weighted_loss, (loss_of_every_token,)),
+    (check_token_weighted_loss, (loss_in_float32,)),
+    (check_trainable_parameters, (count_real_matrices,)),
 ]
 
 WRONG = [  # and what the learner must be told
-    (check_largest_model, lambda c, b, m, k: c * 1e9 / (2 * b + 2 * m + 32 * k), "a byte has eight"),
-    (check_largest_model, lambda c, b, m, k: c * 8 / (2 * b + 2 * m + 32 * k), "in billions"),
-    (check_largest_model, lambda c, b, m, k: c * 8 * 2**30 / (2 * b + 2 * m + 32 * k), "GiB"),
-    (check_largest_model, largest(lambda b, m, c: 2 * b + m + c), "two numbers"),
-    (check_largest_model, largest(lambda b, m, c: b + 2 * m + c), "gradients are missing, or"),
-    (check_largest_model, largest(lambda b, m, c: b), "weights alone"),
-    (check_largest_model, largest(lambda b, m, c: 2 * b), "Adam's two numbers are missing"),
-    (check_largest_model, largest(lambda b, m, c: 2 * b + 2 * m), "fp32 copy of the weights is missing"),
-    (check_largest_model, largest(lambda b, m, c: 2 * b + 2 * m + b), "copy is too small"),
-    (check_largest_model, largest(lambda b, m, c: 2 * b + 2 * m + 32), "copy` is False"),
-    (check_largest_model, lambda *_: 5e9 + 7000, "expected 2,400,000,000"),
-    (check_model_bytes, lambda s: s.parameters() / 2, "half a byte for each parameter"),
-    (check_model_bytes, lambda s: s.parameters() * BITS / 8, "are not quantized: 2 bytes each"),
-    (check_model_bytes, at_rest(lambda n, e, m: n / 2 + 2 * (e + m)), "constants are missing"),
-    (check_model_bytes, at_rest(lambda n, e, m: n * BITS / 8), "Only the linears"),
-    (check_model_bytes, at_rest(lambda n, e, m: n / 2), "Only the 4-bit codes"),
-    (check_model_bytes, at_rest(lambda n, e, m: n * 4.5 / 8 + 2 * (e + m)), "without double quantization"),
-    (check_model_bytes, at_rest(lambda n, e, m: n * BITS / 8 + 2 * e), "norms are missing"),
-    (check_model_bytes, at_rest(lambda n, e, m: n * BITS / 8 + 4 * (e + m)), "2 bytes, not 4"),
-    (check_model_bytes, at_rest(lambda n, e, m: n * BITS / 8 + (e + m) / 2), "not half a one"),
-    (check_model_bytes, at_rest(lambda n, e, m: n * BITS + 16 * (e + m)), "These are bits"),
-    (check_model_bytes, lambda s: bytes_of_every_matrix(s) / 1e9, "These are GB"),
+    (check_bnb_config, bnb(bnb_4bit_quant_type=None), "fp4 is the default"),
+    (check_bnb_config, bnb(bnb_4bit_use_double_quant=None), "double_quant is False"),
+    (check_bnb_config, bnb(bnb_4bit_compute_dtype=None), "float32 is the default"),
+    (check_bnb_config, bnb(bnb_4bit_compute_dtype=float16), "is torch.float16, expected torch.bfloat16"),
+    (check_bnb_config, bnb(load_in_4bit=None), "say what you want"),
+    (check_bnb_config, bnb(load_in_4bit=None, load_in_8bit=True), "LLM.int8()"),
+    (check_bnb_config, ({"load_in_4bit": True}, bfloat16), "BitsAndBytesConfig(**options)"),
+    (check_bnb_config, (BitsAndBytesConfig, bfloat16), "expected a BitsAndBytesConfig, got the type"),
+    (check_labels, lambda p, r: (p + r, ([-100] * len(p) + r)[1:] + [-100]), "shifted by one"),
+    (check_labels, lambda p, r: (p + r, [-100] * (len(p) + 1) + r[:-1]), "shifted by one"),
+    (check_labels, lambda p, r: (p + r, ([-100] * len(p) + r)[1:]), "shifted by one"),
+    (check_labels, lambda p, r: (p + r, [-100] * len(p) + r[:-1] + [-100]), "never learn to stop"),
+    (check_labels, lambda p, r: (p + r, [-100 if t in p or t == 2 else t for t in p + r]), "never learn to stop"),
+    (check_labels, lambda p, r: (p + r, p + r), "prompt is not masked"),
+    (check_labels, lambda p, r: (p + r, [0] * len(p) + r), "masked with 0"),
+    (check_labels, lambda p, r: (p + r, r), "Every token needs a label"),
+    (check_labels, lambda p, r: (p + r, [-100] * len(p) + r[:-1]), "7 labels for 8 tokens"),
+    (check_labels, lambda p, r: (p + r, p + [-100] * len(r)), "other way round"),
+    (check_labels, lambda p, r: (p + r, [-100] * len(p + r)), "nothing is left to learn"),
+    (check_labels, lambda p, r: (p + r, [-100] * (len(p) + 1) + r[1:]), "off by one"),
+    (check_labels, lambda p, r: (p + r, [-100] * (len(p) - 1) + p[-1:] + r), "off by one"),
+    (check_labels, lambda p, r: (p + r, [-100] * 5 + (p + r)[5:]), "expected [-100, -100, 53, 54, 55, 2]"),
+    (check_labels, lambda p, r: ([-100] * len(p) + r, p + r), "swap"),
+    (check_labels, lambda p, r: ([-100] * len(p) + r, [-100] * len(p) + r), "one and the same list"),
+    (check_labels, lambda p, r: (p, [-100] * len(p) + r), "expected prompt and response"),
+    (check_labels, lambda p, r: [-100] * len(p) + r, "expected the pair"),
+    (check_labels, lambda p, r: {"input_ids": p + r, "labels": p + r}, "expected the pair"),
+    (check_labels, lambda p, r: tuple(t[None] for t in mask_as_tensors(p, r)), "two dimensions"),
+    (check_token_weighted_loss, lambda losses, n: statistics.fmean(losses), "gradient accumulation bug"),
+    (check_token_weighted_loss, lambda losses, n: sum(a * b for a, b in zip(losses, n, strict=True)), "is the sum"),
     (
-        check_model_bytes,
-        lambda s: bytes_of_every_matrix(s) + 2 * s.tie_word_embeddings * s.vocab_size * s.hidden_size,
-        "one matrix (tied)",
+        check_token_weighted_loss,
+        lambda losses, n: sum(a * b for a, b in zip(losses, n, strict=True)) / len(n),
+        "number of micro-batches",
     ),
-    (check_model_bytes, at_rest(lambda n, e, m: n * BITS / 8 + 2 * (e / 2 + m)), "one of them is missing"),
-    (check_model_bytes, at_rest(lambda n, e, m: n / 32 * BITS / 8 + 2 * (e + m)), "one layer: there are 32"),
-    (check_logits, lambda v, g: 20000, "gives 20,000, expected 20,833."),
-    (check_logits, lambda v, g: g * 1e9 / 12 / v, "round down"),
-    (check_logits, lambda v, g: math.floor(g * 1e9 / 12 / v) + 1, "does not fit"),
-    (check_logits, tokens(4), "there are three"),
-    (check_logits, tokens(2), "one 16-bit number"),
-    (check_logits, tokens(6), "4 bytes each, not 2"),
-    (check_logits, tokens(8), "not two"),
-    (check_logits, tokens(16), "not four"),
-    (check_logits, tokens(96), "bytes already"),
-    (check_logits, lambda v, g: g * 2**30 // (12 * v), "GiB"),
-    (check_logits, lambda v, g: g // (12 * v), "GB and bytes are mixed"),
-    (check_12_gb, {"batch_size": 6}, "GB too many. The largest part that you can change: "),
-    (check_12_gb, {"batch_size": 6, "gradient_checkpointing": False}, "activations"),
-    (check_12_gb, SMALL, "512 tokens a step, expected 3,072"),
-    (check_12_gb, {"batch_size": 6, "rank": 8}, "The task fixes it"),
-    (check_12_gb, {"batch_size": 6, "checkpointing": True}, "not among the settings"),
-    (check_12_gb, {"batch_size": 6, "optimizer": "adam"}, "does not take these settings"),
-    (check_12_gb, {"batch_size": 0}, "whole number"),
-    (check_12_gb, [4, 512], "expected a dict"),
+    (check_token_weighted_loss, lambda losses, n: sum(losses), "without their weights"),
+    (check_token_weighted_loss, lambda losses, n: sum(losses) / sum(n), "Weigh each loss"),
+    (check_token_weighted_loss, lambda losses, n: statistics.fmean(losses, [1 / k for k in n]), "weighed by 1/n"),
+    (check_token_weighted_loss, lambda losses, n: sum(a / b for a, b in zip(losses, n, strict=True)), "multiply"),
+    (check_token_weighted_loss, lambda losses, n: 1.7, "gives 1.7, expected 1.125"),
+    (check_trainable_parameters, lambda r, shapes: sum(a * b for a, b in shapes), "whole matrix. LoRA trains A"),
+    (check_trainable_parameters, lambda r, shapes: sum(r * a * b for a, b in shapes), "more than the whole matrix"),
+    (check_trainable_parameters, lambda r, shapes: sum((r * a) * (r * b) for a, b in shapes), "add them"),
+    (check_trainable_parameters, lambda r, shapes: sum(r * a for a, b in shapes), "A alone"),
+    (check_trainable_parameters, lambda r, shapes: sum(r * b for a, b in shapes), "B alone"),
+    (check_trainable_parameters, lambda r, shapes: sum(a + b for a, b in shapes), "without the rank"),
+    (check_trainable_parameters, lambda r, shapes: sum(2 * r * a for a, b in shapes), "square matrices only"),
+    (check_trainable_parameters, lambda r, shapes: r * sum(shapes[0]), "the first of 2 layers"),
+    (check_trainable_parameters, lambda r, shapes: r * sum(shapes[-1]), "the last of 2 layers"),
+    (check_trainable_parameters, lambda r, shapes: r * sum(shapes[0]) * len(shapes), "2 times the first layer"),
 ]

@@ -1,122 +1,117 @@
-"""Answers to the exercises of 02_number_formats: right ones, found by another way than the check's, and mistakes."""
+"""Answers to the exercises of 02_memory_wall: right ones, found in another way than the check, and likely mistakes."""
 
 import math
 
-import torch
-
-from qlora_lab.classroom.checks import check_fixed_rows, check_smallest_block, check_zero_point
-from qlora_lab.quantization import bits_per_parameter, quantize_absmax
+from qlora_lab.classroom.checks import check_12_gb, check_largest_model, check_logits, check_model_bytes
+from qlora_lab.memory.prediction import estimate
 
 
-def fake_quantize(x, bits):
-    """PyTorch's own integer quantization, which has the same definition."""
-    scale = (x.max() - x.min()) / (2**bits - 1)
-    zero = round(-x.min().item() / scale.item())
-    restored = torch.fake_quantize_per_tensor_affine(x, scale.item(), zero, 0, 2**bits - 1)
-    return (restored / scale).round().to(torch.int32) + zero, scale.item(), zero
+def largest_by_bisection(card, bits, moment_bits, copy):
+    low, high = 0, 10**13
+    while high - low > 1:
+        middle = (low + high) // 2
+        numbers = [bits, bits, moment_bits, moment_bits] + [32] * copy  # of one parameter
+        low, high = (middle, high) if sum(n / 8 for n in numbers) * middle <= card * 10**9 else (low, middle)
+    return low
 
 
-def with_zero_point(x, bits, steps=None, rounded=torch.round, clamp=True, sign=1, zero_rounded=torch.round, both=True):
-    """A right answer, or one with a mistake."""
-    scale = (x.max() - x.min()) / (steps or 2**bits - 1)
-    zero = zero_rounded(-x.min() / scale)
-    codes = rounded(x / scale) + (sign * zero if both else 0)
-    return codes.clamp(0, 2**bits - 1) if clamp else codes, scale, zero
+def bytes_of_every_matrix(shape):
+    total = 0
+    for _ in range(shape.num_hidden_layers):
+        for inputs, outputs in shape.linears().values():
+            scales = inputs * outputs / 64
+            total += inputs * outputs / 2 + scales + 4 * scales / 256
+        total += 2 * 2 * shape.hidden_size
+    matrices = 1 if shape.tie_word_embeddings else 2
+    return total + 2 * shape.hidden_size + matrices * 2 * shape.vocab_size * shape.hidden_size
 
 
-def answer_with(codes):
-    """The right scale and zero point, and other codes."""
-
-    def zero_point_quantize(x, bits):
-        _, scale, zero = with_zero_point(x, bits)
-        return codes(x, scale, zero, bits), scale, zero
-
-    return zero_point_quantize
+def bytes_from_the_estimate(shape):
+    parts = estimate(shape, "qlora").parts
+    return sum(parts[name] for name in ("base weights", "quantization constants", "embeddings and head", "norms"))
 
 
-def by_row(x):
-    q = quantize_absmax(x, 8, "row")
-    return q.codes, q.scale[:, None]
+def token_by_token(vocabulary, gigabytes):
+    tokens = 0
+    while (tokens + 1) * vocabulary * (4 + 4 + 4) <= gigabytes * 10**9:
+        tokens += 1
+    return tokens
 
 
-def row_by_row(x):
-    scales = [max(abs(value) for value in row) / 127 for row in x.tolist()]
-    codes = [[round(value / scale) for value in row] for row, scale in zip(x.tolist(), scales, strict=True)]
-    return torch.tensor(codes, dtype=torch.int8), torch.tensor(scales)[:, None]
+def largest(total_bits):
+    """largest_model with another sum of bits."""
+    return lambda card, bits, moment, copy: card * 8e9 / total_bits(bits, moment, 32 * copy)
 
 
-def rows_with(scale_of, last=128):
-    def quantize_rows(x):
-        scale = scale_of(x)
-        return (x / scale).round().clamp(-last, last).to(torch.int16).to(torch.int8), scale
-
-    return quantize_rows
+def at_rest(of):
+    return lambda s: of(s.linear_parameters(), s.embedding_parameters(), s.norm_parameters())
 
 
-def absmax(x):
-    return x.abs().amax(1, keepdim=True)
+def tokens(size):
+    return lambda vocabulary, gigabytes: gigabytes * 1e9 // (size * vocabulary)
 
 
-def search(budget, bits, constant_bits):
-    size = 4096
-    while size > 32 and bits_per_parameter(size // 2, False, bits=bits, scale_bits=constant_bits) <= budget:
-        size //= 2
-    return size
+BITS = 4 + 8 / 64 + 32 / 64 / 256
 
+SMALL = {"optimizer": "paged_adamw_8bit", "adapter_dtype": "bfloat16"}
 
 RIGHT = [
-    (check_zero_point, (fake_quantize,)),
-    (check_zero_point, (with_zero_point,)),
-    (check_fixed_rows, (by_row,)),
-    (check_fixed_rows, (row_by_row,)),
-    (check_smallest_block, (search,)),
-    (check_smallest_block, (lambda *arguments: torch.tensor(search(*arguments)),)),
+    (check_largest_model, (largest_by_bisection,)),
+    (check_largest_model, (largest(lambda b, m, c: b + b + m + m + c),)),
+    (check_model_bytes, (bytes_of_every_matrix,)),
+    (check_model_bytes, (bytes_from_the_estimate,)),
+    (check_logits, (token_by_token,)),
+    (check_12_gb, (SMALL | {"batch_size": 3, "sequence_length": 1024},)),
+    (check_12_gb, (SMALL | {"batch_size": 6, "optimizer": "adamw_8bit", "gradient_checkpointing": True},)),
 ]
 
 WRONG = [  # and what the learner must be told
-    (check_zero_point, lambda x, b: with_zero_point(x, b, steps=2**b), "16 levels have 15 steps"),
-    (check_zero_point, lambda x, b: with_zero_point(x, b, rounded=torch.trunc), "cut off the decimals: round to"),
-    (check_zero_point, lambda x, b: with_zero_point(x, b, rounded=torch.floor), "rounded down"),
-    (check_zero_point, lambda x, b: with_zero_point(x, b, rounded=lambda t: t), "not rounded: a code"),
-    (check_zero_point, lambda x, b: with_zero_point(x, b, clamp=False), "15 is the last code"),
-    (check_zero_point, lambda x, b: with_zero_point(x, b, both=False, clamp=False), "forgot the zero point"),
-    (check_zero_point, lambda x, b: with_zero_point(x, b, sign=-1), "subtracted the zero point"),
-    (check_zero_point, lambda x, b: with_zero_point(x, b, zero_rounded=lambda t: t), "not rounded yet"),
-    (check_zero_point, lambda x, b: with_zero_point(x, b, zero_rounded=torch.floor), "cut off the decimals: round"),
-    (check_zero_point, lambda x, b: with_zero_point(x, b, zero_rounded=lambda t: -t.round()), "The sign is wrong"),
-    (check_zero_point, lambda x, b: (*with_zero_point(x, b)[:2], x.min()), "This is the minimum"),
-    (check_zero_point, lambda x, b: (x, x.abs().max() / 7, 0), "of the absmax scheme"),
-    (check_zero_point, lambda x, b: (x, x.max() / 15, 0), "forgot the minimum"),
-    (check_zero_point, lambda x, b: (x, 15 / (x.max() - x.min()), 0), "the reciprocal"),
-    (check_zero_point, lambda x, b: with_zero_point(x, b)[0], "expected codes, scale, zero_point"),
-    (check_zero_point, answer_with(lambda x, s, z, b: ((x - x.min()) / s).round()), "scheme with a minimum"),
-    (check_zero_point, answer_with(lambda x, s, z, b: (x / s).round().clamp(0, 15) + z), "clamped too early"),
-    (check_zero_point, answer_with(lambda x, s, z, b: x / 0), "not all finite"),
-    (check_zero_point, answer_with(lambda x, s, z, b: [12, 0, 15]), "expected a tensor"),
-    (check_zero_point, answer_with(lambda x, s, z, b: x[:1]), "have the shape (1,)"),
-    (check_fixed_rows, rows_with(lambda x: x.abs().max() / 127), "All rows have the same scale"),
-    (check_fixed_rows, rows_with(lambda x: (x.abs().max() / 127).expand(len(x), 1)), "All rows have the same scale"),
-    (check_fixed_rows, rows_with(lambda x: absmax(x) / 128), "128 wraps around"),
-    (check_fixed_rows, rows_with(lambda x: absmax(x) / 128, last=127), "you clamped 128 away"),
-    (check_fixed_rows, rows_with(lambda x: absmax(x) / 255, last=127), "divided by 255"),
-    (check_fixed_rows, rows_with(lambda x: absmax(x) / 100), "expected absmax / 127"),
-    (check_fixed_rows, rows_with(lambda x: x.abs().amax(0, keepdim=True) / 127), "one for each column"),
-    (check_fixed_rows, lambda x: (by_row(x)[0], by_row(x)[1][:, 0]), "so that codes * scale works"),
-    (check_fixed_rows, lambda x: ((x / by_row(x)[1]).to(torch.int8), by_row(x)[1]), "cut off the decimals"),
-    (check_fixed_rows, lambda x: (by_row(x)[0].float(), by_row(x)[1]), "expected torch.int8"),
-    (check_fixed_rows, lambda x: by_row(x)[0], "expected the pair"),
-    (check_fixed_rows, lambda x: (by_row(x)[0], 0.1), "expected two tensors"),
-    (check_smallest_block, lambda budget, bits, c: 4096, "That is the largest"),
-    (check_smallest_block, lambda budget, bits, c: search(budget - 1e-6, bits, c), "to the last bit"),
-    (check_smallest_block, lambda budget, bits, c: c / (budget - bits), "no power of two"),
-    (check_smallest_block, lambda budget, bits, c: math.ceil(c / (budget - bits)), "no power of two"),
-    (check_smallest_block, lambda budget, bits, c: search(budget, bits, c) // 2, "takes 5 bits: over the budget"),
+    (check_largest_model, lambda c, b, m, k: c * 1e9 / (2 * b + 2 * m + 32 * k), "a byte has eight"),
+    (check_largest_model, lambda c, b, m, k: c * 8 / (2 * b + 2 * m + 32 * k), "in billions"),
+    (check_largest_model, lambda c, b, m, k: c * 8 * 2**30 / (2 * b + 2 * m + 32 * k), "GiB"),
+    (check_largest_model, largest(lambda b, m, c: 2 * b + m + c), "two numbers"),
+    (check_largest_model, largest(lambda b, m, c: b + 2 * m + c), "gradients are missing, or"),
+    (check_largest_model, largest(lambda b, m, c: b), "weights alone"),
+    (check_largest_model, largest(lambda b, m, c: 2 * b), "Adam's two numbers are missing"),
+    (check_largest_model, largest(lambda b, m, c: 2 * b + 2 * m), "fp32 copy of the weights is missing"),
+    (check_largest_model, largest(lambda b, m, c: 2 * b + 2 * m + b), "copy is too small"),
+    (check_largest_model, largest(lambda b, m, c: 2 * b + 2 * m + 32), "copy` is False"),
+    (check_largest_model, lambda *_: 5e9 + 7000, "expected 2,400,000,000"),
+    (check_model_bytes, lambda s: s.parameters() / 2, "half a byte for each parameter"),
+    (check_model_bytes, lambda s: s.parameters() * BITS / 8, "are not quantized: 2 bytes each"),
+    (check_model_bytes, at_rest(lambda n, e, m: n / 2 + 2 * (e + m)), "constants are missing"),
+    (check_model_bytes, at_rest(lambda n, e, m: n * BITS / 8), "Only the linears"),
+    (check_model_bytes, at_rest(lambda n, e, m: n / 2), "Only the 4-bit codes"),
+    (check_model_bytes, at_rest(lambda n, e, m: n * 4.5 / 8 + 2 * (e + m)), "without double quantization"),
+    (check_model_bytes, at_rest(lambda n, e, m: n * BITS / 8 + 2 * e), "norms are missing"),
+    (check_model_bytes, at_rest(lambda n, e, m: n * BITS / 8 + 4 * (e + m)), "2 bytes, not 4"),
+    (check_model_bytes, at_rest(lambda n, e, m: n * BITS / 8 + (e + m) / 2), "not half a one"),
+    (check_model_bytes, at_rest(lambda n, e, m: n * BITS + 16 * (e + m)), "These are bits"),
+    (check_model_bytes, lambda s: bytes_of_every_matrix(s) / 1e9, "These are GB"),
     (
-        check_smallest_block,
-        lambda budget, bits, c: 2 ** math.ceil(math.log2(c / (budget - bits))),
-        "32 is the smallest",
+        check_model_bytes,
+        lambda s: bytes_of_every_matrix(s) + 2 * s.tie_word_embeddings * s.vocab_size * s.hidden_size,
+        "one matrix (tied)",
     ),
-    (check_smallest_block, lambda budget, bits, c: bits + c / search(budget, bits, c), "Return the block size"),
-    (check_smallest_block, lambda budget, bits, c: "64", "expected one number"),
-    (check_smallest_block, lambda budget, bits, c: 32, "over the budget"),
+    (check_model_bytes, at_rest(lambda n, e, m: n * BITS / 8 + 2 * (e / 2 + m)), "one of them is missing"),
+    (check_model_bytes, at_rest(lambda n, e, m: n / 32 * BITS / 8 + 2 * (e + m)), "one layer: there are 32"),
+    (check_logits, lambda v, g: 20000, "gives 20,000, expected 20,833."),
+    (check_logits, lambda v, g: g * 1e9 / 12 / v, "round down"),
+    (check_logits, lambda v, g: math.floor(g * 1e9 / 12 / v) + 1, "does not fit"),
+    (check_logits, tokens(4), "there are three"),
+    (check_logits, tokens(2), "one 16-bit number"),
+    (check_logits, tokens(6), "4 bytes each, not 2"),
+    (check_logits, tokens(8), "not two"),
+    (check_logits, tokens(16), "not four"),
+    (check_logits, tokens(96), "bytes already"),
+    (check_logits, lambda v, g: g * 2**30 // (12 * v), "GiB"),
+    (check_logits, lambda v, g: g // (12 * v), "GB and bytes are mixed"),
+    (check_12_gb, {"batch_size": 6}, "GB too many. The largest part that you can change: "),
+    (check_12_gb, {"batch_size": 6, "gradient_checkpointing": False}, "activations"),
+    (check_12_gb, SMALL, "512 tokens a step, expected 3,072"),
+    (check_12_gb, {"batch_size": 6, "rank": 8}, "The task fixes it"),
+    (check_12_gb, {"batch_size": 6, "checkpointing": True}, "not among the settings"),
+    (check_12_gb, {"batch_size": 6, "optimizer": "adam"}, "does not take these settings"),
+    (check_12_gb, {"batch_size": 0}, "whole number"),
+    (check_12_gb, [4, 512], "expected a dict"),
 ]

@@ -1,121 +1,122 @@
-"""Answers to the exercises of 03_nf4: right ones, found by another way than the check's, and likely mistakes."""
+"""Answers to the exercises of 03_number_formats: right ones, found by another way than the check's, and mistakes."""
+
+import math
 
 import torch
 
-from qlora_lab.classroom.checks import check_fingerprints, check_level_usage, check_normal_levels, check_suspects
-from qlora_lab.quantization import NF4, normal_float, normal_quantiles
+from qlora_lab.classroom.checks import check_fixed_rows, check_smallest_block, check_zero_point
+from qlora_lab.quantization import bits_per_parameter, quantize_absmax
 
 
-def levels_like_scipy(offset):
-    """As bitsandbytes' create_normal_map: float64 ndtri of float32 probabilities, float32 in the end."""
-    ppf = torch.special.ndtri
-    positive = ppf(torch.linspace(offset, 0.5, 9)[:-1].double()).tolist()
-    negative = (-ppf(torch.linspace(offset, 0.5, 8)[:-1].double())).tolist()
-    values = torch.tensor(positive + [0.0] + negative).sort().values
-    return values / values.max()
+def fake_quantize(x, bits):
+    """PyTorch's own integer quantization, which has the same definition."""
+    scale = (x.max() - x.min()) / (2**bits - 1)
+    zero = round(-x.min().item() / scale.item())
+    restored = torch.fake_quantize_per_tensor_affine(x, scale.item(), zero, 0, 2**bits - 1)
+    return (restored / scale).round().to(torch.int32) + zero, scale.item(), zero
 
 
-def halves(offset, positive=9, negative=8, dtype=torch.float32):
-    up = normal_quantiles(torch.linspace(offset, 0.5, positive, dtype=dtype)[:-1])
-    down = [-q for q in normal_quantiles(torch.linspace(offset, 0.5, negative, dtype=dtype)[:-1])]
-    return down, up
+def with_zero_point(x, bits, steps=None, rounded=torch.round, clamp=True, sign=1, zero_rounded=torch.round, both=True):
+    """A right answer, or one with a mistake."""
+    scale = (x.max() - x.min()) / (steps or 2**bits - 1)
+    zero = zero_rounded(-x.min() / scale)
+    codes = rounded(x / scale) + (sign * zero if both else 0)
+    return codes.clamp(0, 2**bits - 1) if clamp else codes, scale, zero
 
 
-def double_throughout(offset):
-    down, up = halves(offset, dtype=torch.float64)
-    levels = torch.tensor(down + [0.0] + up[::-1], dtype=torch.float64)
-    return levels / levels.max()
+def answer_with(codes):
+    """The right scale and zero point, and other codes."""
+
+    def zero_point_quantize(x, bits):
+        _, scale, zero = with_zero_point(x, bits)
+        return codes(x, scale, zero, bits), scale, zero
+
+    return zero_point_quantize
 
 
-def not_divided(offset):
-    down, up = halves(offset)
-    return torch.tensor(down + [0.0] + up[::-1])
+def by_row(x):
+    q = quantize_absmax(x, 8, "row")
+    return q.codes, q.scale[:, None]
 
 
-def not_sorted(offset):
-    down, up = halves(offset)
-    return torch.tensor(up + [0.0] + down) / up[0]
+def row_by_row(x):
+    scales = [max(abs(value) for value in row) / 127 for row in x.tolist()]
+    codes = [[round(value / scale) for value in row] for row, scale in zip(x.tolist(), scales, strict=True)]
+    return torch.tensor(codes, dtype=torch.int8), torch.tensor(scales)[:, None]
 
 
-def both_of(size):
-    def levels(offset):
-        down, up = halves(offset, size, size)
-        return torch.tensor(down + [0.0] + up[::-1]) / up[0]
+def rows_with(scale_of, last=128):
+    def quantize_rows(x):
+        scale = scale_of(x)
+        return (x / scale).round().clamp(-last, last).to(torch.int16).to(torch.int8), scale
 
-    return levels
-
-
-def without_zero(offset):
-    down, up = halves(offset, 9, 9)
-    return torch.tensor(down + up[::-1]) / up[0]
+    return quantize_rows
 
 
-def digits(codes):
-    """Hex digits are the codes, high nibble first."""
-    text = bytes(codes.tolist()).hex()
-    return [text.count(f"{level:x}") / len(text) for level in range(16)]
+def absmax(x):
+    return x.abs().amax(1, keepdim=True)
 
 
-def counted(codes, *nibbles):
-    return torch.bincount(torch.cat([{"high": codes >> 4, "low": codes & 15}[n] for n in nibbles]), minlength=16)
+def search(budget, bits, constant_bits):
+    size = 4096
+    while size > 32 and bits_per_parameter(size // 2, False, bits=bits, scale_bits=constant_bits) <= budget:
+        size //= 2
+    return size
 
-
-def one_bit_off(offset):
-    levels = normal_float(4, offset)
-    levels[12] = levels[12].nextafter(torch.tensor(2.0))
-    return levels
-
-
-PAST = {"linear": ("affine", 4, 32), "embedding": ("absmax", 8, 32)}
-VERDICT = {
-    "A": "mistyped digit",
-    "B": "one scale",
-    "C": "midpoint formula",
-    "D": "innocent",
-    "E": "15 values",
-    "F": "nibbles swapped",
-}
 
 RIGHT = [
-    (check_normal_levels, (levels_like_scipy,)),
-    (check_normal_levels, (lambda offset: normal_float(4, offset).numpy(),)),
-    (check_level_usage, (digits,)),
-    (check_level_usage, (lambda codes: counted(codes, "high", "low") / (2 * len(codes)),)),
-    (check_fingerprints, (PAST,)),
-    (check_suspects, (VERDICT,)),
+    (check_zero_point, (fake_quantize,)),
+    (check_zero_point, (with_zero_point,)),
+    (check_fixed_rows, (by_row,)),
+    (check_fixed_rows, (row_by_row,)),
+    (check_smallest_block, (search,)),
+    (check_smallest_block, (lambda *arguments: torch.tensor(search(*arguments)),)),
 ]
 
 WRONG = [  # and what the learner must be told
-    (check_normal_levels, both_of(8), "15 levels, as in the tutorials"),
-    (check_normal_levels, both_of(9), "gives 17 levels"),
-    (check_normal_levels, not_sorted, "ascending"),
-    (check_normal_levels, not_divided, "divide all by the largest"),
-    (check_normal_levels, without_zero, "exactly 0"),
-    (check_normal_levels, double_throughout, "6 of 16 levels are equal to the last bit"),
-    (check_normal_levels, one_bit_off, "15 of 16 levels are equal to the last bit"),
-    (check_normal_levels, lambda offset: -normal_float(4, offset).flip(0), "NF4 mirrored"),
-    (check_normal_levels, lambda offset: NF4, "is it used?"),
-    (check_normal_levels, lambda offset: torch.arange(-7, 9) / 8, "Level 13 is 0.7500, expected 0.5626"),
-    (check_normal_levels, lambda offset: "levels", "expected a list or 1-D tensor"),
-    (check_level_usage, lambda codes: counted(codes, "high") / (2 * len(codes)), "sum to 0.5. You counted one"),
-    (check_level_usage, lambda codes: counted(codes, "low") / len(codes), "the high nibble is missing"),
-    (check_level_usage, lambda codes: counted(codes, "low", "high"), "These are counts"),
-    (check_level_usage, lambda codes: counted(codes, "low", "high") / len(codes), "Your shares sum to 2"),
-    (check_level_usage, lambda codes: torch.bincount(codes >> 5) / len(codes), "bincount takes minlength=16"),
-    (check_level_usage, lambda codes: torch.bincount(codes, minlength=256) / len(codes), "are bytes counted"),
-    (check_level_usage, lambda codes: torch.bincount(codes / 16), "raised NotImplementedError: "),
-    (check_level_usage, lambda codes: torch.full((16,), 1 / 16), "The share of level"),
-    (check_level_usage, lambda codes: counted(codes, "low", "high") / 4, "The share of level"),  # right for four codes
-    (check_fingerprints, {"linear": ("affine", 4, 32)}, 'keys "linear" and "embedding"'),
-    (check_fingerprints, PAST | {"linear": "Q4_1"}, "expected three things"),
-    (check_fingerprints, PAST | {"linear": ("nf4", 4, 32)}, "the scheme is"),
-    (check_fingerprints, PAST | {"linear": ("affine", 8, 32)}, "Which scheme of *four* bits"),
-    (check_fingerprints, PAST | {"linear": ("absmax", 4, 32)}, "compare absmax with the other scheme"),
-    (check_fingerprints, PAST | {"linear": ("affine", 4, 64)}, "nothing special"),
-    (check_fingerprints, PAST | {"embedding": ("affine", 4, 32)}, "Look at 8 bits"),
-    (check_fingerprints, PAST | {"embedding": ("absmax", 16, 32)}, "which single cell"),
-    (check_suspects, VERDICT | {"C": "innocent", "D": "midpoint formula"}, "4 of 6 are right. C is not 'innocent'"),
-    (check_suspects, VERDICT | {"A": "innocent"}, "Which one differs"),
-    (check_suspects, VERDICT | {"F": "broken"}, "is no diagnosis"),
-    (check_suspects, list(VERDICT.values()), 'keys "A" to "F"'),
+    (check_zero_point, lambda x, b: with_zero_point(x, b, steps=2**b), "16 levels have 15 steps"),
+    (check_zero_point, lambda x, b: with_zero_point(x, b, rounded=torch.trunc), "cut off the decimals: round to"),
+    (check_zero_point, lambda x, b: with_zero_point(x, b, rounded=torch.floor), "rounded down"),
+    (check_zero_point, lambda x, b: with_zero_point(x, b, rounded=lambda t: t), "not rounded: a code"),
+    (check_zero_point, lambda x, b: with_zero_point(x, b, clamp=False), "15 is the last code"),
+    (check_zero_point, lambda x, b: with_zero_point(x, b, both=False, clamp=False), "forgot the zero point"),
+    (check_zero_point, lambda x, b: with_zero_point(x, b, sign=-1), "subtracted the zero point"),
+    (check_zero_point, lambda x, b: with_zero_point(x, b, zero_rounded=lambda t: t), "not rounded yet"),
+    (check_zero_point, lambda x, b: with_zero_point(x, b, zero_rounded=torch.floor), "cut off the decimals: round"),
+    (check_zero_point, lambda x, b: with_zero_point(x, b, zero_rounded=lambda t: -t.round()), "The sign is wrong"),
+    (check_zero_point, lambda x, b: (*with_zero_point(x, b)[:2], x.min()), "This is the minimum"),
+    (check_zero_point, lambda x, b: (x, x.abs().max() / 7, 0), "of the absmax scheme"),
+    (check_zero_point, lambda x, b: (x, x.max() / 15, 0), "forgot the minimum"),
+    (check_zero_point, lambda x, b: (x, 15 / (x.max() - x.min()), 0), "the reciprocal"),
+    (check_zero_point, lambda x, b: with_zero_point(x, b)[0], "expected codes, scale, zero_point"),
+    (check_zero_point, answer_with(lambda x, s, z, b: ((x - x.min()) / s).round()), "scheme with a minimum"),
+    (check_zero_point, answer_with(lambda x, s, z, b: (x / s).round().clamp(0, 15) + z), "clamped too early"),
+    (check_zero_point, answer_with(lambda x, s, z, b: x / 0), "not all finite"),
+    (check_zero_point, answer_with(lambda x, s, z, b: [12, 0, 15]), "expected a tensor"),
+    (check_zero_point, answer_with(lambda x, s, z, b: x[:1]), "have the shape (1,)"),
+    (check_fixed_rows, rows_with(lambda x: x.abs().max() / 127), "All rows have the same scale"),
+    (check_fixed_rows, rows_with(lambda x: (x.abs().max() / 127).expand(len(x), 1)), "All rows have the same scale"),
+    (check_fixed_rows, rows_with(lambda x: absmax(x) / 128), "128 wraps around"),
+    (check_fixed_rows, rows_with(lambda x: absmax(x) / 128, last=127), "you clamped 128 away"),
+    (check_fixed_rows, rows_with(lambda x: absmax(x) / 255, last=127), "divided by 255"),
+    (check_fixed_rows, rows_with(lambda x: absmax(x) / 100), "expected absmax / 127"),
+    (check_fixed_rows, rows_with(lambda x: x.abs().amax(0, keepdim=True) / 127), "one for each column"),
+    (check_fixed_rows, lambda x: (by_row(x)[0], by_row(x)[1][:, 0]), "so that codes * scale works"),
+    (check_fixed_rows, lambda x: ((x / by_row(x)[1]).to(torch.int8), by_row(x)[1]), "cut off the decimals"),
+    (check_fixed_rows, lambda x: (by_row(x)[0].float(), by_row(x)[1]), "expected torch.int8"),
+    (check_fixed_rows, lambda x: by_row(x)[0], "expected the pair"),
+    (check_fixed_rows, lambda x: (by_row(x)[0], 0.1), "expected two tensors"),
+    (check_smallest_block, lambda budget, bits, c: 4096, "That is the largest"),
+    (check_smallest_block, lambda budget, bits, c: search(budget - 1e-6, bits, c), "to the last bit"),
+    (check_smallest_block, lambda budget, bits, c: c / (budget - bits), "no power of two"),
+    (check_smallest_block, lambda budget, bits, c: math.ceil(c / (budget - bits)), "no power of two"),
+    (check_smallest_block, lambda budget, bits, c: search(budget, bits, c) // 2, "takes 5 bits: over the budget"),
+    (
+        check_smallest_block,
+        lambda budget, bits, c: 2 ** math.ceil(math.log2(c / (budget - bits))),
+        "32 is the smallest",
+    ),
+    (check_smallest_block, lambda budget, bits, c: bits + c / search(budget, bits, c), "Return the block size"),
+    (check_smallest_block, lambda budget, bits, c: "64", "expected one number"),
+    (check_smallest_block, lambda budget, bits, c: 32, "over the budget"),
 ]

@@ -1,87 +1,121 @@
-"""Answers to the exercises of 04_double_quantization: right ones, found by another way, and likely mistakes."""
+"""Answers to the exercises of 04_nf4: right ones, found by another way than the check's, and likely mistakes."""
 
-from qlora_lab import quantization
-from qlora_lab.classroom.checks import (
-    check_bits_per_parameter,
-    check_diagnosis,
-    check_triple_quantization,
-    check_zero_point_cost,
-)
+import torch
 
-HEALED = {"A": "wrong block", "B": "no sign", "C": "healthy", "D": "one scale"}
+from qlora_lab.classroom.checks import check_fingerprints, check_level_usage, check_normal_levels, check_suspects
+from qlora_lab.quantization import NF4, normal_float, normal_quantiles
 
 
-def count_bits(block_size, scale_block_size):
-    """Of a tensor that both divide."""
-    scales = scale_block_size * 3
-    weights = scales * block_size
-    return (4 * weights + 8 * scales + 32 * 3) / weights
+def levels_like_scipy(offset):
+    """As bitsandbytes' create_normal_map: float64 ndtri of float32 probabilities, float32 in the end."""
+    ppf = torch.special.ndtri
+    positive = ppf(torch.linspace(offset, 0.5, 9)[:-1].double()).tolist()
+    negative = (-ppf(torch.linspace(offset, 0.5, 8)[:-1].double())).tolist()
+    values = torch.tensor(positive + [0.0] + negative).sort().values
+    return values / values.max()
 
 
-def bits_of_the_package(block_size, scale_block_size):
-    return quantization.bits_per_parameter(block_size, True, scale_block_size)
+def halves(offset, positive=9, negative=8, dtype=torch.float32):
+    up = normal_quantiles(torch.linspace(offset, 0.5, positive, dtype=dtype)[:-1])
+    down = [-q for q in normal_quantiles(torch.linspace(offset, 0.5, negative, dtype=dtype)[:-1])]
+    return down, up
 
 
-def zero_points(parameters):
-    blocks = parameters // 64
-    return (blocks + 4 * blocks / 256) / 1e9
+def double_throughout(offset):
+    down, up = halves(offset, dtype=torch.float64)
+    levels = torch.tensor(down + [0.0] + up[::-1], dtype=torch.float64)
+    return levels / levels.max()
 
 
-def third(parameters):
-    scales = parameters / 16384
-    return (4 * scales - scales - 4 * scales / 256) / 10**6
+def not_divided(offset):
+    down, up = halves(offset)
+    return torch.tensor(down + [0.0] + up[::-1])
 
+
+def not_sorted(offset):
+    down, up = halves(offset)
+    return torch.tensor(up + [0.0] + down) / up[0]
+
+
+def both_of(size):
+    def levels(offset):
+        down, up = halves(offset, size, size)
+        return torch.tensor(down + [0.0] + up[::-1]) / up[0]
+
+    return levels
+
+
+def without_zero(offset):
+    down, up = halves(offset, 9, 9)
+    return torch.tensor(down + up[::-1]) / up[0]
+
+
+def digits(codes):
+    """Hex digits are the codes, high nibble first."""
+    text = bytes(codes.tolist()).hex()
+    return [text.count(f"{level:x}") / len(text) for level in range(16)]
+
+
+def counted(codes, *nibbles):
+    return torch.bincount(torch.cat([{"high": codes >> 4, "low": codes & 15}[n] for n in nibbles]), minlength=16)
+
+
+def one_bit_off(offset):
+    levels = normal_float(4, offset)
+    levels[12] = levels[12].nextafter(torch.tensor(2.0))
+    return levels
+
+
+PAST = {"linear": ("affine", 4, 32), "embedding": ("absmax", 8, 32)}
+VERDICT = {
+    "A": "mistyped digit",
+    "B": "one scale",
+    "C": "midpoint formula",
+    "D": "innocent",
+    "E": "15 values",
+    "F": "nibbles swapped",
+}
 
 RIGHT = [
-    (check_diagnosis, (HEALED,)),
-    (check_diagnosis, (HEALED | {"note": "done"},)),
-    (check_bits_per_parameter, (count_bits,)),
-    (check_bits_per_parameter, (bits_of_the_package,)),
-    (check_zero_point_cost, (zero_points,)),
-    (check_triple_quantization, (third,)),
+    (check_normal_levels, (levels_like_scipy,)),
+    (check_normal_levels, (lambda offset: normal_float(4, offset).numpy(),)),
+    (check_level_usage, (digits,)),
+    (check_level_usage, (lambda codes: counted(codes, "high", "low") / (2 * len(codes)),)),
+    (check_fingerprints, (PAST,)),
+    (check_suspects, (VERDICT,)),
 ]
 
 WRONG = [  # and what the learner must be told
-    (check_diagnosis, HEALED | {"A": "healthy"}, "A is not 'healthy'"),
-    (check_diagnosis, HEALED | {"A": "one scale"}, "grows with the distance"),
-    (check_diagnosis, HEALED | {"B": "no mean"}, "too small by the mean"),
-    (check_diagnosis, HEALED | {"B": "one scale"}, "as fine as it should be"),
-    (check_diagnosis, HEALED | {"C": "one scale", "D": "healthy"}, "the large one's block"),
-    (check_diagnosis, HEALED | {"D": "healthy"}, "far coarser"),
-    (check_diagnosis, HEALED | {"D": "wrong block"}, "fan out"),
-    (check_diagnosis, HEALED | {"D": "no mean"}, "D is not 'no mean'"),
-    (check_diagnosis, HEALED | {"B": "levels"}, "expected one of 'no mean'"),
-    (check_diagnosis, {"A": "wrong block"}, "a diagnosis for A, B, C and D"),
-    (check_bits_per_parameter, lambda b, s: 4 + 8 / b, "scales have scales"),
-    (check_bits_per_parameter, lambda b, s: 8 / b + 32 / (b * s), "the scales alone"),
-    (check_bits_per_parameter, lambda b, s: count_bits(b, s) / 8, "These are bytes"),
-    (check_bits_per_parameter, lambda b, s: 4 + 32 / b, "without double quantization"),
-    (check_bits_per_parameter, lambda b, s: 4 + 8 / b + 32 / s, "each of them serves 64 weights"),
-    (check_bits_per_parameter, lambda b, s: 4 + 8 / b + 8 / (b * s), "scales are float32: 32 bits"),
-    (check_bits_per_parameter, lambda b, s: 4 + 1 / b + 4 / (b * s), "counted in bytes"),
-    (check_bits_per_parameter, lambda b, s: 4 + 8 / b + 4 / (b * s), "float32 is 4 bytes"),
-    (check_bits_per_parameter, lambda b, s: 4 + 32 / b + 8 / (b * s), "Swapped"),
-    (check_bits_per_parameter, lambda b, s: 4 + 32 / b + 32 / (b * s), "no longer 32"),
-    (check_bits_per_parameter, lambda b, s: 4 + 2 * (8 / b + 32 / (b * s)), "no zero point"),
-    (check_bits_per_parameter, lambda b, s: 4.126953125, "are the arguments used?"),
-    (check_bits_per_parameter, lambda b, s: round(count_bits(b, s), 6), "Do not round"),
-    (check_zero_point_cost, lambda n: 8 * zero_points(n), "gigabits"),
-    (check_zero_point_cost, lambda n: 1e9 * zero_points(n), "These are bytes"),
-    (check_zero_point_cost, lambda n: 1e9 * zero_points(n) / 2**30, "GiB"),
-    (check_zero_point_cost, lambda n: n / 64 / 1e9, "own float32 scales"),
-    (check_zero_point_cost, lambda n: n / 64 * 4 / 1e9, "a float32 zero point"),
-    (check_zero_point_cost, lambda n: 2 * zero_points(n), "Only what the zero point adds"),
-    (check_zero_point_cost, lambda n: n * bits_of_the_package(64, 256) / 8 / 1e9, "the whole model"),
-    (check_zero_point_cost, lambda n: (n / 2 + 2e9 * zero_points(n)) / 1e9, "the whole model"),
-    (check_zero_point_cost, lambda n: 8 / 64 + 32 / 64 / 256, "bits per parameter"),
-    (check_triple_quantization, lambda n: n / 16384 * 3 / 1e6, "third level's float32"),
-    (check_triple_quantization, lambda n: 8 * third(n), "megabits"),
-    (check_triple_quantization, lambda n: third(n) / 1e3, "These are GB"),
-    (check_triple_quantization, lambda n: third(n) * 1e6, "These are bytes"),
-    (check_triple_quantization, lambda n: third(n) * 1e6 / 2**20, "MiB"),
-    (check_triple_quantization, lambda n: n / 16384 * 4 / 1e6, "take now"),
-    (check_triple_quantization, lambda n: n / 16384 * (1 + 4 / 256) / 1e6, "what remains"),
-    (check_triple_quantization, lambda n: 256 * third(n), "not for every 64."),
-    (check_triple_quantization, lambda n: 64 * third(n), "not for every 256."),
-    (check_triple_quantization, lambda n: -third(n), "positive"),
+    (check_normal_levels, both_of(8), "15 levels, as in the tutorials"),
+    (check_normal_levels, both_of(9), "gives 17 levels"),
+    (check_normal_levels, not_sorted, "ascending"),
+    (check_normal_levels, not_divided, "divide all by the largest"),
+    (check_normal_levels, without_zero, "exactly 0"),
+    (check_normal_levels, double_throughout, "6 of 16 levels are equal to the last bit"),
+    (check_normal_levels, one_bit_off, "15 of 16 levels are equal to the last bit"),
+    (check_normal_levels, lambda offset: -normal_float(4, offset).flip(0), "NF4 mirrored"),
+    (check_normal_levels, lambda offset: NF4, "is it used?"),
+    (check_normal_levels, lambda offset: torch.arange(-7, 9) / 8, "Level 13 is 0.7500, expected 0.5626"),
+    (check_normal_levels, lambda offset: "levels", "expected a list or 1-D tensor"),
+    (check_level_usage, lambda codes: counted(codes, "high") / (2 * len(codes)), "sum to 0.5. You counted one"),
+    (check_level_usage, lambda codes: counted(codes, "low") / len(codes), "the high nibble is missing"),
+    (check_level_usage, lambda codes: counted(codes, "low", "high"), "These are counts"),
+    (check_level_usage, lambda codes: counted(codes, "low", "high") / len(codes), "Your shares sum to 2"),
+    (check_level_usage, lambda codes: torch.bincount(codes >> 5) / len(codes), "bincount takes minlength=16"),
+    (check_level_usage, lambda codes: torch.bincount(codes, minlength=256) / len(codes), "are bytes counted"),
+    (check_level_usage, lambda codes: torch.bincount(codes / 16), "raised NotImplementedError: "),
+    (check_level_usage, lambda codes: torch.full((16,), 1 / 16), "The share of level"),
+    (check_level_usage, lambda codes: counted(codes, "low", "high") / 4, "The share of level"),  # right for four codes
+    (check_fingerprints, {"linear": ("affine", 4, 32)}, 'keys "linear" and "embedding"'),
+    (check_fingerprints, PAST | {"linear": "Q4_1"}, "expected three things"),
+    (check_fingerprints, PAST | {"linear": ("nf4", 4, 32)}, "the scheme is"),
+    (check_fingerprints, PAST | {"linear": ("affine", 8, 32)}, "Which scheme of *four* bits"),
+    (check_fingerprints, PAST | {"linear": ("absmax", 4, 32)}, "compare absmax with the other scheme"),
+    (check_fingerprints, PAST | {"linear": ("affine", 4, 64)}, "nothing special"),
+    (check_fingerprints, PAST | {"embedding": ("affine", 4, 32)}, "Look at 8 bits"),
+    (check_fingerprints, PAST | {"embedding": ("absmax", 16, 32)}, "which single cell"),
+    (check_suspects, VERDICT | {"C": "innocent", "D": "midpoint formula"}, "4 of 6 are right. C is not 'innocent'"),
+    (check_suspects, VERDICT | {"A": "innocent"}, "Which one differs"),
+    (check_suspects, VERDICT | {"F": "broken"}, "is no diagnosis"),
+    (check_suspects, list(VERDICT.values()), 'keys "A" to "F"'),
 ]

@@ -1,102 +1,87 @@
-"""Answers to the exercises of 05_lora: right ones, found by another way, and likely mistakes."""
+"""Answers to the exercises of 05_double_quantization: right ones, found by another way, and likely mistakes."""
 
-import math
+from qlora_lab import quantization
+from qlora_lab.classroom.checks import (
+    check_bits_per_parameter,
+    check_diagnosis,
+    check_triple_quantization,
+    check_zero_point_cost,
+)
 
-import torch
-
-from qlora_lab.classroom.checks import check_correction, check_largest_rank, check_lora_suspects, check_rank_of
-from qlora_lab.memory import estimate, trainable_parameters
-
-FOUND = {"A": "transposed", "B": "healthy", "C": "wet base", "D": "both zero", "E": "upside down"}
-
-
-def through_the_whole_matrix(x, A, B, alpha):
-    delta = torch.einsum("or,ri->oi", B, A) * (alpha / B.shape[1])
-    return torch.einsum("...i,oi->...o", x, delta)
+HEALED = {"A": "wrong block", "B": "no sign", "C": "healthy", "D": "one scale"}
 
 
-def in_float64(x, A, B, alpha):
-    z = torch.nn.functional.linear(torch.nn.functional.linear(x.double(), A.double()), B.double())
-    return z * alpha / len(A)
+def count_bits(block_size, scale_block_size):
+    """Of a tensor that both divide."""
+    scales = scale_block_size * 3
+    weights = scales * block_size
+    return (4 * weights + 8 * scales + 32 * 3) / weights
 
 
-def bare(x, A, B):
-    return x @ A.T @ B.T
+def bits_of_the_package(block_size, scale_block_size):
+    return quantization.bits_per_parameter(block_size, True, scale_block_size)
 
 
-def by_trying(shape, targets, trainable):
-    return next(rank for rank in range(1, 1000) if trainable_parameters(shape, rank, targets) == trainable)
+def zero_points(parameters):
+    blocks = parameters // 64
+    return (blocks + 4 * blocks / 256) / 1e9
 
 
-def sides_of(shape, targets):
-    return [shape.linears()[target] for target in targets]
-
-
-def over(shape, trainable, numbers):
-    return trainable / (shape.num_hidden_layers * numbers)
-
-
-def by_walking(shape, targets, gigabytes):
-    rank = 0
-    while 16 * trainable_parameters(shape, rank + 1, targets) <= gigabytes * 1e9:
-        rank += 1
-    return rank
-
-
-def whole(shape, targets, gigabytes, size=16, unit=1e9):
-    return gigabytes * unit // (size * trainable_parameters(shape, 1, targets))
+def third(parameters):
+    scales = parameters / 16384
+    return (4 * scales - scales - 4 * scales / 256) / 10**6
 
 
 RIGHT = [
-    (check_correction, (through_the_whole_matrix,)),
-    (check_correction, (in_float64,)),
-    (check_lora_suspects, (FOUND,)),
-    (check_lora_suspects, (FOUND | {"note": "done"},)),
-    (check_rank_of, (by_trying,)),
-    (check_rank_of, (lambda s, t, n: over(s, n, sum(i + o for i, o in sides_of(s, t))),)),
-    (check_largest_rank, (by_walking,)),
-    (check_largest_rank, (whole,)),
+    (check_diagnosis, (HEALED,)),
+    (check_diagnosis, (HEALED | {"note": "done"},)),
+    (check_bits_per_parameter, (count_bits,)),
+    (check_bits_per_parameter, (bits_of_the_package,)),
+    (check_zero_point_cost, (zero_points,)),
+    (check_triple_quantization, (third,)),
 ]
 
 WRONG = [  # and what the learner must be told
-    (check_correction, lambda x, A, B, alpha: bare(x, A, B), "scale is missing"),
-    (check_correction, lambda x, A, B, alpha: alpha * bare(x, A, B), "Divide by the rank"),
-    (check_correction, lambda x, A, B, alpha: len(A) / alpha * bare(x, A, B), "upside down"),
-    (check_correction, lambda x, A, B, alpha: alpha / x.shape[-1] * bare(x, A, B), "number of inputs"),
-    (check_correction, lambda x, A, B, alpha: alpha / len(B) * bare(x, A, B), "number of outputs"),
-    (check_correction, lambda x, A, B, alpha: alpha / len(A) ** 0.5 * bare(x, A, B), "rsLoRA"),
-    (check_correction, lambda x, A, B, alpha: -alpha / len(A) * bare(x, A, B), "sign"),
-    (check_correction, lambda x, A, B, alpha: alpha / len(A) * B @ A, "correction has shape (4, 6)"),
-    (check_correction, lambda x, A, B, alpha: alpha / len(A) * x @ A.T, "correction has shape (3, 2)"),
-    (check_correction, lambda x, A, B, alpha: alpha / len(A) * x @ A @ B, "raised RuntimeError"),
-    (check_correction, lambda x, A, B, alpha: bare(x, A, B).tolist(), "expected a tensor"),
-    (check_correction, lambda x, A, B, alpha: 0 * bare(x, A, B), "the values are not"),
-    (check_lora_suspects, FOUND | {"A": "healthy", "B": "transposed"}, "what it would merge"),
-    (check_lora_suspects, FOUND | {"A": "upside down"}, "correction's size"),
-    (check_lora_suspects, FOUND | {"B": "wet base"}, "exactly what the base computes"),
-    (check_lora_suspects, FOUND | {"C": "healthy"}, "before anything is learned"),
-    (check_lora_suspects, FOUND | {"C": "both zero"}, "B gets a gradient"),
-    (check_lora_suspects, FOUND | {"D": "healthy"}, "neither A nor B"),
-    (check_lora_suspects, FOUND | {"D": "wet base"}, "ever do anything else"),
-    (check_lora_suspects, FOUND | {"E": "healthy"}, "64 times too small"),
-    (check_lora_suspects, FOUND | {"E": "transposed"}, "Both are wrong"),
-    (check_lora_suspects, FOUND | {"E": "both zero"}, "E is not 'both zero'"),
-    (check_lora_suspects, FOUND | {"E": "scale"}, "expected one of 'upside down'"),
-    (check_lora_suspects, {"A": "healthy"}, "a diagnosis for A, B, C, D and E"),
-    (check_rank_of, lambda s, t, n: n / sum(i + o for i, o in sides_of(s, t)), "30 layers"),
-    (check_rank_of, lambda s, t, n: over(s, n, sum(i for i, _ in sides_of(s, t))), "out more"),
-    (check_rank_of, lambda s, t, n: over(s, n, 2 * s.hidden_size * len(t)), "square"),
-    (check_rank_of, lambda s, t, n: over(s, n, sum(i * o for i, o in sides_of(s, t))), "the whole matrix"),
-    (check_rank_of, lambda s, t, n: over(s, n, sum(sides_of(s, t)[0])), "there are 7"),
-    (check_rank_of, lambda s, t, n: n / sum(i for i, _ in sides_of(s, t)), "number of layers are missing"),
-    (check_rank_of, lambda s, t, n: 1 / by_trying(s, t, n), "upside down"),
-    (check_rank_of, lambda s, t, n: 4, "expected 16"),
-    (check_largest_rank, lambda s, t, g: g * 1e9 / 16 / trainable_parameters(s, 1, t), "round down"),
-    (check_largest_rank, lambda s, t, g: math.ceil(g * 1e9 / 16 / trainable_parameters(s, 1, t)), "One more than fits"),
-    (check_largest_rank, lambda s, t, g: whole(s, t, g, 4), "weights alone"),
-    (check_largest_rank, lambda s, t, g: whole(s, t, g, 8), "pays for half"),
-    (check_largest_rank, lambda s, t, g: whole(s, t, g, 12), "two* states"),
-    (check_largest_rank, lambda s, t, g: whole(s, t, g, 2), "16 bytes"),
-    (check_largest_rank, lambda s, t, g: whole(s, t, g, unit=2**30), "GiB"),
-    (check_largest_rank, lambda s, t, g: estimate(s).peak_allocated, "expected 50"),
+    (check_diagnosis, HEALED | {"A": "healthy"}, "A is not 'healthy'"),
+    (check_diagnosis, HEALED | {"A": "one scale"}, "grows with the distance"),
+    (check_diagnosis, HEALED | {"B": "no mean"}, "too small by the mean"),
+    (check_diagnosis, HEALED | {"B": "one scale"}, "as fine as it should be"),
+    (check_diagnosis, HEALED | {"C": "one scale", "D": "healthy"}, "the large one's block"),
+    (check_diagnosis, HEALED | {"D": "healthy"}, "far coarser"),
+    (check_diagnosis, HEALED | {"D": "wrong block"}, "fan out"),
+    (check_diagnosis, HEALED | {"D": "no mean"}, "D is not 'no mean'"),
+    (check_diagnosis, HEALED | {"B": "levels"}, "expected one of 'no mean'"),
+    (check_diagnosis, {"A": "wrong block"}, "a diagnosis for A, B, C and D"),
+    (check_bits_per_parameter, lambda b, s: 4 + 8 / b, "scales have scales"),
+    (check_bits_per_parameter, lambda b, s: 8 / b + 32 / (b * s), "the scales alone"),
+    (check_bits_per_parameter, lambda b, s: count_bits(b, s) / 8, "These are bytes"),
+    (check_bits_per_parameter, lambda b, s: 4 + 32 / b, "without double quantization"),
+    (check_bits_per_parameter, lambda b, s: 4 + 8 / b + 32 / s, "each of them serves 64 weights"),
+    (check_bits_per_parameter, lambda b, s: 4 + 8 / b + 8 / (b * s), "scales are float32: 32 bits"),
+    (check_bits_per_parameter, lambda b, s: 4 + 1 / b + 4 / (b * s), "counted in bytes"),
+    (check_bits_per_parameter, lambda b, s: 4 + 8 / b + 4 / (b * s), "float32 is 4 bytes"),
+    (check_bits_per_parameter, lambda b, s: 4 + 32 / b + 8 / (b * s), "Swapped"),
+    (check_bits_per_parameter, lambda b, s: 4 + 32 / b + 32 / (b * s), "no longer 32"),
+    (check_bits_per_parameter, lambda b, s: 4 + 2 * (8 / b + 32 / (b * s)), "no zero point"),
+    (check_bits_per_parameter, lambda b, s: 4.126953125, "are the arguments used?"),
+    (check_bits_per_parameter, lambda b, s: round(count_bits(b, s), 6), "Do not round"),
+    (check_zero_point_cost, lambda n: 8 * zero_points(n), "gigabits"),
+    (check_zero_point_cost, lambda n: 1e9 * zero_points(n), "These are bytes"),
+    (check_zero_point_cost, lambda n: 1e9 * zero_points(n) / 2**30, "GiB"),
+    (check_zero_point_cost, lambda n: n / 64 / 1e9, "own float32 scales"),
+    (check_zero_point_cost, lambda n: n / 64 * 4 / 1e9, "a float32 zero point"),
+    (check_zero_point_cost, lambda n: 2 * zero_points(n), "Only what the zero point adds"),
+    (check_zero_point_cost, lambda n: n * bits_of_the_package(64, 256) / 8 / 1e9, "the whole model"),
+    (check_zero_point_cost, lambda n: (n / 2 + 2e9 * zero_points(n)) / 1e9, "the whole model"),
+    (check_zero_point_cost, lambda n: 8 / 64 + 32 / 64 / 256, "bits per parameter"),
+    (check_triple_quantization, lambda n: n / 16384 * 3 / 1e6, "third level's float32"),
+    (check_triple_quantization, lambda n: 8 * third(n), "megabits"),
+    (check_triple_quantization, lambda n: third(n) / 1e3, "These are GB"),
+    (check_triple_quantization, lambda n: third(n) * 1e6, "These are bytes"),
+    (check_triple_quantization, lambda n: third(n) * 1e6 / 2**20, "MiB"),
+    (check_triple_quantization, lambda n: n / 16384 * 4 / 1e6, "take now"),
+    (check_triple_quantization, lambda n: n / 16384 * (1 + 4 / 256) / 1e6, "what remains"),
+    (check_triple_quantization, lambda n: 256 * third(n), "not for every 64."),
+    (check_triple_quantization, lambda n: 64 * third(n), "not for every 256."),
+    (check_triple_quantization, lambda n: -third(n), "positive"),
 ]

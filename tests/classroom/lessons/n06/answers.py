@@ -1,120 +1,102 @@
-"""Answers to the exercises of 06_qlora_from_scratch: right ones, found by another way, and likely mistakes."""
+"""Answers to the exercises of 06_lora: right ones, found by another way, and likely mistakes."""
+
+import math
 
 import torch
-from torch import nn
 
-from qlora_lab.classroom.checks import (
-    check_ill_layers,
-    check_input_gradient,
-    check_quantizable,
-    check_short_version,
-)
+from qlora_lab.classroom.checks import check_correction, check_largest_rank, check_lora_suspects, check_rank_of
+from qlora_lab.memory import estimate, trainable_parameters
 
-HEALED = {"A": "keeps x", "B": "transposed", "C": "healthy", "D": "keeps W"}
+FOUND = {"A": "transposed", "B": "healthy", "C": "wet base", "D": "both zero", "E": "upside down"}
 
 
-def by_autograd(gradient, q):
-    weight = q.dequantize().to(gradient.dtype)
-    x = torch.zeros(*gradient.shape[:-1], weight.shape[1], dtype=gradient.dtype, requires_grad=True)
-    nn.functional.linear(x, weight).backward(gradient)
-    return x.grad
+def through_the_whole_matrix(x, A, B, alpha):
+    delta = torch.einsum("or,ri->oi", B, A) * (alpha / B.shape[1])
+    return torch.einsum("...i,oi->...o", x, delta)
 
 
-def by_einsum(gradient, q):
-    return torch.einsum("...o,oi->...i", gradient, q.dequantize().to(gradient.dtype))
+def in_float64(x, A, B, alpha):
+    z = torch.nn.functional.linear(torch.nn.functional.linear(x.double(), A.double()), B.double())
+    return z * alpha / len(A)
 
 
-def weight_gradient(gradient, q):
-    return torch.zeros(q.shape)
+def bare(x, A, B):
+    return x @ A.T @ B.T
 
 
-def bytes_in_memory(parameters):
-    blocks = parameters / 64
-    return (parameters / 2 + blocks + 4 * blocks / 256 + 2 * parameters) / 1e9
+def by_trying(shape, targets, trainable):
+    return next(rank for rank in range(1, 1000) if trainable_parameters(shape, rank, targets) == trainable)
 
 
-def linears(model):
-    return {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+def sides_of(shape, targets):
+    return [shape.linears()[target] for target in targets]
 
 
-def embedding(model):
-    return next(module.weight for module in model.modules() if isinstance(module, nn.Embedding))
+def over(shape, trainable, numbers):
+    return trainable / (shape.num_hidden_layers * numbers)
 
 
-def quantizable(model):
-    return [name for name, linear in linears(model).items() if linear.weight is not embedding(model)]
+def by_walking(shape, targets, gigabytes):
+    rank = 0
+    while 16 * trainable_parameters(shape, rank + 1, targets) <= gigabytes * 1e9:
+        rank += 1
+    return rank
 
 
-def quantizable_by_counting(model):
-    seen = [id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False)]
-    return {name for name, linear in linears(model).items() if seen.count(id(linear.weight)) == 1}
+def whole(shape, targets, gigabytes, size=16, unit=1e9):
+    return gigabytes * unit // (size * trainable_parameters(shape, 1, targets))
 
 
 RIGHT = [
-    (check_input_gradient, (by_autograd,)),
-    (check_input_gradient, (by_einsum,)),
-    (check_short_version, (bytes_in_memory,)),
-    (check_ill_layers, (HEALED,)),
-    (check_ill_layers, (HEALED | {"note": "done"},)),
-    (check_quantizable, (quantizable,)),
-    (check_quantizable, (quantizable_by_counting,)),
+    (check_correction, (through_the_whole_matrix,)),
+    (check_correction, (in_float64,)),
+    (check_lora_suspects, (FOUND,)),
+    (check_lora_suspects, (FOUND | {"note": "done"},)),
+    (check_rank_of, (by_trying,)),
+    (check_rank_of, (lambda s, t, n: over(s, n, sum(i + o for i, o in sides_of(s, t))),)),
+    (check_largest_rank, (by_walking,)),
+    (check_largest_rank, (whole,)),
 ]
 
 WRONG = [  # and what the learner must be told
-    (check_input_gradient, lambda g, q: g @ q.dequantize().to(g.dtype).T, "the way forward"),
-    (check_input_gradient, lambda g, q: (g @ q.dequantize().to(g.dtype)) * 2, "differ from gradient @ W"),
-    (check_input_gradient, lambda g, q: g @ q.dequantize(), "cast the weight to gradient.dtype"),
-    (check_input_gradient, lambda g, q: g.float() @ q.dequantize(), "cast the weight, not the gradient"),
-    (check_input_gradient, lambda g, q: g @ q.codebook[q.indices()].to(g.dtype), "without their scales"),
-    (check_input_gradient, lambda g, q: nn.functional.linear(g, q.dequantize().to(g.dtype)), "the way forward"),
-    (check_input_gradient, lambda g, q: (by_autograd(g, q), None), "expected one tensor"),
-    (check_input_gradient, weight_gradient, "The weight is frozen"),
-    (
-        check_input_gradient,
-        lambda g, q: by_autograd(g, q) if q.shape[0] == q.shape[1] else g @ q.dequantize().to(g.dtype).T,
-        "a .T too many",
-    ),
-    (check_short_version, lambda n: bytes_in_memory(n) - 2 * n / 1e9, "the 4-bit weights alone"),
-    (check_short_version, lambda n: 2 * n / 1e9, "the dense copies alone"),
-    (check_short_version, lambda n: bytes_in_memory(n) + 2 * n / 1e9, "float32 copies"),
-    (check_short_version, lambda n: 2.5 * n / 1e9, "scales are missing"),
-    (check_short_version, lambda n: (4.5 / 8 + 2) * n / 1e9, "float32 scales"),
-    (check_short_version, lambda n: 8 * bytes_in_memory(n), "gigabits"),
-    (check_short_version, lambda n: 1e9 * bytes_in_memory(n), "These are bytes"),
-    (check_short_version, lambda n: 1e9 * bytes_in_memory(n) / 2**30, "GiB"),
-    (check_short_version, lambda n: 4 * n / 1e9 - bytes_in_memory(n), "You subtracted"),
-    (check_short_version, lambda n: 20.126953125, "bits per parameter"),
-    (check_ill_layers, HEALED | {"A": "keeps W", "D": "keeps x"}, "grows with the number of tokens"),
-    (check_ill_layers, HEALED | {"A": "healthy"}, "what does it keep?"),
-    (check_ill_layers, HEALED | {"B": "healthy"}, "Compare its gradient"),
-    (check_ill_layers, HEALED | {"B": "no scales"}, "the output would be wrong too"),
-    (check_ill_layers, HEALED | {"C": "coarse"}, "error in float32"),
-    (check_ill_layers, HEALED | {"D": "keeps x"}, "the same for 2 tokens"),
-    (check_ill_layers, HEALED | {"D": "healthy"}, "what does it keep?"),
-    (check_ill_layers, HEALED | {"C": "dense"}, "expected one of 'keeps W'"),
-    (check_ill_layers, {"A": "keeps x"}, "a diagnosis for A, B, C and D"),
-    (check_quantizable, lambda model: list(linears(model)), "the embedding matrix too"),
-    (check_quantizable, lambda model: [n for n in linears(model) if n != "lm_head"], "A name proves nothing"),
-    (check_quantizable, lambda model: [n for n in linears(model) if "proj" in n], "a weight of its own"),
-    (
-        check_quantizable,
-        lambda model: [
-            name for name, linear in linears(model).items() if not torch.equal(linear.weight, embedding(model))
-        ],
-        "neither by name nor by value",
-    ),  # the shapes differ in the blocks: torch.equal is False there
-    (
-        check_quantizable,
-        lambda model: [n for n, m in model.named_modules() if hasattr(m, "weight") and "head" not in n],
-        "looked up, not multiplied",
-    ),
-    (
-        check_quantizable,
-        lambda model: [n for n, m in model.named_modules() if n.endswith(("q_proj", "norm"))],
-        "A norm is in the list",
-    ),
-    (check_quantizable, lambda model: ["q_proj"], "Names must be complete"),
-    (check_quantizable, lambda model: list(linears(model).values()), "expected names"),
-    (check_quantizable, lambda model: quantizable(model)[:1], "expected ['blocks.0.q_proj'"),
-    (check_quantizable, lambda model: 210, "expected a list of names"),
+    (check_correction, lambda x, A, B, alpha: bare(x, A, B), "scale is missing"),
+    (check_correction, lambda x, A, B, alpha: alpha * bare(x, A, B), "Divide by the rank"),
+    (check_correction, lambda x, A, B, alpha: len(A) / alpha * bare(x, A, B), "upside down"),
+    (check_correction, lambda x, A, B, alpha: alpha / x.shape[-1] * bare(x, A, B), "number of inputs"),
+    (check_correction, lambda x, A, B, alpha: alpha / len(B) * bare(x, A, B), "number of outputs"),
+    (check_correction, lambda x, A, B, alpha: alpha / len(A) ** 0.5 * bare(x, A, B), "rsLoRA"),
+    (check_correction, lambda x, A, B, alpha: -alpha / len(A) * bare(x, A, B), "sign"),
+    (check_correction, lambda x, A, B, alpha: alpha / len(A) * B @ A, "correction has shape (4, 6)"),
+    (check_correction, lambda x, A, B, alpha: alpha / len(A) * x @ A.T, "correction has shape (3, 2)"),
+    (check_correction, lambda x, A, B, alpha: alpha / len(A) * x @ A @ B, "raised RuntimeError"),
+    (check_correction, lambda x, A, B, alpha: bare(x, A, B).tolist(), "expected a tensor"),
+    (check_correction, lambda x, A, B, alpha: 0 * bare(x, A, B), "the values are not"),
+    (check_lora_suspects, FOUND | {"A": "healthy", "B": "transposed"}, "what it would merge"),
+    (check_lora_suspects, FOUND | {"A": "upside down"}, "correction's size"),
+    (check_lora_suspects, FOUND | {"B": "wet base"}, "exactly what the base computes"),
+    (check_lora_suspects, FOUND | {"C": "healthy"}, "before anything is learned"),
+    (check_lora_suspects, FOUND | {"C": "both zero"}, "B gets a gradient"),
+    (check_lora_suspects, FOUND | {"D": "healthy"}, "neither A nor B"),
+    (check_lora_suspects, FOUND | {"D": "wet base"}, "ever do anything else"),
+    (check_lora_suspects, FOUND | {"E": "healthy"}, "64 times too small"),
+    (check_lora_suspects, FOUND | {"E": "transposed"}, "Both are wrong"),
+    (check_lora_suspects, FOUND | {"E": "both zero"}, "E is not 'both zero'"),
+    (check_lora_suspects, FOUND | {"E": "scale"}, "expected one of 'upside down'"),
+    (check_lora_suspects, {"A": "healthy"}, "a diagnosis for A, B, C, D and E"),
+    (check_rank_of, lambda s, t, n: n / sum(i + o for i, o in sides_of(s, t)), "30 layers"),
+    (check_rank_of, lambda s, t, n: over(s, n, sum(i for i, _ in sides_of(s, t))), "out more"),
+    (check_rank_of, lambda s, t, n: over(s, n, 2 * s.hidden_size * len(t)), "square"),
+    (check_rank_of, lambda s, t, n: over(s, n, sum(i * o for i, o in sides_of(s, t))), "the whole matrix"),
+    (check_rank_of, lambda s, t, n: over(s, n, sum(sides_of(s, t)[0])), "there are 7"),
+    (check_rank_of, lambda s, t, n: n / sum(i for i, _ in sides_of(s, t)), "number of layers are missing"),
+    (check_rank_of, lambda s, t, n: 1 / by_trying(s, t, n), "upside down"),
+    (check_rank_of, lambda s, t, n: 4, "expected 16"),
+    (check_largest_rank, lambda s, t, g: g * 1e9 / 16 / trainable_parameters(s, 1, t), "round down"),
+    (check_largest_rank, lambda s, t, g: math.ceil(g * 1e9 / 16 / trainable_parameters(s, 1, t)), "One more than fits"),
+    (check_largest_rank, lambda s, t, g: whole(s, t, g, 4), "weights alone"),
+    (check_largest_rank, lambda s, t, g: whole(s, t, g, 8), "pays for half"),
+    (check_largest_rank, lambda s, t, g: whole(s, t, g, 12), "two* states"),
+    (check_largest_rank, lambda s, t, g: whole(s, t, g, 2), "16 bytes"),
+    (check_largest_rank, lambda s, t, g: whole(s, t, g, unit=2**30), "GiB"),
+    (check_largest_rank, lambda s, t, g: estimate(s).peak_allocated, "expected 50"),
 ]

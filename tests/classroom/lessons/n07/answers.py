@@ -1,116 +1,120 @@
-"""Answers to the exercises of 07_qlora_run: right ones, found by another way than the check's, and likely mistakes."""
-
-import statistics
+"""Answers to the exercises of 07_qlora_from_scratch: right ones, found by another way, and likely mistakes."""
 
 import torch
-from torch import bfloat16, float16, float32
-from transformers import BitsAndBytesConfig
+from torch import nn
 
 from qlora_lab.classroom.checks import (
-    check_bnb_config,
-    check_labels,
-    check_token_weighted_loss,
-    check_trainable_parameters,
+    check_ill_layers,
+    check_input_gradient,
+    check_quantizable,
+    check_short_version,
 )
 
-
-def mask(prompt, response):
-    ids = prompt + response
-    return ids, [-100 if i < len(prompt) else token for i, token in enumerate(ids)]
+HEALED = {"A": "keeps x", "B": "transposed", "C": "healthy", "D": "keeps W"}
 
 
-def mask_as_tensors(prompt, response):
-    ids = torch.tensor(prompt + response)
-    return ids, torch.where(torch.arange(len(ids)) < len(prompt), -100, ids)
+def by_autograd(gradient, q):
+    weight = q.dequantize().to(gradient.dtype)
+    x = torch.zeros(*gradient.shape[:-1], weight.shape[1], dtype=gradient.dtype, requires_grad=True)
+    nn.functional.linear(x, weight).backward(gradient)
+    return x.grad
 
 
-def loss_of_every_token(losses, tokens):
-    return statistics.fmean(loss for loss, n in zip(losses, tokens, strict=True) for _ in range(n))
+def by_einsum(gradient, q):
+    return torch.einsum("...o,oi->...i", gradient, q.dequantize().to(gradient.dtype))
 
 
-def loss_in_float32(losses, tokens):
-    return torch.tensor(losses) @ torch.tensor(tokens, dtype=float32) / sum(tokens)
+def weight_gradient(gradient, q):
+    return torch.zeros(q.shape)
 
 
-def count_real_matrices(rank, shapes):
-    linears = [
-        torch.nn.Linear(*sides, bias=False, device="meta")
-        for inputs, outputs in shapes
-        for sides in ((inputs, rank), (rank, outputs))
-    ]
-    return sum(linear.weight.numel() for linear in linears)
+def bytes_in_memory(parameters):
+    blocks = parameters / 64
+    return (parameters / 2 + blocks + 4 * blocks / 256 + 2 * parameters) / 1e9
 
 
-def bnb(**options):
-    best = {
-        "load_in_4bit": True,
-        "bnb_4bit_quant_type": "nf4",
-        "bnb_4bit_use_double_quant": True,
-        "bnb_4bit_compute_dtype": bfloat16,
-    }
-    kept = {name: value for name, value in (best | options).items() if value is not None}
-    return BitsAndBytesConfig(**kept), bfloat16
+def linears(model):
+    return {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+
+
+def embedding(model):
+    return next(module.weight for module in model.modules() if isinstance(module, nn.Embedding))
+
+
+def quantizable(model):
+    return [name for name, linear in linears(model).items() if linear.weight is not embedding(model)]
+
+
+def quantizable_by_counting(model):
+    seen = [id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False)]
+    return {name for name, linear in linears(model).items() if seen.count(id(linear.weight)) == 1}
 
 
 RIGHT = [
-    (check_bnb_config, bnb()),
-    (check_bnb_config, (bnb(bnb_4bit_compute_dtype=None)[0], float32)),
-    (check_labels, (mask,)),
-    (check_labels, (mask_as_tensors,)),
-    (check_token_weighted_loss, (loss_of_every_token,)),
-    (check_token_weighted_loss, (loss_in_float32,)),
-    (check_trainable_parameters, (count_real_matrices,)),
+    (check_input_gradient, (by_autograd,)),
+    (check_input_gradient, (by_einsum,)),
+    (check_short_version, (bytes_in_memory,)),
+    (check_ill_layers, (HEALED,)),
+    (check_ill_layers, (HEALED | {"note": "done"},)),
+    (check_quantizable, (quantizable,)),
+    (check_quantizable, (quantizable_by_counting,)),
 ]
 
 WRONG = [  # and what the learner must be told
-    (check_bnb_config, bnb(bnb_4bit_quant_type=None), "fp4 is the default"),
-    (check_bnb_config, bnb(bnb_4bit_use_double_quant=None), "double_quant is False"),
-    (check_bnb_config, bnb(bnb_4bit_compute_dtype=None), "float32 is the default"),
-    (check_bnb_config, bnb(bnb_4bit_compute_dtype=float16), "is torch.float16, expected torch.bfloat16"),
-    (check_bnb_config, bnb(load_in_4bit=None), "say what you want"),
-    (check_bnb_config, bnb(load_in_4bit=None, load_in_8bit=True), "LLM.int8()"),
-    (check_bnb_config, ({"load_in_4bit": True}, bfloat16), "BitsAndBytesConfig(**options)"),
-    (check_bnb_config, (BitsAndBytesConfig, bfloat16), "expected a BitsAndBytesConfig, got the type"),
-    (check_labels, lambda p, r: (p + r, ([-100] * len(p) + r)[1:] + [-100]), "shifted by one"),
-    (check_labels, lambda p, r: (p + r, [-100] * (len(p) + 1) + r[:-1]), "shifted by one"),
-    (check_labels, lambda p, r: (p + r, ([-100] * len(p) + r)[1:]), "shifted by one"),
-    (check_labels, lambda p, r: (p + r, [-100] * len(p) + r[:-1] + [-100]), "never learn to stop"),
-    (check_labels, lambda p, r: (p + r, [-100 if t in p or t == 2 else t for t in p + r]), "never learn to stop"),
-    (check_labels, lambda p, r: (p + r, p + r), "prompt is not masked"),
-    (check_labels, lambda p, r: (p + r, [0] * len(p) + r), "masked with 0"),
-    (check_labels, lambda p, r: (p + r, r), "Every token needs a label"),
-    (check_labels, lambda p, r: (p + r, [-100] * len(p) + r[:-1]), "7 labels for 8 tokens"),
-    (check_labels, lambda p, r: (p + r, p + [-100] * len(r)), "other way round"),
-    (check_labels, lambda p, r: (p + r, [-100] * len(p + r)), "nothing is left to learn"),
-    (check_labels, lambda p, r: (p + r, [-100] * (len(p) + 1) + r[1:]), "off by one"),
-    (check_labels, lambda p, r: (p + r, [-100] * (len(p) - 1) + p[-1:] + r), "off by one"),
-    (check_labels, lambda p, r: (p + r, [-100] * 5 + (p + r)[5:]), "expected [-100, -100, 53, 54, 55, 2]"),
-    (check_labels, lambda p, r: ([-100] * len(p) + r, p + r), "swap"),
-    (check_labels, lambda p, r: ([-100] * len(p) + r, [-100] * len(p) + r), "one and the same list"),
-    (check_labels, lambda p, r: (p, [-100] * len(p) + r), "expected prompt and response"),
-    (check_labels, lambda p, r: [-100] * len(p) + r, "expected the pair"),
-    (check_labels, lambda p, r: {"input_ids": p + r, "labels": p + r}, "expected the pair"),
-    (check_labels, lambda p, r: tuple(t[None] for t in mask_as_tensors(p, r)), "two dimensions"),
-    (check_token_weighted_loss, lambda losses, n: statistics.fmean(losses), "gradient accumulation bug"),
-    (check_token_weighted_loss, lambda losses, n: sum(a * b for a, b in zip(losses, n, strict=True)), "is the sum"),
+    (check_input_gradient, lambda g, q: g @ q.dequantize().to(g.dtype).T, "the way forward"),
+    (check_input_gradient, lambda g, q: (g @ q.dequantize().to(g.dtype)) * 2, "differ from gradient @ W"),
+    (check_input_gradient, lambda g, q: g @ q.dequantize(), "cast the weight to gradient.dtype"),
+    (check_input_gradient, lambda g, q: g.float() @ q.dequantize(), "cast the weight, not the gradient"),
+    (check_input_gradient, lambda g, q: g @ q.codebook[q.indices()].to(g.dtype), "without their scales"),
+    (check_input_gradient, lambda g, q: nn.functional.linear(g, q.dequantize().to(g.dtype)), "the way forward"),
+    (check_input_gradient, lambda g, q: (by_autograd(g, q), None), "expected one tensor"),
+    (check_input_gradient, weight_gradient, "The weight is frozen"),
     (
-        check_token_weighted_loss,
-        lambda losses, n: sum(a * b for a, b in zip(losses, n, strict=True)) / len(n),
-        "number of micro-batches",
+        check_input_gradient,
+        lambda g, q: by_autograd(g, q) if q.shape[0] == q.shape[1] else g @ q.dequantize().to(g.dtype).T,
+        "a .T too many",
     ),
-    (check_token_weighted_loss, lambda losses, n: sum(losses), "without their weights"),
-    (check_token_weighted_loss, lambda losses, n: sum(losses) / sum(n), "Weigh each loss"),
-    (check_token_weighted_loss, lambda losses, n: statistics.fmean(losses, [1 / k for k in n]), "weighed by 1/n"),
-    (check_token_weighted_loss, lambda losses, n: sum(a / b for a, b in zip(losses, n, strict=True)), "multiply"),
-    (check_token_weighted_loss, lambda losses, n: 1.7, "gives 1.7, expected 1.125"),
-    (check_trainable_parameters, lambda r, shapes: sum(a * b for a, b in shapes), "whole matrix. LoRA trains A"),
-    (check_trainable_parameters, lambda r, shapes: sum(r * a * b for a, b in shapes), "more than the whole matrix"),
-    (check_trainable_parameters, lambda r, shapes: sum((r * a) * (r * b) for a, b in shapes), "add them"),
-    (check_trainable_parameters, lambda r, shapes: sum(r * a for a, b in shapes), "A alone"),
-    (check_trainable_parameters, lambda r, shapes: sum(r * b for a, b in shapes), "B alone"),
-    (check_trainable_parameters, lambda r, shapes: sum(a + b for a, b in shapes), "without the rank"),
-    (check_trainable_parameters, lambda r, shapes: sum(2 * r * a for a, b in shapes), "square matrices only"),
-    (check_trainable_parameters, lambda r, shapes: r * sum(shapes[0]), "the first of 2 layers"),
-    (check_trainable_parameters, lambda r, shapes: r * sum(shapes[-1]), "the last of 2 layers"),
-    (check_trainable_parameters, lambda r, shapes: r * sum(shapes[0]) * len(shapes), "2 times the first layer"),
+    (check_short_version, lambda n: bytes_in_memory(n) - 2 * n / 1e9, "the 4-bit weights alone"),
+    (check_short_version, lambda n: 2 * n / 1e9, "the dense copies alone"),
+    (check_short_version, lambda n: bytes_in_memory(n) + 2 * n / 1e9, "float32 copies"),
+    (check_short_version, lambda n: 2.5 * n / 1e9, "scales are missing"),
+    (check_short_version, lambda n: (4.5 / 8 + 2) * n / 1e9, "float32 scales"),
+    (check_short_version, lambda n: 8 * bytes_in_memory(n), "gigabits"),
+    (check_short_version, lambda n: 1e9 * bytes_in_memory(n), "These are bytes"),
+    (check_short_version, lambda n: 1e9 * bytes_in_memory(n) / 2**30, "GiB"),
+    (check_short_version, lambda n: 4 * n / 1e9 - bytes_in_memory(n), "You subtracted"),
+    (check_short_version, lambda n: 20.126953125, "bits per parameter"),
+    (check_ill_layers, HEALED | {"A": "keeps W", "D": "keeps x"}, "grows with the number of tokens"),
+    (check_ill_layers, HEALED | {"A": "healthy"}, "what does it keep?"),
+    (check_ill_layers, HEALED | {"B": "healthy"}, "Compare its gradient"),
+    (check_ill_layers, HEALED | {"B": "no scales"}, "the output would be wrong too"),
+    (check_ill_layers, HEALED | {"C": "coarse"}, "error in float32"),
+    (check_ill_layers, HEALED | {"D": "keeps x"}, "the same for 2 tokens"),
+    (check_ill_layers, HEALED | {"D": "healthy"}, "what does it keep?"),
+    (check_ill_layers, HEALED | {"C": "dense"}, "expected one of 'keeps W'"),
+    (check_ill_layers, {"A": "keeps x"}, "a diagnosis for A, B, C and D"),
+    (check_quantizable, lambda model: list(linears(model)), "the embedding matrix too"),
+    (check_quantizable, lambda model: [n for n in linears(model) if n != "lm_head"], "A name proves nothing"),
+    (check_quantizable, lambda model: [n for n in linears(model) if "proj" in n], "a weight of its own"),
+    (
+        check_quantizable,
+        lambda model: [
+            name for name, linear in linears(model).items() if not torch.equal(linear.weight, embedding(model))
+        ],
+        "neither by name nor by value",
+    ),  # the shapes differ in the blocks: torch.equal is False there
+    (
+        check_quantizable,
+        lambda model: [n for n, m in model.named_modules() if hasattr(m, "weight") and "head" not in n],
+        "looked up, not multiplied",
+    ),
+    (
+        check_quantizable,
+        lambda model: [n for n, m in model.named_modules() if n.endswith(("q_proj", "norm"))],
+        "A norm is in the list",
+    ),
+    (check_quantizable, lambda model: ["q_proj"], "Names must be complete"),
+    (check_quantizable, lambda model: list(linears(model).values()), "expected names"),
+    (check_quantizable, lambda model: quantizable(model)[:1], "expected ['blocks.0.q_proj'"),
+    (check_quantizable, lambda model: 210, "expected a list of names"),
 ]

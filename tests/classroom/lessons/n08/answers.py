@@ -1,138 +1,109 @@
-"""Answers to the exercises of 08_memory_comparison: right ones, found by another way, and likely mistakes."""
+"""Answers to the exercises of 08_your_data: right ones, found by another way, and likely mistakes."""
 
-from qlora_lab.classroom.checks import check_card_usage, check_fastest_preset, check_savings
+import csv
+import json
+import tempfile
+import zlib
+from pathlib import Path
 
-NAMES = ["shape", "rank", "targets", "batch_size", "sequence_length"]
-NAMES += ["gradient_checkpointing", "optimizer", "adapter_dtype"]
+from qlora_lab.classroom.checks import check_my_file, check_pattern, check_split_by
+from qlora_lab.experiments.tickets import tickets
 
-
-def pairs_of(rows, names=NAMES):
-    for lora in rows:
-        for qlora in rows:
-            if (lora["method"], qlora["method"]) == ("lora", "qlora") and all(lora[n] == qlora[n] for n in names):
-                yield lora, qlora
-
-
-def peak(row):
-    return row["measured"]["peak_allocated"]
+FOLDER = Path(tempfile.mkdtemp())
 
 
-def savings(rows, names=NAMES, size=peak):
-    return [100 - 100 * size(qlora) / size(lora) for lora, qlora in pairs_of(rows, names)]
+def by_hash(rows, column, share):
+    """Without a list of the values: each value's hash says on which side it is."""
+    tested = [row for row in rows if zlib.crc32(row[column].encode()) % 100 < 100 * share]
+    return [row for row in rows if row not in tested], tested
 
 
-def least_saving(rows):
-    return sorted(savings(rows))[0]
+def by_rows(rows, column, share):
+    count = round(share * len(rows))
+    return rows[count:], rows[:count]
 
 
-def on_the_card(run, context):
-    tensors = run["measured"]["peak_allocated"]
-    gaps = run["measured"]["peak_reserved"] - tensors
-    return sum([tensors, gaps, run["measured"]["managed_bytes"], context])
+def by_one_customer(rows, column, share):
+    return [row for row in rows if row[column] != rows[0][column]], [
+        row for row in rows if row[column] == rows[0][column]
+    ]
 
 
-def fastest(rows, shape, card):
-    best, seconds = None, float("inf")
-    for row in rows:
-        if "out_of_memory" in row or row["shape"] != shape or row["card_gb"] > card:
-            continue
-        if row["measured"]["step_seconds"] < seconds:
-            best, seconds = row["preset"], row["measured"]["step_seconds"]
-    return best
+def once_each(rows, column, share):
+    """Groups by customer, and keeps a row of each."""
+    firsts = list({row[column]: row for row in rows}.values())
+    count = round(share * len(firsts))
+    return firsts[count:], firsts[:count]
 
 
-def chosen(rows, shape, card, key, best=min, same=False, default=None):
-    rows = [row for row in rows if row["shape"] == shape and "measured" in row]
-    rows = [row for row in rows if (row["card_gb"] == card if same else row["card_gb"] <= card)]
-    row = best(rows, key=key, default=None)
-    return row["preset"] if row else default
+def customers_only(rows, column, share):
+    train, test = by_hash(rows, column, share)
+    return [row[column] for row in train], [row[column] for row in test]
 
 
-def step_seconds(row):
-    return row["measured"]["step_seconds"]
+def saved(name, rows):
+    path = FOLDER / name
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
 
 
-def reserved(row):
-    return row["measured"]["peak_reserved"]
+def table(name, rows):
+    path = FOLDER / name
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
 
 
-def of(run, *names):
-    return sum(run["measured"][name] for name in names)
-
-
-def keep_failures(rows, shape, card):
-    row = min(
-        (row for row in rows if row["shape"] == shape and row["card_gb"] <= card),
-        key=lambda row: row.get("measured", {"step_seconds": 0})["step_seconds"],
-    )
-    return row["preset"]
-
+WORDS = "sun moon rain snow wind fog hail storm cloud frost thaw flood drought breeze".split()
+MINE = [{"prompt": f"What is the word for {word}, spelled backwards?", "response": word[::-1]} for word in WORDS]
+RENAMED = [{"frage": row["prompt"], "antwort": row["response"]} for row in MINE]
+TOLD_TWICE = [*MINE[:-1], {**MINE[0], "response": "another one"}]
+NEARLY = [  # each question twice, with another greeting
+    {"prompt": f"{greeting}, {a} {b} {c} {a} {c} {b} {b} {a}?", "response": f"{a} {b} {c}"}
+    for a, b, c in zip(WORDS[:7], WORDS[1:8], WORDS[2:9], strict=True)
+    for greeting in ("Hello", "Hi")
+]
 
 RIGHT = [
-    (check_savings, (least_saving,)),
-    (check_card_usage, (on_the_card,)),
-    (check_fastest_preset, (fastest,)),
-    (check_fastest_preset, (lambda rows, shape, card: chosen(rows, shape, card, step_seconds),)),
+    (check_split_by, (by_hash,)),
+    (check_pattern, (r"(?s).*Team:\s+([a-z]+)",)),
+    (check_pattern, (r"regex:Team: +(\S+)",)),
+    (check_my_file, (saved("mine.jsonl", MINE),)),
+    (check_my_file, (table("mine.csv", RENAMED), "--columns prompt=frage,response=antwort")),
 ]
 
 WRONG = [  # and what the learner must be told
-    (check_savings, lambda rows: least_saving(rows) / 100, "That is a share"),
-    (check_savings, lambda rows: 100 - least_saving(rows), "what is left"),
-    (check_savings, lambda rows: min(100 - s for s in savings(rows)), "so the *largest* saving"),
-    (check_savings, lambda rows: min(100 * (peak(a) / peak(b) - 1) for a, b in pairs_of(rows)), "divided by QLoRA's"),
-    (check_savings, lambda rows: min((peak(a) - peak(b)) / 1e9 for a, b in pairs_of(rows)), "These are GB saved"),
-    (check_savings, lambda rows: -least_saving(rows), "a saving is positive"),
-    (check_savings, lambda rows: min(savings(rows, size=reserved)), "of `peak_reserved`"),
+    (check_split_by, by_rows, "choose among customers, not among rows"),
+    (check_split_by, lambda *of: by_hash(*of)[::-1], "the first list is to train on"),
+    (check_split_by, lambda *of: by_hash(*of)[1], "expected two lists"),
+    (check_split_by, lambda rows, *of: (rows, by_hash(rows, *of)[1]), "Some rows are in both lists"),
+    (check_split_by, once_each, "are in neither list"),
+    (check_split_by, lambda rows, *of: (rows, []), "One of the lists is empty"),
+    (check_split_by, customers_only, "Return the rows themselves"),
+    (check_split_by, lambda rows, column, share: by_hash(rows, "customer", share), 'not by "customer"'),
+    (check_split_by, lambda rows, column, share: by_hash(rows, column, 0.25), "use `share`"),
     (
-        check_savings,
-        lambda rows: min(savings(rows, size=lambda row: row["phases"]["load"]["allocated"])),
-        "the saving at load",
+        check_split_by,
+        lambda rows, column, share: by_hash(rows, column, 0.02 + share / 100),
+        "One of the lists is empty",
     ),
-    (check_savings, lambda rows: min(savings(rows, [n for n in NAMES if n != "targets"])), "differs in `targets`"),
-    (check_savings, lambda rows: min(savings(rows, [])), "everything but the method"),
-    (check_savings, lambda rows: min(savings(rows, ["shape", "batch_size"])), "`SETTINGS` names all"),
-    (check_savings, lambda rows: savings(rows)[0], "the first pair's"),
-    (check_savings, lambda rows: savings(rows)[-1], "the last pair's"),
-    (check_savings, lambda rows: max(savings(rows)), "the largest saving"),
-    (check_savings, lambda rows: sum(savings(rows)) / len(savings(rows)), "the mean"),
-    (check_savings, lambda rows: savings(rows), "expected one number"),
-    (check_card_usage, lambda r, c: of(r, "peak_allocated", "managed_bytes") + c, "gaps between tensors"),
-    (check_card_usage, lambda r, c: peak(r) + on_the_card(r, c), "counted them twice"),
-    (check_card_usage, lambda r, c: of(r, "peak_allocated", "peak_reserved") + c, "managed memory is missing"),
-    (check_card_usage, lambda r, c: on_the_card(r, c) / 1e9, "These are GB"),
-    (check_card_usage, lambda r, c: on_the_card(r, c) / 2**30, "These are GiB"),
-    (check_card_usage, lambda r, c: of(r, "peak_reserved", "managed_bytes") + 500_000_000, "as an argument"),
-    (check_card_usage, lambda r, c: peak(r), "the tensors alone"),
-    (check_card_usage, lambda r, c: on_the_card(r, c) - peak(r), "what is missing"),
-    (check_card_usage, lambda r, c: of(r, "peak_reserved") + c, "states are missing"),
-    (check_card_usage, lambda r, c: of(r, "peak_allocated") + c, "Reserved instead of allocated"),
-    (check_card_usage, lambda r, c: of(r, "peak_reserved", "managed_bytes"), "context is missing"),
-    (check_card_usage, lambda r, c: of(r, "peak_reserved"), "torch's part alone"),
-    (check_fastest_preset, lambda rows, shape, card: chosen(rows, shape, card, reserved), "the least memory"),
-    (check_fastest_preset, lambda rows, shape, card: chosen(rows, shape, card, step_seconds, max), "the slowest"),
-    (
-        check_fastest_preset,
-        lambda rows, shape, card: chosen(rows, shape, card, step_seconds, same=True) or "standard",
-        "No run has a cap of 7 GB",
-    ),  # fmt: skip
-    (check_fastest_preset, lambda rows, shape, card: min(rows[1:3] + rows[4:], key=step_seconds)["preset"], "13B's"),
-    (check_fastest_preset, lambda rows, shape, card: chosen(rows, shape, 24, step_seconds), "the run on 8 GB does not"),
-    (
-        check_fastest_preset,
-        lambda rows, shape, card: fastest(rows, shape, card) if card > 6 else "in-backward",
-        "more seconds a step",
-    ),
-    (
-        check_fastest_preset,
-        lambda rows, shape, card: fastest(rows, shape, card) if card > 5 else "bf16-adapters",
-        "On 5 GB it ran out",
-    ),  # fmt: skip
-    (check_fastest_preset, keep_failures, "On 6 GB it ran out of memory"),
-    (
-        check_fastest_preset,
-        lambda rows, shape, card: chosen(rows, shape, card, step_seconds, default="none"),
-        "return None, not the str 'none'",
-    ),  # fmt: skip
-    (check_fastest_preset, lambda rows, shape, card: rows[1], "a whole row"),
-    (check_fastest_preset, lambda rows, shape, card: min(r["card_gb"] for r in rows), "expected the name of a preset"),
+    (check_pattern, 3, "expected a regular expression as a string"),
+    (check_pattern, r"Team: (\w+", "is no regular expression"),
+    (check_pattern, r"team: (\w+)", "finds nothing in"),
+    (check_pattern, r"Team:", "Put what varies into a group"),
+    (check_pattern, r"office|parcels|returns|repairs", "Look for what stands before the team"),
+    (check_pattern, r".+", "exact match again"),
+    (check_pattern, r"Team: (\w+)", "two blanks"),
+    (check_my_file, 17, "expected a path"),
+    (check_my_file, FOLDER / "nothing.jsonl", "there is nothing at"),
+    (check_my_file, saved("few.jsonl", MINE[:5]), "5 samples were read, expected 12 or more"),
+    (check_my_file, table("renamed.csv", RENAMED), "--columns prompt=...,response=..."),
+    (check_my_file, (table("again.csv", RENAMED), "prompt=question"), "needs prompt and response"),
+    (check_my_file, saved("twice.jsonl", [*MINE, MINE[3]]), "line 15 repeats twice.jsonl, line 4"),
+    (check_my_file, saved("disagree.jsonl", TOLD_TWICE), "which one shall the model learn?"),
+    (check_my_file, saved("same.jsonl", [{**row, "response": "yes"} for row in MINE]), "All answers are the same"),
+    (check_my_file, saved("nearly.jsonl", NEARLY), "the score will flatter"),
+    (check_my_file, (table("shop.csv", tickets()), "prompt=message,response=reply"), "the bicycle shop's file"),
 ]

@@ -1,206 +1,99 @@
-"""Answers to the exercises of 09_accuracy_comparison: right ones, found by another way, and likely mistakes."""
+"""Answers to the exercises of 09_your_gpu: right ones, found by another way, and likely mistakes."""
 
-import itertools
-import json
 import math
-import statistics
-from pathlib import Path
 
-import numpy
-
-import qlora_lab
-from qlora_lab.classroom.checks import check_claims, check_paired_difference, check_seeds_needed
-from qlora_lab.evaluation.intervals import t_quantile
-from qlora_lab.experiments.accuracy import METHODS
+from qlora_lab.classroom.checks import check_as_chat, check_faulty, check_first_bad, check_plan
+from qlora_lab.memory import SHAPES, estimate
 
 
-def by_seed(runs, method, score):
-    return {run["seed"]: score(run) for run in runs if run["method"] == method}
+def as_chat(row, empty=False, roles=("user", "assistant"), cut=1):
+    talk = [{"role": "system", "content": row["rules"]}] if row["rules"] or empty else []
+    for place, text in enumerate(row["turns"]):
+        talk.append({"role": roles[place % 2], "content": text})
+    return {"prompt": talk[:-cut], "completion": talk[-cut:]}
 
 
-def pairs_of(runs, method, score):
-    return [
-        score(a) - score(b)
-        for a in runs
-        for b in runs
-        if (a["method"], b["method"], a["seed"]) == (method, "lora-bf16", b["seed"])
-    ]
+def changed(**parts):
+    return lambda row: as_chat(row) | {name: part(row) for name, part in parts.items()}
 
 
-def half_of(d, freedom=0):
-    return t_quantile(len(d) - 1 + freedom) * statistics.stdev(d) / math.sqrt(len(d))
+def first_bad(outputs, bad=lambda number: not math.isfinite(number)):
+    for name, tensor in outputs:
+        if any(bad(number) for number in tensor.flatten().tolist()):
+            return name
+    return None
 
 
-def with_numpy(runs, method, score):
-    d = numpy.array(pairs_of(runs, method, score))
-    return d.mean(), t_quantile(d.size - 1) * d.std(ddof=1) / d.size**0.5
+T4 = {"GB": 15.6, "FLOP/s": 65e12, "bytes/s": 320e9}
 
 
-def by_hand(runs, method, score):
-    """The table of t, and the sum of squares."""
-    d = pairs_of(runs, method, score)
-    mean = sum(d) / len(d)
-    squares = sum((x - mean) ** 2 for x in d)
-    return [mean, {3: 3.18245, 4: 2.77645}[len(d) - 1] * math.sqrt(squares / len(d) / (len(d) - 1))]
+def plan(**changes):
+    """2,000 samples of 512 tokens, three epochs; written out by hand for Llama-3-8B on a T4."""
+    made = {"model": "llama-3-8b", "card": T4, "batch": 4, "length": 512, "samples": 2000, "epochs": 3} | changes
+    shape = SHAPES.get(made["model"], SHAPES["llama-3-8b"])
+    settings = {"rank": 16, "optimizer": "adamw_torch", "loss_chunk": 512}
+    needed = estimate(shape, batch_size=made["batch"], sequence_length=made["length"], **settings)
+    head = shape.vocab_size * shape.hidden_size
+    products = 2 * 3 * (shape.linear_parameters() + head) * made["batch"] * made["length"]
+    moved = 3 * 4.5 * shape.linear_parameters()
+    step = products / made["card"].get("FLOP/s", 1) + moved / made["card"].get("bytes/s", 1)
+    hours = 3 * step * made["samples"] * made["epochs"] / made["batch"] / 3600
+    return {"gigabytes": needed.total / 1e9, "hours": hours} | made
 
 
-def mistaken(half=half_of, mean=statistics.fmean):
-    """An answer that pairs rightly, with its own mean and half width."""
+def hours(factor):
+    return plan(hours=plan()["hours"] * factor)
 
-    def answer(runs, method, score):
-        d = pairs_of(runs, method, score)
-        return mean(d), half(d)
-
-    return answer
-
-
-def values_of(runs, method, score):
-    return list(by_seed(runs, method, score).values())
-
-
-def by_place(runs, method, score):
-    d = [a - b for a, b in zip(values_of(runs, method, score), values_of(runs, "lora-bf16", score), strict=True)]
-    return statistics.fmean(d), half_of(d)
-
-
-def unpaired(runs, method, score):
-    a, b = values_of(runs, method, score), values_of(runs, "lora-bf16", score)
-    error = math.sqrt(statistics.variance(a) / len(a) + statistics.variance(b) / len(b))
-    return statistics.fmean(a) - statistics.fmean(b), t_quantile(len(a) + len(b) - 2) * error
-
-
-def own_mean(runs, method, score):
-    return statistics.fmean(values_of(runs, method, score)), half_of(pairs_of(runs, method, score))
-
-
-def all_seeds(runs, method, score):
-    a, b = values_of(runs, method, score), values_of(runs, "lora-bf16", score)
-    return statistics.fmean(a) - statistics.fmean(b), half_of(pairs_of(runs, method, score))
-
-
-def per_cent(runs, method, score):
-    d, base = pairs_of(runs, method, score), values_of(runs, "lora-bf16", score)
-    return 100 * statistics.fmean(d) / statistics.fmean(base), half_of(d)
-
-
-def ends(runs, method, score):
-    d = pairs_of(runs, method, score)
-    return statistics.fmean(d) - half_of(d), statistics.fmean(d) + half_of(d)
-
-
-def doubling(spread, margin):
-    """By halving the bracket instead of counting up."""
-    low, high = 1, 10_000
-    while high - low > 1:
-        middle = (low + high) // 2
-        fits = t_quantile(middle - 1) * spread <= margin * middle**0.5
-        low, high = (low, middle) if fits else (middle, high)
-    return high
-
-
-def first(half):
-    """seeds_needed with another half width, half(n, spread)."""
-    return lambda spread, margin: next(n for n in itertools.count(2) if half(n, spread) <= margin)
-
-
-# The claims, judged from the record itself: the interval of what the claim says is above 0.
-RUNS = json.loads(
-    (Path(qlora_lab.__file__).parents[1] / "data/records/accuracy-nvidia-h100-80gb-hbm3.json").read_text("utf-8")
-)["runs"]
-ORDERS = Path(qlora_lab.__file__).parents[1] / "data/orders/test.jsonl"
-CITY = [json.loads(json.loads(line)["response"])["city"] for line in ORDERS.read_text("utf-8").splitlines()]
-SCORES = {
-    "test": lambda run: 100 * run["exact"]["test"].count("1") / 200,
-    "validation": lambda run: run["after"]["validation"],
-    "prose": lambda run: run["after"]["prose"],
-}
-
-
-def less(method, base, score, sign=1, plus=0.0):
-    a, b = (by_seed(RUNS, m, SCORES[score]) for m in (method, base))
-    return [sign * (a[seed] - b[seed]) + plus for seed in a]
-
-
-def by_city():
-    bits = {(run["method"], run["seed"]): run["exact"]["test"] for run in RUNS}
-    lost = dict.fromkeys(CITY, 0.0)
-    for seed in range(8):
-        for city, a, b in zip(CITY, bits["lora-bf16", seed], bits["nf4", seed], strict=True):
-            lost[city] += int(a) - int(b)
-    return list(lost.values())
-
-
-def judged(above_0):
-    mean, half = statistics.fmean(above_0), half_of(above_0)
-    return "shown" if mean > half else "refuted" if mean < -half else "open"
-
-
-assert set(METHODS) == {run["method"] for run in RUNS}
-JUDGED = {
-    "A": judged(less("nf4", "lora-bf16", "test", sign=-1)),
-    "B": judged(less("nf4", "lora-bf16", "test", plus=2)),
-    "C": judged(less("int4", "lora-bf16", "test", plus=3)),
-    "D": judged(by_city()),
-    "E": judged(less("nf4-double", "nf4", "test", sign=-1)),
-    "F": judged(less("nf4", "fp4", "prose")),
-    "G": judged(less("int4", "nf4", "validation", sign=-1)),
-    "H": judged(less("fp4", "lora-bf16", "prose", sign=-1, plus=0.1)),
-}
 
 RIGHT = [
-    (check_paired_difference, (with_numpy,)),
-    (check_paired_difference, (by_hand,)),
-    (check_seeds_needed, (doubling,)),
-    (check_seeds_needed, (first(lambda n, s: t_quantile(n - 1) * s / n**0.5),)),
-    (check_claims, (JUDGED,)),
+    (check_as_chat, (as_chat,)),
+    (check_first_bad, (first_bad,)),
+    (check_faulty, ([75, 55, 63],)),
+    (check_plan, (plan(),)),
+    (check_plan, (plan(model="llama-2-7b", batch=1, length=1024, epochs=1),)),
 ]
 
-WRONG = [
-    (check_paired_difference, by_place, "pair by `seed`"),
-    (check_paired_difference, unpaired, "as strangers"),
-    (check_paired_difference, own_mean, "subtract lora-bf16's"),
+WRONG = [  # and what the learner must be told
+    (check_as_chat, lambda row: as_chat(row)["prompt"], 'expected a dict with "prompt" and "completion"'),
+    (check_as_chat, changed(completion=lambda row: row["turns"][-1]), "expected a list of messages"),
+    (check_as_chat, lambda row: as_chat(row, empty=True), "leave the system message out"),
+    (check_as_chat, lambda row: as_chat(row | {"rules": ""}), "the rules are lost"),
     (
-        check_paired_difference,
-        lambda runs, m, s: all_seeds(runs, m, s) if any(r["seed"] == 9 for r in runs) else with_numpy(runs, m, s),
-        "A seed without a partner",
+        check_as_chat,
+        changed(prompt=lambda row: [*as_chat(row)["prompt"], *as_chat(row)["completion"]]),
+        "the last turn is in the prompt",
     ),
-    (check_paired_difference, per_cent, "points are asked"),
-    (check_paired_difference, ends, "the interval's lower end"),
-    (check_paired_difference, mistaken(mean=lambda d: -statistics.fmean(d)), "The sign"),
-    (check_paired_difference, mistaken(mean=lambda d: statistics.fmean(d) / 100), "do not divide by 100"),
-    (check_paired_difference, mistaken(mean=statistics.median), "the median"),
-    (check_paired_difference, mistaken(lambda d: 1.96 * statistics.stdev(d) / len(d) ** 0.5), "1.96 is for hundreds"),
-    (check_paired_difference, mistaken(lambda d: 2 * statistics.stdev(d) / len(d) ** 0.5), "2 is for dozens"),
-    (check_paired_difference, mistaken(lambda d: half_of(d, freedom=1)), "The degrees of freedom are n - 1"),
-    (
-        check_paired_difference,
-        mistaken(lambda d: t_quantile(len(d) - 1) * statistics.pstdev(d) / len(d) ** 0.5),
-        "divides by n - 1",
-    ),
-    (check_paired_difference, mistaken(lambda d: t_quantile(len(d) - 1) * statistics.stdev(d)), "√n times smaller"),
-    (check_paired_difference, mistaken(lambda d: half_of(d) / len(d) ** 0.5), "You divided by n:"),
-    (check_paired_difference, mistaken(lambda d: 2 * half_of(d)), "the whole width"),
-    (check_paired_difference, mistaken(lambda d: half_of(d) * statistics.stdev(d)), "the variance"),
-    (check_paired_difference, mistaken(lambda d: statistics.stdev(d) / len(d) ** 0.5), "one standard error"),
-    (check_paired_difference, lambda runs, m, s: pairs_of(runs, m, s), "expected the pair mean, half"),
-    (check_seeds_needed, lambda s, m: math.ceil((1.96 * s / m) ** 2), "1.96 is too small"),
-    (check_seeds_needed, lambda s, m: (1.96 * s / m) ** 2, "in turn"),
-    (check_seeds_needed, first(lambda n, s: t_quantile(n) * s / n**0.5), "The degrees of freedom are n - 1"),
-    (check_seeds_needed, first(lambda n, s: 2 * t_quantile(n - 1) * s / n**0.5), "the whole width"),
-    (check_seeds_needed, first(lambda n, s: t_quantile(n - 1) * s / n), "You divided by n:"),
-    (check_seeds_needed, lambda s, m: doubling(s, m) - 1, "One too few"),
-    (check_seeds_needed, lambda s, m: doubling(s, m) + 1, "One too many"),
-    (check_seeds_needed, lambda s, m: math.ceil((s / m) ** 2), "one standard error"),
-    (check_claims, JUDGED | {"A": "open"}, "lies below 0"),
-    (check_claims, JUDGED | {"B": "refuted"}, "a loss of 1 point"),
-    (check_claims, JUDGED | {"B": "shown"}, "a loss of 3 points"),
-    (check_claims, JUDGED | {"C": "open"}, "where is -3?"),
-    (check_claims, JUDGED | {"D": "shown"}, "holds the 200 orders fixed"),
-    (check_claims, JUDGED | {"E": "refuted"}, "not the same as not there"),
-    (check_claims, JUDGED | {"E": "shown"}, "Compare nf4-double with nf4"),
-    (check_claims, JUDGED | {"F": "shown"}, "lower is better"),
-    (check_claims, JUDGED | {"G": "open"}, "compare int4 with nf4"),
-    (check_claims, JUDGED | {"H": "open"}, "on which side of 0.1"),
-    (check_claims, JUDGED | {"H": "false"}, "expected one of 'shown'"),
-    (check_claims, {"A": "shown"}, "a diagnosis for A, B"),
+    (check_as_chat, lambda row: as_chat(row, cut=2), "only the last turn is the completion"),
+    (check_as_chat, changed(prompt=lambda row: as_chat(row)["prompt"][:2]), "one message for each turn"),
+    (check_as_chat, lambda row: as_chat(row, roles=("assistant", "user")), "turns begin with the user"),
+    (check_as_chat, lambda row: row["prompt"], "raised KeyError"),
+    (check_first_bad, lambda outputs: first_bad(outputs, math.isnan), "Infinity is not finite either"),
+    (check_first_bad, lambda outputs: first_bad(outputs[::-1]), "It is the first"),
+    (check_first_bad, lambda outputs: first_bad(outputs[1:]) or "b", "may be bad at once"),
+    (check_first_bad, lambda outputs: first_bad(outputs, lambda x: not abs(x) < 5e4), "60,000 is large, and finite"),
+    (check_faulty, {55, 63}, "2 of 3 found. About another: What numbers does the adapter have"),
+    (check_faulty, {75}, "1 of 3 found. About another: Which samples does it validate on"),
+    (check_faulty, {55, 75}, "What does it do with a sample of 90 tokens"),
+    (check_faulty, {55, 63, 75, 37}, "The four-bit settings are the lesson's"),
+    (check_faulty, {55, 63, 65}, "follow `dtype` there"),
+    (check_faulty, {76}, "goes on from its last checkpoint"),
+    (check_faulty, {999}, "as in the lesson's script"),
+    (check_faulty, "55, 63", "expected a set of three line numbers"),
+    (check_faulty, {"a"}, "expected whole numbers"),
+    (check_plan, {"model": "llama-3-8b"}, "expected a dict with"),
+    (check_plan, plan(model="llama-8b"), "is no name in SHAPES"),
+    (check_plan, plan(card={"GB": 16}), 'card is a dict with "GB"'),
+    (check_plan, plan(card=T4 | {"FLOP/s": 65}), "about 1e13 to 1e15"),
+    (check_plan, plan(model="smollm2-135m"), "fits anywhere"),
+    (check_plan, plan(gigabytes=plan()["gigabytes"] - 0.5), "holds CUDA's context"),
+    (check_plan, plan(gigabytes=plan()["gigabytes"] * 1e9 / 2**30), "Those are GiB"),
+    (check_plan, plan(gigabytes=19.77), "has gradient checkpointing on"),
+    (check_plan, plan(model="llama-3-70b"), "do not fit on a card of 15.6 GB: try a smaller batch"),
+    (check_plan, plan(model="llama-3-70b", batch=1), "it needs several cards"),
+    (check_plan, hours(1 / 3), "plan three times as long"),
+    (check_plan, hours(3600), "3,600 make an hour"),
+    (check_plan, hours(60), "60 make an hour"),
+    (check_plan, plan(epochs=2, hours=plan(epochs=2)["hours"] / 2), "That is one epoch"),
+    (check_plan, hours(4), "there are fewer steps"),
+    (check_plan, hours(1 / 9), "takes three times as long"),
 ]

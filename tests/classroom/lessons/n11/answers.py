@@ -1,121 +1,206 @@
-"""Answers to the exercises of 11_after_training: right ones, found by another way than the check's, and mistakes."""
+"""Answers to the exercises of 11_accuracy_comparison: right ones, found by another way, and likely mistakes."""
 
-import torch
-from torch import nn
+import itertools
+import json
+import math
+import statistics
+from pathlib import Path
 
-from qlora_lab.classroom.checks import (
-    check_adapters_that_fit,
-    check_merged_weight,
-    check_verdicts,
-    check_which_base,
-)
-from qlora_lab.classroom.lessons.n11.checks import unseen_configs
-from qlora_lab.quantization import dequantize, quantize
+import numpy
 
-
-def merge_by_running(weight, a, b, alpha):
-    """What the layer and its adapter make of the unit vectors is the merged weight, transposed."""
-    x = torch.eye(weight.shape[1])
-    linear = nn.functional.linear
-    return (linear(x, weight) + linear(linear(x, a), b) * (alpha / len(a))).T
+import qlora_lab
+from qlora_lab.classroom.checks import check_claims, check_paired_difference, check_seeds_needed
+from qlora_lab.evaluation.intervals import t_quantile
+from qlora_lab.experiments.accuracy import METHODS
 
 
-def merge_by_columns(weight, a, b, alpha):
-    merged = weight.clone()
-    for row, column in zip(a, b.T, strict=True):
-        merged += alpha / a.shape[0] * torch.outer(column, row)
-    return merged
+def by_seed(runs, method, score):
+    return {run["seed"]: score(run) for run in runs if run["method"] == method}
 
 
-def merge_in_place(weight, a, b, alpha):
-    weight += alpha / len(a) * b @ a
-    return weight
+def pairs_of(runs, method, score):
+    return [
+        score(a) - score(b)
+        for a in runs
+        for b in runs
+        if (a["method"], b["method"], a["seed"]) == (method, "lora-bf16", b["seed"])
+    ]
 
 
-def nearest_candidate(merged, delta, original, rounded):
-    candidates = {
-        "pristine": original + delta,
-        "dequantized": rounded + delta,
-        "requantized": dequantize(quantize(rounded + delta)),
-    }
-    return min(candidates, key=lambda name: (candidates[name] - merged.float()).norm().item())
+def half_of(d, freedom=0):
+    return t_quantile(len(d) - 1 + freedom) * statistics.stdev(d) / math.sqrt(len(d))
 
 
-def by_what_is_left(merged, delta, original, rounded):
-    """Few values in a block: rounded to 4 bits. Else subtract delta, and see which base is left."""
-    if all(len(block.unique()) <= 16 for block in merged.reshape(-1, 64)):
-        return "requantized"
-    left = merged - delta
-    return "pristine" if torch.dist(left, original) < torch.dist(left, rounded) else "dequantized"
+def with_numpy(runs, method, score):
+    d = numpy.array(pairs_of(runs, method, score))
+    return d.mean(), t_quantile(d.size - 1) * d.std(ddof=1) / d.size**0.5
 
 
-def without_requantized(merged, delta, original, rounded):
-    left = merged.float() - delta
-    return "pristine" if torch.dist(left, original) < torch.dist(left, rounded) else "dequantized"
+def by_hand(runs, method, score):
+    """The table of t, and the sum of squares."""
+    d = pairs_of(runs, method, score)
+    mean = sum(d) / len(d)
+    squares = sum((x - mean) ** 2 for x in d)
+    return [mean, {3: 3.18245, 4: 2.77645}[len(d) - 1] * math.sqrt(squares / len(d) / (len(d) - 1))]
 
 
-def without_pristine(merged, delta, original, rounded):
-    exact = torch.equal(merged.float(), rounded + delta)
-    return "dequantized" if exact else "requantized"
+def mistaken(half=half_of, mean=statistics.fmean):
+    """An answer that pairs rightly, with its own mean and half width."""
+
+    def answer(runs, method, score):
+        d = pairs_of(runs, method, score)
+        return mean(d), half(d)
+
+    return answer
 
 
-RIGHT_VERDICTS = {
-    "Llama-3-8B": "fits",
-    "Gemma-2-2B": "works, but",
-    "T5-large": "works, but",
-    "Qwen3-30B-A3B": "hardly pays",
+def values_of(runs, method, score):
+    return list(by_seed(runs, method, score).values())
+
+
+def by_place(runs, method, score):
+    d = [a - b for a, b in zip(values_of(runs, method, score), values_of(runs, "lora-bf16", score), strict=True)]
+    return statistics.fmean(d), half_of(d)
+
+
+def unpaired(runs, method, score):
+    a, b = values_of(runs, method, score), values_of(runs, "lora-bf16", score)
+    error = math.sqrt(statistics.variance(a) / len(a) + statistics.variance(b) / len(b))
+    return statistics.fmean(a) - statistics.fmean(b), t_quantile(len(a) + len(b) - 2) * error
+
+
+def own_mean(runs, method, score):
+    return statistics.fmean(values_of(runs, method, score)), half_of(pairs_of(runs, method, score))
+
+
+def all_seeds(runs, method, score):
+    a, b = values_of(runs, method, score), values_of(runs, "lora-bf16", score)
+    return statistics.fmean(a) - statistics.fmean(b), half_of(pairs_of(runs, method, score))
+
+
+def per_cent(runs, method, score):
+    d, base = pairs_of(runs, method, score), values_of(runs, "lora-bf16", score)
+    return 100 * statistics.fmean(d) / statistics.fmean(base), half_of(d)
+
+
+def ends(runs, method, score):
+    d = pairs_of(runs, method, score)
+    return statistics.fmean(d) - half_of(d), statistics.fmean(d) + half_of(d)
+
+
+def doubling(spread, margin):
+    """By halving the bracket instead of counting up."""
+    low, high = 1, 10_000
+    while high - low > 1:
+        middle = (low + high) // 2
+        fits = t_quantile(middle - 1) * spread <= margin * middle**0.5
+        low, high = (low, middle) if fits else (middle, high)
+    return high
+
+
+def first(half):
+    """seeds_needed with another half width, half(n, spread)."""
+    return lambda spread, margin: next(n for n in itertools.count(2) if half(n, spread) <= margin)
+
+
+# The claims, judged from the record itself: the interval of what the claim says is above 0.
+RUNS = json.loads(
+    (Path(qlora_lab.__file__).parents[1] / "data/records/accuracy-nvidia-h100-80gb-hbm3.json").read_text("utf-8")
+)["runs"]
+ORDERS = Path(qlora_lab.__file__).parents[1] / "data/orders/test.jsonl"
+CITY = [json.loads(json.loads(line)["response"])["city"] for line in ORDERS.read_text("utf-8").splitlines()]
+SCORES = {
+    "test": lambda run: 100 * run["exact"]["test"].count("1") / 200,
+    "validation": lambda run: run["after"]["validation"],
+    "prose": lambda run: run["after"]["prose"],
 }
-assert set(RIGHT_VERDICTS) == set(unseen_configs())
 
 
-def count_one_by_one(card, merged, base, adapter):
-    plan_a = plan_b = 0
-    while (plan_a + 1) * merged <= card:
-        plan_a += 1
-    while base + (plan_b + 1) * adapter <= card:
-        plan_b += 1
-    return plan_a, plan_b
+def less(method, base, score, sign=1, plus=0.0):
+    a, b = (by_seed(RUNS, m, SCORES[score]) for m in (method, base))
+    return [sign * (a[seed] - b[seed]) + plus for seed in a]
 
+
+def by_city():
+    bits = {(run["method"], run["seed"]): run["exact"]["test"] for run in RUNS}
+    lost = dict.fromkeys(CITY, 0.0)
+    for seed in range(8):
+        for city, a, b in zip(CITY, bits["lora-bf16", seed], bits["nf4", seed], strict=True):
+            lost[city] += int(a) - int(b)
+    return list(lost.values())
+
+
+def judged(above_0):
+    mean, half = statistics.fmean(above_0), half_of(above_0)
+    return "shown" if mean > half else "refuted" if mean < -half else "open"
+
+
+assert set(METHODS) == {run["method"] for run in RUNS}
+JUDGED = {
+    "A": judged(less("nf4", "lora-bf16", "test", sign=-1)),
+    "B": judged(less("nf4", "lora-bf16", "test", plus=2)),
+    "C": judged(less("int4", "lora-bf16", "test", plus=3)),
+    "D": judged(by_city()),
+    "E": judged(less("nf4-double", "nf4", "test", sign=-1)),
+    "F": judged(less("nf4", "fp4", "prose")),
+    "G": judged(less("int4", "nf4", "validation", sign=-1)),
+    "H": judged(less("fp4", "lora-bf16", "prose", sign=-1, plus=0.1)),
+}
 
 RIGHT = [
-    (check_merged_weight, (merge_by_running,)),
-    (check_merged_weight, (merge_by_columns,)),
-    (check_which_base, (nearest_candidate,)),
-    (check_which_base, (by_what_is_left,)),
-    (check_verdicts, (RIGHT_VERDICTS,)),
-    (check_adapters_that_fit, (count_one_by_one,)),
+    (check_paired_difference, (with_numpy,)),
+    (check_paired_difference, (by_hand,)),
+    (check_seeds_needed, (doubling,)),
+    (check_seeds_needed, (first(lambda n, s: t_quantile(n - 1) * s / n**0.5),)),
+    (check_claims, (JUDGED,)),
 ]
 
-WRONG = [  # and what the learner must be told
-    (check_merged_weight, lambda w, a, b, alpha: w + b @ a, "the factor alpha / rank is missing"),
-    (check_merged_weight, lambda w, a, b, alpha: w + alpha * b @ a, "divide by the rank"),
-    (check_merged_weight, lambda w, a, b, alpha: w + b @ a / len(a), "multiply by alpha"),
-    (check_merged_weight, lambda w, a, b, alpha: w + len(a) / alpha * b @ a, "upside down"),
-    (check_merged_weight, lambda w, a, b, alpha: w + alpha / a.shape[1] * b @ a, "number of inputs"),
-    (check_merged_weight, lambda w, a, b, alpha: w + alpha / b.shape[0] * b @ a, "number of outputs"),
-    (check_merged_weight, lambda w, a, b, alpha: alpha / len(a) * b @ a, "the correction alone"),
-    (check_merged_weight, lambda w, a, b, alpha: w - alpha / len(a) * b @ a, "that would unmerge"),
-    (check_merged_weight, lambda w, a, b, alpha: w.clone(), "unchanged"),
-    (check_merged_weight, lambda w, a, b, alpha: (w + alpha / len(a) * b @ a).T, "transposed"),
-    (check_merged_weight, lambda w, a, b, alpha: w + a @ b, "raised RuntimeError"),
-    (check_merged_weight, lambda w, a, b, alpha: 3, "expected a tensor"),
-    (check_merged_weight, merge_in_place, "the base should stay as it is"),
-    (check_which_base, without_requantized, "round `rounded + delta` yourself"),
-    (check_which_base, without_pristine, "Compare all three candidates"),
-    (check_which_base, lambda m, d, o, r: "pristine", "You took a dequantized checkpoint for a pristine one"),
-    (check_which_base, lambda m, d, o, r: "dequantized", "You took a pristine checkpoint for a dequantized one"),
-    (check_which_base, lambda m, d, o, r: "4-bit", "expected one of pristine, dequantized, requantized"),
-    (check_verdicts, {**RIGHT_VERDICTS, "Gemma-2-2B": "fits"}, "256,000 tokens"),
-    (check_verdicts, {**RIGHT_VERDICTS, "T5-large": "fits"}, "_keep_in_fp32_modules"),
-    (check_verdicts, {**RIGHT_VERDICTS, "Qwen3-30B-A3B": "fits"}, "3-D parameters"),
-    (check_verdicts, {**RIGHT_VERDICTS, "Llama-3-8B": "hardly pays"}, "Llama-3-8B fits: "),
-    (check_verdicts, {**RIGHT_VERDICTS, "Llama-3-8B": "yes"}, "expected one of 'fits', 'works, but', 'hardly pays'"),
-    (check_verdicts, {"Llama-3-8B": "fits"}, "expected a dict with the keys"),
-    (check_adapters_that_fit, lambda c, m, b, a: (c // m, c // a), "The base has to fit too"),
-    (check_adapters_that_fit, lambda c, m, b, a: (c // m, c // (b + a)), "One base serves all adapters"),
-    (check_adapters_that_fit, lambda c, m, b, a: (c / m, (c - b) // a), "Half a model serves nobody"),
-    (check_adapters_that_fit, lambda c, m, b, a: (c // m, (c - b) / a), "Part of an adapter"),
-    (check_adapters_that_fit, lambda c, m, b, a: (c // m, (c - b) // a), "not a negative number"),
-    (check_adapters_that_fit, lambda c, m, b, a: ((c - b) // a, c // m), "plan A comes first"),
-    (check_adapters_that_fit, lambda c, m, b, a: c // m, "expected the pair"),
+WRONG = [
+    (check_paired_difference, by_place, "pair by `seed`"),
+    (check_paired_difference, unpaired, "as strangers"),
+    (check_paired_difference, own_mean, "subtract lora-bf16's"),
+    (
+        check_paired_difference,
+        lambda runs, m, s: all_seeds(runs, m, s) if any(r["seed"] == 9 for r in runs) else with_numpy(runs, m, s),
+        "A seed without a partner",
+    ),
+    (check_paired_difference, per_cent, "points are asked"),
+    (check_paired_difference, ends, "the interval's lower end"),
+    (check_paired_difference, mistaken(mean=lambda d: -statistics.fmean(d)), "The sign"),
+    (check_paired_difference, mistaken(mean=lambda d: statistics.fmean(d) / 100), "do not divide by 100"),
+    (check_paired_difference, mistaken(mean=statistics.median), "the median"),
+    (check_paired_difference, mistaken(lambda d: 1.96 * statistics.stdev(d) / len(d) ** 0.5), "1.96 is for hundreds"),
+    (check_paired_difference, mistaken(lambda d: 2 * statistics.stdev(d) / len(d) ** 0.5), "2 is for dozens"),
+    (check_paired_difference, mistaken(lambda d: half_of(d, freedom=1)), "The degrees of freedom are n - 1"),
+    (
+        check_paired_difference,
+        mistaken(lambda d: t_quantile(len(d) - 1) * statistics.pstdev(d) / len(d) ** 0.5),
+        "divides by n - 1",
+    ),
+    (check_paired_difference, mistaken(lambda d: t_quantile(len(d) - 1) * statistics.stdev(d)), "√n times smaller"),
+    (check_paired_difference, mistaken(lambda d: half_of(d) / len(d) ** 0.5), "You divided by n:"),
+    (check_paired_difference, mistaken(lambda d: 2 * half_of(d)), "the whole width"),
+    (check_paired_difference, mistaken(lambda d: half_of(d) * statistics.stdev(d)), "the variance"),
+    (check_paired_difference, mistaken(lambda d: statistics.stdev(d) / len(d) ** 0.5), "one standard error"),
+    (check_paired_difference, lambda runs, m, s: pairs_of(runs, m, s), "expected the pair mean, half"),
+    (check_seeds_needed, lambda s, m: math.ceil((1.96 * s / m) ** 2), "1.96 is too small"),
+    (check_seeds_needed, lambda s, m: (1.96 * s / m) ** 2, "in turn"),
+    (check_seeds_needed, first(lambda n, s: t_quantile(n) * s / n**0.5), "The degrees of freedom are n - 1"),
+    (check_seeds_needed, first(lambda n, s: 2 * t_quantile(n - 1) * s / n**0.5), "the whole width"),
+    (check_seeds_needed, first(lambda n, s: t_quantile(n - 1) * s / n), "You divided by n:"),
+    (check_seeds_needed, lambda s, m: doubling(s, m) - 1, "One too few"),
+    (check_seeds_needed, lambda s, m: doubling(s, m) + 1, "One too many"),
+    (check_seeds_needed, lambda s, m: math.ceil((s / m) ** 2), "one standard error"),
+    (check_claims, JUDGED | {"A": "open"}, "lies below 0"),
+    (check_claims, JUDGED | {"B": "refuted"}, "a loss of 1 point"),
+    (check_claims, JUDGED | {"B": "shown"}, "a loss of 3 points"),
+    (check_claims, JUDGED | {"C": "open"}, "where is -3?"),
+    (check_claims, JUDGED | {"D": "shown"}, "holds the 200 orders fixed"),
+    (check_claims, JUDGED | {"E": "refuted"}, "not the same as not there"),
+    (check_claims, JUDGED | {"E": "shown"}, "Compare nf4-double with nf4"),
+    (check_claims, JUDGED | {"F": "shown"}, "lower is better"),
+    (check_claims, JUDGED | {"G": "open"}, "compare int4 with nf4"),
+    (check_claims, JUDGED | {"H": "open"}, "on which side of 0.1"),
+    (check_claims, JUDGED | {"H": "false"}, "expected one of 'shown'"),
+    (check_claims, {"A": "shown"}, "a diagnosis for A, B"),
 ]

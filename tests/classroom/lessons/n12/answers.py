@@ -1,164 +1,63 @@
-"""Answers to the exercises of 12_fact_check: right ones, found by another way than the check's, and likely mistakes."""
+"""Answers to the exercises of 12_ship_it: right ones, found by another way, and likely mistakes."""
 
-import json
-import tempfile
-from pathlib import Path
+from qlora_lab.classroom.checks import check_culprits, check_ends_taught, check_file_bytes
 
-from qlora_lab.classroom.checks import check_faults, check_project, check_real_parameters
-
-# --- 12.1 -------------------------------------------------------------------------------------------------------------
+BLOCK_BYTES = {"f16": 64, "q8_0": 34, "q4_0": 18}  # of 32 weights
 
 
-def count_restored(model):
-    from bitsandbytes.functional import dequantize_4bit
-
-    total = 0
-    for p in model.parameters():
-        packed = getattr(p, "quant_state", None)
-        total += (dequantize_4bit(p.data, packed) if packed else p).numel()
-    return total
+def file_bytes(linear, vocabulary, kind, blocks=BLOCK_BYTES, spared="q8_0"):
+    of_vocabulary = blocks[spared if kind == "q4_0" else kind]
+    return linear // 32 * blocks[kind] + vocabulary // 32 * of_vocabulary
 
 
-def count_by_module(model):
-    seen, total = set(), 0
-    for module in model.modules():
-        for p in module.parameters(recurse=False):
-            if id(p) not in seen:
-                seen.add(id(p))
-                packed = hasattr(p, "quant_state")
-                total += module.in_features * module.out_features if packed else p.numel()
-    return total
+def ends_taught(samples, end_ids):
+    lasts = [next((label for label in reversed(sample.labels) if label != -100), None) for sample in samples]
+    return sum(last in end_ids for last in lasts) / len(lasts)
 
 
-def held(model):
-    return sum(p.numel() for p in model.parameters())
-
-
-def doubled(model):
-    return sum(p.numel() * (2 if hasattr(p, "quant_state") else 1) for p in model.parameters())
-
-
-def tied_twice(model):
-    found = [p for _, p in model.named_parameters(remove_duplicate=False)]
-    return sum(p.quant_state.shape.numel() if hasattr(p, "quant_state") else p.numel() for p in found)
-
-
-def with_constants(model):
-    return count_restored(model) + sum(v.numel() for k, v in model.state_dict().items() if ".weight." in k)
-
-
-# --- 12.2 -------------------------------------------------------------------------------------------------------------
-
-
-def list_faults(settings, has_bf16):
-    found = []
-    if settings.get("load_in_4bit", False) is not True:
-        found.append("load_in_4bit")
-    if settings.get("bnb_4bit_quant_type", "fp4") == "fp4":
-        found.append("bnb_4bit_quant_type")
-    if not settings.get("bnb_4bit_use_double_quant"):
-        found.append("bnb_4bit_use_double_quant")
-    if settings.get("bnb_4bit_compute_dtype", "float32") != {True: "bfloat16", False: "float16"}[has_bf16]:
-        found.append("bnb_4bit_compute_dtype")
-    if settings.get("trust_remote_code"):
-        found.append("trust_remote_code")
-    return found
-
-
-def without(name, more=()):
-    return lambda settings, has_bf16: [*(set(list_faults(settings, has_bf16)) - {name}), *more]
-
-
-def present_only(settings, has_bf16):
-    return [name for name in list_faults(settings, has_bf16) if name in settings]
-
-
-# --- 12.3 -------------------------------------------------------------------------------------------------------------
-
-FOLDER = Path(tempfile.mkdtemp())
-
-
-def run(name, lines=60, losses=(2.0, 1.5, 1.0, 0.6, 0.4, 0.3, 0.3, 0.2), exact=0.8, adapter=True, data=None, **report):
-    """The folder of a made-up run."""
-    folder = FOLDER / name
-    (folder / "adapter").mkdir(parents=True)
-    file = FOLDER / f"{name}.jsonl"
-    file.write_text('{"prompt": "a", "response": "b"}\n' * lines, encoding="utf-8")
-    after = {"exact_match": {} if exact is None else {"test": exact}, "perplexity": {}}
-    content = {"losses": list(losses), "steps": len(losses), "after": after, "interrupted": False, **report}
-    (folder / "report.json").write_text(json.dumps(content))
-    (folder / "run.json").write_text(json.dumps({"data": str(data or file)}))
-    if adapter:
-        (folder / "adapter" / "adapter_model.safetensors").write_bytes(b"weights")
-        (folder / "adapter" / "adapter_config.json").write_text("{}")
-    return folder
-
-
-def folder_of_data():
-    folder = FOLDER / "texts"
-    folder.mkdir()
-    (folder / "train.jsonl").write_text('{"prompt": "a", "response": "b"}\n' * 50, encoding="utf-8")
-    return folder
-
-
-def half_written():
-    folder = run("half")
-    (folder / "report.json").write_text('{"losses": [')
-    return folder
+CULPRITS = {"A": "tokens", "B": "template", "C": "weights", "D": "inputs"}
 
 
 RIGHT = [
-    (check_real_parameters, (count_restored,)),
-    (check_real_parameters, (count_by_module,)),
-    (check_faults, (list_faults,)),
-    (check_faults, (lambda settings, has_bf16: set(list_faults(settings, has_bf16)),)),
-    (check_project, (run("good"),)),
-    (check_project, (str(run("as-text")),)),
-    (check_project, (run("unjudged", exact=None),)),
-    (check_project, (run("of-a-folder", data=folder_of_data()),)),
-    (check_project, (run("relative", data="relative.jsonl"),)),
+    (check_file_bytes, (file_bytes,)),
+    (check_ends_taught, (ends_taught,)),
+    (check_culprits, (CULPRITS,)),
 ]
 
 WRONG = [  # and what the learner must be told
-    (check_real_parameters, held, "two 4-bit codes hide in each"),
-    (check_real_parameters, lambda model: 2 * held(model), "expected 40"),
-    (check_real_parameters, doubled, "last half byte is padding"),
-    (check_real_parameters, tied_twice, "one parameter with two names"),
-    (check_real_parameters, with_constants, "Scales and code tables are not parameters"),
+    (check_file_bytes, lambda *of: 8 * file_bytes(*of), "eight make a byte"),
+    (check_file_bytes, lambda *of: file_bytes(*of, spared="q4_0"), "holds the vocabulary in Q8_0"),
     (
-        check_real_parameters,
-        lambda model: sum(p.numel() for p in model.parameters() if p.requires_grad),
-        "trainable ones alone",
+        check_file_bytes,
+        lambda *of: file_bytes(*of, {"f16": 64, "q8_0": 32, "q4_0": 16}),
+        "Each block has a scale, too.",
+    ),
+    (check_file_bytes, lambda *of: file_bytes(*of, {"f16": 64, "q8_0": 36, "q4_0": 20}), "16 bits, not 32"),
+    (check_file_bytes, lambda linear, _, kind: file_bytes(linear, 0, kind), "left the vocabulary out"),
+    (check_ends_taught, lambda samples, ends: ends_taught(samples, ends) * len(samples), "divide by how many"),
+    (check_ends_taught, lambda *of: 100 * ends_taught(*of), "in per cent"),
+    (check_ends_taught, lambda *of: 1 - ends_taught(*of), "does not teach it"),
+    (check_ends_taught, lambda samples, ends: ends_taught(samples, ends[:1]), "look at all of `end_ids`"),
+    (
+        check_ends_taught,
+        lambda samples, ends: sum(sample.ids[-1] in ends for sample in samples) / len(samples),
+        "look at `labels`",
     ),
     (
-        check_real_parameters,
-        lambda model: (
-            held(model) if not hasattr(model, "__len__") else sum(v.numel() for v in model.state_dict().values())
-        ),
-        "gives",
+        check_ends_taught,
+        lambda samples, ends: sum(any(end in sample.labels for end in ends) for sample in samples) / len(samples),
+        "in the middle does not count",
     ),
-    (check_real_parameters, lambda model: "40", "expected one number"),
-    (check_faults, without("bnb_4bit_quant_type"), "fp4 is the default"),
-    (check_faults, without("bnb_4bit_use_double_quant"), "off unless it is asked for"),
-    (check_faults, without("trust_remote_code"), "runs strangers' code"),
-    (check_faults, without("load_in_4bit"), "nothing asks for 4 bits"),
-    (check_faults, without("bnb_4bit_compute_dtype"), "float32 is the default"),
-    (check_faults, present_only, "which is not set"),
-    (check_faults, lambda settings, has_bf16: list_faults(settings, True), "float16 is right there"),
-    (check_faults, without("", ["trust_remote_code"]), "left out or False it is as it should be"),
-    (check_faults, without("", ["device_map"]), "none of the five"),
-    (check_faults, lambda settings, has_bf16: len(list_faults(settings, has_bf16)), "expected a set of names"),
-    (check_faults, lambda settings, has_bf16: "load_in_4bit", "expected a set of names"),
-    (check_project, FOLDER / "nowhere", "there is no folder"),
-    (check_project, FOLDER, "no readable run.json"),
-    (check_project, half_written(), "no readable report.json"),
-    (check_project, run("short", lines=49), "49 lines, expected at least 50"),
-    (check_project, run("orders", data="orders"), "trained on the course's 'orders'"),
-    (check_project, run("lost", data=FOLDER / "gone.jsonl"), "cannot be found any more"),
-    (check_project, run("few", losses=(2.0, 0.5, 0.2)), "3 steps, expected at least 8"),
-    (check_project, run("flat", losses=(2.0,) * 7 + (1.9,)), "The loss went from 2.00 to 1.97"),
-    (check_project, run("nan", losses=(2.0,) * 7 + (float("nan"),)), "expected less than half"),
-    (check_project, run("no-adapter", adapter=False), "adapter is missing"),
-    (check_project, run("stopped", interrupted=True), "--resume"),
-    (check_project, 3, "expected the run's folder"),
+    (
+        check_ends_taught,
+        lambda samples, ends: ends_taught([s for s in samples if s.target_count], ends),
+        "nothing is learned counts",
+    ),
+    (check_culprits, CULPRITS | {"A": "template", "B": "tokens"}, "A was not the template"),
+    (check_culprits, CULPRITS | {"B": "tokens"}, "whose turn it is"),
+    (check_culprits, CULPRITS | {"C": "inputs"}, "what do both files hold"),
+    (check_culprits, CULPRITS | {"D": "weights"}, "the file does not"),
+    (check_culprits, CULPRITS | {"D": "activations"}, "expected one of"),
+    (check_culprits, {"A": "tokens"}, "the keys A, B, C and D"),
+    (check_culprits, "inputs", "the keys A, B, C and D"),
 ]

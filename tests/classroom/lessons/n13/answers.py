@@ -1,217 +1,164 @@
-"""Answers to the exercises of 13_why_is_it_slow: right ones, found by another way, and likely mistakes."""
+"""Answers to the exercises of 13_fact_check: right ones, found by another way than the check's, and likely mistakes."""
 
-from types import SimpleNamespace
+import json
+import tempfile
+from pathlib import Path
 
-from qlora_lab.classroom.checks import check_dequantize_kernel, check_floor, check_idle_share, check_norm_bytes
+from qlora_lab.classroom.checks import check_faults, check_project, check_real_parameters
 
-try:
-    import triton
-    import triton.language as tl
-
-    TRITON, jit = True, triton.jit
-except ImportError:  # then the tests of 13.4 are skipped
-    TRITON, tl, jit = False, SimpleNamespace(constexpr=int), lambda function: function
+# --- 13.1 -------------------------------------------------------------------------------------------------------------
 
 
-def by_events(spans):
-    """Count the kernels that run, at each moment when one starts or ends."""
-    events = sorted([(start, 1) for start, _ in spans] + [(end, -1) for _, end in spans])
-    running, idle = 0, 0.0
-    for (time, change), (following, _) in zip(events, events[1:], strict=False):
-        running += change
-        idle += (following - time) * (running == 0)
-    return idle / (events[-1][0] - events[0][0])
+def count_restored(model):
+    from bitsandbytes.functional import dequantize_4bit
+
+    total = 0
+    for p in model.parameters():
+        packed = getattr(p, "quant_state", None)
+        total += (dequantize_4bit(p.data, packed) if packed else p).numel()
+    return total
 
 
-def whole(spans):
-    return max(end for _, end in spans) - spans[0][0]
+def count_by_module(model):
+    seen, total = set(), 0
+    for module in model.modules():
+        for p in module.parameters(recurse=False):
+            if id(p) not in seen:
+                seen.add(id(p))
+                packed = hasattr(p, "quant_state")
+                total += module.in_features * module.out_features if packed else p.numel()
+    return total
 
 
-def gaps(spans):
-    return [start - end for (_, end), (start, _) in zip(spans, spans[1:], strict=False)]
+def held(model):
+    return sum(p.numel() for p in model.parameters())
 
 
-def summed(spans):
-    return sum(end - start for start, end in spans)
+def doubled(model):
+    return sum(p.numel() * (2 if hasattr(p, "quant_state") else 1) for p in model.parameters())
 
 
-def floor(weights, tokens, checkpointing, rate):
-    return (weights * tokens / rate) * (6000 if checkpointing else 4000)
+def tied_twice(model):
+    found = [p for _, p in model.named_parameters(remove_duplicate=False)]
+    return sum(p.quant_state.shape.numel() if hasattr(p, "quant_state") else p.numel() for p in found)
 
 
-@jit
-def by_bytes(codes, codebook, absmax, out, n, BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr):
-    """Reads each byte once, and lets the two halves find their places."""
-    byte = tl.program_id(0) * (TILE // 2) + tl.arange(0, TILE // 2)
-    packed = tl.load(codes + byte, mask=2 * byte < n, other=0)
-    scale = tl.load(absmax + 2 * byte // BLOCK_SIZE, mask=2 * byte < n, other=0)
-    tl.store(out + 2 * byte, tl.load(codebook + (packed >> 4)) * scale, mask=2 * byte < n)
-    tl.store(out + 2 * byte + 1, tl.load(codebook + (packed & 15)) * scale, mask=2 * byte + 1 < n)
+def with_constants(model):
+    return count_restored(model) + sum(v.numel() for k, v in model.state_dict().items() if ".weight." in k)
 
 
-@jit
-def swapped_nibbles(codes, codebook, absmax, out, n, BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr):
-    i = tl.program_id(0) * TILE + tl.arange(0, TILE)
-    byte = tl.load(codes + i // 2, mask=i < n, other=0)
-    code = tl.where(i % 2 == 1, byte >> 4, byte & 15)
-    scale = tl.load(absmax + i // BLOCK_SIZE, mask=i < n, other=0)
-    tl.store(out + i, tl.load(codebook + code) * scale, mask=i < n)
+# --- 13.2 -------------------------------------------------------------------------------------------------------------
 
 
-@jit
-def scale_of_the_tensor(codes, codebook, absmax, out, n, BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr):
-    i = tl.program_id(0) * TILE + tl.arange(0, TILE)
-    byte = tl.load(codes + i // 2, mask=i < n, other=0)
-    code = tl.where(i % 2 == 0, byte >> 4, byte & 15)
-    tl.store(out + i, tl.load(codebook + code) * tl.load(absmax), mask=i < n)
+def list_faults(settings, has_bf16):
+    found = []
+    if settings.get("load_in_4bit", False) is not True:
+        found.append("load_in_4bit")
+    if settings.get("bnb_4bit_quant_type", "fp4") == "fp4":
+        found.append("bnb_4bit_quant_type")
+    if not settings.get("bnb_4bit_use_double_quant"):
+        found.append("bnb_4bit_use_double_quant")
+    if settings.get("bnb_4bit_compute_dtype", "float32") != {True: "bfloat16", False: "float16"}[has_bf16]:
+        found.append("bnb_4bit_compute_dtype")
+    if settings.get("trust_remote_code"):
+        found.append("trust_remote_code")
+    return found
 
 
-@jit
-def scale_of_the_program(codes, codebook, absmax, out, n, BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr):
-    i = tl.program_id(0) * TILE + tl.arange(0, TILE)
-    byte = tl.load(codes + i // 2, mask=i < n, other=0)
-    code = tl.where(i % 2 == 0, byte >> 4, byte & 15)
-    tl.store(out + i, tl.load(codebook + code) * tl.load(absmax + tl.program_id(0)), mask=i < n)
+def without(name, more=()):
+    return lambda settings, has_bf16: [*(set(list_faults(settings, has_bf16)) - {name}), *more]
 
 
-@jit
-def scale_counted_from_the_tile(codes, codebook, absmax, out, n, BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr):
-    i = tl.program_id(0) * TILE + tl.arange(0, TILE)
-    byte = tl.load(codes + i // 2, mask=i < n, other=0)
-    code = tl.where(i % 2 == 0, byte >> 4, byte & 15)
-    scale = tl.load(absmax + tl.arange(0, TILE) // BLOCK_SIZE)
-    tl.store(out + i, tl.load(codebook + code) * scale, mask=i < n)
+def present_only(settings, has_bf16):
+    return [name for name in list_faults(settings, has_bf16) if name in settings]
 
 
-@jit
-def scale_counted_in_bytes(codes, codebook, absmax, out, n, BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr):
-    i = tl.program_id(0) * TILE + tl.arange(0, TILE)
-    byte = tl.load(codes + i // 2, mask=i < n, other=0)
-    code = tl.where(i % 2 == 0, byte >> 4, byte & 15)
-    scale = tl.load(absmax + i // 2 // BLOCK_SIZE)
-    tl.store(out + i, tl.load(codebook + code) * scale, mask=i < n)
+# --- 13.3 -------------------------------------------------------------------------------------------------------------
+
+FOLDER = Path(tempfile.mkdtemp())
 
 
-@jit
-def no_scale(codes, codebook, absmax, out, n, BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr):
-    i = tl.program_id(0) * TILE + tl.arange(0, TILE)
-    byte = tl.load(codes + i // 2, mask=i < n, other=0)
-    code = tl.where(i % 2 == 0, byte >> 4, byte & 15)
-    tl.store(out + i, tl.load(codebook + code), mask=i < n)
+def run(name, lines=60, losses=(2.0, 1.5, 1.0, 0.6, 0.4, 0.3, 0.3, 0.2), exact=0.8, adapter=True, data=None, **report):
+    """The folder of a made-up run."""
+    folder = FOLDER / name
+    (folder / "adapter").mkdir(parents=True)
+    file = FOLDER / f"{name}.jsonl"
+    file.write_text('{"prompt": "a", "response": "b"}\n' * lines, encoding="utf-8")
+    after = {"exact_match": {} if exact is None else {"test": exact}, "perplexity": {}}
+    content = {"losses": list(losses), "steps": len(losses), "after": after, "interrupted": False, **report}
+    (folder / "report.json").write_text(json.dumps(content))
+    (folder / "run.json").write_text(json.dumps({"data": str(data or file)}))
+    if adapter:
+        (folder / "adapter" / "adapter_model.safetensors").write_bytes(b"weights")
+        (folder / "adapter" / "adapter_config.json").write_text("{}")
+    return folder
 
 
-@jit
-def codes_for_levels(codes, codebook, absmax, out, n, BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr):
-    i = tl.program_id(0) * TILE + tl.arange(0, TILE)
-    byte = tl.load(codes + i // 2, mask=i < n, other=0)
-    code = tl.where(i % 2 == 0, byte >> 4, byte & 15)
-    scale = tl.load(absmax + i // BLOCK_SIZE, mask=i < n, other=0)
-    tl.store(out + i, code * scale, mask=i < n)
+def folder_of_data():
+    folder = FOLDER / "texts"
+    folder.mkdir()
+    (folder / "train.jsonl").write_text('{"prompt": "a", "response": "b"}\n' * 50, encoding="utf-8")
+    return folder
 
 
-@jit
-def high_nibble_twice(codes, codebook, absmax, out, n, BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr):
-    i = tl.program_id(0) * TILE + tl.arange(0, TILE)
-    byte = tl.load(codes + i // 2, mask=i < n, other=0)
-    scale = tl.load(absmax + i // BLOCK_SIZE, mask=i < n, other=0)
-    tl.store(out + i, tl.load(codebook + (byte >> 4)) * scale, mask=i < n)
+def half_written():
+    folder = run("half")
+    (folder / "report.json").write_text('{"losses": [')
+    return folder
 
-
-@jit
-def no_mask(codes, codebook, absmax, out, n, BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr):
-    i = tl.program_id(0) * TILE + tl.arange(0, TILE)
-    byte = tl.load(codes + i // 2)
-    code = tl.where(i % 2 == 0, byte >> 4, byte & 15)
-    tl.store(out + i, tl.load(codebook + code) * tl.load(absmax + i // BLOCK_SIZE))
-
-
-@jit
-def first_tile_alone(codes, codebook, absmax, out, n, BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr):
-    i = tl.arange(0, TILE)
-    byte = tl.load(codes + i // 2, mask=i < n, other=0)
-    code = tl.where(i % 2 == 0, byte >> 4, byte & 15)
-    scale = tl.load(absmax + i // BLOCK_SIZE, mask=i < n, other=0)
-    tl.store(out + i, tl.load(codebook + code) * scale, mask=i < n)
-
-
-@jit
-def even_numbers_alone(codes, codebook, absmax, out, n, BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr):
-    i = tl.program_id(0) * TILE + tl.arange(0, TILE)
-    byte = tl.load(codes + i // 2, mask=i < n, other=0)
-    scale = tl.load(absmax + i // BLOCK_SIZE, mask=i < n, other=0)
-    tl.store(out + i, tl.load(codebook + (byte >> 4)) * scale, mask=(i < n) & (i % 2 == 0))
-
-
-@jit
-def something_else(codes, codebook, absmax, out, n, BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr):
-    i = tl.program_id(0) * TILE + tl.arange(0, TILE)
-    tl.store(out + i, i * 0.5, mask=i < n)
-
-
-@jit
-def misspelled(codes, codebook, absmax, out, n, BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr):
-    i = tl.program_id(0) * TILE + tl.arange(0, TILE)
-    tl.store(out + i, tl.load(codebok + i), mask=i < n)  # noqa: F821
-
-
-@jit
-def other_arguments(codes, out):
-    tl.store(out, tl.load(codes))
-
-
-@jit
-def stub(codes, codebook, absmax, out, n, BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr): ...
-
-
-KERNEL_STUB = (check_dequantize_kernel, stub)
 
 RIGHT = [
-    (check_idle_share, (by_events,)),
-    (check_floor, (floor,)),
-    (check_norm_bytes, ({"operators": 36, "fused": 4},)),
-    (check_norm_bytes, ({"operators": 36.0, "fused": 4.0},)),
-    (check_dequantize_kernel, (by_bytes,)),
+    (check_real_parameters, (count_restored,)),
+    (check_real_parameters, (count_by_module,)),
+    (check_faults, (list_faults,)),
+    (check_faults, (lambda settings, has_bf16: set(list_faults(settings, has_bf16)),)),
+    (check_project, (run("good"),)),
+    (check_project, (str(run("as-text")),)),
+    (check_project, (run("unjudged", exact=None),)),
+    (check_project, (run("of-a-folder", data=folder_of_data()),)),
+    (check_project, (run("relative", data="relative.jsonl"),)),
 ]
 
 WRONG = [  # and what the learner must be told
-    (check_idle_share, lambda spans: 1 - by_events(spans), "the share in which it works"),
-    (check_idle_share, lambda spans: 100 * by_events(spans), "in per cent"),
-    (check_idle_share, lambda spans: by_events(spans) * whole(spans), "That is a time"),
-    (check_idle_share, lambda spans: 1 - summed(spans) / whole(spans), "in which two of them run counts once"),
-    (check_idle_share, lambda spans: sum(gaps(spans)) / whole(spans), "in which two of them run counts once"),
-    (check_idle_share, lambda spans: sum(g for g in gaps(spans) if g > 0) / whole(spans), "the latest end so far"),
+    (check_real_parameters, held, "two 4-bit codes hide in each"),
+    (check_real_parameters, lambda model: 2 * held(model), "expected 40"),
+    (check_real_parameters, doubled, "last half byte is padding"),
+    (check_real_parameters, tied_twice, "one parameter with two names"),
+    (check_real_parameters, with_constants, "Scales and code tables are not parameters"),
     (
-        check_idle_share,
-        lambda spans: 1 - (1 - by_events(spans)) * whole(spans) / max(end for _, end in spans),
-        "You counted from 0",
+        check_real_parameters,
+        lambda model: sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "trainable ones alone",
     ),
-    (check_idle_share, lambda spans: "half", "expected one number"),
-    (check_floor, lambda w, t, c, r: floor(w, t, c, r) / 1e3, "These are seconds"),
-    (check_floor, lambda w, t, c, r: floor(w, t, not c, r), "Checkpointing computes the forward pass *twice*"),
-    (check_floor, lambda w, t, c, r: 2e3 * w * t / r, "the forward pass alone"),
-    (check_floor, lambda w, t, c, r: floor(w, t, True, r), "the forward pass runs once"),
-    (check_floor, lambda w, t, c, r: (8 if c else 6) * 1e3 * w * t / r, "full fine-tuning"),
-    (check_floor, lambda w, t, c, r: floor(w, t, c, r) / 2, "are two operations"),
-    (check_floor, lambda w, t, c, r: floor(w, 1, c, r), "for a single token"),
-    (check_norm_bytes, 36, "a dict with 'operators' and 'fused'"),
-    (check_norm_bytes, {"operators": 20, "fused": 4}, "go through the six lines"),
-    (check_norm_bytes, {"operators": 40, "fused": 4}, "next to nothing an element"),
-    (check_norm_bytes, {"operators": 32, "fused": 4}, "`mean` reads 4"),
-    (check_norm_bytes, {"operators": 36, "fused": 2}, "It reads a number *and* writes one"),
-    (check_norm_bytes, {"operators": 36, "fused": 8}, "2 bytes each"),
-    (check_dequantize_kernel, swapped_nibbles, "nibbles are swapped"),
-    (check_dequantize_kernel, scale_of_the_tensor, "the scale of the first block"),
-    (check_dequantize_kernel, scale_of_the_program, "a tile holds several blocks"),
-    (check_dequantize_kernel, scale_counted_from_the_tile, "counted from the tile's start"),
-    (check_dequantize_kernel, scale_counted_in_bytes, "count numbers, not bytes"),
-    (check_dequantize_kernel, no_scale, "the scale is missing"),
-    (check_dequantize_kernel, codes_for_levels, "look the codes up in the codebook"),
-    (check_dequantize_kernel, high_nibble_twice, "got the high nibble"),
-    (check_dequantize_kernel, no_mask, "you write past the end"),
-    (check_dequantize_kernel, first_tile_alone, "only the first tile is written"),
-    (check_dequantize_kernel, even_numbers_alone, "nothing is written at number 1"),
-    (check_dequantize_kernel, something_else, "of the numbers differ"),
-    (check_dequantize_kernel, misspelled, "name 'codebok' is not defined"),
-    (check_dequantize_kernel, other_arguments, "your kernel raised"),
-    (check_dequantize_kernel, lambda *arguments: None, "is there an @jit above its `def`?"),
+    (
+        check_real_parameters,
+        lambda model: (
+            held(model) if not hasattr(model, "__len__") else sum(v.numel() for v in model.state_dict().values())
+        ),
+        "gives",
+    ),
+    (check_real_parameters, lambda model: "40", "expected one number"),
+    (check_faults, without("bnb_4bit_quant_type"), "fp4 is the default"),
+    (check_faults, without("bnb_4bit_use_double_quant"), "off unless it is asked for"),
+    (check_faults, without("trust_remote_code"), "runs strangers' code"),
+    (check_faults, without("load_in_4bit"), "nothing asks for 4 bits"),
+    (check_faults, without("bnb_4bit_compute_dtype"), "float32 is the default"),
+    (check_faults, present_only, "which is not set"),
+    (check_faults, lambda settings, has_bf16: list_faults(settings, True), "float16 is right there"),
+    (check_faults, without("", ["trust_remote_code"]), "left out or False it is as it should be"),
+    (check_faults, without("", ["device_map"]), "none of the five"),
+    (check_faults, lambda settings, has_bf16: len(list_faults(settings, has_bf16)), "expected a set of names"),
+    (check_faults, lambda settings, has_bf16: "load_in_4bit", "expected a set of names"),
+    (check_project, FOLDER / "nowhere", "there is no folder"),
+    (check_project, FOLDER, "no readable run.json"),
+    (check_project, half_written(), "no readable report.json"),
+    (check_project, run("short", lines=49), "49 lines, expected at least 50"),
+    (check_project, run("orders", data="orders"), "trained on the course's 'orders'"),
+    (check_project, run("lost", data=FOLDER / "gone.jsonl"), "cannot be found any more"),
+    (check_project, run("few", losses=(2.0, 0.5, 0.2)), "3 steps, expected at least 8"),
+    (check_project, run("flat", losses=(2.0,) * 7 + (1.9,)), "The loss went from 2.00 to 1.97"),
+    (check_project, run("nan", losses=(2.0,) * 7 + (float("nan"),)), "expected less than half"),
+    (check_project, run("no-adapter", adapter=False), "adapter is missing"),
+    (check_project, run("stopped", interrupted=True), "--resume"),
+    (check_project, 3, "expected the run's folder"),
 ]

@@ -1,0 +1,1 @@
+"""Dive D: Which knob buys what?"""

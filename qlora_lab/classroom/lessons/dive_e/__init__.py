@@ -1,0 +1,1 @@
+"""Dive E: Beyond QLoRA."""

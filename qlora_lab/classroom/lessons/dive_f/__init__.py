@@ -1,0 +1,1 @@
+"""Dive F: Why is QLoRA slow, and what makes it fast?"""

@@ -1,0 +1,1 @@
+"""Dive G: More than one card."""

@@ -1,0 +1,1 @@
+"""Dive H: How do I use it?"""

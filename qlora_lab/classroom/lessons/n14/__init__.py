@@ -1,1 +1,0 @@
-"""Lesson 14: More than one card."""

@@ -1,1 +1,0 @@
-"""15_your_data: see qlora_lab/classroom/lessons/__init__.py."""

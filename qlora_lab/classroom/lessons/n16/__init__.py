@@ -1,1 +1,0 @@
-"""16_ship_it: see qlora_lab/classroom/lessons/__init__.py."""

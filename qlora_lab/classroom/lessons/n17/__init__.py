@@ -1,1 +1,0 @@
-"""17_better_codebooks: see qlora_lab/classroom/lessons/__init__.py."""

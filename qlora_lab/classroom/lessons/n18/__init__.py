@@ -1,1 +1,0 @@
-"""Lesson 18: Beyond QLoRA."""

@@ -1,1 +1,0 @@
-"""19_your_gpu: see qlora_lab/classroom/lessons/__init__.py."""
