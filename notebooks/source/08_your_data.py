@@ -24,9 +24,9 @@ from pathlib import Path
 
 import qlora_lab
 from qlora_lab.classroom.checks import check_my_file, check_pattern, check_split_by, progress
-from qlora_lab.classroom.lessons.n08.figures import plot_amounts, plot_curves, plot_forgetting, plot_promises, told
+from qlora_lab.classroom.lessons.n08.figures import plot_amounts, plot_curves, plot_forgetting, plot_promises
 from qlora_lab.classroom.lessons.n08.samples import without_end
-from qlora_lab.classroom.plots import new_axes
+from qlora_lab.classroom.plots import new_axes, told
 from qlora_lab.classroom.widgets import show_answers
 from qlora_lab.evaluation.scores import parse_score
 from qlora_lab.experiments.tickets import DAYS, write_tickets

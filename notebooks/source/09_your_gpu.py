@@ -23,10 +23,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import qlora_lab
 from qlora_lab.classroom.checks import check_as_chat, check_faulty, check_first_bad, check_plan, progress
-from qlora_lab.classroom.lessons.n09.figures import LARGEST, plot_lives, plot_peaks, told
+from qlora_lab.classroom.lessons.n09.figures import LARGEST, plot_lives, plot_peaks
 from qlora_lab.classroom.lessons.n09.machinery import attempt, edit, louder, outputs_of, read, session, work_in
 from qlora_lab.classroom.lessons.n09.suspects import show_broken
-from qlora_lab.classroom.plots import new_axes
+from qlora_lab.classroom.plots import new_axes, told
 from qlora_lab.memory import SHAPES, estimate
 
 repository = Path(qlora_lab.__file__).resolve().parents[1]

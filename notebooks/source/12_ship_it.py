@@ -23,7 +23,7 @@ import torch
 from IPython.display import display
 
 from qlora_lab.classroom.checks import check_culprits, check_ends_taught, check_file_bytes, progress
-from qlora_lab.classroom.lessons.n12.figures import plot_gaps, plot_merges, show_end, told
+from qlora_lab.classroom.lessons.n12.figures import plot_gaps, plot_merges, show_end
 from qlora_lab.classroom.lessons.n12.machinery import (
     INSTALL,
     go_on_training,
@@ -35,7 +35,7 @@ from qlora_lab.classroom.lessons.n12.machinery import (
     terminal,
     without_end,
 )
-from qlora_lab.classroom.plots import new_axes
+from qlora_lab.classroom.plots import new_axes, told
 from qlora_lab.finetuning import (
     dequantize_linears,
     generate,

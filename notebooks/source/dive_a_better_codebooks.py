@@ -30,9 +30,8 @@ from qlora_lab.classroom.lessons.dive_a.figures import (
     plot_plans,
     plot_rises,
     plot_sensitivity,
-    told,
 )
-from qlora_lab.classroom.plots import new_axes
+from qlora_lab.classroom.plots import new_axes, told
 from qlora_lab.classroom.samples import bundled_weight, sample
 from qlora_lab.classroom.widgets import explore
 from qlora_lab.quantization import NF4, af4, bof4, optimal_levels, quantize_levels, relative_rms

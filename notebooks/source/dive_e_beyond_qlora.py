@@ -24,8 +24,8 @@ import torch
 import qlora_lab
 from qlora_lab.adapters.initialization import low_rank
 from qlora_lab.classroom.checks import check_other_choices, check_pissa, progress
-from qlora_lab.classroom.lessons.dive_e.figures import plot_forest, plot_rates, told
-from qlora_lab.classroom.plots import new_axes, plot_shares
+from qlora_lab.classroom.lessons.dive_e.figures import plot_forest, plot_rates
+from qlora_lab.classroom.plots import new_axes, plot_shares, told
 from qlora_lab.classroom.samples import bundled_weight
 from qlora_lab.evaluation.intervals import paired_interval, seeds_needed, share_excluding_zero
 from qlora_lab.experiments.methods_compared import (

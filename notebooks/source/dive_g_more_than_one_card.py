@@ -28,8 +28,8 @@ import torch
 
 import qlora_lab
 from qlora_lab.classroom.checks import check_cards_needed, check_tokens_to_hide, progress
-from qlora_lab.classroom.lessons.dive_g.figures import plot_cards_needed, plot_plan, plot_ways, told
-from qlora_lab.classroom.plots import new_axes
+from qlora_lab.classroom.lessons.dive_g.figures import plot_cards_needed, plot_plan, plot_ways
+from qlora_lab.classroom.plots import new_axes, told
 from qlora_lab.classroom.widgets import explore
 from qlora_lab.memory import SHAPES, estimate, traffic
 

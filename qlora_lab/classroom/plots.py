@@ -7,7 +7,8 @@ Here is what several notebooks draw; what only one of them draws is in its folde
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import TypeGuard
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
@@ -31,14 +32,14 @@ def fix_ticks(axis: Axis, at: Iterable[float], labels: Iterable[object] | None =
         axis.set_major_formatter(FixedFormatter([str(label) for label in labels]))
 
 
-def plot_loss(ax: Axes, losses: list[float], steps: int, guess: int | None = None, threshold: float = 0.1) -> Axes:
+def plot_loss(ax: Axes, losses: list[float], steps: int, guess: object = None, threshold: float = 0.1) -> Axes:
     """Training loss (nats per token, log scale) over optimizer steps, from step 1.
 
-    guess: the step at which the learner expects the loss below `threshold`: a dashed line.
+    guess: the step at which the learner expects the loss below `threshold`: a dashed line; none if it is left open.
     """
     ax.plot(range(1, len(losses) + 1), losses, color=BLUE, marker="o", markersize=4, label="loss of the step's samples")
     ax.axhline(threshold, color=GREY, linewidth=1, linestyle=":")
-    if guess is not None:
+    if is_number(guess):
         ax.axvline(guess, color=VERMILION, linestyle="--", label=f"your guess: below {threshold:g} at step {guess}")
     ax.set(xlim=(0.5, steps + 0.5), xlabel="optimizer step", ylabel="loss (nats per token)", yscale="log")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -66,15 +67,32 @@ def plot_shares(ax: Axes, shares: dict[str, dict[str, float]], xlabel: str) -> A
     return ax
 
 
-def plot_times(ax: Axes, milliseconds: dict[str, float], guess: dict[str, float] | None = None) -> Axes:
+def told(guess: object) -> str:
+    """What the learner guessed, or that nothing was guessed. A guess that is left open is `...`."""
+    nothing = all(value is ... for value in guess.values()) if isinstance(guess, dict) else guess is ...
+    return "you made no guess" if nothing else f"your guess: {guess}"
+
+
+def is_number(guess: object) -> TypeGuard[int | float]:
+    """Whether a guess can be drawn."""
+    return isinstance(guess, int | float) and not isinstance(guess, bool)
+
+
+def numbers_in(guesses: Mapping[str, object] | None) -> dict[str, float]:
+    """The guesses that can be drawn, by name."""
+    return {name: guess for name, guess in (guesses or {}).items() if is_number(guess)}
+
+
+def plot_times(ax: Axes, milliseconds: dict[str, float], guess: Mapping[str, object] | None = None) -> Axes:
     """Horizontal bars of times on a log scale, and the learner's guesses as diamonds."""
     names = list(milliseconds)
     drawn = ax.barh(names, list(milliseconds.values()), 0.6, color=BLUE)
     ax.bar_label(drawn, [f"{value:.3g} ms" for value in milliseconds.values()], padding=4)
-    if guess:
-        ax.plot([guess[n] for n in guess], list(guess), "D", color=VERMILION, markersize=9, label="your guess")
+    guesses = numbers_in(guess)
+    if guesses:
+        ax.plot(list(guesses.values()), list(guesses), "D", color=VERMILION, markersize=9, label="your guess")
         ax.legend(frameon=False)
-    everything = [*milliseconds.values(), *(guess or {}).values()]
+    everything = [*milliseconds.values(), *guesses.values()]
     ax.set(xscale="log", xlabel="time (ms, log scale)", xlim=(min(everything) / 3, max(everything) * 6))
     ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     ax.invert_yaxis()

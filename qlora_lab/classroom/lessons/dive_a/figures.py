@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 
-from qlora_lab.classroom.plots import BLUE, GREEN, GREY, ORANGE, VERMILION, fix_ticks
+from qlora_lab.classroom.plots import BLUE, GREEN, GREY, ORANGE, VERMILION, fix_ticks, is_number
 
 LINES = {  # colour, dash, marker of what comes in many block sizes
     "NF4": (BLUE, "-", "o"),
@@ -22,17 +22,6 @@ POINTS = {"Q4_0": ("P", GREY), "Q4_1": ("X", GREY), "MXFP4": ("*", VERMILION), "
 
 
 KINDS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-
-
-def told(guess: object) -> str:
-    """What the learner guessed, or that nothing was guessed."""
-    nothing = all(value is ... for value in guess.values()) if isinstance(guess, dict) else guess is ...
-    return "you made no guess" if nothing else f"your guess: {guess}"
-
-
-def is_number(guess: object) -> TypeGuard[int | float]:
-    """Whether a guess can be drawn."""
-    return isinstance(guess, (int, float)) and not isinstance(guess, bool)
 
 
 def plot_levels(ax: Axes, tables: dict[str, Sequence[float]]) -> Axes:

@@ -11,11 +11,6 @@ LOSSES = (0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.3)  # ticks
 STYLES = ((BLUE, "o", "-"), (ORANGE, "s", "--"), (GREEN, "^", "-."), (VERMILION, "D", ":"), (GREY, "v", "-"))
 
 
-def told(guess) -> str:
-    """What the learner guessed, or that nothing was guessed."""
-    return "you made no guess" if guess is ... else f"your guess: {guess}"
-
-
 def plot_forest(axes: Sequence[Axes], panels: Mapping[str, Sequence[Difference]], unit: str) -> Sequence[Axes]:
     """A row for each method, a panel for each task: the mean difference from QLoRA with two intervals.
 

@@ -1,12 +1,11 @@
 """Figures of dive_g_more_than_one_card."""
 
 from collections.abc import Sequence
-from typing import TypeGuard
 
 from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
 
-from qlora_lab.classroom.plots import BLUE, GREEN, GREY, ORANGE, VERMILION, fix_ticks
+from qlora_lab.classroom.plots import BLUE, GREEN, GREY, ORANGE, VERMILION, fix_ticks, is_number
 
 CARDS = (16, 24, 48, 80)  # GB
 TOPS = (10, 30, 60, 100, 200)  # GB, of the axis: a few, so that most moves of a slider leave the frame as it is
@@ -22,16 +21,6 @@ GROUPS = {  # what is drawn as one piece of a bar: its parts by `estimate`'s nam
     "activations and the rest": ((), GREY, ""),
 }
 DOTS = {"sharded": ("measured", VERMILION), "rehearsed": ("rehearsed on one card", "white")}  # label, filling
-
-
-def told(guess) -> str:
-    """What the learner guessed, or that nothing was guessed."""
-    return "you made no guess" if guess is ... else f"your guess: {guess}"
-
-
-def is_number(guess: object) -> TypeGuard[int | float]:
-    """Whether a guess can be drawn."""
-    return isinstance(guess, (int, float)) and not isinstance(guess, bool)
 
 
 def plot_cards_needed(

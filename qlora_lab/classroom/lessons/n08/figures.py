@@ -6,11 +6,6 @@ from matplotlib.ticker import NullLocator
 from qlora_lab.classroom.plots import BLUE, GREY, ORANGE, VERMILION, fix_ticks
 
 
-def told(guess) -> str:
-    """What the learner guessed, or that nothing was guessed."""
-    return "you made no guess" if guess is ... else f"your guess: {guess}"
-
-
 def plot_amounts(ax: Axes, exact: dict[str, dict[int, list[float]]], guess: dict[int, float] | None = None) -> Axes:
     """Share exactly right over the number of examples, a point a seed and a line through the means.
 

@@ -7,11 +7,6 @@ from qlora_lab.classroom.plots import BLUE, ORANGE, VERMILION
 LARGEST = 65_504  # of float16
 
 
-def told(guess) -> str:
-    """What the learner guessed, or that nothing was guessed."""
-    return "you made no guess" if guess is ... else f"your guess: {guess}"
-
-
 def plot_lives(ax: Axes, first: dict[int, float], second: dict[int, float], guess: int | None = None) -> Axes:
     """Loss by step of a session that was killed and of the one that went on; the guessed step as a dashed line."""
     ax.plot(list(first), list(first.values()), "-o", color=BLUE, markersize=9, linewidth=1.5, label="first session")

@@ -14,11 +14,6 @@ def show_end(sample: TokenizedSample, tokenizer, count: int = 12) -> HTML:
     return show_tokens(pieces, [label != -100 for label in sample.labels[-count:]])
 
 
-def told(guess) -> str:
-    """What the learner guessed, or that nothing was guessed."""
-    return "you made no guess" if guess is ... else f"your guess: {guess}"
-
-
 def plot_merges(ax: Axes, losses: dict[str, float], lines: dict[str, float], guesses: dict) -> Axes:
     """Horizontal bars of validation losses (nats per token), references as vertical lines, guesses as diamonds."""
     names = list(losses)
