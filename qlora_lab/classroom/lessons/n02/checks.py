@@ -13,7 +13,7 @@ from qlora_lab.classroom.judging import (
     right,
     wrong,
 )
-from qlora_lab.memory.prediction import estimate
+from qlora_lab.memory.prediction import MemoryBreakdown, estimate
 from qlora_lab.memory.shapes import SHAPES, Shape
 
 FOUR_BITS = 4 + 8 / 64 + 32 / (64 * 256)
@@ -59,35 +59,30 @@ def check_gigabytes(gigabytes: Callable[[Shape, float, int], float]) -> Verdict:
     return right("Llama-3-8B with an adapter of 40 million: 6.3 GB, of which embeddings and output layer take 2.1.")
 
 
-# Four steps that need more than their card has, and five changes: exactly one of these makes each of them fit.
+# Four steps that do not leave a GB of their card free, and five changes: with exactly one of these, each of them does.
 PATIENTS = {
-    "Ada": ("llama-7b", "lora", 12, {"rank": 16, "batch_size": 1}),
-    "Ben": ("llama-7b", "qlora", 16, {"rank": 16, "batch_size": 8, "gradient_checkpointing": False}),
-    "Carla": ("llama-3-8b", "qlora", 16, {"rank": 16, "batch_size": 16}),
-    "Dora": ("llama-13b", "qlora", 16, {"rank": 256, "batch_size": 1}),
+    "Ada": ("llama-7b", "lora", 16, {"rank": 128, "batch_size": 4}),
+    "Ben": ("llama-3-8b", "qlora", 24, {"rank": 64, "batch_size": 8, "gradient_checkpointing": False}),
+    "Carla": ("mistral-7b", "qlora", 16, {"rank": 256, "batch_size": 16}),
+    "Dora": ("llama-3-8b", "qlora", 16, {"rank": 16, "batch_size": 16}),
 }
-CHANGES = {
-    "4 bits": "store the base in 4 bits",
-    "checkpointing": "switch gradient checkpointing on",
-    "half the samples": "take half as many samples at a time",
-    "rank 16": "an adapter of rank 16",
-    "8-bit Adam": "store Adam's two numbers in 8 bits each",
-}
+CHANGES = ("4 bits", "checkpointing", "half the samples", "a quarter of the rank", "8-bit Adam")
+RESERVE = 1  # GB that are to be left on a card
 
 
-def needed_by(patient: str, change: str = "") -> int:
-    """Bytes of a patient's step, as it is or with one of CHANGES."""
+def step_of(patient: str, change: str = "") -> MemoryBreakdown:
+    """A patient's step, as it is or with one of CHANGES."""
     model, method, _, settings = PATIENTS[patient]
-    changed = {"optimizer": "adamw_torch"} | settings
+    changed = dict(settings)
     if change == "checkpointing":
         changed["gradient_checkpointing"] = True
     elif change == "half the samples":
-        changed["batch_size"] = max(1, settings["batch_size"] // 2)
-    elif change == "rank 16":
-        changed["rank"] = 16
+        changed["batch_size"] //= 2
+    elif change == "a quarter of the rank":
+        changed["rank"] //= 4
     elif change == "8-bit Adam":
         changed["optimizer"] = "paged_adamw_8bit"
-    return estimate(SHAPES[model], "qlora" if change == "4 bits" else method, **changed).total
+    return estimate(SHAPES[model], "qlora" if change == "4 bits" else method, **changed)
 
 
 @exercise("2.2", "four steps that do not fit", item="memory", points=2, todo="fill in `cures`")
@@ -99,13 +94,13 @@ def check_cures(cures: dict[str, str]) -> Verdict:
         change = cures[patient]
         if not isinstance(change, str) or change not in CHANGES:
             return wrong(f"{patient} has {described(change)}, expected one of {', '.join(map(repr, CHANGES))}.")
-        before, after = needed_by(patient), needed_by(patient, change)
-        if after > card * 1e9:
-            saved = "changes nothing for her step"
-            if after < before:
-                saved = f"makes {before / 1e9:.1f} GB into {after / 1e9:.1f}, and the card has {card}"
-            return wrong(f"{patient}: {change!r} {saved}. Which part of the sum is the largest there?")
-    return right("Each time one part stood out: weights, activations, logits, or what the adapter brings along.")
+        before, after = step_of(patient).total / 1e9, step_of(patient, change).total / 1e9
+        if after > card - RESERVE:
+            saved = "changes nothing" if after == before else f"saves {before - after:.1f} GB"
+            return wrong(
+                f"{patient}: {change!r} {saved}, but {before + RESERVE - card:.1f} are too many for {card} GB."
+            )
+    return right("Four near misses, each of which costs an evening if it is found out by trying.")
 
 
 def shape_of(model: object) -> Shape:
@@ -119,7 +114,7 @@ def shape_of(model: object) -> Shape:
 
 @exercise("2.3", "your model on your card", item="memory", points=2, todo="fill in `mine`")
 def check_mine(mine: dict) -> Verdict:
-    """mine: model, card (GB), tokens (in a sample) and samples: the most samples whose QLoRA step fits the card."""
+    """mine: model, card (GB), tokens (in a sample) and the most samples whose QLoRA step leaves a GB free."""
     names = ("model", "card", "tokens", "samples")
     if not isinstance(mine, dict) or set(mine) != set(names):
         return wrong(f"expected a dict with {', '.join(names)}, got {described(mine)}.")
@@ -140,12 +135,11 @@ def check_mine(mine: dict) -> Verdict:
         least, now, more = needs(1), needs(samples), needs(samples + 1)
     except ValueError as error:
         return wrong(f"estimate does not take these settings: {error_text(error)}.")
-    if least > card:
-        return wrong(
-            f"One sample of {tokens:,} tokens needs {least:.1f} GB already: a larger card, or a smaller model?"
-        )
-    if now > card:
-        return wrong(f"{samples:,} samples need {now:.1f} GB, and the card has {card:g}. What does each of them cost?")
-    if more <= card:
-        return wrong(f"There is room: {samples + 1:,} samples need {more:.1f} GB, and the card has {card:g}.")
-    return right(f"{samples:,} samples need {now:.1f} GB, one more {more:.1f}. Leave a reserve: take one or two fewer.")
+    room = f"{card - RESERVE:g} GB of the card's {card:g} are to be used"
+    if least > card - RESERVE:
+        return wrong(f"One sample needs {least:.1f} GB already, and {room}: a larger card, or a smaller model?")
+    if now > card - RESERVE:
+        return wrong(f"{samples:,} samples need {now:.1f} GB, and {room}.")
+    if more <= card - RESERVE:
+        return wrong(f"There is room: {samples + 1:,} samples need {more:.1f} GB, and {room}.")
+    return right(f"{samples:,} samples need {now:.1f} GB, and one more would leave less than a GB of {card:g} free.")

@@ -16,7 +16,7 @@ MEMORY_STYLES = {  # colour, hatch: the same part of a training step's memory lo
     "gradients": (ORANGE, "//"),
     "optimizer states": (VERMILION, "\\\\"),
     "activations": ("#CC79A7", ""),
-    "logits": ("#F0E442", "--"),
+    "logits and loss": ("#F0E442", "--"),
     "helpers": ("#999999", ""),
     "CUDA context": ("#333333", ""),
 }

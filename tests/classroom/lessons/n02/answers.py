@@ -39,8 +39,9 @@ def most_samples(model, card, tokens):
 
 
 BILLION = 10**9
-CURES = {"Ada": "4 bits", "Ben": "checkpointing", "Carla": "half the samples", "Dora": "rank 16"}
-MINE = {"model": "llama-7b", "card": 16, "tokens": 512, "samples": most_samples("llama-7b", 16, 512)}
+CURES = {"Ada": "4 bits", "Ben": "checkpointing", "Carla": "a quarter of the rank", "Dora": "half the samples"}
+CHANGES = {*CURES.values(), "8-bit Adam"}
+MINE = {"model": "llama-7b", "card": 16, "tokens": 512, "samples": most_samples("llama-7b", 15, 512)}
 
 RIGHT = [
     (check_gigabytes, (matrix_by_matrix,)),
@@ -48,8 +49,8 @@ RIGHT = [
     (check_cures, (CURES,)),
     (check_cures, (CURES | {"Eve": "prayer"},)),
     (check_mine, (MINE,)),
-    (check_mine, (MINE | {"model": "Llama-3-70B", "card": 80.5, "samples": most_samples("llama-3-70b", 80.5, 512)},)),
-    (check_mine, (MINE | {"model": SHAPES["mistral-7b"], "samples": most_samples("mistral-7b", 16, 512)},)),
+    (check_mine, (MINE | {"model": "Llama-3-70B", "card": 80.5, "samples": most_samples("llama-3-70b", 79.5, 512)},)),
+    (check_mine, (MINE | {"model": SHAPES["mistral-7b"], "samples": most_samples("mistral-7b", 15, 512)},)),
 ]
 
 WRONG = [  # and what the learner must be told
@@ -73,16 +74,23 @@ WRONG = [  # and what the learner must be told
     (check_gigabytes, summed(lambda n, o, b, t: (n * b / 8 + 2 * o + 20 * t) / BILLION), "no other fp32 copy"),
     (check_gigabytes, lambda s, b, t: 7.0, "expected 6.342295552"),
     (check_gigabytes, lambda s, b, t: "13 GB", "expected one number"),
-    (check_cures, CURES | {"Ada": "checkpointing"}, "Ada: 'checkpointing' changes nothing for her step"),
-    (check_cures, CURES | {"Ada": "8-bit Adam"}, "Ada: '8-bit Adam' makes 14.9 GB into 14.7, and the card has 12"),
-    (check_cures, CURES | {"Ben": "half the samples"}, "Ben: 'half the samples' makes 28.9 GB into 16.9"),
-    (check_cures, CURES | {"Carla": "rank 16"}, "Carla: 'rank 16' changes nothing"),
-    (check_cures, CURES | {"Dora": "8-bit Adam"}, "Dora: '8-bit Adam' makes 27.8 GB into 18.1"),
+    *(  # every other change is too little for every step
+        (check_cures, CURES | {patient: change}, "are too many for")
+        for patient, cure in CURES.items()
+        for change in sorted(CHANGES - {cure})
+    ),
+    (
+        check_cures,
+        CURES | {"Ada": "checkpointing"},
+        "Ada: 'checkpointing' changes nothing, but 4.8 are too many for 16",
+    ),
+    (check_cures, CURES | {"Ben": "half the samples"}, "Ben: 'half the samples' saves 15.3 GB, but 16.2 are too many"),
+    (check_cures, CURES | {"Carla": "8-bit Adam"}, "Carla: '8-bit Adam' saves 4.0 GB, but 4.1 are too many"),
     (check_cures, CURES | {"Dora": "rank 8"}, "expected one of '4 bits'"),
     (check_cures, ["4 bits"], "expected a dict with a change for Ada, Ben, Carla, Dora"),
-    (check_mine, MINE | {"samples": MINE["samples"] + 1}, "What does each of them cost?"),
+    (check_mine, MINE | {"samples": MINE["samples"] + 1}, "15 GB of the card's 16 are to be used"),
     (check_mine, MINE | {"samples": MINE["samples"] - 1}, "There is room"),
-    (check_mine, MINE | {"card": 7}, "One sample of 512 tokens needs 7.2 GB already"),
+    (check_mine, MINE | {"card": 8}, "One sample needs 7.2 GB already"),
     (check_mine, MINE | {"card": "T4"}, "expected its size in GB"),
     (check_mine, MINE | {"model": "llama-9b"}, "expected one of llama-7b"),
     (check_mine, MINE | {"samples": 0}, "whole number from 1 on"),
