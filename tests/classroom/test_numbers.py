@@ -14,7 +14,7 @@ SOURCE = """\
 # %% [markdown]
 # # 03 · What do 4-bit weights cost?
 #
-# In 2023 NF4 took {{3.5}} hours on 12 A100s, LLaMA-65B, notebooks 02 and 04, Exercise 4.2 ●○○ (2 minutes), `x = 5`.
+# In 2023 NF4 took {{3.5}} hours on 12 A100s, LLaMA-65B, notebooks 02 and 04, Exercise 4.2 ●○○ (2 minutes), `x = 5`, 16 bits, claim 3; it is 0.37 bits.
 #
 # | you need | |
 # |---|---|
@@ -63,6 +63,7 @@ def test_numbers_that_no_run_fills_in_are_found_with_their_cells(tmp_path):
     assert found == [
         ("2023", 4, 1),
         ("12", 4, 1),
+        ("0.37", 4, 1),
         ("16", 21, 3),  # the second cell is the set-up's, which the build writes
         ("1.5e-3", 21, 3),
         ("0.25", 22, 3),
@@ -74,7 +75,7 @@ def test_numbers_that_no_run_fills_in_are_found_with_their_cells(tmp_path):
 def test_a_false_number_fails_the_check_named_with_its_cell(tmp_path, capsys):
     notebooks = course(tmp_path)
     assert main(["--numbers"], notebooks) == 0
-    assert capsys.readouterr().out == "7 undeclared numbers are left\n"
+    assert capsys.readouterr().out == "8 undeclared numbers are left\n"
     assert json.loads((notebooks / "undeclared.json").read_text())["03_demo"][:2] == ["2023", "12"]
     assert told(notebooks, capsys) == []
     for right, wrong, where in (
@@ -106,7 +107,7 @@ def test_the_list_only_shrinks(tmp_path, capsys):
     course(tmp_path, SOURCE.replace("In 2023 NF4", "NF4"))
     assert told(notebooks, capsys) == ["2023: no longer in the text; build --numbers takes it from the list"]
     assert main(["--numbers", "03"], notebooks) == 0
-    assert capsys.readouterr().out == "6 undeclared numbers are left\n"
+    assert capsys.readouterr().out == "7 undeclared numbers are left\n"
     assert told(notebooks, capsys) == []
     course(tmp_path)
     assert told(notebooks, capsys)[0].startswith("line 4: cell 1 states 2023")
