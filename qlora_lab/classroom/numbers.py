@@ -29,7 +29,8 @@ NO_CLAIMS = [  # what a number in it says nothing that a run could contradict
     re.compile(r"^ *\d+\. ", re.MULTILINE),  # lists
     re.compile(r"\[\d\d · "),  # links to lessons
     re.compile(
-        r"\b(notebook|lesson|section|exercise|hint|step|claim)s? \d+(\.\d+)?((, | and | to )\d+(\.\d+)?)*", re.IGNORECASE
+        r"\b(notebook|lesson|section|exercise|hint|step|claim)s? \d+(\.\d+)?((, | and | to )\d+(\.\d+)?)*",
+        re.IGNORECASE,
     ),
     re.compile(r"[●○]+ \(\d+ minutes?\)"),
     re.compile(r"^\| (time|computing|memory|GPU) \|.*", re.MULTILINE),  # the card: tests/test_labels.py
