@@ -214,6 +214,7 @@ assert model.config.num_hidden_layers == 30 and model.config.vocab_size == 49_15
 # | | question |
 # |---|---|
 # | [**A**](dive_a_better_codebooks.ipynb) | are there sixteen better numbers, and does it matter? |
+# | [**C**](dive_c_small_differences.ipynb) | is that small difference real? |
 # | [**D**](dive_d_training_tricks.ipynb) | which knob buys what? |
 # | [**E**](dive_e_beyond_qlora.ipynb) | should I still use QLoRA? |
 # | [**F**](dive_f_why_is_it_slow.ipynb) | why is QLoRA slow, and what makes it fast? |
