@@ -628,4 +628,4 @@ explore(
 progress()
 
 # %% [markdown]
-# **Next:** [06 · Why does a low rank suffice?](06_lora.ipynb)
+# **Next:** [06 · How can so few numbers change a model?](06_lora.ipynb)
