@@ -200,7 +200,7 @@ assert model.config.num_hidden_layers == 30 and model.config.vocab_size == 49_15
 # | [**03**](03_number_formats.ipynb) | what is lost with fewer bits? |
 # | [**04**](04_nf4.ipynb) | which 16 numbers are best? |
 # | [**05**](05_double_quantization.ipynb) | what do the scales cost? |
-# | [**06**](06_lora.ipynb) | why does a low rank suffice? |
+# | [**06**](06_lora.ipynb) | how can so few numbers change a model? |
 # | [**07**](07_qlora_from_scratch.ipynb) | what happens when the base is 4-bit? |
 # | [**08**](08_your_data.ipynb) | how do I teach it *my* task? |
 # | [**09**](09_your_gpu.ipynb) | how do I do this with plain Hugging Face, on my card? |
@@ -214,6 +214,7 @@ assert model.config.num_hidden_layers == 30 and model.config.vocab_size == 49_15
 # | | question |
 # |---|---|
 # | [**A**](dive_a_better_codebooks.ipynb) | are there sixteen better numbers, and does it matter? |
+# | [**B**](dive_b_why_low_rank.ipynb) | why does a low rank suffice? |
 # | [**C**](dive_c_small_differences.ipynb) | is that small difference real? |
 # | [**D**](dive_d_training_tricks.ipynb) | which knob buys what? |
 # | [**E**](dive_e_beyond_qlora.ipynb) | should I still use QLoRA? |

@@ -11,9 +11,12 @@ from collections.abc import Iterable, Mapping
 from typing import TypeGuard
 
 import matplotlib.pyplot as plt
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator
+from numpy.typing import ArrayLike
 
 BLUE, ORANGE, GREEN, VERMILION, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#7F7F7F"
 
@@ -64,6 +67,20 @@ def plot_shares(ax: Axes, shares: dict[str, dict[str, float]], xlabel: str) -> A
     ax.invert_yaxis()
     if len(bars) > 1:
         ax.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=len(bars))
+    return ax
+
+
+def draw_matrix(ax: Axes, matrix: ArrayLike, limit: float, *, decimals: int = 0, title: str = "") -> Axes:
+    """A small matrix as a table: each number in a square, blue below zero and orange above, full at ±limit."""
+    colours = LinearSegmentedColormap.from_list("blue to orange", [BLUE, "white", ORANGE])
+    values = np.asarray(matrix, dtype=float)
+    ax.imshow(values, cmap=colours, vmin=-limit, vmax=limit)
+    for (i, j), value in np.ndenumerate(values):
+        number = round(value, decimals) + 0.0  # not "-0"
+        ax.text(j, i, f"{number:.{decimals}f}".replace("-", "−"), ha="center", va="center", fontsize=9)
+    ax.set_title(title, fontsize=10)
+    ax.set(xticks=[], yticks=[])
+    ax.spines[:].set_visible(False)
     return ax
 
 
