@@ -198,7 +198,7 @@ assert model.config.num_hidden_layers == 30 and model.config.vocab_size == 49_15
 # | [**01**](01_first_run.ipynb) | can I train a real LLM here, now? |
 # | [**02**](02_memory_wall.ipynb) | why can I not just fine-tune a 7B model? |
 # | [**03**](03_number_formats.ipynb) | what is lost with fewer bits? |
-# | [**04**](04_nf4.ipynb) | which 16 numbers are best? |
+# | [**04**](04_nf4.ipynb) | which sixteen numbers are best? |
 # | [**05**](05_double_quantization.ipynb) | what do the scales cost? |
 # | [**06**](06_lora.ipynb) | how can so few numbers change a model? |
 # | [**07**](07_qlora_from_scratch.ipynb) | what happens when the base is 4-bit? |
@@ -221,6 +221,7 @@ assert model.config.num_hidden_layers == 30 and model.config.vocab_size == 49_15
 # | [**F**](dive_f_why_is_it_slow.ipynb) | why is QLoRA slow, and what makes it fast? |
 # | [**G**](dive_g_more_than_one_card.ipynb) | can several cards train what one cannot hold? |
 # | [**H**](dive_h_merging.ipynb) | how do I use it? |
+# | [**I**](dive_i_the_offset.ipynb) | is NF4's odd constant the best one? |
 
 # %% [markdown]
 # ## Recap

@@ -179,3 +179,18 @@ def plot_intervals(
     ax.set_yticks(range(len(intervals)), list(intervals), fontsize=9)
     ax.tick_params(axis="y", length=0)
     return ax
+
+
+def plot_codebooks(ax: Axes, codebooks: Mapping[str, list[float]]) -> Axes:
+    """Number lines from -1 to 1, one below the other, with a tick for each level and a ring around an exact zero."""
+    for row, levels in enumerate(codebooks.values()):
+        ax.plot([-1, 1], [row, row], color=GREY, linewidth=0.8)
+        ax.plot(levels, [row] * len(levels), "|", color=BLUE, markersize=18, markeredgewidth=2)
+        if 0 in levels:
+            ax.plot(0, row, "o", color=VERMILION, markersize=11, markerfacecolor="none", markeredgewidth=1.6)
+    names = [f"{name}  ({len(set(map(float, levels)))})" for name, levels in codebooks.items()]
+    ax.set(yticks=range(len(names)), yticklabels=names, xlim=(-1.06, 1.06), ylim=(len(names) - 0.4, -0.6))
+    ax.set(xlabel="level (share of the block's absmax); ring: an exact zero; in brackets: different levels")
+    ax.spines["left"].set_visible(False)
+    ax.tick_params(axis="y", length=0)
+    return ax
