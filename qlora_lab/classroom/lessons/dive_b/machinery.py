@@ -53,10 +53,11 @@ def cut_in_two(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, keep:
         tokenize(load_samples("orders", split).select(range(count)), tokenizer, max_length=256)[0]
         for split, count in (("train", 4 * steps), ("validation", 6))
     )
+    pad: Any = tokenizer.pad_token_id
     layers, norm = whole.model.layers, whole.model.norm
     whole.model.layers, whole.model.norm = layers[:-keep], nn.Identity()
-    batches = [read_by(whole, training[i : i + 4], tokenizer.pad_token_id) for i in range(0, len(training), 4)]
-    half = UpperHalf(whole, batches, read_by(whole, unseen, tokenizer.pad_token_id))
+    batches = [read_by(whole, training[i : i + 4], pad) for i in range(0, len(training), 4)]
+    half = UpperHalf(whole, batches, read_by(whole, unseen, pad))
     whole.model.layers, whole.model.norm = layers[-keep:], norm
     return half
 
