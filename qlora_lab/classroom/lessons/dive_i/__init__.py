@@ -1,0 +1,1 @@
+"""Dive I: Which card is large enough?"""
