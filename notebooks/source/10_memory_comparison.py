@@ -252,7 +252,7 @@ assert all(more[size] < whole["paged states"] for size, (_, whole) in cards.item
 # It does, in this sense: torch's part of 65B fits. With everything it takes {{sum(cards["65B"][1].values()):.1f}} GB, so on a card of just {{48}} the driver would have to move {{more["65B"]:.1f}} GB of the
 # paged states to the CPU and back in every step. That is what paging is for, but it makes the step slower. (By how much, nobody
 # has measured here: the H100 had room.) The paper's totals are lower; what they may count,
-# and smaller cards than these, are in [dive I](dive_i_small_cards.ipynb).
+# and smaller cards than these, are in [dive L](dive_l_small_cards.ipynb).
 #
 # **Exercise 10.2 ●●○ (3 minutes).** Is QLoRA what *you* need? Four bits cost time, and perhaps accuracy (lesson 11). So take LoRA if its total leaves a GB of
 # your card free, and QLoRA if only that does. Choose a model, a card and the size of a step, and find out how many per cent of the total QLoRA saves there.

@@ -1,4 +1,4 @@
-"""Figures of dive_i_small_cards."""
+"""Figures of dive_l_small_cards."""
 
 from matplotlib.axes import Axes
 

@@ -1,4 +1,4 @@
-"""Exercises of dive_i_small_cards."""
+"""Exercises of dive_l_small_cards."""
 
 from collections.abc import Callable
 
@@ -29,7 +29,7 @@ SETTINGS = {
 }
 
 
-@exercise("I.1", "the missing gigabytes", item="memory", points=1, todo="complete `bytes_on_the_card`")
+@exercise("L.1", "the missing gigabytes", item="memory", points=1, todo="complete `bytes_on_the_card`")
 def check_card_usage(bytes_on_the_card: Callable[[dict, int], float]) -> Verdict:
     """bytes_on_the_card(run, context): bytes that the driver should count, reserved and managed and context."""
     for allocated, reserved, managed, context in [
@@ -79,7 +79,7 @@ CAPS = [
 ]
 
 
-@exercise("I.2", "the fastest preset for a card", item="memory", points=2, todo="complete `fastest_preset`")
+@exercise("L.2", "the fastest preset for a card", item="memory", points=2, todo="complete `fastest_preset`")
 def check_fastest_preset(fastest_preset: Callable[[list[dict], str, int], str | None]) -> Verdict:
     """fastest_preset(rows, shape, card_gb): the preset with the fewest seconds a step among those that train there."""
     asked = [
@@ -118,7 +118,7 @@ def check_fastest_preset(fastest_preset: Callable[[list[dict], str, int], str | 
     return right("With a preset for every card, none is too small by a little.")
 
 
-@exercise("I.3", "what logits leave room for", item="memory", points=2, todo="complete `tokens_that_fit`")
+@exercise("L.3", "what logits leave room for", item="memory", points=2, todo="complete `tokens_that_fit`")
 def check_logits(tokens_that_fit: Callable[[int, float], int]) -> Verdict:
     """tokens_that_fit(vocabulary, gigabytes): how many whole tokens' logits and loss fit, 3 fp32 numbers for each."""
     for vocabulary, gigabytes in [(32000, 8), (128256, 8), (49152, 2.5)]:
@@ -144,7 +144,7 @@ def check_logits(tokens_that_fit: Callable[[int, float], int]) -> Verdict:
 KNOBS = ("batch_size", "sequence_length", "gradient_checkpointing", "optimizer", "adapter_dtype", "double_quant")
 
 
-@exercise("I.4", "13B on a 12 GB card", item="memory", points=2, todo="fill in `settings`")
+@exercise("L.4", "13B on a 12 GB card", item="memory", points=2, todo="fill in `settings`")
 def check_12_gb(settings: dict) -> Verdict:
     """settings: arguments of `estimate` under which LLaMA-13B trains within 12 GB, rank 64, 3,072 tokens a step."""
     if not isinstance(settings, dict):

@@ -1,5 +1,5 @@
 # %% [markdown]
-# # Dive I · Which card is large enough?
+# # Dive L · Which card is large enough?
 #
 # Lesson 10 ends with a table: 7B trains on a card of {{8}} GB, 65B on one of {{48}}. Can it be less? Here are four recipes that were
 # tried on cards of {{5}}, {{6}} … {{48}} GB, what each of them gives up, and what a card must hold that torch does not count. And
@@ -16,8 +16,8 @@
 import ipywidgets
 
 from qlora_lab.classroom.checks import check_12_gb, check_card_usage, check_fastest_preset, check_logits, progress
-from qlora_lab.classroom.lessons.dive_i.figures import plot_cards, plot_waterfall
-from qlora_lab.classroom.lessons.dive_i.machinery import (
+from qlora_lab.classroom.lessons.dive_l.figures import plot_cards, plot_waterfall
+from qlora_lab.classroom.lessons.dive_l.machinery import (
     GB,
     SIZES,
     grouped,
@@ -55,7 +55,7 @@ print(f"on the card {on_the_card / GB:.2f} GB, or {on_the_card / 2**20:,.0f} MiB
 # - **Managed memory.** The states of a paged optimizer lie beside torch's memory (lesson 02).
 # - **CUDA context.** The driver takes its own before the first tensor.
 #
-# **Exercise I.1 ●○○ (4 minutes).** Explain the driver's number: how many bytes should it show, from what the record knows?
+# **Exercise L.1 ●○○ (4 minutes).** Explain the driver's number: how many bytes should it show, from what the record knows?
 # `run["measured"]` has `peak_allocated`, `peak_reserved` and `managed_bytes`; `context` is what the driver had taken at the start.
 
 
@@ -211,7 +211,7 @@ assert apart < seeds and all(run["losses"][0] > 1.4 and run["exact_match"] >= 0.
 # They do: no recipe is farther from the standard one than one seed from the other. (The two that update in the backward pass, and so
 # without clipping, are the higher ones at both seeds. Two seeds are too few to say more.)
 #
-# **Exercise I.2 ●●○ (6 minutes).** Let the record choose. Which preset takes the fewest seconds a step, of those that
+# **Exercise L.2 ●●○ (6 minutes).** Let the record choose. Which preset takes the fewest seconds a step, of those that
 # train the model on *your* card? `rows` is `record["caps"]`. A run that succeeded on a smaller card counts too; one that
 # ran out of memory has no `measured`. If none trains, return `None`.
 
@@ -240,7 +240,7 @@ check_fastest_preset(fastest_preset)
 #
 # With checkpointing, logits and loss grow fastest: at their peak, three fp32 numbers stand there for each token and each known word (lesson 02).
 #
-# **Exercise I.3 ●●○ (3 minutes).** {{8}} GB are free for logits and loss. How many tokens fit into one step, with LLaMA's vocabulary of
+# **Exercise L.3 ●●○ (3 minutes).** {{8}} GB are free for logits and loss. How many tokens fit into one step, with LLaMA's vocabulary of
 # {{SHAPES["llama-7b"].vocab_size:,}} and with Llama-3-8B's, {{SHAPES["llama-3-8b"].vocab_size:,}}? Guess first. (One long document is a step, too.)
 
 
@@ -293,7 +293,7 @@ explore(draw, **SLIDERS)
 assert sum(first.values()) / recorded["llama-7b", "qlora", 4, 512, False, 64] > 0.99
 
 # %% [markdown]
-# **Exercise I.4 ●●○ (6 minutes).** You have a card of {{12}} GB and want LLaMA-13B: QLoRA, rank {{64}} on all linear layers, {{3072:,}} tokens a step
+# **Exercise L.4 ●●○ (6 minutes).** You have a card of {{12}} GB and want LLaMA-13B: QLoRA, rank {{64}} on all linear layers, {{3072:,}} tokens a step
 # (three samples of {{1024:,}}, say). Nothing may page out: the total of the sum must fit. Reckon before you try: how many parameters
 # has the adapter, and which of its costs can be halved or quartered? The optimizers are `"adamw_torch"`, `"adamw_8bit"`,
 # `"paged_adamw_32bit"` and `"paged_adamw_8bit"`; adapters are `"float32"` or `"bfloat16"`.

@@ -1,4 +1,4 @@
-"""Answers to the exercises of dive_i_small_cards: right ones, found in another way than the check, and mistakes."""
+"""Answers to the exercises of dive_l_small_cards: right ones, found in another way than the check, and mistakes."""
 
 import math
 

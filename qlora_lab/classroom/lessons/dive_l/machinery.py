@@ -1,4 +1,4 @@
-"""What dive_i_small_cards reads from the record; sizes are GB (10^9 bytes) where not said otherwise."""
+"""What dive_l_small_cards reads from the record; sizes are GB (10^9 bytes) where not said otherwise."""
 
 from __future__ import annotations
 

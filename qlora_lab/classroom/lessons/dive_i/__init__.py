@@ -1,1 +1,0 @@
-"""Dive I: Which card is large enough?"""
