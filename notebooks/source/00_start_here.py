@@ -170,6 +170,7 @@ explore(draw, billions=slider)
 # | [G · more than one card](dive_g_more_than_one_card.ipynb) | can several cards train what one cannot hold? |
 # | [H · merging](dive_h_merging.ipynb) | which merge keeps what was trained? |
 # | [I · the offset](dive_i_the_offset.ipynb) | is NF4's odd constant the best one? |
+# | [L · small cards](dive_l_small_cards.ipynb) | which card is large enough? |
 #
 # ## Colab and Kaggle
 #
