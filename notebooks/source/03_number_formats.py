@@ -74,7 +74,7 @@ assert torch.equal(codes, quantize_absmax(x, 4).codes.float())
 # and comes back as {{restored[3]:.2f}}. No error is larger than half a step, {{scale / 2:.2f}}.
 #
 # This scheme is called **absmax**, because the largest *absolute* value sets the scale. **INT8** is the same with eight bits and codes
-# from `-127` to `127`.
+# from `-127` to `127`. (The ruler has an odd number of marks, with zero in the middle, so one of the sixteen codes stays unused.)
 #
 # ## 2 · A float brings its own scale
 #
