@@ -26,15 +26,16 @@ def test_all_linear_layers_but_the_head_are_rounded_and_put_back():
     model = Model()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     weights = torch.stack([model.first.weight.data, model.second.weight.data])
-    with rounded(model, 4, 64) as lost:
+    with rounded(model, 4, 64) as (lost, zeros):
         now = torch.stack([model.first.weight.data, model.second.weight.data])
         assert torch.equal(now, quantize_absmax(weights, 4, 64).dequantize())
         assert lost == pytest.approx(relative_rms(weights, now)) and 0.05 < lost < 0.2
+        assert zeros == (now == 0).float().mean() and 0.1 < zeros < 0.3
         assert torch.equal(model.head.weight.data, before["head.weight"])
     with pytest.raises(ZeroDivisionError), rounded(model, 2, None):
         raise ZeroDivisionError
-    with rounded(model, 16, None) as lost:
-        assert lost == 0
+    with rounded(model, 16, None) as untouched:
+        assert untouched == (0, 0)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
