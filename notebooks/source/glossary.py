@@ -13,9 +13,10 @@
 # | term | in a sentence | explained in |
 # |---|---|---|
 # | **absmax** | The largest absolute value of a block, by which all its numbers are divided before they are rounded. | [lesson 04](04_nf4.ipynb) |
+# | **accumulation** | Adding up the gradients of several small batches before the weights are changed, as if they were one large batch. | [lesson 09](09_your_gpu.ipynb) |
 # | **activations** | What the forward pass computes and the backward pass needs again, such as the input of each layer. | [lesson 02](02_memory_wall.ipynb) |
 # | **adapter** | All the weights that LoRA adds to a model, together. | [lesson 01](01_first_run.ipynb) |
-# | **affine quantization** | Quantization with evenly spaced marks from the smallest to the largest number; it needs the smallest number, or a zero point, as a second constant. | [lesson 03](03_number_formats.ipynb) |
+# | **affine scheme** | Quantization with evenly spaced marks from the smallest to the largest number; it needs the smallest number, or a zero point, as a second constant. | [lesson 03](03_number_formats.ipynb) |
 # | **alpha** | A setting of LoRA: the product of the two thin matrices is multiplied by alpha divided by the rank. | [lesson 06](06_lora.ipynb) |
 # | **bf16 (bfloat16)** | A format of numbers with 16 bits: as wide a range as float32, with fewer digits. Recent GPUs and some CPUs multiply it themselves. | [lesson 00](00_start_here.ipynb) |
 # | **bits per parameter** | What a weight really takes: the bits of its code, and its share of the scale (and of other constants) of its block. | [lesson 03](03_number_formats.ipynb) |
@@ -34,7 +35,6 @@
 # | **frozen** | Not changed by the training. | [lesson 01](01_first_run.ipynb) |
 # | **GGUF** | The file format of llama.cpp, which holds a model in one of several number formats. | [lesson 12](12_ship_it.ipynb) |
 # | **gradient** | For each weight one number, left by the backward pass: how the loss changes with that weight. | [lesson 02](02_memory_wall.ipynb) |
-# | **gradient accumulation** | Adding up the gradients of several small batches before the weights are changed, as if they were one large batch. | [lesson 09](09_your_gpu.ipynb) |
 # | **gradient checkpointing** | Keeping only the input of each layer, and computing its other activations again in the backward pass: less memory, more time. | [lesson 02](02_memory_wall.ipynb) |
 # | **held out** | Kept away from the training, to judge the model with. | [lesson 08](08_your_data.ipynb) |
 # | **INT4, INT8** | Integer codes of {{4}} or 8 bits, with a scale that many numbers share. | [lesson 03](03_number_formats.ipynb) |
@@ -65,7 +65,7 @@
 # | **seed** | The number that decides how an adapter begins and in which order the samples come. Another seed is another try of the same training. | [lesson 11](11_accuracy_comparison.ipynb) |
 # | **singular value** | How large one of the products of a column and a row is, of which a matrix is the sum. | [dive B](dive_b_why_low_rank.ipynb) |
 # | **standard error** | How far the mean of several values is typically off the true mean: their spread divided by the square root of their number. | [lesson 11](11_accuracy_comparison.ipynb) |
-# | **target modules** | The layers that get an adapter, by name. | [lesson 06](06_lora.ipynb) |
+# | **targets** | The layers that get an adapter, by name. | [lesson 06](06_lora.ipynb) |
 # | **update** | What training adds to a weight: the weight afterwards minus the weight before. | [lesson 06](06_lora.ipynb) |
 # | **validation** | Measuring the loss on held-out samples while the model trains, to see when more training stops helping. | [lesson 08](08_your_data.ipynb) |
 # | **zero point** | The code of zero in affine quantization, or what stands for it: a second constant of each block. | [lesson 05](05_double_quantization.ipynb) |
