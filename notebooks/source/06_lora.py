@@ -462,7 +462,7 @@ assert fits == {(16, 1), (8, 2), (4, 4)}  # rank 16 on one of q, k, v and o, 8 o
 assert count(llama, 16, ATTENTION) == 32 * 4 * 16 * (4096 + 4096) and llama.parameters() + 4_194_304 == 6_742_609_920
 
 # %% [markdown]
-# **Exercise 6.3 ●○○ (2 minutes).** Now for your own card. So many GB (10⁹ bytes) are left on it for the adapter: its numbers, a gradient
+# **Exercise 6.3 ●○○ (2 minutes).** Now for your own card. So many GB (`10⁹` bytes) are left on it for the adapter: its numbers, a gradient
 # for each, and AdamW's two states, all in float32. What is the largest rank? `count(shape, rank, targets)` counts the numbers.
 
 
