@@ -20,6 +20,7 @@
 
 # %% machinery "Imports, the device, and a folder to try things in"
 import json
+import math
 import tempfile
 import time
 import warnings
@@ -32,6 +33,7 @@ from qlora_lab.adapters.quantized_linear import dense_weight
 from qlora_lab.classroom.checks import (
     check_adapters_that_fit,
     check_merged_weight,
+    check_real_parameters,
     check_verdicts,
     check_which_base,
     progress,
@@ -582,6 +584,32 @@ check_verdicts(verdicts)
 # their size? Gemma and T5 tie it to the head.</details>
 # <details><summary>Hint 2</summary>Some model classes name modules to keep out of low precision: look at
 # <code>transformers.T5ForConditionalGeneration._keep_in_fp32_modules</code>.</details>
+
+# %% [markdown]
+# **Exercise H.5 ●●○ (3 minutes).** How many parameters has a model that is loaded in 4 bits? `numel()` counts bytes, and two weights
+# share a byte. Count right. A packed weight has an attribute `quant_state`, and its `shape` is
+# the real one; other parameters have no such attribute.
+
+
+# %%
+def real_parameters(model):
+    """How many numbers the model's parameters stand for."""
+    ### BEGIN SOLUTION (about 4 lines)
+    total = 0
+    for p in model.parameters():
+        state = getattr(p, "quant_state", None)
+        total += p.numel() if state is None else math.prod(state.shape)
+    return total
+    ### END SOLUTION
+
+
+# %%
+check_real_parameters(real_parameters)
+
+# %% [markdown]
+# <details><summary>Hint 1</summary><code>getattr(p, "quant_state", None)</code> is None for a weight that is not packed.</details>
+# <details><summary>Hint 2</summary><code>math.prod(p.quant_state.shape)</code>. Doubling <code>numel()</code> is nearly
+# right: an odd number of weights is padded.</details>
 
 # %% [markdown]
 # ## Recap

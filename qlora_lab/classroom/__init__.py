@@ -3,6 +3,7 @@
 lessons/      one folder per lesson: its checks, figures, suspects
 checks.py     all lessons' checks in one module, and progress
 judging.py    how a check shows, records and raises
+certificate.py  what was solved, when and with what: a page to print
 plots.py      figures that several lessons draw
 widgets.py    sliders, live loss, tables
 samples.py    random numbers of several distributions, real weights

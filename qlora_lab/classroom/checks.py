@@ -29,6 +29,7 @@ import importlib
 import pkgutil
 
 from qlora_lab.classroom import lessons
+from qlora_lab.classroom.certificate import Certificate
 from qlora_lab.classroom.judging import Check, Exercise, Progress, progress_path, read_progress
 
 
@@ -44,7 +45,7 @@ def checks_of_lessons() -> dict[str, Check]:
 
 CHECKS = checks_of_lessons()
 globals().update(CHECKS)
-__all__ = ["CHECKS", "all_exercises", "progress", *CHECKS]
+__all__ = ["CHECKS", "all_exercises", "certificate", "progress", *CHECKS]
 
 
 def all_exercises() -> tuple[Exercise, ...]:
@@ -54,9 +55,18 @@ def all_exercises() -> tuple[Exercise, ...]:
 
 def progress() -> Progress:
     """Your progress: which exercises are solved, by item of the course's checklist."""
+    return Progress(all_exercises(), frozenset(solved_days()))
+
+
+def certificate() -> Certificate:
+    """What you have solved, when and with which versions; `.save("certificate.html")` writes a page to print."""
+    return Certificate(all_exercises(), solved_days())
+
+
+def solved_days() -> dict[str, str]:
+    """The exercises that are solved, and the day of each; none, with a line that says why, if they cannot be read."""
     try:
-        solved = read_progress(progress_path())
+        return read_progress(progress_path())
     except OSError as error:
         print(f"· your progress could not be read ({error})")
-        solved = {}
-    return Progress(all_exercises(), frozenset(solved))
+        return {}

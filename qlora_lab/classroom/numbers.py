@@ -29,11 +29,13 @@ NO_CLAIMS = [  # what a number in it says nothing that a run could contradict
     re.compile(r"^ *\d+\. ", re.MULTILINE),  # lists
     re.compile(r"\[\d\d · "),  # links to lessons
     re.compile(
-        r"\b(notebook|lesson|section|exercise|hint|step)s? \d+(\.\d+)?((, | and | to )\d+(\.\d+)?)*", re.IGNORECASE
+        r"\b(notebook|lesson|section|exercise|hint|step|claim)s? \d+(\.\d+)?((, | and | to )\d+(\.\d+)?)*",
+        re.IGNORECASE,
     ),
     re.compile(r"[●○]+ \(\d+ minutes?\)"),
     re.compile(r"^\| (time|computing|memory|GPU) \|.*", re.MULTILINE),  # the card: tests/test_labels.py
-    re.compile(r"\b\d+(\.\d+)?[BM]\b|\b\d+-bit\b"),  # sizes of models, widths
+    re.compile(r"\b\d+(\.\d+)?[BM]\b"),  # sizes of models
+    re.compile(r"(?<![.,\d])\d+-bit\b|(?<![.,\d])(2|4|8|16|32)\s+bits\b"),  # widths
 ]
 
 

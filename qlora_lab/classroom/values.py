@@ -190,18 +190,31 @@ def read_values(source: Path) -> list[list]:
 
 
 def recall(values: list[Value], pairs: list[list]) -> list[Kept]:
-    """What was kept of each value; equal texts match in order. Raises BuildError for a value that was not kept."""
+    """What was kept of each value; equal texts match in order. A constant, such as {{2023}}, needs no run.
+
+    Raises BuildError for a value that was not kept.
+    """
     by_text = defaultdict(list)
     for text, kept in pairs:
         by_text[text].append(kept)
     recalled = []
     for value in values:
+        if not by_text[value.text] and (constant := text_of_constant(value)) is not None:
+            by_text[value.text].append(constant)
         if not by_text[value.text]:
             raise BuildError(f"line {value.line}: {value.text} has no value yet: build with --execute")
         recalled.append(by_text[value.text].pop(0))
         if isinstance(recalled[-1], str) == bool(value.tolerance):
             raise BuildError(f"line {value.line}: what was kept of {value.text} is damaged: build with --execute")
     return recalled
+
+
+def text_of_constant(value: Value) -> str | None:
+    """How a literal is shown; None for what has to be computed, or compared within a tolerance."""
+    try:
+        return None if value.tolerance else format(ast.literal_eval(value.expression), value.format)
+    except (ValueError, TypeError, SyntaxError):
+        return None
 
 
 def file_of_values(values: list[Value], kept: list[Kept]) -> str:

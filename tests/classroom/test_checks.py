@@ -22,7 +22,9 @@ from qlora_lab.classroom.judging import (
     record,
 )
 
-TODAY = datetime.date.today().isoformat()
+
+def today() -> str:
+    return datetime.date.today().isoformat()
 
 
 @pytest.fixture(autouse=True)
@@ -265,7 +267,7 @@ def test_a_damaged_file_is_kept_aside(text, progress_file, capsys):
         aside = progress_file.with_name(f"progress.damaged-{n}.json")
         assert aside.read_text() == text
         assert f"was damaged: counting starts anew, and the old file is kept as {aside}" in capsys.readouterr().out
-        assert json.loads(progress_file.read_text()) == {"solved": {"1.2": TODAY}}
+        assert json.loads(progress_file.read_text()) == {"solved": {"1.2": today()}}
 
 
 def test_progress_of_the_first_edition_is_kept_aside(progress_file, capsys):
@@ -287,7 +289,7 @@ def test_what_was_recorded_before_survives_a_full_disk(progress_file, monkeypatc
     record("1.1")
     monkeypatch.setattr(os, "replace", no_space)
     record("2.2")
-    assert json.loads(progress_file.read_text()) == {"solved": {"1.1": TODAY}}
+    assert json.loads(progress_file.read_text()) == {"solved": {"1.1": today()}}
     assert "could not be saved ([Errno 28] No space left on device)" in capsys.readouterr().out
 
 

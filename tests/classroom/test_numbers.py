@@ -15,6 +15,7 @@ SOURCE = """\
 # # 03 · What do 4-bit weights cost?
 #
 # In 2023 NF4 took {{3.5}} hours on 12 A100s, LLaMA-65B, notebooks 02 and 04, Exercise 4.2 ●○○ (2 minutes), `x = 5`.
+# Claim 3 is of 16 bits, and of 0.37 bits.
 #
 # | you need | |
 # |---|---|
@@ -63,18 +64,19 @@ def test_numbers_that_no_run_fills_in_are_found_with_their_cells(tmp_path):
     assert found == [
         ("2023", 4, 1),
         ("12", 4, 1),
-        ("16", 21, 3),  # the second cell is the set-up's, which the build writes
-        ("1.5e-3", 21, 3),
-        ("0.25", 22, 3),
-        ("1,024", 27, 4),
-        ("30", 27, 4),
+        ("0.37", 5, 1),
+        ("16", 22, 3),  # the second cell is the set-up's, which the build writes
+        ("1.5e-3", 22, 3),
+        ("0.25", 23, 3),
+        ("1,024", 28, 4),
+        ("30", 28, 4),
     ]
 
 
 def test_a_false_number_fails_the_check_named_with_its_cell(tmp_path, capsys):
     notebooks = course(tmp_path)
     assert main(["--numbers"], notebooks) == 0
-    assert capsys.readouterr().out == "7 undeclared numbers are left\n"
+    assert capsys.readouterr().out == "8 undeclared numbers are left\n"
     assert json.loads((notebooks / "undeclared.json").read_text())["03_demo"][:2] == ["2023", "12"]
     assert told(notebooks, capsys) == []
     for right, wrong, where in (
@@ -83,9 +85,9 @@ def test_a_false_number_fails_the_check_named_with_its_cell(tmp_path, capsys):
             "on 13 A100s",
             "line 4: cell 1 states 13, which no run fills in (... n 2023 NF4 took {{}} hours on 13 A100s, LL",
         ),
-        ("| 1.5e-3 |", "| 1.6e-3 |", "line 21: cell 3 states 1.6e-3, which no run fills in (... "),
-        ("to 1,024", "to 2,048", "line 27: cell 4 states 2,048, which no run fills in (... A line from"),
-        ("it falls by 30 %", "it falls by 30 %, to 5", "line 27: cell 4 states 5, which no run fills in"),
+        ("| 1.5e-3 |", "| 1.6e-3 |", "line 22: cell 3 states 1.6e-3, which no run fills in (... "),
+        ("to 1,024", "to 2,048", "line 28: cell 4 states 2,048, which no run fills in (... A line from"),
+        ("it falls by 30 %", "it falls by 30 %, to 5", "line 28: cell 4 states 5, which no run fills in"),
         ("2023 NF4 took {{3.5}} hours on 12", "12 NF4 took {{3.5}} hours on 2023", "line 4: cell 1 states"),  # swapped
     ):
         course(tmp_path, SOURCE.replace(right, wrong))
@@ -101,12 +103,12 @@ def test_the_list_only_shrinks(tmp_path, capsys):
     course(tmp_path, SOURCE.replace("0.25", "0.25 or 0.5"))
     assert main(["--numbers"], notebooks) == 1
     said = capsys.readouterr().err
-    assert "03_demo has more undeclared numbers than its list, which only shrinks:\nline 22, cell 3: ..." in said
+    assert "03_demo has more undeclared numbers than its list, which only shrinks:\nline 23, cell 3: ..." in said
     assert (notebooks / "undeclared.json").read_text() == before
     course(tmp_path, SOURCE.replace("In 2023 NF4", "NF4"))
     assert told(notebooks, capsys) == ["2023: no longer in the text; build --numbers takes it from the list"]
     assert main(["--numbers", "03"], notebooks) == 0
-    assert capsys.readouterr().out == "6 undeclared numbers are left\n"
+    assert capsys.readouterr().out == "7 undeclared numbers are left\n"
     assert told(notebooks, capsys) == []
     course(tmp_path)
     assert told(notebooks, capsys)[0].startswith("line 4: cell 1 states 2023")

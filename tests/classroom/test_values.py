@@ -102,6 +102,17 @@ def test_a_rebuild_keeps_values_and_new_words_around_them(tmp_path, capsys):
     assert main([], notebooks) == 0 and not (notebooks / "source" / "01.json").exists()
 
 
+def test_a_constant_needs_no_run(tmp_path, capsys):
+    text = '# %% [markdown]\n# {{2023}}, {{"4,096"}}, {{0.5:.2f}}\n# %% alt="x"\nx\n'
+    notebooks = course(tmp_path, text, "[]")
+    assert main([], notebooks) == 0
+    assert texts(notebooks)[0] == "2023, 4,096, 0.50"
+    for computed in ("{{x}}", "{{2 * 3}}", "{{5 ±10%}}"):
+        (notebooks / "source" / "01.py").write_text(text.replace("{{2023}}", computed), encoding="utf-8")
+        assert main([], notebooks) == 1
+        assert f"{computed} has no value yet: build with --execute" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "old, new, told",
     [

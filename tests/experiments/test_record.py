@@ -9,7 +9,10 @@ from qlora_lab.errors import UserError
 from qlora_lab.experiments.record import Record
 
 RECORDS = pathlib.Path(__file__).resolve().parents[2] / "data" / "records"
-TODAY = datetime.date.today().isoformat()
+
+
+def today() -> str:
+    return datetime.date.today().isoformat()
 
 
 def begun(folder, device="Some GPU 80GB", **how) -> Record:
@@ -27,7 +30,7 @@ def test_a_record_says_on_what_with_what_and_when(tmp_path):
         "schema": 1,
         "command": "python -m qlora_lab.experiments rows",
         "device": "Some GPU 80GB",
-        "date": TODAY,
+        "date": today(),
         "versions": {"torch": importlib.metadata.version("torch")},
         "settings": {"steps": 3},
         "total_memory": 8,
@@ -118,7 +121,7 @@ def test_going_on_loses_nothing_and_keeps_both_dates(tmp_path):
         **then,
         "schema": 1,
         "command": "python -m qlora_lab.experiments rows",
-        "date": f"2026-11-24, 2026-11-25, {TODAY}",
+        "date": f"2026-11-24, 2026-11-25, {today()}",
         "versions": {"torch": f"1.0, {torch_now}", "gone": "3"},
         "runs": [{"seed": 0}, {"seed": 1}],
         "alone": {"nf4": 1.5, "fp4": 2.5},

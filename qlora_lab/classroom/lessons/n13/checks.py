@@ -5,71 +5,13 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from qlora_lab.classroom.judging import Mistake, Verdict, call, described, exercise, expect_number, right, wrong
+from qlora_lab.classroom.judging import Mistake, Verdict, call, described, exercise, right, wrong
 from qlora_lab.classroom.source import REPOSITORY
 
 LINES, STEPS = 50, 8  # what a project needs at least
 
 
-@exercise("13.1", "a 4-bit model's real parameters", item="quantization", points=2, todo="complete `real_parameters`")
-def check_real_parameters(real_parameters: Callable) -> Verdict:
-    """real_parameters(model): how many numbers the model's parameters stand for, packed 4-bit weights included."""
-    from math import prod
-
-    from torch import bfloat16
-
-    for name, model in _models().items():
-        parameters = list(model.parameters())
-        packed = [p for p in parameters if getattr(p, "quant_state", None) is not None]
-        dense = sum(p.numel() for p in parameters) - sum(p.numel() for p in packed)
-        expected = dense + sum(prod(p.quant_state.shape) for p in packed)
-        held = dense + sum(p.numel() for p in packed)
-        twice = dense + 2 * sum(p.numel() for p in packed)
-        state = model.state_dict()
-        constants = sum(value.numel() for key, value in state.items() if ".weight." in key)
-        tied = sum(p.numel() for p in parameters if p.dtype == bfloat16)
-        padded = "15 weights fill 8 bytes, and the last half byte is padding. Ask `quant_state` for the real shape."
-        mistakes = [
-            (held, "You counted a byte as one weight: two 4-bit codes hide in each."),
-            (twice, padded),
-            (expected + tied, "A tied matrix is one parameter with two names: `model.parameters()` gives it once."),
-            (2 * held, "You doubled everything. Embeddings and adapters are not packed."),
-            (sum(p.numel() for p in parameters if p.requires_grad), "Those are the trainable ones alone."),
-            (expected - dense, "Those are the packed weights alone: the others count too."),
-            (dense, "The packed weights are missing."),
-            (expected + constants, "Scales and code tables are not parameters: they say how to read them."),
-            (held + constants, "`state_dict()` holds scales and code tables too, and codes by the byte."),
-        ]
-        came = call(real_parameters, model)
-        expect_number(f"real_parameters of {name}", came, expected, mistakes)
-    return right(
-        "PEFT and transformers double what is packed. A bare `numel()` finds 3.5 billion parameters in LLaMA-7B."
-    )
-
-
-def _models() -> dict:
-    """Small models by description: dense, 4-bit, 4-bit with an odd number of weights, 4-bit beside a tied head."""
-    import torch
-    from bitsandbytes.nn.modules import Linear4bit
-    from torch import nn
-
-    def four_bits(inputs: int, outputs: int) -> nn.Module:
-        return Linear4bit(inputs, outputs, bias=False, quant_type="nf4").to("cpu")
-
-    tied = nn.Sequential(nn.Embedding(10, 64, dtype=torch.bfloat16), four_bits(64, 64), nn.Linear(64, 10, bias=False))
-    tied[2].weight = tied[0].weight
-    adapted = nn.Sequential(four_bits(64, 96), nn.Linear(64, 4, bias=False), nn.Linear(4, 96, bias=False))
-    for linear in (tied[1], adapted[0]):
-        linear.weight.requires_grad_(False)
-    return {
-        "a dense Linear(7, 5)": nn.Linear(7, 5),
-        "a 4-bit Linear(64, 96) with an adapter of rank 4": adapted,
-        "a 4-bit Linear(64, 64) between tied embeddings (10, 64)": tied,
-        "a 4-bit Linear(5, 3)": nn.Sequential(four_bits(5, 3)),
-    }
-
-
-# --- 13.2 -------------------------------------------------------------------------------------------------------------
+# --- 13.1 -------------------------------------------------------------------------------------------------------------
 
 GOOD = {
     "load_in_4bit": True,
@@ -91,7 +33,7 @@ FINE = {  # what was blamed in vain
 }
 
 
-@exercise("13.2", "what is wrong with a tutorial's settings", item="config", points=2, todo="complete `faults`")
+@exercise("13.1", "what is wrong with a tutorial's settings", item="config", points=2, todo="complete `faults`")
 def check_faults(faults: Callable[[dict, bool], list]) -> Verdict:
     """faults(settings, has_bf16): the names of the settings that are wrong, or missing, for QLoRA on a GPU.
 
@@ -147,10 +89,10 @@ def _blamed(name: str, settings: dict, has_bf16: bool) -> str:
     return f"You blame {name} ({value}) {_on(has_bf16)}: {why}."
 
 
-# --- 13.3 -------------------------------------------------------------------------------------------------------------
+# --- 13.2 -------------------------------------------------------------------------------------------------------------
 
 
-@exercise("13.3", "your own data, your own model", item="train", points=3, todo="set `project` to your run's folder")
+@exercise("13.2", "your own data, your own model", item="train", points=3, todo="set `project` to your run's folder")
 def check_project(project) -> Verdict:
     """project: the folder (--output) of a finished run of train_qlora on the learner's own data."""
     if not isinstance(project, (str, os.PathLike)) or isinstance(project, bytes) or not str(project).strip():

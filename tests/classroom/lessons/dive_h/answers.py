@@ -6,6 +6,7 @@ from torch import nn
 from qlora_lab.classroom.checks import (
     check_adapters_that_fit,
     check_merged_weight,
+    check_real_parameters,
     check_verdicts,
     check_which_base,
 )
@@ -77,6 +78,47 @@ def count_one_by_one(card, merged, base, adapter):
     return plan_a, plan_b
 
 
+# --- H.5 --------------------------------------------------------------------------------------------------------------
+
+
+def count_restored(model):
+    from bitsandbytes.functional import dequantize_4bit
+
+    total = 0
+    for p in model.parameters():
+        packed = getattr(p, "quant_state", None)
+        total += (dequantize_4bit(p.data, packed) if packed else p).numel()
+    return total
+
+
+def count_by_module(model):
+    seen, total = set(), 0
+    for module in model.modules():
+        for p in module.parameters(recurse=False):
+            if id(p) not in seen:
+                seen.add(id(p))
+                packed = hasattr(p, "quant_state")
+                total += module.in_features * module.out_features if packed else p.numel()
+    return total
+
+
+def held(model):
+    return sum(p.numel() for p in model.parameters())
+
+
+def doubled(model):
+    return sum(p.numel() * (2 if hasattr(p, "quant_state") else 1) for p in model.parameters())
+
+
+def tied_twice(model):
+    found = [p for _, p in model.named_parameters(remove_duplicate=False)]
+    return sum(p.quant_state.shape.numel() if hasattr(p, "quant_state") else p.numel() for p in found)
+
+
+def with_constants(model):
+    return count_restored(model) + sum(v.numel() for k, v in model.state_dict().items() if ".weight." in k)
+
+
 RIGHT = [
     (check_merged_weight, (merge_by_running,)),
     (check_merged_weight, (merge_by_columns,)),
@@ -84,6 +126,8 @@ RIGHT = [
     (check_which_base, (by_what_is_left,)),
     (check_verdicts, (RIGHT_VERDICTS,)),
     (check_adapters_that_fit, (count_one_by_one,)),
+    (check_real_parameters, (count_restored,)),
+    (check_real_parameters, (count_by_module,)),
 ]
 
 WRONG = [  # and what the learner must be told
@@ -118,4 +162,22 @@ WRONG = [  # and what the learner must be told
     (check_adapters_that_fit, lambda c, m, b, a: (c // m, (c - b) // a), "not a negative number"),
     (check_adapters_that_fit, lambda c, m, b, a: ((c - b) // a, c // m), "plan A comes first"),
     (check_adapters_that_fit, lambda c, m, b, a: c // m, "expected the pair"),
+    (check_real_parameters, held, "two 4-bit codes hide in each"),
+    (check_real_parameters, lambda model: 2 * held(model), "expected 40"),
+    (check_real_parameters, doubled, "last half byte is padding"),
+    (check_real_parameters, tied_twice, "one parameter with two names"),
+    (check_real_parameters, with_constants, "Scales and code tables are not parameters"),
+    (
+        check_real_parameters,
+        lambda model: sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "trainable ones alone",
+    ),
+    (
+        check_real_parameters,
+        lambda model: (
+            held(model) if not hasattr(model, "__len__") else sum(v.numel() for v in model.state_dict().values())
+        ),
+        "gives",
+    ),
+    (check_real_parameters, lambda model: "40", "expected one number"),
 ]

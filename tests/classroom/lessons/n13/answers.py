@@ -4,50 +4,9 @@ import json
 import tempfile
 from pathlib import Path
 
-from qlora_lab.classroom.checks import check_faults, check_project, check_real_parameters
+from qlora_lab.classroom.checks import check_faults, check_project
 
 # --- 13.1 -------------------------------------------------------------------------------------------------------------
-
-
-def count_restored(model):
-    from bitsandbytes.functional import dequantize_4bit
-
-    total = 0
-    for p in model.parameters():
-        packed = getattr(p, "quant_state", None)
-        total += (dequantize_4bit(p.data, packed) if packed else p).numel()
-    return total
-
-
-def count_by_module(model):
-    seen, total = set(), 0
-    for module in model.modules():
-        for p in module.parameters(recurse=False):
-            if id(p) not in seen:
-                seen.add(id(p))
-                packed = hasattr(p, "quant_state")
-                total += module.in_features * module.out_features if packed else p.numel()
-    return total
-
-
-def held(model):
-    return sum(p.numel() for p in model.parameters())
-
-
-def doubled(model):
-    return sum(p.numel() * (2 if hasattr(p, "quant_state") else 1) for p in model.parameters())
-
-
-def tied_twice(model):
-    found = [p for _, p in model.named_parameters(remove_duplicate=False)]
-    return sum(p.quant_state.shape.numel() if hasattr(p, "quant_state") else p.numel() for p in found)
-
-
-def with_constants(model):
-    return count_restored(model) + sum(v.numel() for k, v in model.state_dict().items() if ".weight." in k)
-
-
-# --- 13.2 -------------------------------------------------------------------------------------------------------------
 
 
 def list_faults(settings, has_bf16):
@@ -73,7 +32,7 @@ def present_only(settings, has_bf16):
     return [name for name in list_faults(settings, has_bf16) if name in settings]
 
 
-# --- 13.3 -------------------------------------------------------------------------------------------------------------
+# --- 13.2 -------------------------------------------------------------------------------------------------------------
 
 FOLDER = Path(tempfile.mkdtemp())
 
@@ -108,8 +67,6 @@ def half_written():
 
 
 RIGHT = [
-    (check_real_parameters, (count_restored,)),
-    (check_real_parameters, (count_by_module,)),
     (check_faults, (list_faults,)),
     (check_faults, (lambda settings, has_bf16: set(list_faults(settings, has_bf16)),)),
     (check_project, (run("good"),)),
@@ -120,24 +77,6 @@ RIGHT = [
 ]
 
 WRONG = [  # and what the learner must be told
-    (check_real_parameters, held, "two 4-bit codes hide in each"),
-    (check_real_parameters, lambda model: 2 * held(model), "expected 40"),
-    (check_real_parameters, doubled, "last half byte is padding"),
-    (check_real_parameters, tied_twice, "one parameter with two names"),
-    (check_real_parameters, with_constants, "Scales and code tables are not parameters"),
-    (
-        check_real_parameters,
-        lambda model: sum(p.numel() for p in model.parameters() if p.requires_grad),
-        "trainable ones alone",
-    ),
-    (
-        check_real_parameters,
-        lambda model: (
-            held(model) if not hasattr(model, "__len__") else sum(v.numel() for v in model.state_dict().values())
-        ),
-        "gives",
-    ),
-    (check_real_parameters, lambda model: "40", "expected one number"),
     (check_faults, without("bnb_4bit_quant_type"), "fp4 is the default"),
     (check_faults, without("bnb_4bit_use_double_quant"), "off unless it is asked for"),
     (check_faults, without("trust_remote_code"), "runs strangers' code"),
