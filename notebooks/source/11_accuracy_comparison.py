@@ -369,7 +369,26 @@ check_claims(verdict)
 # <details><summary>Hint 2</summary>"Less than three points" means that the difference lies above −{{3}}. On prose the scores are losses, so lower is
 # better.</details>
 
+# %% claims
+points_of = [compare("int4", "nf4", "test"), by_group(changes("fp4"), city), compare("nf4-double", "nf4", "test")]
+assert ["{:+.2f} ± {:.2f}".format(*paired_interval(each)) for each in points_of] == [
+    "+0.44 ± 1.62",
+    "-2.69 ± 1.55",
+    "-0.31 ± 0.63",
+]
+nats_of = [compare("nf4", "fp4", "prose"), compare("fp4", "lora-bf16", "prose")]
+assert ["{:+.3f} ± {:.3f}".format(*paired_interval(each)) for each in nats_of] == ["-0.131 ± 0.073", "+0.258 ± 0.046"]
+
 # %% [markdown]
+# <details><summary>The reasons, once you have judged</summary>
+#
+# - A: {{0.44:+.2f}} ± {{1.62}} points has both signs. B: INT4's interval ends at {{-2.62}}, above {{-3}}.
+# - C: {{-2.69}} ± {{1.55}} points by cities, all below zero. FP4's loss does not hang on Leipzig.
+# - D: {{-0.31}} ± {{0.63}} points, so it may cost something, or not. Not seen is not the same as not there.
+# - E: {{-0.131}} ± {{0.073}} nats. F: {{0.258:+.3f}} ± {{0.046}} nats, all of it above {{0.1}}.
+#
+# </details>
+#
 # And what can these runs not say? Nothing about **large models**: for the QLoRA paper's, from 7B up, dive C finds no
 # such loss. Nothing about **other tasks** or longer training. And nothing about models that were never rounded: this
 # one's weights had been in {{4}} bits once before (lesson 04), the "float32" base's, too.
