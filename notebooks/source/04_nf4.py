@@ -282,22 +282,21 @@ assert ends == sorted(ends, reverse=True)
 
 # %%
 codebooks = {"NF4": NF4, "used equally": levels_used_equally(gaussian), "least error": best_codebook(gaussian)}
+codebooks["with −1, 0, 1"] = best_codebook(gaussian, keep=(-1.0, 0.0, 1.0))  # the least error if these are levels
 error = {name: relative_rms(gaussian, quantize(gaussian, of, 64).dequantize()) for name, of in codebooks.items()}
 for name, levels in codebooks.items():
     use = level_usage(quantize(gaussian, levels, 64))
     print(f"{name:<13} used {use.min():.1%} to {use.max():.1%}; relative error {error[name]:.4f}, at 4.5 bits")
-above = error["NF4"] / error["least error"] - 1
+above, above_kept = (error["NF4"] / error[name] - 1 for name in ("least error", "with −1, 0, 1"))
 
 # %% claims
 assert ours.bits_per_parameter == 4.5 and 0.05 < above < 0.055 and error["used equally"] > 1.4 * error["NF4"]
-with_ends = best_codebook(gaussian, keep=(-1.0, 0.0, 1.0))
-above_kept = error["NF4"] / relative_rms(gaussian, quantize(gaussian, with_ends, 64).dequantize()) - 1
 assert 0.025 < above_kept < 0.03
 
 # %% [markdown]
 # Equal use is not even good: it leaves few levels to where numbers are rare, so misses there are large, and the error squares
-# them. The best table has its levels used about as unequally as NF4's. NF4's error is {{above:.0%}} above the least ({{above_kept:.0%}} with
-# −{{1}}, {{0}} and {{1}} among the levels). So what people say about *why* it works is false, *and* it works.
+# them. The best table has its levels used about as unequally as NF4's. NF4's error is {{above:.0%}} above the least, and {{above_kept:.0%}} above the least
+# with its fixed −{{1}}, {{0}} and {{1}}. So what people say about *why* it works is false, *and* it works.
 # ([Dive A](dive_a_better_codebooks.ipynb) makes better tables.)
 #
 # ## 5 · NF4 against INT4
@@ -340,7 +339,11 @@ for title, name in {"Gaussian": "Gaussian", "embeddings": "real weights (embeddi
         print(
             f"{title:<13}{size:>6}" + "".join(f"{f'{r.relative_rms:.4f} ({r.bits_per_parameter:g})':>16}" for r in row)
         )
-print(f"\nGaussian, blocks of 64: {told(vote)}")
+scaled = scaled_blocks(gaussian)
+smaller_end = torch.minimum(scaled.amax(1), -scaled.amin(1)).mean().item()
+print(
+    f"\nGaussian, blocks of 64: {told(vote)}\nwhere the larger end is at 1, the other is at {smaller_end:.2f} on average"
+)
 
 # %% claims
 best = {name: min(by_format, key=lambda form: by_format[form][1]) for name, by_format in errors.items()}
@@ -352,8 +355,6 @@ for name, by_format in errors.items():
     lowest = [min(by_format, key=lambda form, i=i, of=by_format: of[form][i]) for i in range(2, len(BLOCK_SIZES))]
     assert set(lowest) == ({"NF4"} if name != "uniform" else {"INT4 affine"}), (name, lowest)
 assert all(by["INT4"][i] < by["NF4"][i] for by in [errors["uniform"]] for i in range(len(BLOCK_SIZES)))
-scaled = scaled_blocks(gaussian)
-smaller_end = torch.minimum(scaled.amax(1), -scaled.amin(1)).mean().item()
 at_32 = {form: by_size[0].relative_rms for form, by_size in reports["real weights (embeddings)"].items()}
 
 # %% [markdown]
@@ -419,7 +420,8 @@ assert 0.1 < part_left < 0.4
 
 # %% [markdown]
 # With NF4 the loss rises by {{losses["NF4"] - losses["as it is"]:.2f ±0.05}} instead of
-# {{losses["INT4"] - losses["as it is"]:.2f ±0.05}}, for the same bits. (One small model and five paragraphs: a sign, not a law.)
+# {{losses["INT4"] - losses["as it is"]:.2f ±0.05}}, for the same bits. (One small model, with a past of its own, and
+# five paragraphs: a sign, not a law.)
 #
 # ## 6 · The checkpoint with a past
 #
@@ -473,7 +475,7 @@ in_4_bits = relative_rms(weights, quantize_absmax(weights, 4, 32).dequantize())
 assert 7 / 127 * in_4_bits < 0.1 * errors["real weights (embeddings)"]["NF4"][1]  # 8 bits have 127 steps where 4 have 7
 
 # %% [markdown]
-# The package from which the course takes this model holds it in 4 bits, and the set-up wrote that down as bfloat16. Each block of {{32}}
+# The package from which the course takes this model holds its layers in 4 bits, and the set-up wrote that down as bfloat16. Each block of {{32}}
 # has sixteen different values at most, so doing the same once more loses only bfloat16's own rounding, {{affine:.4f}}. Blocks of {{16}} have other
 # ends, so other marks, and lose more.
 #
