@@ -5,7 +5,7 @@
     dive_i/suspects.py code with bugs, for its exercises to find
     dive_g/held.py     what is run in several processes: what each of them holds
     n08/samples.py     a sample of which the end is not learned
-    n12/machinery.py   what its folded cells and one-line helpers do; n04, n09 and dive_i have one too
+    n12/machinery.py   what its folded cells and one-line helpers do, as in several lessons
     dive_a/pasts.py    formats that weights may have been in
     n09/limited.py     a script in a process that is short of memory
 

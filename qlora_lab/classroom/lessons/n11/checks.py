@@ -11,6 +11,7 @@ from qlora_lab.classroom.judging import (
     exercise,
     expect_diagnosis,
     expect_number,
+    is_stub,
     right,
     wrong,
 )
@@ -98,43 +99,65 @@ def check_paired_difference(paired_difference: Callable[[list[dict], str, Callab
     return right("On the H100's record: -2.19 ± 1.77 points for NF4.")
 
 
-@exercise("11.2", "how many seeds", item="accuracy", points=2, todo="complete `seeds_needed`")
-def check_seeds_needed(seeds_needed: Callable[[float, float], int]) -> Verdict:
-    """seeds_needed(spread, margin): the smallest n >= 2 whose 95 % t interval is within ± margin."""
+@exercise("11.2", "what the data say", item="accuracy", points=3, todo="judge each of the claims")
+def check_claims(verdict: dict[str, str]) -> Verdict:
+    """verdict: for each of CLAIMS, a key of VERDICTS."""
+    expect_diagnosis(verdict, TRUTH, VERDICTS, CLUES)
+    return right("Two shown, one refuted, three open: honest tables have open ones.")
+
+
+@exercise("11.3", "your own test set", item="accuracy", points=2, todo="complete `known_to`, describe your test set")
+def check_my_share(known_to: Callable[[int, int], float], mine: dict[str, int] | None = None) -> Verdict:
+    """known_to(right, asked): half the width, in points, of the 95 % interval of a share of right answers.
+
+    mine: the learner's own numbers: "asked", "right" of these, and the "groups" that they come from.
+    """
+    for correct, asked in [(190, 200), (60, 120), (380, 500)]:
+        spread = 100 * math.sqrt(correct * (asked - correct)) / asked
+        half = factor(asked) * spread / math.sqrt(asked - 1)
+        mistakes = [
+            (half / 100, "That is a share: points are asked for, so multiply by 100."),
+            (2 * half, "That is the whole width: return half of it."),
+            (spread, "That is the spread of single answers: the mean's is √n times smaller."),
+            (factor(asked) * spread, "That is the spread of single answers: the mean's is √n times smaller."),
+            (spread / math.sqrt(asked), "That is one standard error: how many of them hold 95 %? See `t_quantile`."),
+            (factor(asked) * spread / asked, "You divided by n: the mean's spread is √n times smaller."),
+            (100 * correct / asked, "That is the share itself: how far off may it be?"),
+        ]
+        came = call(known_to, correct, asked)
+        expect_number(f"known_to({correct}, {asked})", came, half, mistakes, tolerance=0.02)
+    if mine is None or is_stub(mine):
+        raise NotImplementedError
+    return judge_test_set(mine)
+
+
+def factor(count: int) -> float:
+    """How many standard errors enclose 95 %, for a mean of so many values."""
     from qlora_lab.evaluation.intervals import t_quantile
 
-    def smallest(half: Callable[[int], float], margin: float) -> int:
-        return next(n for n in range(2, 5000) if half(n) <= margin)
+    return t_quantile(count - 1)
 
-    for spread, margin in [(2.0, 1.0), (2.0, 0.5), (1.0, 4.0), (1.0, 20.0)]:
-        expected = smallest(lambda n, s=spread: t_quantile(n - 1) * s / math.sqrt(n), margin)
-        z = (1.96 * spread / margin) ** 2
-        mistakes = [
-            (
-                math.ceil(z),
-                "That is (1.96 · spread / margin)²: with few seeds 1.96 is too small, take t_quantile(n - 1).",
-            ),
-            (z, "That is (1.96 · spread / margin)²: take t_quantile(n - 1), and try n = 2, 3, ... in turn."),
-            (
-                smallest(lambda n, s=spread: t_quantile(n) * s / math.sqrt(n), margin),
-                "The degrees of freedom are n - 1.",
-            ),
-            (
-                smallest(lambda n, s=spread: 2 * t_quantile(n - 1) * s / math.sqrt(n), margin),
-                "You compared the whole width with the margin: half of it counts.",
-            ),
-            (
-                smallest(lambda n, s=spread: t_quantile(n - 1) * s / n, margin),
-                "You divided by n: the mean's spread is √n times smaller.",
-            ),
-            (math.ceil((spread / margin) ** 2), "That holds one standard error: 95 % takes more."),
-            (expected - 1, "One too few: the half width is still above the margin."),
-            (expected + 1, "One too many: one seed less is enough. (Did you divide by √(n - 1)? By √n.)"),
-            (1, "One difference has no spread: at least 2 are needed."),
-        ]
-        came = call(seeds_needed, spread, margin)
-        expect_number(f"seeds_needed({spread:g}, {margin:g})", came, expected, mistakes)
-    return right("Half the margin costs four times the seeds, nearly.")
+
+def judge_test_set(mine: dict[str, int]) -> Verdict:
+    """How well the learner's own share is known, if answers are the luck, and if whole groups are."""
+    if not isinstance(mine, dict) or not all(type(mine.get(key)) is int for key in ("asked", "right", "groups")):
+        return wrong(f'mine is {described(mine)}, expected a dict of three whole numbers: "asked", "right", "groups".')
+    asked, correct, groups = (mine[key] for key in ("asked", "right", "groups"))
+    if not 0 <= correct <= asked:
+        return wrong(f"mine has {correct} right answers of {asked} asked: expected a number from 0 to {asked}.")
+    if not 2 <= groups <= asked:
+        return wrong(f"mine has {groups} groups of {asked} answers: expected at least 2, and no more than answers.")
+    share = correct / asked
+    if correct in (0, asked):
+        return right(
+            f"{share:.0%} of {asked}: the spread is 0, so this formula has nothing to say. By the rule of three, about "
+            f"3 in {asked} may still go the other way; if whole groups do, 3 in {groups}."
+        )
+    alone, together = (100 * factor(n) * math.sqrt(share * (1 - share) / (n - 1)) for n in (asked, groups))
+    return right(
+        f"Your {correct} of {asked} are {share:.0%}, ± {alone:.0f} points if each answer has luck of its own. If your "
+        f"{groups} groups stand or fall as a whole, it is ± {together:.0f}."
+    )
 
 
 VERDICTS = {
@@ -149,10 +172,8 @@ CLAIMS = {
     "D": "On orders to other cities, too, NF4 costs exact answers.",
     "E": "Double quantization, on top of NF4, costs exact answers on these 200 orders.",
     "F": "On prose, NF4 ends no better than FP4.",
-    "G": "On the held-out orders (validation), INT4 ends with a lower loss than NF4.",
-    "H": "On prose, FP4 costs less than 0.1 nats.",
 }
-TRUTH = dict.fromkeys("ACG", "shown") | dict.fromkeys("FH", "refuted") | dict.fromkeys("BDE", "open")
+TRUTH = dict.fromkeys("AC", "shown") | {"F": "refuted"} | dict.fromkeys("BDE", "open")
 TRUTH = {name: TRUTH[name] for name in CLAIMS}
 CLUES = {
     ("A", "open"): "Over seeds, the whole interval, from -3.96 to -0.41 points, lies below 0.",
@@ -167,15 +188,4 @@ CLUES = {
     ("E", "refuted"): "-0.31 ± 0.63 has both signs. Not seen is not the same as not there.",
     ("F", "shown"): "These are losses: lower is better.",
     ("F", "open"): "Two intervals against lora-bf16 may overlap; compare nf4 with fp4, seed by seed.",
-    ("G", "open"): "Two intervals against lora-bf16 may overlap; compare int4 with nf4, seed by seed.",
-    ("G", "refuted"): "These are losses: lower is better.",
-    ("H", "shown"): "The interval is +0.258 ± 0.046: on which side of 0.1?",
-    ("H", "open"): "The interval is +0.258 ± 0.046: on which side of 0.1?",
 }
-
-
-@exercise("11.3", "what the data say", item="accuracy", points=3, todo="judge each of the claims")
-def check_claims(verdict: dict[str, str]) -> Verdict:
-    """verdict: for each of CLAIMS, a key of VERDICTS."""
-    expect_diagnosis(verdict, TRUTH, VERDICTS, CLUES)
-    return right("Three shown, two refuted, three open: honest tables have open ones.")

@@ -1,6 +1,5 @@
 """Answers to the exercises of 11_accuracy_comparison: right ones, found by another way, and likely mistakes."""
 
-import itertools
 import json
 import math
 import statistics
@@ -9,7 +8,7 @@ from pathlib import Path
 import numpy
 
 import qlora_lab
-from qlora_lab.classroom.checks import check_claims, check_paired_difference, check_seeds_needed
+from qlora_lab.classroom.checks import check_claims, check_my_share, check_paired_difference
 from qlora_lab.evaluation.intervals import t_quantile
 from qlora_lab.experiments.accuracy import METHODS
 
@@ -88,19 +87,18 @@ def ends(runs, method, score):
     return statistics.fmean(d) - half_of(d), statistics.fmean(d) + half_of(d)
 
 
-def doubling(spread, margin):
-    """By halving the bracket instead of counting up."""
-    low, high = 1, 10_000
-    while high - low > 1:
-        middle = (low + high) // 2
-        fits = t_quantile(middle - 1) * spread <= margin * middle**0.5
-        low, high = (low, middle) if fits else (middle, high)
-    return high
+def with_t(right, asked):
+    """By the formula: n - 1 twice, for t and for the spread."""
+    share = right / asked
+    return 100 * t_quantile(asked - 1) * math.sqrt(share * (1 - share) / (asked - 1))
 
 
-def first(half):
-    """seeds_needed with another half width, half(n, spread)."""
-    return lambda spread, margin: next(n for n in itertools.count(2) if half(n, spread) <= margin)
+def with_z(right, asked):
+    """The formula of textbooks, which is close enough with hundreds of answers."""
+    return 196 * math.sqrt(right * (asked - right) / asked**3)
+
+
+MINE = {"asked": 40, "right": 31, "groups": 12}
 
 
 # The claims, judged from the record itself: the interval of what the claim says is above 0.
@@ -143,16 +141,15 @@ JUDGED = {
     "D": judged(by_city()),
     "E": judged(less("nf4-double", "nf4", "test", sign=-1)),
     "F": judged(less("nf4", "fp4", "prose")),
-    "G": judged(less("int4", "nf4", "validation", sign=-1)),
-    "H": judged(less("fp4", "lora-bf16", "prose", sign=-1, plus=0.1)),
 }
 
 RIGHT = [
     (check_paired_difference, (with_numpy,)),
     (check_paired_difference, (by_hand,)),
-    (check_seeds_needed, (doubling,)),
-    (check_seeds_needed, (first(lambda n, s: t_quantile(n - 1) * s / n**0.5),)),
     (check_claims, (JUDGED,)),
+    (check_my_share, (with_t, MINE)),
+    (check_my_share, (with_z, MINE)),
+    (check_my_share, (with_t, {"asked": 12, "right": 12, "groups": 12})),
 ]
 
 WRONG = [
@@ -183,14 +180,6 @@ WRONG = [
     (check_paired_difference, mistaken(lambda d: half_of(d) * statistics.stdev(d)), "the variance"),
     (check_paired_difference, mistaken(lambda d: statistics.stdev(d) / len(d) ** 0.5), "one standard error"),
     (check_paired_difference, lambda runs, m, s: pairs_of(runs, m, s), "expected the pair mean, half"),
-    (check_seeds_needed, lambda s, m: math.ceil((1.96 * s / m) ** 2), "1.96 is too small"),
-    (check_seeds_needed, lambda s, m: (1.96 * s / m) ** 2, "in turn"),
-    (check_seeds_needed, first(lambda n, s: t_quantile(n) * s / n**0.5), "The degrees of freedom are n - 1"),
-    (check_seeds_needed, first(lambda n, s: 2 * t_quantile(n - 1) * s / n**0.5), "the whole width"),
-    (check_seeds_needed, first(lambda n, s: t_quantile(n - 1) * s / n), "You divided by n:"),
-    (check_seeds_needed, lambda s, m: doubling(s, m) - 1, "One too few"),
-    (check_seeds_needed, lambda s, m: doubling(s, m) + 1, "One too many"),
-    (check_seeds_needed, lambda s, m: math.ceil((s / m) ** 2), "one standard error"),
     (check_claims, JUDGED | {"A": "open"}, "lies below 0"),
     (check_claims, JUDGED | {"B": "refuted"}, "a loss of 1 point"),
     (check_claims, JUDGED | {"B": "shown"}, "a loss of 3 points"),
@@ -199,8 +188,15 @@ WRONG = [
     (check_claims, JUDGED | {"E": "refuted"}, "not the same as not there"),
     (check_claims, JUDGED | {"E": "shown"}, "Compare nf4-double with nf4"),
     (check_claims, JUDGED | {"F": "shown"}, "lower is better"),
-    (check_claims, JUDGED | {"G": "open"}, "compare int4 with nf4"),
-    (check_claims, JUDGED | {"H": "open"}, "on which side of 0.1"),
-    (check_claims, JUDGED | {"H": "false"}, "expected one of 'shown'"),
     (check_claims, {"A": "shown"}, "a diagnosis for A, B"),
+    (check_my_share, (lambda right, asked: with_t(right, asked) / 100, MINE), "multiply by 100"),
+    (check_my_share, (lambda right, asked: 2 * with_t(right, asked), MINE), "the whole width"),
+    (check_my_share, (lambda right, asked: 100 * math.sqrt(right * (asked - right)) / asked, MINE), "spread of single"),
+    (check_my_share, (lambda right, asked: with_t(right, asked) * math.sqrt(asked), MINE), "spread of single"),
+    (check_my_share, (lambda right, asked: with_t(right, asked) / 1.96, MINE), "one standard error"),
+    (check_my_share, (lambda right, asked: with_t(right, asked) / math.sqrt(asked), MINE), "You divided by n:"),
+    (check_my_share, (lambda right, asked: 100 * right / asked, MINE), "the share itself"),
+    (check_my_share, (with_t, {"asked": 40, "right": 31}), "three whole numbers"),
+    (check_my_share, (with_t, MINE | {"right": 41}), "a number from 0 to 40"),
+    (check_my_share, (with_t, MINE | {"groups": 1}), "expected at least 2"),
 ]
