@@ -4,8 +4,8 @@
 # In lesson 01 you trained an adapter on a base that was held in {{4}} bits, and it learned. Should that not surprise you? Gradients
 # had to find their way back through weights that had been *rounded*. Rounding is a staircase, and the slope of a stair is zero.
 #
-# Here you find out how anything can learn through it, write a 4-bit layer in ten lines, and build QLoRA from it. At the end
-# your QLoRA runs beside the one of bitsandbytes and PEFT, and you see whether they differ.
+# Here you find out how anything can learn through it, and write a 4-bit layer that trains. Then QLoRA made of such layers runs beside
+# the QLoRA of bitsandbytes and PEFT.
 #
 # | you need | |
 # |---|---|
@@ -19,31 +19,30 @@ import warnings
 
 import matplotlib.pyplot as plt
 import torch
-from torch.nn.functional import linear
 from transformers.utils.logging import disable_progress_bar
 
-from qlora_lab.classroom.checks import check_ill_layers, check_input_gradient, check_short_version, progress
+from qlora_lab.classroom.checks import check_frozen_matmul, check_ill_layers, check_naive, progress
 from qlora_lab.classroom.lessons.n07.checks import DISEASES, ill_layers
 from qlora_lab.classroom.lessons.n07.figures import plot_megabytes, plot_stairs, plot_together
 from qlora_lab.classroom.lessons.n07.machinery import (
     examine,
     kept_bytes,
+    naive_layers,
+    nudge,
+    race,
     sent_back,
     short_orders,
-    short_version,
     twin_of,
 )
 from qlora_lab.classroom.plots import new_axes, told
 from qlora_lab.classroom.samples import bundled_weight
 from qlora_lab.finetuning import (
-    Batches,
     QuantizedLinear,
     add_lora,
     collate,
     fetch,
     load_model,
     quantize_linears,
-    train,
 )
 from qlora_lab.quantization import double_quantize, quantize, relative_rms
 from qlora_lab.training.loss import token_loss_sum
@@ -54,30 +53,27 @@ warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is depreca
 # %% [markdown]
 # ## 1 · The slope of a staircase
 #
-# Start with a layer of four weights, and round them to multiples of {{0.25}}:
+# Start with a layer of four weights, y = x Wᵀ as in `nn.Linear`, and round them to multiples of {{0.25}}:
 
 # %%
 W = torch.tensor([[0.31, -0.82], [0.55, 0.12]])
 Q = (W / 0.25).round() * 0.25
 x = torch.tensor([2.0, 1.0])
-print(f"rounded: {Q.tolist()}, output y = Qx: {(Q @ x).tolist()}")
+print(f"rounded: {Q.tolist()}, output: {(x @ Q.T).tolist()}")
 
 # %% [markdown]
-# **Predict.** In the backward pass, the layers above report how the loss changes with the two outputs: dL/dy = ({{1}}, {{2}}). Autograd passes this on, through
-# the rounded weights, to the input x. Will the gradient dL/dx be zero, roughly right, or exactly right?
+# In the backward pass, the later layers report how the loss changes with the two outputs: dL/dy = ({{1}}, {{2}}). Autograd passes this on,
+# through the rounding, to the input and to the unrounded weights.
+#
+# **Predict.** Take the true slopes of this rounded layer. Will the gradient that reaches the input be zero, roughly right, or exactly right?
 
 # %%
 vote = ...  # "zero", "roughly right" or "exactly right"
 
-# %% [markdown]
-# By hand: raise the first input by {{0.1}}. The first output rises by {{0.1}} × {{Q[0][0]:.2f}}, the second by {{0.1}} × {{Q[1][0]:.2f}}. Weighted with
-# {{1}} and {{2}}, the loss rises by {{0.1}} × ({{1}} × {{Q[0][0]:.2f}} + {{2}} × {{Q[1][0]:.2f}}), so the slope is {{Q[0][0] + 2 * Q[1][0]:.2f}}. For the second input it is
-# {{1}} × ({{Q[0][1]:.2f}}) + {{2}} × {{Q[1][1]:.2f}} = {{Q[0][1] + 2 * Q[1][1]:.2f}}. Ask autograd, and ask it for the gradient of the *unrounded* weights as well:
-
 # %% alt="Left, the rounded weight over the weight: a staircase of flat steps; a dot marks the weight {{W[0][0]:.2f}} on the step at {{Q[0][0]:.2f}}. Right, the first output over the first input: a straight line with the slope {{Q[0][0]:.2f}}."
 x.requires_grad_()
 W.requires_grad_()
-y = ((W / 0.25).round() * 0.25) @ x
+y = x @ ((W / 0.25).round() * 0.25).T
 y.backward(torch.tensor([1.0, 2.0]))
 print("dL/dx:", x.grad.tolist())
 print("dL/dW:", W.grad.tolist())
@@ -89,21 +85,25 @@ _ = plot_stairs(axes, step=0.25, weight=0.31, others=-0.75)
 assert x.grad.tolist() == [1.25, -0.75] and not W.grad.any()
 
 # %% [markdown]
-# **What happened?** These are two questions, with two answers. How does the loss change with a *weight*? The weight moves along a stair, so the
-# answer is zero, and nobody could train these weights. How does it change with an *input*? The rounded weight is then a constant, the
-# output is a straight line over the input, and the slope of a straight line is exact.
+# **What happened?** Check dL/dx by hand: raise the first input by {{0.1}}. The first output rises by {{0.1}} × {{Q[0][0]:.2f}}, the second by {{0.1}} × {{Q[1][0]:.2f}}. Weighted
+# with dL/dy, the loss rises by {{0.1}} × ({{1}} × {{Q[0][0]:.2f}} + {{2}} × {{Q[1][0]:.2f}}), so the true slope is {{Q[0][0] + 2 * Q[1][0]:.2f}}. It is *exactly right*.
 #
-# LoRA asks the second question only. The base is frozen, so nobody needs dL/dW. The adapter beside this layer needs dL/dy and x, and no W. The adapters of
-# *earlier* layers lie before this layer's input, and dL/dx is what reaches them. So the gradients are exact, for a model whose weights were changed a little, once, before
-# training. How little? Here is a real layer in NF4 with double quantization. With the original weights, the
-# gradient would be another one:
+# How does the loss change with a *weight*? The weight moves along a stair, so the answer is zero, and nobody could train these weights. How does it change with
+# an *input*? The rounded weight is then a constant, the output is a straight line over the input, and the slope of a straight line is exact.
+#
+# LoRA asks the second question only. The base is frozen, so nobody needs dL/dW. The adapters of *earlier* layers need dL/dx, which is exact. So QLoRA trains
+# with right gradients, but another model: its weights were changed once, before training. By how much? Here is a real layer, in NF4 with double
+# quantization. To multiply by it, `dequantize` makes a **dense** matrix of its codes and scales: an ordinary one of floating-point numbers.
 
 # %%
-W = bundled_weight("model.layers.0.mlp.up_proj.weight").float()  # 1536 out, 576 in
+W = bundled_weight("model.layers.0.mlp.up_proj.weight").float()
 q = double_quantize(quantize(W))
+print(
+    f"{tuple(W.shape)}: {q.bits_per_parameter:.3f} bits per weight, {q.nbytes / 1e6:.2f} MB; in float32 {W.nbytes / 1e6:.2f} MB"
+)
 draw = torch.Generator().manual_seed(0)
-x, gradient = torch.randn(8, 576, generator=draw), torch.randn(8, 1536, generator=draw)
-of_4_bits = sent_back(lambda x: x @ q.dequantize().T, x, gradient)  # dL/dx, where gradient is dL/dy
+x, gradient = torch.randn(8, 576, generator=draw), torch.randn(8, 1536, generator=draw)  # the second is dL/dy
+of_4_bits = sent_back(lambda x: x @ q.dequantize().T, x, gradient)  # dL/dx
 of_original = sent_back(lambda x: x @ W.T, x, gradient)
 print(f"rounding changed the weights by {relative_rms(W, q.dequantize()):.1%}")
 print(f"and the gradient dL/dx by {relative_rms(of_original, of_4_bits):.1%}")
@@ -112,111 +112,105 @@ print(f"and the gradient dL/dx by {relative_rms(of_original, of_4_bits):.1%}")
 assert f"{relative_rms(of_original, of_4_bits):.2f}" == f"{relative_rms(W, q.dequantize()):.2f}" == "0.09"
 
 # %% [markdown]
-# **Exercise 7.1 ●○○ (2 minutes).** Write the way back without autograd, in one line. The layer is y = x Wᵀ, and dL/dy is given; what is dL/dx?
-# Multiply in the gradient's dtype, which may be bfloat16.
-
-
-# %%
-def input_gradient(gradient, q):
-    """dL/dy, Tensor[..., out], and W, in 4 bits, (out, in) -> dL/dx, Tensor[..., in]."""
-    ### BEGIN SOLUTION (about 1 line)
-    return gradient @ q.dequantize().to(gradient.dtype)
-    ### END SOLUTION
-
-
-# %%
-check_input_gradient(input_gradient)
-
-# %% [markdown]
-# <details><summary>Hint 1</summary>Look at the shapes: (..., out) and (out, in) must give (..., in).</details>
-# <details><summary>Hint 2</summary>In the example by hand, which entries of Q belonged to the first input: a row or a column?</details>
-
-# %% [markdown]
+# The two figures are alike for a reason: dL/dx is the incoming gradient times W, and a W that is off by about a tenth makes a product that is off by about a tenth. Does that harm? Not the
+# training: the adapter learns on the rounded model, is used on it, and can make up for some of its errors. What the rounding costs in the end, lesson 11 measures.
+#
 # ## 2 · Right numbers, wrong price
 #
-# So `x @ q.dequantize().T` *is* a 4-bit layer: the output is right, the gradient is right, and it takes one line. Call it the short version.
-# Why does nobody write it?
+# So `x @ q.dequantize().T` *is* a 4-bit layer: the output is right, the gradient is right, and it takes one line. Call it the **naive layer**.
+# Why does nobody use it?
 #
-# Between forward and backward pass, autograd keeps what it will need on the way back. Our layer's weights take {{q.nbytes / 1e6:.2f}} MB (a million bytes) in
-# {{4}} bits.
+# Between forward and backward pass, autograd keeps what it will need on the way back.
 #
-# **Predict.** How many MB does autograd keep of the short version until the backward pass?
+# **Predict.** How many MB (a million bytes) does autograd keep of the naive layer until the backward pass?
 
 # %%
-prediction = {"short version": ...}  # ← your guess, in MB
+prediction = {"naive layer": ...}  # ← your guess, in MB
+
+# %% alt="One horizontal bar: MB kept for the backward pass. The naive layer keeps {{megabytes['naive layer']:.1f}} MB."
+inputs = x.clone().requires_grad_()
+megabytes = {"naive layer": kept_bytes(lambda: inputs @ q.dequantize().T) / 1e6}
+_ = plot_megabytes(new_axes(height=1.4), megabytes, "kept for the backward pass (MB, 10$^6$ bytes)", prediction)
+print(told(prediction))
+
+# %% claims
+assert megabytes == {"naive layer": 1536 * 576 * 4 / 1e6}
 
 # %% [markdown]
-# To keep less, you write the way back yourself. That is what `torch.autograd.Function` is for. `forward` computes the output and leaves a note in
-# `ctx`, the context. `backward` gets the note and dL/dy, and returns a gradient for each argument of `forward`.
+# **What happened?** Autograd kept the dense matrix, in float32. The way back needs W, and autograd does not know that W can be made again from {{4}} bits.
+# Every layer would leave such a matrix behind, until the whole dense model is in memory, beside the {{4}} bits. (With gradient checkpointing, lesson 02, those of one block of layers at a time.)
+#
+# To keep less, you write the way back yourself. That is what `torch.autograd.Function` is for. `forward` gets `ctx`, the context, on which it can note
+# something (`ctx.name = ...`), and returns the output. `backward` gets the same `ctx` and dL/dy, and returns a gradient, or None, for each argument of `forward`.
+# It is called as `FrozenMatmul.apply(x, q)`.
+#
+# **Exercise 7.1 ●●○ (5 minutes).** Write the 4-bit layer that keeps nothing dense. x may be bfloat16, and then the output and dL/dx are as well.
 
 
 # %%
 class FrozenMatmul(torch.autograd.Function):
-    """x Wᵀ for a frozen W in 4 bits."""
+    """x Wᵀ, for x of shape (..., in) and a frozen W in 4 bits of shape (out, in)."""
 
+    ### BEGIN SOLUTION
+    ### STUB: @staticmethod
+    ### STUB: def forward(ctx, x, q):
+    ### STUB:     ...  # note what backward will need; return x Wᵀ
+    ### STUB: @staticmethod
+    ### STUB: def backward(ctx, gradient):
+    ### STUB:     ...  # gradient is dL/dy; return dL/dx, and None for q
     @staticmethod
     def forward(ctx, x, q):
         ctx.q = q  # 4 bits, which are in memory anyway
-        return linear(x, q.dequantize().to(x.dtype))
+        return x @ q.dequantize().to(x.dtype).T
 
     @staticmethod
     def backward(ctx, gradient):
-        return gradient @ ctx.q.dequantize().to(gradient.dtype), None  # none for q: it is frozen
+        return gradient @ ctx.q.dequantize().to(gradient.dtype), None
+
+    ### END SOLUTION
 
 
-# %% alt="Two horizontal bars: MB kept for the backward pass. The short version keeps {{megabytes['short version']:.1f}} MB, FrozenMatmul {{megabytes['FrozenMatmul']:.1f}}."
-inputs = x.clone().requires_grad_()
-megabytes = {
-    "short version": kept_bytes(lambda: inputs @ q.dequantize().T) / 1e6,
-    "FrozenMatmul": kept_bytes(lambda: FrozenMatmul.apply(inputs, q)) / 1e6,
-}
-_ = plot_megabytes(new_axes(height=1.9), megabytes, "kept for the backward pass (MB, 10$^6$ bytes)", prediction)
-print(told(prediction))
-
-# %% claims
-assert megabytes == {"short version": 1536 * 576 * 4 / 1e6, "FrozenMatmul": 0}
-layer = QuantizedLinear(q)
-assert torch.equal(FrozenMatmul.apply(x, q), layer(x)) and kept_bytes(lambda: layer(inputs)) == 0
-assert torch.equal(sent_back(layer, x, gradient), of_4_bits)
-assert torch.equal(sent_back(lambda x: FrozenMatmul.apply(x, q), x, gradient), of_4_bits)
+# %%
+check_frozen_matmul(FrozenMatmul)
 
 # %% [markdown]
-# **What happened?** Autograd kept the dense matrix, in float32. The way back needs W, and autograd does not know that W can be made again from {{4}} bits.
-# Every layer would leave such a matrix behind, and at the end of the forward pass the whole dense model would be in memory, beside
-# the {{4}} bits. `FrozenMatmul` makes W twice instead, once in each direction, and frees it at once: it pays with time, not with memory.
+# <details><summary>Hint 1</summary>By hand, dL/dx was a sum over the <i>outputs</i>. Which shapes must be multiplied, so that (..., out) becomes (..., in)?</details>
+# <details><summary>Hint 2</summary>What you hang on <code>ctx</code> stays in memory until the backward pass. Which is smaller, <code>q</code> or what <code>dequantize</code> makes of it?</details>
+
+# %% [markdown]
+# Such a layer makes W twice, once in each direction, and frees it at once: it pays with time, not with memory. bitsandbytes does the same.
 #
-# **Exercise 7.2 ●●○ (3 minutes).** Do the sum for a model that *you* would like to train. How many GB (a billion bytes) do its
-# weights take at the end of the forward pass, with `FrozenMatmul` and with the short version, if both compute in bfloat16? In {{4}} bits a weight takes
-# {{q.bits_per_parameter:.3f}} bits, scales included (lesson 05). Count as if all parameters were in linear layers; in a large model nearly all are.
+# **Exercise 7.2 ●●○ (2 minutes).** Do the sum for a model that *you* would like to train in bfloat16. How many GB (a billion bytes) do its
+# weights take at the end of the forward pass: in 4-bit layers like yours, in naive ones, and if the base is not quantized at all? Take {{q.bits_per_parameter:.3f}} bits for a quantized weight,
+# and count as if all parameters were in linear layers. Which of the three is worst?
 
 # %%
 ### BEGIN SOLUTION
-### STUB: mine = {"parameters": ..., "FrozenMatmul": ..., "short version": ...}  # such as 8e9, then two numbers of GB
-mine = {"parameters": 8e9, "FrozenMatmul": 8e9 * 4.127 / 8 / 1e9, "short version": 8e9 * (4.127 + 16) / 8 / 1e9}
+### STUB: mine = {"parameters": ..., "FrozenMatmul": ..., "naive": ..., "bfloat16": ...}  # a number, then GB
+mine = {"parameters": 8e9, "FrozenMatmul": 8 * 4.127 / 8, "naive": 8 * (4.127 + 16) / 8, "bfloat16": 8 * 16 / 8}
 ### END SOLUTION
 
 # %%
-check_short_version(mine)
+check_naive(mine)
 
 # %% [markdown]
-# <details><summary>Hint</summary>In the short version, two things lie in memory side by side. How many bits does each take for a weight?</details>
+# <details><summary>Hint</summary>In the naive layers, two things lie in memory side by side. How many bits does each take for a weight?</details>
 
 # %% [markdown]
-# **Exercise 7.3 ●●○ (4 minutes).** Four people wrote a 4-bit layer, and three of the four made a mistake. `examine` holds a layer against the dense one with the same
-# weights. In the examination below, all four look right. Choose better ones, until you know what each has.
+# **Exercise 7.3 ●●○ (3 minutes).** Five people wrote a 4-bit layer. Some are healthy, and two may have the same disease. `examine` holds a layer against the dense one with the same
+# weights. Below it does not tell enough: change the number of tokens and the dtype, and run the cell again, until you know what each has.
 
 # %%
-square = double_quantize(quantize(bundled_weight("model.layers.0.self_attn.q_proj.weight").float()))  # 576 × 576
-patients = ill_layers(square)
-for name, patient in patients.items():
+square = double_quantize(quantize(bundled_weight("model.layers.0.self_attn.q_proj.weight").float()))
+for name, patient in ill_layers(square).items():
     print(name, end=": ")
-    examine(patient, square, tokens=576, dtype=torch.bfloat16)
-print("What may be wrong:", *[f"{key!r}: {disease}" for key, disease in DISEASES.items()], sep="\n")
+    examine(patient, square, tokens=576, dtype=torch.bfloat16)  # ← change these two
+print("What it may be:", *[f"{key!r}: {disease}" for key, disease in DISEASES.items()], sep="\n")
 
 # %%
 ### BEGIN SOLUTION
-### STUB: diagnosis = {"A": ..., "B": ..., "C": ..., "D": ...}  # one of the six keys above for each
-diagnosis = {"A": "keeps x", "B": "coarse", "C": "healthy", "D": "keeps W"}
+### STUB: diagnosis = {"A": ..., "B": ..., "C": ..., "D": ..., "E": ...}  # one of the six keys above for each
+diagnosis = {"A": "keeps x", "B": "coarse", "C": "healthy", "D": "keeps W", "E": "healthy"}
 ### END SOLUTION
 
 # %%
@@ -227,55 +221,58 @@ check_ill_layers(diagnosis)
 # <details><summary>Hint 2</summary>In bfloat16 the dense layer rounds, too. In which dtype would you see who rounds for no reason?</details>
 
 # %% [markdown]
-# ## 3 · QLoRA is one line
+# ## 3 · QLoRA is two calls
 #
-# The package's `QuantizedLinear` is a module around `FrozenMatmul`. `quantize_linears` puts one in the place of each linear layer, except the output
-# head, whose matrix is the embedding at the same time. Then `add_lora` puts A and B beside each, exactly as in lesson 06: LoRA does not care what its
-# base is made of.
+# `QuantizedLinear` is a module around such a function. `quantize_linears` puts one in the place of each linear layer but the output head, whose matrix is the embedding, too, and
+# embeddings are looked up, not multiplied by. Then `add_lora` puts A and B beside each, as in lesson 06. LoRA does not care what its base is made of.
 
 # %%
 model, tokenizer = load_model(device="cpu", compute_dtype=torch.float32)
 model = add_lora(quantize_linears(model), rank=16, alpha=32)
 print(model.model.layers[0].self_attn.q_proj)
+layers = [module for module in model.modules() if isinstance(module, QuantizedLinear)]
+print(f"{len(layers)} such layers, {sum(layer.weight.nbytes for layer in layers) / 1e6:.0f} MB in all")
 
 # %% claims
-linears = [module for module in model.modules() if isinstance(module, QuantizedLinear)]
-parameters = sum(module.in_features * module.out_features for module in linears)
-assert (len(linears), parameters) == (210, 106_168_320)
+parameters = sum(module.in_features * module.out_features for module in layers)
+assert (len(layers), parameters) == (210, 106_168_320)
 assert model.lm_head.weight is model.model.embed_tokens.weight
+assert kept_bytes(lambda: layers[0](inputs)) == 0
 
 # %% [markdown]
-# That *is* QLoRA. What does `FrozenMatmul` save in the whole model? Two orders of lesson 01 go forward:
+# That *is* QLoRA. How much would it keep with naive layers? Two orders of lesson 01 go forward. LoRA, attention and the MLP keep their activations in any case.
 
-# %% alt="Two horizontal bars: MB kept for the backward pass in the whole model. The short version keeps {{kept['short version']:.0f ±10%}}, FrozenMatmul {{kept['FrozenMatmul']:.0f ±15%}}."
+# %% alt="Two horizontal bars: MB kept for the backward pass in the whole model. Naive layers keep {{kept['naive layers']:.0f ±10%}}, ours {{kept['ours']:.0f ±15%}}."
 # NBVAL_IGNORE_OUTPUT
 # because the activations that are kept depend on the versions of torch and transformers
-samples = short_orders(tokenizer)  # 100 of them
+samples = short_orders(tokenizer)
 batch = collate([[sample] for sample in samples[:2]], tokenizer.pad_token_id)
-there = list(model.parameters())  # these are in memory anyway
-with short_version():
-    kept = {"short version": kept_bytes(lambda: token_loss_sum(model, batch), there) / 1e6}
-kept["FrozenMatmul"] = kept_bytes(lambda: token_loss_sum(model, batch), there) / 1e6
+weights = list(model.parameters())  # in memory anyway: not counted
+with naive_layers():  # until the end of this block, each layer computes x @ q.dequantize().T
+    kept = {"naive layers": kept_bytes(lambda: token_loss_sum(model, batch), weights) / 1e6}
+kept["ours"] = kept_bytes(lambda: token_loss_sum(model, batch), weights) / 1e6
 _ = plot_megabytes(new_axes(height=1.9), kept, "kept for the backward pass (MB, 10$^6$ bytes)")
-more = kept["short version"] - kept["FrozenMatmul"]
-print(f"the short version keeps {more:.0f} MB more")
+more = kept["naive layers"] - kept["ours"]
+print(f"{kept['naive layers']:.1f} - {kept['ours']:.1f} = {more:.1f} MB")
 
 # %% claims
 assert abs(more - 4 * (parameters - 576 * (576 + 192 + 192)) / 1e6) < 1e-6
 
 # %% [markdown]
-# What `FrozenMatmul` keeps are activations, and both versions keep those. The {{more:.0f}} MB more are the linear layers in float32, all but three
-# of {{210}}. (What comes before the q, k and v of the first layer is frozen, so no gradient has to pass through these three.)
+# The {{more:.1f}} MB are the dense matrices of {{len(layers) - 3}} of the {{len(layers)}} layers, in float32, nearly eight times the model's 4-bit weights.
+#
+# <details><summary>Why not all of them?</summary>The other three are q, k and v of the first attention. What comes before them is frozen, so no gradient has to pass through them.</details>
 #
 # ## 4 · Beside the libraries
 #
-# Outside this course you write the same in three statements. The first has the settings that you know from lesson 01. The second loads the model, and bitsandbytes puts a
-# `Linear4bit`, with a function like yours inside, in the place of each linear layer. With the third, PEFT adds A and B.
+# Outside this course, three statements write QLoRA. The first has the settings that you know from lesson 01. The second loads the model, and bitsandbytes puts a
+# `Linear4bit`, with a function like yours inside, in the place of each linear layer. With the third, PEFT adds A and B, beside all linear layers but the head.
 
 # %%
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
+torch.manual_seed(0)  # PEFT draws A at random
 four_bits = BitsAndBytesConfig(
     load_in_4bit=True,
     bnb_4bit_quant_type="nf4",
@@ -283,57 +280,63 @@ four_bits = BitsAndBytesConfig(
     bnb_4bit_compute_dtype=torch.float32,
 )
 base = AutoModelForCausalLM.from_pretrained(fetch(), quantization_config=four_bits, dtype=torch.float32)
-torch.manual_seed(0)  # PEFT draws A at random
 theirs = get_peft_model(base, LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"))
 
 # %% [markdown]
-# Is it the same? A comparison is fair only if both start from the same numbers. So `twin_of` builds *our* model with *their* numbers: the 4-bit codes and scales of
-# bitsandbytes, and PEFT's A and B. What differs is the code that computes with them.
+# (`fetch()` is the folder of the course's model.) Is it the same? A comparison is fair only if both start from the same numbers. So `twin_of` builds *our* layers, copies bitsandbytes' codes and scales into
+# them, and reads A and B from the files that PEFT saves.
 #
-# **Predict.** Both train for twenty steps, at a high learning rate. Each step builds on the one before, so small differences tend to grow. How far apart do the two losses
-# get, relatively? A float32 number is rounded by about {{6e-8:.0e}} of its size.
+# Each step builds on the one before, so even a tiny difference may grow. To see that, a third model runs along: our twin, with every number of A changed by a millionth of its size.
+#
+# **Predict.** Twenty steps, at a high learning rate. How far apart, relatively, do the losses get: bitsandbytes and PEFT from ours, and the nudged twin from ours?
 
 # %%
-prediction = ...  # ← your guess, such as 0.01
+prediction = {"bitsandbytes + PEFT": ..., "ours, nudged": ...}  # ← your guesses, such as 0.01
 
-# %% alt="Above, the loss (log scale) over {{20}} steps: a line for ours, rings for bitsandbytes and PEFT. The loss falls, with bumps, and every ring is on the line. Below, their relative difference at each step: all dots lie at the bottom."
+# %% alt="Above, the loss (log scale) over {{20}} steps: a line for ours, rings for bitsandbytes and PEFT. The loss falls, with bumps, and every ring is on the line. Below, the relative difference from ours at each step (log scale): dots of bitsandbytes and PEFT at the bottom, triangles of the nudged twin far above them, rising."
 # NBVAL_IGNORE_OUTPUT
 # because another processor rounds otherwise
-ours = twin_of(theirs)
-batches = Batches(samples, batch_size=1, seed=0)
-settings = {"steps": 20, "learning_rate": 2e-3, "schedule": "constant", "warmup_steps": 3, "progress": False}
-losses = {
-    name: [record.loss for record in train(trained, batches, **settings)]
-    for name, trained in {"ours": ours, "bitsandbytes + PEFT": theirs}.items()
+models = {"ours": twin_of(theirs), "ours, nudged": nudge(twin_of(theirs)), "bitsandbytes + PEFT": theirs}
+losses = race(models, samples, steps=20)
+apart = {
+    name: [abs(loss / ours - 1) for loss, ours in zip(losses[name], losses["ours"])]
+    for name in ("bitsandbytes + PEFT", "ours, nudged")
 }
-differences = [abs(a / b - 1) for a, b in zip(*losses.values())]
-_, axes = plt.subplots(2, 1, figsize=(8, 4.4), layout="constrained", sharex=True, gridspec_kw={"height_ratios": [2, 1]})
-plot_together(axes, losses, differences, prediction)
-print(f"loss: {losses['ours'][0]:.2f} in the first step, {losses['ours'][-1]:.2f} in the last")
-print(f"largest relative difference: {max(differences):.0e}; {told(prediction)}")
+_, axes = plt.subplots(2, 1, figsize=(8, 5), layout="constrained", sharex=True, gridspec_kw={"height_ratios": [3, 2]})
+plot_together(axes, losses, apart, prediction)
+for name, differences in apart.items():
+    print(f"{name}: up to {max(differences):.1g} from ours; {told(prediction[name])}")
+print(f"loss of ours: {losses['ours'][0]:.2f} in the first step, {losses['ours'][-1]:.2f} in the last")
 
 # %% claims
-assert max(differences) < 1e-4 and losses["ours"][-1] < 0.5 * losses["ours"][0]
+assert max(apart["bitsandbytes + PEFT"]) < 1e-4 and losses["ours"][-1] < 0.5 * losses["ours"][0]
+assert max(apart["ours, nudged"]) > 1e-6
 
 # %% [markdown]
-# **What happened?** It is one curve, drawn twice. (It has bumps because each step sees a single order, and some orders are easier.) Small differences do grow, but equal numbers that are added in the same order leave no difference that could grow. (If yours is
-# not exactly zero, your processor adds in another order.) So the libraries have no secret: what they do is what you have built. What they add is fast GPU code, and hundreds of
-# model families.
+# **What happened?** It is one curve, drawn twice. (Its bumps come from the data: each step sees a single sample, and some are easier.) A millionth in A grew, but between the two programs there was nothing
+# to grow. On a CPU, bitsandbytes does in training what your function does: it makes W dense and calls PyTorch's own matrix product, so the same numbers are added in the same
+# order. (If you do not get exactly zero, your processor adds in another order.)
+#
+# So the libraries compute what you have built. What they add is fast GPU code, and many more kinds of models. (Here the scales were copied. If each program quantizes the model itself, a few scales
+# differ: [dive K](dive_k_to_the_last_bit.ipynb) finds out why.)
 #
 # ## Recap
 #
 # ```
+# forward
 #         ┌── W in 4 bits, made dense for a moment ──┐
-#   x ────┤                                          ├─(+)──► y      forward
+#   x ────┤                                          ├─(+)──► y
 #         └── A ──► B ──► × alpha / r ───────────────┘
-#
-#   dL/dx ◄── through W, made dense once more, and through B and A    backward
-#             A and B get gradients, W gets none
+# backward
+#   dL/dx ◄── through W, made dense once more  ◄── dL/dy
+#         ◄── through A and B, which get gradients
 # ```
 #
 # - Rounding happens once, before training. The gradient through a frozen 4-bit layer is exact for the rounded model.
-# - Left to itself, autograd keeps every dense W. An `autograd.Function` makes W again, and keeps {{4}} bits only.
-# - QLoRA is LoRA around such layers. From the same numbers, your layers and those of bitsandbytes and PEFT train alike.
+# - Left to itself, autograd keeps every dense W, and that is worse than no quantization. An `autograd.Function` makes W again instead.
+# - QLoRA is LoRA around such layers. From the same numbers, they train as those of bitsandbytes and PEFT do.
+#
+# How few bits can the base have, and can LoRA repair what rounding broke? That is [dive J](dive_j_how_few_bits.ipynb).
 
 # %%
 # NBVAL_IGNORE_OUTPUT

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 
-from qlora_lab.classroom.plots import BLUE, VERMILION, is_number, numbers_in
+from qlora_lab.classroom.plots import BLUE, GREEN, VERMILION, numbers_in
 
 
 def plot_stairs(axes: list[Axes], step: float, weight: float, others: float) -> Axes:
@@ -51,29 +51,33 @@ def plot_megabytes(
     return ax
 
 
-def plot_together(axes: list[Axes], losses: dict[str, list[float]], differences: list[float], guess: object) -> Axes:
-    """Two losses over optimizer steps, one drawn as a line and one as rings; below, their relative difference.
+def plot_together(
+    axes: list[Axes], losses: dict[str, list[float]], apart: dict[str, list[float]], guess: Mapping[str, object]
+) -> Axes:
+    """Above, two losses over optimizer steps, one a line and one rings; below, how far runs are from the first.
 
-    guess: the largest difference that the learner expects, a dashed line; none if it is left open.
+    losses: by name, that of "ours" and others. apart: by name, relative differences from ours; those of the first are
+    rings above, too. guess: the largest difference that the learner expects of each, a dashed line; none if left open.
     """
     upper, lower = axes
-    steps = range(1, len(differences) + 1)
-    (line, values), (rings, others) = losses.items()
-    upper.plot(steps, values, color=BLUE, linewidth=2, label=line)
-    upper.plot(steps, others, "o", color=VERMILION, markerfacecolor="none", markersize=8, label=rings)
+    count = len(losses["ours"])
+    steps = range(1, count + 1)
+    theirs = next(iter(apart))
+    upper.plot(steps, losses["ours"], color=BLUE, linewidth=2, label="ours")
+    upper.plot(steps, losses[theirs], "o", color=VERMILION, markerfacecolor="none", markersize=8, label=theirs)
     upper.set(ylabel="loss (nats per token,\nlog scale)", yscale="log")
     upper.set_yticks([0.01, 0.1, 1], ["0.01", "0.1", "1"])
-    upper.yaxis.set_minor_locator(NullLocator())
-    upper.legend(frameon=False)
-    floor = 1e-9
-    lower.plot(steps, [max(value, floor) for value in differences], "o", color=BLUE, markersize=4)
-    if is_number(guess) and guess > 0:
-        lower.axhline(guess, color=VERMILION, linestyle="--", label=f"your guess: {guess:g}")
-        lower.legend(frameon=False, loc="upper right", fontsize=9)
+    floor, guesses = 1e-9, numbers_in(guess)
+    for (name, values), (colour, marker) in zip(apart.items(), [(VERMILION, "o"), (GREEN, "^")], strict=True):
+        heights = [max(value, floor) for value in values]
+        lower.plot(steps, heights, marker, color=colour, markersize=4, label=name, clip_on=False)
+        if guesses.get(name, 0) > 0:
+            lower.axhline(guesses[name], color=colour, linestyle="--", label=f"your guess: {guesses[name]:g}")
     lower.set(yscale="log", ylim=(0.3 * floor, 10), xlabel="optimizer step", ylabel="relative\ndifference")
     lower.set_yticks([1e-9, 1e-6, 1e-3, 1], ["≤ 10$^{-9}$", "10$^{-6}$", "10$^{-3}$", "1"])
-    lower.yaxis.set_minor_locator(NullLocator())
     for ax in axes:
-        ax.set(xlim=(0.5, len(differences) + 0.5), xticks=[1, *range(5, len(differences) + 1, 5)])
+        ax.yaxis.set_minor_locator(NullLocator())
+        ax.legend(frameon=False, loc="upper right", fontsize=9, ncols=2)
+        ax.set(xlim=(0.5, count + 0.5), xticks=[1, *range(5, count + 1, 5)])
         ax.spines[["top", "right"]].set_visible(False)
     return upper

@@ -1,17 +1,27 @@
-"""Machinery of 07_qlora_from_scratch: what autograd gives and keeps, an examination of layers, a twin."""
+"""Machinery of 07_qlora_from_scratch: what autograd gives and keeps, an examination of layers, a race of twins."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from unittest import mock
 
 import torch
+from torch import nn
 from torch.nn.functional import linear
 
-from qlora_lab.finetuning import QuantizedLinear, from_bitsandbytes, load_lora, load_samples, tokenize
+from qlora_lab.finetuning import (
+    Batches,
+    QuantizedLinear,
+    from_bitsandbytes,
+    load_lora,
+    load_samples,
+    lora_layers,
+    tokenize,
+    train,
+)
 from qlora_lab.quantization import relative_rms
 
 
@@ -23,10 +33,10 @@ def sent_back(layer: Callable, x: torch.Tensor, gradient: torch.Tensor) -> torch
     return inputs.grad
 
 
-def kept_bytes(compute: Callable[[], object], but: Iterable[torch.Tensor] = ()) -> int:
-    """Bytes that autograd keeps of `compute()` for the backward pass, without those of the tensors in `but`.
+def kept_bytes(compute: Callable[[], torch.Tensor], but: Iterable[torch.Tensor] = ()) -> int:
+    """Bytes that wait for the backward pass of the tensor `compute()`, without those of the tensors in `but`.
 
-    A tensor that is kept twice is counted once.
+    Counted are the tensors that autograd saves, and those that an autograd.Function hangs on its ctx; each once.
     """
     kept, there = {}, {tensor.data_ptr() for tensor in but}
 
@@ -38,12 +48,26 @@ def kept_bytes(compute: Callable[[], object], but: Iterable[torch.Tensor] = ()) 
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         result = compute()
-    del result  # only now may what was kept go
+    for node in nodes_of(result):
+        for hung in vars(node).values() if hasattr(node, "__dict__") else ():
+            if isinstance(hung, torch.Tensor):
+                keep(hung)
     return sum(kept.values())
 
 
+def nodes_of(result: torch.Tensor) -> list:
+    """The nodes of the graph behind a tensor. A node of an autograd.Function is its ctx."""
+    found, waiting = set(), [result.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in found:
+            found.add(node)
+            waiting += [before for before, _ in node.next_functions]
+    return list(found)
+
+
 @contextlib.contextmanager
-def short_version() -> Iterator[None]:
+def naive_layers() -> Iterator[None]:
     """Within it, each QuantizedLinear multiplies by its dense weight and leaves the way back to autograd."""
     with mock.patch.object(QuantizedLinear, "forward", lambda self, x: linear(x, self.weight.dequantize())):
         yield
@@ -74,6 +98,23 @@ def short_orders(tokenizer, count: int = 100) -> list:
     """The shortest of the first 400 training orders, tokenized: short ones are quicker."""
     samples, _ = tokenize(load_samples("orders", "train").select(range(400)), tokenizer, max_length=256)
     return sorted(samples, key=lambda sample: len(sample.ids))[:count]
+
+
+def nudge(model):
+    """Make every number of a model's matrices A larger by one millionth of its size, in place; returns the model."""
+    for layer in lora_layers(model).values():
+        layer.lora_A.data *= 1 + 1e-6
+    return model
+
+
+def race(models: Mapping[str, nn.Module], samples: list, steps: int) -> dict[str, list[float]]:
+    """Train each model with AdamW on the same samples, one a step: its loss in each step, by name."""
+    settings = {"learning_rate": 2e-3, "schedule": "constant", "warmup_steps": 3, "progress": False}
+    losses = {}
+    for name, model in models.items():
+        records = train(model, Batches(samples, batch_size=1, seed=0), steps=steps, **settings)
+        losses[name] = [record.loss for record in records]
+    return losses
 
 
 def twin_of(stack):
