@@ -10,7 +10,7 @@
 # |---|---|
 # | time | 55 minutes |
 # | computing | up to 2 minutes on two CPU cores |
-# | memory | 3 GB |
+# | memory | 2 GB |
 # | GPU | not used |
 
 # %% machinery "Imports"
