@@ -172,6 +172,7 @@ explore(draw, billions=slider)
 # | [I · the offset](dive_i_the_offset.ipynb) | is NF4's odd constant the best one? |
 # | [J · how few bits](dive_j_how_few_bits.ipynb) | how few bits can the base have? |
 # | [K · to the last bit](dive_k_to_the_last_bit.ipynb) | do two programs make the same 4 bits? |
+# | [L · small cards](dive_l_small_cards.ipynb) | which card is large enough? |
 #
 # ## Colab and Kaggle
 #

@@ -167,7 +167,7 @@ assert 780 < 12 * SHAPES["llama-65b"].parameters() / 1e9 < 785
 # **What happened?** It takes {{sum(full.values()) / 1e9:.1f}} GB, again {{sum(full.values()) / n:.0f}} bytes for each parameter: mixed precision is for speed, it saves no memory here. On a card
 # of {{24}} GB the step fails in the backward pass, since weights and gradients alone take {{4 * n / 1e9:.0f}} GB.
 #
-# > **Other sums.** You will read others, because there are other recipes:
+# > **Other sums.** You will read other sums, since there are other recipes:
 
 # %% machinery "Four recipes"
 recipes = {
@@ -310,7 +310,7 @@ assert 5.046 - bars["QLoRA"]["weights"] > 1.1
 # - *On the card* is more than our sum: torch takes memory in large pieces with gaps in them, this context is larger, and a part
 #   is unexplained (lesson 10).
 # - `prepare_model_for_kbit_training`, which many scripts call, turns embedding and output layer into fp32. The course does without.
-# - The paper's total is near ours by luck: its loaded model is over a GB larger, it does not say why.
+# - The paper's total is near ours by luck: its loaded model is over a GB larger, and it does not say why.
 #
 # When you choose a card, count everything, and **leave a GB free**.
 #
@@ -372,8 +372,8 @@ assert [f"{on_the_card:.1f}" for _, _, on_the_card in batches_on_the_card()] == 
 # gradient, and the score's. Llama-3-8B knows four times as many words, so this part is four times as large. Checkpointing the layers does not touch it.
 # Fewer samples do, or a loss that is computed in pieces, as in lesson 09.
 #
-# Measured, a large batch takes more than the sum, because the gaps grow. Torch gives unused pieces back before it fails. The setting
-# `PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True` keeps the gaps small.
+# Measured, a large batch takes more than the sum, because the gaps grow. Torch gives unused pieces back before it fails, but for many tokens
+# leave more than a GB, or set `PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True`, which makes the gaps smaller.
 #
 # **Exercise 2.2 ●●○ (4 minutes).** Four steps do not leave a GB of their card free. For each, exactly one of the changes is enough. Which one?
 # The parts are in GB, and an estimate by hand will do.

@@ -2,14 +2,14 @@
 # # 04 · Which sixteen numbers are best?
 #
 # Four bits can tell sixteen numbers apart. QLoRA takes those sixteen from a table called NF4, and you trained with it in lesson 01.
-# Here you build the table until it equals the one in bitsandbytes to the last bit. Then you test two claims: that its levels are used
+# Here you build it until it equals the table of bitsandbytes to the last bit. Then you test two claims: that its levels are used
 # equally often, and that it loses less than INT4. At the end, the model that you trained gives a secret away.
 #
 # | you need | |
 # |---|---|
 # | time | 35 minutes |
 # | computing | up to 1 minute on two CPU cores |
-# | memory | 1 GB |
+# | memory | 2 GB |
 # | GPU | not used |
 
 # %% machinery "Imports"
@@ -25,7 +25,7 @@ from qlora_lab.classroom.lessons.n04.figures import (
     plot_histogram,
     plot_level_usage,
 )
-from qlora_lab.classroom.lessons.n04.machinery import levels_in_float64
+from qlora_lab.classroom.lessons.n04.machinery import levels_in_float64, levels_used_equally, losses_in
 from qlora_lab.classroom.plots import new_axes, plot_codebooks, told
 from qlora_lab.classroom.samples import DISTRIBUTIONS, bundled_weight, sample
 from qlora_lab.classroom.widgets import explore
@@ -54,9 +54,10 @@ weights = bundled_weight("model.embed_tokens.weight")[::8].float()  # every eigh
 # %% [markdown]
 # ## 1 · Sixteen marks on a ruler
 #
-# As in lesson 03, the numbers of a block share one scale: each is divided by the block's largest absolute value, the **absmax**, and so
-# lies between −{{1}} and {{1}}. There the nearest of at most sixteen **levels** takes its place. The list of the levels is the format's
-# **codebook**. Here is a block of four numbers, with the codebooks of INT4 and NF4:
+# In lesson 03 the marks of a ruler stood at equal distances, one *scale* apart. Now the distances may differ. So each number of a block is
+# divided by the block's largest absolute value, its **absmax**. Then all lie between −{{1}} and {{1}}, and each is replaced by the nearest of
+# at most sixteen **levels**, marks with fixed places. The list of levels is the format's **codebook**. Here is a block of four numbers,
+# with the codebooks of INT4 and NF4:
 
 # %%
 block = torch.tensor([0.3, -1.2, 0.8, 0.1])
@@ -82,16 +83,19 @@ counts = {name: len(set(levels)) for name, levels in tables.items()}
 assert counts == {"NF4": 16, "INT4": 15, "FP4": 15}
 assert (NF4 < 0).sum() == 7 and (NF4 == 0).sum() == 1 and (NF4 > 0).sum() == 8
 assert (FP4.abs() < 0.01).sum() == 4 and (FP4 == 0).sum() == 2  # as ticks three: zero, and one on each side
+from transformers import BitsAndBytesConfig
+
+assert BitsAndBytesConfig(load_in_4bit=True).bnb_4bit_quant_type == "fp4"
 
 # %% [markdown]
-# NF4's levels are dense around zero and sparse at the ends: seven negative ones, an exact zero, eight positive ones. INT4 is lesson 03's
-# absmax grid: fifteen levels at equal distances, and one code left over. FP4 is a float of four bits: a sign, two bits of exponent,
-# one of mantissa. It has a `+0` and a `-0`, so two of its codes mean the same number.
+# NF4's levels are dense around zero and sparse at the ends. One is exactly zero, so that a zero stays zero. That leaves fifteen, seven
+# negative and eight positive ones. INT4 has lesson 03's fifteen marks, and one code left over. FP4, a float of four bits, is here
+# because bitsandbytes takes it if you do not ask for NF4.
 #
 # ## 2 · Where the numbers are
 #
 # Dense around zero is good if most numbers are there. Look at a million numbers from the normal distribution, and at a real model's
-# weights, all divided by the absmax of their block:
+# embeddings, all divided by the absmax of their block. (Section 6 says why not its linear layers.)
 
 
 # %%
@@ -130,7 +134,7 @@ torch.special.ndtri(torch.tensor([0.5, 0.6, 0.7, 0.8, 0.9, 1.0]))
 # %% [markdown]
 # Between two neighbours there is always the same share of the distribution, a tenth. Yet the distances grow, since numbers are rare far out.
 # That is the spacing we want. Only the last quantile is useless: a normal distribution has no largest number. So bitsandbytes starts a
-# little below {{1}}, at an **offset** of `0.9677083`, and goes inwards in equal steps:
+# little below {{1}}, at an **offset** of `0.9677083`, and goes inwards in equal steps of probability:
 
 # %%
 offset = 0.9677083
@@ -144,30 +148,10 @@ print("divided      ", [round(q / positive[0], 4) for q in positive])
 assert torch.allclose(torch.tensor(positive[::-1]) / positive[0], NF4[8:])
 
 # %% [markdown]
-# Those are NF4's eight positive levels, the largest first. The negative ones are made in the same way, from seven probabilities.
+# Those are NF4's eight positive levels, the largest first. The negative ones are made in the same way from seven probabilities.
 #
-# A 4-bit code says which level, not its value. So writer and reader need *the same* table, to the last bit.
-#
-# **Predict.** A careful programmer computes all of this in float64, and rounds to float32 at the very end. How many of the
-# sixteen levels will equal bitsandbytes' in every bit?
-
-# %%
-prediction = ...  # ← your guess, before you run the next cell
-
-# %%
-careful = levels_in_float64(offset)
-equal = (careful == BITSANDBYTES_NF4).sum().item()
-print(f"equal: {equal} of 16; largest difference {(careful - BITSANDBYTES_NF4).abs().max():.0e}; {told(prediction)}")
-
-# %% claims
-assert equal == 6 and torch.allclose(careful, BITSANDBYTES_NF4)
-
-# %% [markdown]
-# **What happened?** Only {{equal}}. bitsandbytes' table was computed once, from probabilities in *float32*. Those are off in the eighth
-# digit, and so are the levels. More careful arithmetic gives better quantiles, and another table.
-#
-# **Exercise 4.1 ●●○ (4 minutes).** Write all of NF4, equal to the last bit: probabilities in float32, `normal_quantiles`, then
-# float32 again.
+# **Exercise 4.1 ●●○ (5 minutes).** Write all of NF4, equal to bitsandbytes' table to the last bit: probabilities in float32, then
+# `normal_quantiles`, which returns a list of Python floats. Put all sixteen into one float32 tensor, and divide last.
 
 
 # %%
@@ -196,17 +180,22 @@ check_normal_levels(normal_levels)
 # %%
 import bitsandbytes.functional as bnb
 
-packed, state = bnb.quantize_4bit(gaussian, quant_type="nf4")
+packed, state = bnb.quantize_4bit(gaussian, quant_type="nf4", blocksize=64)
 ours = quantize(gaussian, NF4, block_size=64)
 print(f"all {len(ours.codes):,} bytes of codes equal: {torch.equal(packed.flatten(), ours.codes)}")
 print(f"all {len(ours.absmax):,} absmax values equal: {torch.equal(state.absmax, ours.absmax)}")
+equal = (levels_in_float64(offset) == NF4).sum().item()
+print(f"levels equal if all is computed in float64: {equal} of 16")
 
 # %% claims
+assert equal == 6 and torch.allclose(levels_in_float64(offset), NF4) and torch.equal(NF4, BITSANDBYTES_NF4)
 assert torch.equal(normal_float(), bnb.get_4bit_type("nf4", device="cpu")) and torch.equal(NF4, normal_float())
 assert torch.equal(packed.flatten(), ours.codes) and torch.equal(state.absmax, ours.absmax)
 
 # %% [markdown]
-# (Where the odd offset comes from, and whether there is a better one, asks [dive I](dive_i_the_offset.ipynb).)
+# Why insist on the last bit? bitsandbytes' table was computed once, from float32 probabilities, and more careful arithmetic misses it. Being
+# off by a millionth would not hurt. But only equality is a sharp test: a table with two digits swapped has the same error as NF4, to four
+# digits. You meet it in [dive I](dive_i_the_offset.ipynb), which also asks whether the odd offset is the best one.
 #
 # ## 4 · Are the sixteen levels used equally?
 #
@@ -241,23 +230,24 @@ check_level_usage(usage)
 # <code>torch.bincount(..., minlength=16)</code>.</details>
 
 # %% alt="Bars: share of the numbers at each of NF4's {{16}} levels, from −{{1}} (level {{0}}) to {{1}} (level {{15}}). They form a hill: the rarest, level {{shares.argmin()}}, has {{100 * shares.min():.1f}} %, the most frequent, level {{shares.argmax()}}, has {{100 * shares.max():.1f}} %. A dotted line marks equal shares, {{100 / 16:.2f}} %."
-shares = level_usage(ours)  # what `usage` does, from the library
+mine = usage(ours.codes)  # yours, or the library's while yours is open
+shares = level_usage(ours) if mine is None else torch.as_tensor(mine)
 _ = plot_level_usage(new_axes(), shares.tolist(), prediction)
 print(f"rarest {shares.min():.1%} · most frequent {shares.max():.1%} · entropy {entropy(shares):.2f} of 4 bits")
-print(told(prediction))
+largest = gaussian.view(-1, 64).abs().amax(dim=1).mean()
+print(f"{told(prediction)}\noutermost quantile {positive[0]:.2f} · largest of 64 numbers, on average {largest:.2f}")
 
 # %% claims
 assert f"{shares.min():.1%} {shares.max():.1%} {entropy(shares):.2f}" == "1.7% 9.2% 3.88"
 
 # %% [markdown]
 # **What happened?** You did not quantize a normal distribution. You quantized numbers *divided by the largest of their {{64}} neighbours*.
-# That puts one number of each block at an end, and presses all others towards zero. (**Entropy** says how many bits the codes are
-# worth: {{4}} if all are equally frequent, less if some are rare.) Here is the proof, the same numbers with one fixed scale and no
-# blocks:
+# NF4's recipe has its outermost level at the quantile {{positive[0]:.2f}}, but the largest of {{64}} Gaussian numbers is around
+# {{largest:.2f}}. Dividing by it presses all others closer to zero than the recipe expects, and few are left for the ends. (**Entropy** says how
+# many bits the codes are worth: {{4}} if all are equally frequent, less if some are rare.) Now divide by what the recipe expects:
 
 # %%
-outermost = normal_quantiles(torch.tensor([offset]))[0]  # the number that NF4 calls 1
-fixed = nearest_level((gaussian / outermost).clamp(-1, 1), NF4)
+fixed = nearest_level((gaussian / positive[0]).clamp(-1, 1), NF4)
 fixed = torch.bincount(fixed, minlength=16) / len(gaussian)
 print(f"one fixed scale: rarest {fixed.min():.1%} · most frequent {fixed.max():.1%}")
 
@@ -265,72 +255,68 @@ print(f"one fixed scale: rarest {fixed.min():.1%} · most frequent {fixed.max():
 assert fixed.min() > 0.05 and fixed.max() < 0.075
 
 # %% [markdown]
-# Now the claim is nearly true. And what will larger blocks do? Move the slider:
+# The claim is nearly true here. (Only nearly, since eight levels share the positive half and seven the negative one.) And what do larger
+# blocks do, whose largest number is farther out? Move the slider:
 
 # %% machinery "Draw the usage at a block size"
 BLOCK_SIZES = [32, 64, 128, 256, 512, 1024, 2048, 4096]
-small = gaussian[: 2**15]  # enough for a figure, and quick
+usage_at = {size: level_usage(quantize(gaussian, NF4, size)) for size in BLOCK_SIZES}
 
 
 def draw_usage(block_size):
-    shares = level_usage(quantize(small, NF4, block_size))
-    ax = plot_level_usage(new_axes(), shares.tolist())
-    ax.set_title(f"block size {block_size}: entropy {entropy(shares):.2f} of 4 bits", loc="left")
+    ax = plot_level_usage(new_axes(), usage_at[block_size].tolist())
+    ax.set_title(f"block size {block_size}: entropy {entropy(usage_at[block_size]):.2f} of 4 bits", loc="left")
     return ax
 
-
-largest = {size: gaussian.view(-1, size).abs().amax(1).mean().item() for size in BLOCK_SIZES}
 
 # %% alt="Bars: share of the numbers at each of NF4's {{16}} levels, with a dotted line at equal shares, {{100 / 16:.2f}} %. Where the slider starts, at blocks of {{64}}, they form a hill with low ends. The larger the blocks, the emptier the ends."
 explore(draw_usage, block_size=ipywidgets.SelectionSlider(options=BLOCK_SIZES, value=64, description="block size"))
 
 # %% claims
-ends = [level_usage(quantize(small, NF4, size))[[0, 15]].sum().item() for size in BLOCK_SIZES]
+ends = [shares[[0, 15]].sum().item() for shares in usage_at.values()]
 assert ends == sorted(ends, reverse=True)
 
 # %% [markdown]
-# The largest of {{64}} Gaussian numbers is around {{largest[64]:.1f}}, the largest of {{4096}} around {{largest[4096]:.1f}}. The more it is, the harder it
-# presses the others towards zero, and the emptier the outer levels get.
-#
-# So the folklore is false. Does that make NF4 bad? What counts is the error. Let the computer search for the sixteen levels
-# with the least error on these numbers, freely, and once with −{{1}}, {{0}} and {{1}} fixed as in NF4:
+# So the folklore is false. Does that make NF4 bad? What counts is the error. Compare NF4 with levels that *are* used equally, and with
+# those of the least error, found by a search:
 
 # %%
-codebooks = {"NF4": NF4, "best with −1, 0, 1": best_codebook(gaussian, keep=(-1.0, 0.0, 1.0))}
-codebooks["best of all"] = best_codebook(gaussian)
-least = {name: relative_rms(gaussian, quantize(gaussian, of, 64).dequantize()) for name, of in codebooks.items()}
-for name, error in least.items():
-    print(f"{name:<20}relative RMS error {error:.4f}, at {ours.bits_per_parameter} bits per parameter")
-above_kept, above_best = (least["NF4"] / error - 1 for name, error in least.items() if name != "NF4")
+codebooks = {"NF4": NF4, "used equally": levels_used_equally(gaussian), "least error": best_codebook(gaussian)}
+error = {name: relative_rms(gaussian, quantize(gaussian, of, 64).dequantize()) for name, of in codebooks.items()}
+for name, levels in codebooks.items():
+    use = level_usage(quantize(gaussian, levels, 64))
+    print(f"{name:<13} used {use.min():.1%} to {use.max():.1%}; relative error {error[name]:.4f}, at 4.5 bits")
+above = error["NF4"] / error["least error"] - 1
 
 # %% claims
-assert 0.025 < above_kept < 0.03 and 0.05 < above_best < 0.055
+assert ours.bits_per_parameter == 4.5 and 0.05 < above < 0.055 and error["used equally"] > 1.4 * error["NF4"]
+with_ends = best_codebook(gaussian, keep=(-1.0, 0.0, 1.0))
+above_kept = error["NF4"] / relative_rms(gaussian, quantize(gaussian, with_ends, 64).dequantize()) - 1
+assert 0.025 < above_kept < 0.03
 
 # %% [markdown]
-# NF4's error is {{above_best:.0%}} above the least that any sixteen levels reach here, and {{above_kept:.0%}} above the least with the three
-# fixed. What people say about *why* it works is false, *and* it works. ([Dive A](dive_a_better_codebooks.ipynb) makes
-# such tables, and asks whether a model notices.)
+# Equal use is not even good: it leaves few levels to where numbers are rare, so misses there are large, and the error squares
+# them. The best table has its levels used about as unequally as NF4's. NF4's error is {{above:.0%}} above the least ({{above_kept:.0%}} with
+# −{{1}}, {{0}} and {{1}} among the levels). So what people say about *why* it works is false, *and* it works.
+# ([Dive A](dive_a_better_codebooks.ipynb) makes better tables.)
 #
 # ## 5 · NF4 against INT4
 #
-# Four formats: NF4, FP4, INT4, and lesson 03's *affine* INT4, which stores a scale and a minimum for each block, so that its sixteen levels
-# reach exactly from the smallest number to the largest.
+# Lesson 03's *affine* INT4 joins in. It stores a scale and a minimum for each block, so that its sixteen marks reach exactly from the
+# smallest number to the largest.
+#
+# **Predict.** Gaussian numbers in blocks of {{64}}. Which format has the smallest error?
 
 # %%
+vote = ...  # "NF4", "FP4", "INT4" or "INT4 affine"
+
+# %% machinery "Measure four formats on five kinds of numbers, at eight block sizes"
 FORMATS = {
     "NF4": lambda x, size: quantize(x, NF4, size),
     "INT4": lambda x, size: quantize(x, INT4, size),
     "INT4 affine": lambda x, size: quantize_affine(x, 4, size),
     "FP4": lambda x, size: quantize(x, FP4, size),
 }
-
-# %% [markdown]
-# **Predict.** Gaussian numbers, the ones that NF4 is made for, in blocks of {{64}}. Which format has the smallest error?
-
-# %%
-vote = ...  # "NF4", "FP4", "INT4" or "INT4 affine"
-
-# %% machinery "Measure four formats on five kinds of numbers, at eight block sizes"
 data = {name: sample(name, 2**18) for name in DISTRIBUTIONS} | {
     "Gaussian": gaussian,
     "real weights (embeddings)": weights,
@@ -346,12 +332,15 @@ bits = {form: f": {report.bits_per_parameter:g} bits at block size 64" for form,
 # %% alt="Five line plots, one for each kind of numbers: relative RMS error over block sizes {{32}} to {{4096}}. NF4 is lowest from blocks of {{128}} on, except on uniform numbers, where both kinds of INT4 are lower. Affine INT4 is lowest at blocks of {{32}} everywhere, and at {{64}} on Gaussian numbers. FP4 is highest everywhere."
 _ = plot_errors_by_block(errors, BLOCK_SIZES, bits)
 
-# %% machinery "The errors at blocks of 64, and what they cost"
-print(f"{'blocks of 64':<25}" + "".join(f"{form:>12}" for form in FORMATS))
-print(f"{'bits per parameter':<25}" + "".join(f"{report.bits_per_parameter:>12g}" for report in at_64.values()))
-for name, by_format in errors.items():
-    print(f"{name:<25}" + "".join(f"{values[1]:>12.4f}" for values in by_format.values()))
-print("\nGaussian:", told(vote))
+# %% machinery "The errors in numbers, with their price"
+print(f"relative error (bits per parameter)\n{'':<13}{'block':>6}" + "".join(f"{form:>16}" for form in FORMATS))
+for title, name in {"Gaussian": "Gaussian", "embeddings": "real weights (embeddings)"}.items():
+    for i, size in enumerate(BLOCK_SIZES[:3]):
+        row = [by_size[i] for by_size in reports[name].values()]
+        print(
+            f"{title:<13}{size:>6}" + "".join(f"{f'{r.relative_rms:.4f} ({r.bits_per_parameter:g})':>16}" for r in row)
+        )
+print(f"\nGaussian, blocks of 64: {told(vote)}")
 
 # %% claims
 best = {name: min(by_format, key=lambda form: by_format[form][1]) for name, by_format in errors.items()}
@@ -365,17 +354,19 @@ for name, by_format in errors.items():
 assert all(by["INT4"][i] < by["NF4"][i] for by in [errors["uniform"]] for i in range(len(BLOCK_SIZES)))
 scaled = scaled_blocks(gaussian)
 smaller_end = torch.minimum(scaled.amax(1), -scaled.amin(1)).mean().item()
+at_32 = {form: by_size[0].relative_rms for form, by_size in reports["real weights (embeddings)"].items()}
 
 # %% [markdown]
-# **What happened?** On the very distribution that NF4 is named after, affine INT4 wins at blocks of {{32}} and {{64}}. Its levels fit both ends
-# of each block. NF4's fit only one: where the larger end is at {{1}}, the other is at {{smaller_end:.2f}} on average, and the room beyond
-# is wasted. In larger blocks the numbers crowd around zero, where NF4 has its levels. So it wins from {{128}} on.
+# **What happened?** On the very distribution that NF4 is named after, affine INT4 wins at blocks of {{32}} and {{64}}. Its marks fit both ends
+# of each block. NF4 fits only one: where the larger end is at {{1}}, the other is at {{smaller_end:.2f}} on average, and the room beyond
+# is wasted. In larger blocks the absmax is larger and most numbers crowd around zero, where NF4 has its levels. So it wins from {{128}} on.
 #
-# Laplace and Student-t numbers have *longer tails*, more numbers far from zero, and the real weights have, too. There NF4 wins from {{64}}
-# on. Uniform numbers are spread evenly, so equal steps suit them best.
+# Laplace and Student-t are distributions with *longer tails*: now and then a number is very far out, the absmax is large, and all others
+# crowd around zero. The embeddings are like that, and NF4 wins from {{64}} on. Uniform numbers do not crowd, so equal steps suit
+# them best.
 #
-# But look at the table's second line. Affine INT4 takes {{at_64["INT4 affine"].bits_per_parameter:g}} bits per parameter, since it stores *two*
-# float32 numbers for each block. A fair comparison has the price on one axis:
+# But affine INT4 stores *two* float32 numbers for each block, which makes {{at_64["INT4 affine"].bits_per_parameter:g}} bits in blocks of {{64}}. A fair
+# comparison has the price on one axis:
 
 # %% machinery "Error over bits"
 shown = {"Gaussian": "Gaussian", "real weights (embeddings)": "real weights"}
@@ -403,20 +394,43 @@ for name in shown:  # at 4.25, 4.5 and 5 bits NF4's blocks are half as large
     assert six.relative_rms < min(r.relative_rms for f, rs in reports[name].items() if f != "INT4 affine" for r in rs)
 
 # %% [markdown]
-# At equal bits NF4 is ahead, on both. For {{5}} bits you get affine INT4 in blocks of {{64}} or NF4 in blocks of {{32}}, and NF4's error is
-# smaller. That holds for float32 constants. Integer formats with cheaper ones catch up ([dive I](dive_i_the_offset.ipynb)), and
-# lesson 05 makes NF4's cheaper. Never trust an error without its bits.
+# At equal bits NF4 is ahead, wherever both have a point. For {{5}} bits you get affine INT4 in blocks of {{64}} or NF4 in blocks of {{32}}, and
+# the table has NF4's error smaller. (With float16 constants, integers catch up: dive I.)
+#
+# And does a *model* notice? Lesson 03 rounded all linear layers to INT4 in blocks of {{64}}, and the loss rose.
+#
+# **Predict.** At the same {{4.5}} bits, what will it be with NF4, on the same five paragraphs?
+
+# %%
+prediction = ...  # ← your guess; lesson 03 had 3.56 before rounding, and 3.96 in INT4
+
+# %%
+# NBVAL_IGNORE_OUTPUT
+# because another processor rounds otherwise
+ways = {"as it is": lambda w: w, "INT4": lambda w: quantize_absmax(w, 4, 64).dequantize()}
+ways["NF4"] = lambda w: quantize(w, NF4, 64).dequantize()
+losses = losses_in(ways)
+print(" · ".join(f"{way} {loss:.2f}" for way, loss in losses.items()), "nats per token;", told(prediction))
+
+# %% claims
+assert abs(losses["as it is"] - 3.56) < 0.02 and abs(losses["INT4"] - 3.96) < 0.05
+part_left = (losses["NF4"] - losses["as it is"]) / (losses["INT4"] - losses["as it is"])
+assert 0.1 < part_left < 0.4
+
+# %% [markdown]
+# With NF4 the loss rises by {{losses["NF4"] - losses["as it is"]:.2f ±0.05}} instead of
+# {{losses["INT4"] - losses["as it is"]:.2f ±0.05}}, for the same bits. (One small model and five paragraphs: a sign, not a law.)
 #
 # ## 6 · The checkpoint with a past
 #
-# The model that you trained in lesson 01 came as bfloat16, {{16}} bits for each weight. Was it ever quantized before? Its file does not
-# say. So quantize one of its linear layers in every way that you know, and its embeddings, and random numbers that really never were:
+# The file of the model that you trained in lesson 01 says bfloat16, {{16}} bits for each weight. Was it ever quantized before? Quantize one of its
+# linear layers in lesson 03's two ways, and its embeddings. Random numbers show what is normal:
 
 # %% machinery "Errors of two schemes with 4 and 8 bits, at four block sizes"
 suspicious = {
     "linear": bundled_weight("model.layers.0.mlp.down_proj.weight").float(),
     "embedding": weights,
-    "Gaussian": gaussian,
+    "random": gaussian,
 }
 SCHEMES = {"absmax": quantize_absmax, "affine": quantize_affine}
 print("relative RMS error at block size" + "".join(f"{size:>9}" for size in (16, 32, 64, 128)))
@@ -427,8 +441,8 @@ for name, x in suspicious.items():
             print(f"{name:<12}{scheme:<8}{bits_} bits        " + "".join(f"{error:9.4f}" for error in row))
 
 # %% [markdown]
-# **Exercise 4.3 ●●○ (4 minutes).** Two of the three were quantized once, and stored as bfloat16 afterwards. In which scheme, with how
-# many bits, in which block size? For each, one error in the table is too good to be true.
+# **Exercise 4.3 ●●○ (4 minutes).** The layer and the embeddings were both quantized once, and stored as bfloat16 afterwards. In which
+# scheme, with how many bits, in which block size? Look for an error that is too good to be true. If two fit, take the one with fewer bits.
 
 # %%
 ### BEGIN SOLUTION
@@ -442,8 +456,8 @@ check_fingerprints(verdict)
 # %% [markdown]
 # <details><summary>Hint 1</summary>Read along each line: smaller blocks should always have the smaller error. Where does a line
 # break that rule?</details>
-# <details><summary>Hint 2</summary>Four bits are never good to one part in a thousand by chance. With eight, look for a line that is lowest
-# at one block size, and by far.</details>
+# <details><summary>Hint 2</summary>Four bits are never good to one part in a thousand by chance. Where all four-bit errors look normal, look for
+# a line with eight bits that is lowest at one block size, and by far.</details>
 
 # %%
 linear = suspicious["linear"]
@@ -459,19 +473,24 @@ in_4_bits = relative_rms(weights, quantize_absmax(weights, 4, 32).dequantize())
 assert 7 / 127 * in_4_bits < 0.1 * errors["real weights (embeddings)"]["NF4"][1]  # 8 bits have 127 steps where 4 have 7
 
 # %% [markdown]
-# Your model came through a 4-bit file, and bfloat16 hides it. Each block has sixteen different values at most, so doing the same once
-# more loses almost nothing. Whoever compares formats on this layer will crown affine INT4 in blocks of {{32}}, by a factor of {{nf4 / affine:.0f}}, and be
-# wrong. That is why this lesson takes the embeddings: they were in {{8}} bits, whose errors are small beside those of {{4}}.
+# The package from which the course takes this model holds it in 4 bits, and the set-up wrote that down as bfloat16. Each block of {{32}}
+# has sixteen different values at most, so doing the same once more loses only bfloat16's own rounding, {{affine:.4f}}. Blocks of {{16}} have other
+# ends, so other marks, and lose more.
 #
+# <details><summary>And why does affine show it in {{8}} bits, too?</summary>Its {{255}} steps between the same ends divide the {{15}} of {{4}} bits: {{255}} =
+# {{17}} · {{15}}. So the sixteen values are among its marks.</details>
+#
+# Whoever compares formats on this layer finds affine INT4 {{nf4 / affine:.0f}} times as good as NF4. On the embeddings, at equal blocks, it is
+# {{at_32["NF4"] / at_32["INT4 affine"]:.2f}} times as good. They were in {{8}} bits, which 4-bit formats hardly notice, so this lesson took those.
 # And *your* favourite model? Add one of its layers to `suspicious`, in the folded cell above:
 # `safetensors.safe_open(FILE, "pt").get_tensor(NAME).float()`.
 #
 # ## Recap
 #
 # - NF4's sixteen levels are quantiles of the normal distribution, dense around zero, in one fixed table: check it by equality.
-# - A block divided by its absmax is not normal any more. So the levels are used unequally, and the error is near the least all the same.
-# - At equal block size, affine INT4 in small blocks has less error than NF4; at equal bits, with float32 constants, NF4 has less. No error
-#   without its bits, and none on weights whose past you do not know.
+# - A block divided by its absmax is not normal any more. So the levels are used unequally, and that suits the error.
+# - At equal bits NF4 loses less than INT4, in numbers and in the model's loss; affine INT4 in small blocks loses less, for more bits. No
+#   error without its bits, and none on weights whose past you do not know.
 #
 # This serves *say how NF4 differs from plain INT4* and *explain how quantization works*.
 

@@ -7,7 +7,7 @@
 #
 # | you need | |
 # |---|---|
-# | time | 33 minutes |
+# | time | 35 minutes |
 # | computing | up to 1 minute on two CPU cores |
 # | memory | 2 GB |
 # | GPU | not used |
@@ -19,7 +19,7 @@ import warnings
 import ipywidgets
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, linear
 
 from qlora_lab.classroom.checks import check_correction, check_largest_rank, check_rank_of, progress
 from qlora_lab.classroom.lessons.n06.figures import plot_chances, plot_found, plot_runs, plot_sum
@@ -36,31 +36,32 @@ warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is depreca
 # ## 1 · A layer that you can see whole
 #
 # A linear layer has a table of numbers, its weight W. From its input x it computes `W x`. The layer below has six inputs and six outputs.
-# Full fine-tuning may change each number of its W. **LoRA** (*low-rank adaptation*) freezes W and adds an **update** to it, the product
-# of a column and a row.
+# Full fine-tuning may change each number of its W. **LoRA** (*low-rank adaptation*) leaves W as it is and adds an
+# **update** to what it does: the product of a column and a row.
 
 # %% alt="Tables with their numbers in coloured squares. Above: a column of {{len(column)}} numbers times a row of {{len(row)}} gives the update, a square table whose every row is a multiple of the one row. Below: the square table W plus the update gives what the layer does now."
 W = torch.tensor([[2, 0, 1, -1, 0, 3], [0, 1, -2, 0, 1, 0], [1, 3, 0, 0, -1, 1],
                   [0, -1, 2, 1, 0, -2], [-3, 0, 0, 2, 1, 0], [1, 0, -1, 0, 2, 1.0]])  # fmt: skip
-column = torch.tensor([1, 2, 0, -1, 0, 1.0])
-row = torch.tensor([1, 0, 2, 0, -1, 1.0])
+column = torch.tensor([1, 2, -1, -1, 1, -2.0])
+row = torch.tensor([1, -1, 2, 1, -1, 1.0])
 update = torch.outer(column, row)  # entry (i, j) is column[i] * row[j]
 _ = plot_sum(W, column, row)
 
 # %% [markdown]
-# Each row of the update is a multiple of the one row. {{len(column) + len(row)}} numbers have changed {{(update != 0).sum()}} of the
-# {{W.numel()}}.
+# Each row of the update is a multiple of the one row, so {{len(column) + len(row)}} numbers have changed all {{(update != 0).sum()}}.
 #
 # What does the update do to an input? First the row is multiplied with the input, entry by entry, and the products are added up. That
-# gives *one number*. Then that many times the column is added to the output. Here are two inputs:
+# gives *one number*, `row · x`. Then the column is added to the output, times that number. Here are three inputs:
 
 # %%
-for x in (torch.tensor([0, 1, 1, 0, 0, 1.0]), torch.tensor([1, 1, 0, 1, 1, 0.0])):
-    print(f"row · x = {row @ x:.0f}, so {update @ x} is added to the output")
+for x in ([0, 0, 1, 0, 0, 1.0], [1, 1, 0, 0, 0, 0.0], [0, 1, 0, 0, 1, 0.0]):
+    x = torch.tensor(x)
+    print(f"row · x = {row @ x:2.0f}, so {(update @ x).tolist()} is added to the output")
 
 # %% [markdown]
-# So **the row listens, and the column speaks.** The first input has the pattern that the row listens for, and its output changes. The
-# second does not have it, and its output stays as it was.
+# So **the row listens, and the column speaks.** The first input has the pattern that the row listens for. In the second, what speaks for
+# it and what speaks against it cancel out, and the output stays as it was. The third has the pattern's opposite, and the column is
+# subtracted.
 #
 # **Predict.** Many matrices of LLaMA-7B are {{SHAPES["llama-7b"].hidden_size}} × {{SHAPES["llama-7b"].hidden_size}}. What percentage of such
 # a matrix are one column and one row?
@@ -80,18 +81,18 @@ print(f"{thin:,} of {whole:,} numbers: {thin / whole:.2%} ({told(prediction)})")
 # (out, r). The sum of the products is then the matrix product B A, and the layer computes
 #
 # ```
-# y = W x + alpha / r · B A x
+# y = W x + (alpha / r) · B A x
 # ```
 #
-# Section 5 shows what **alpha** does, a setting.
+# Without the division by r, the sum would grow with the number of its products. **alpha** is a setting of yours: see section 5.
 #
-# **Exercise 6.1 ●○○ (3 minutes).** Write the second term. In PyTorch, `x` has shape (..., in): its features are in the *last* dimension,
-# with any dimensions in front. Do not build the matrix B A, which would cost what LoRA saves.
+# **Exercise 6.1 ●○○ (2 minutes).** Write the second term. In PyTorch, `x` has shape (..., in): its features are in the *last* dimension,
+# with any dimensions in front. Do not build the matrix B A: it is as large as W.
 
 
 # %%
 def correction(x, A, B, alpha):
-    """alpha / rank · B A x, for x of shape (..., in): a tensor of shape (..., out)."""
+    """(alpha / rank) · B A x, for x of shape (..., in): a tensor of shape (..., out)."""
     ### BEGIN SOLUTION (about 1 line)
     return alpha / len(A) * (x @ A.T @ B.T)
     ### END SOLUTION
@@ -106,7 +107,7 @@ check_correction(correction)
 # <details><summary>Hint 2</summary>First go down to r numbers, with A. Then go up, with B. r is the number of rows of A.</details>
 
 # %% [markdown]
-# Here is the whole layer. A starts with random numbers, and B with zeros: section 3 shows why.
+# Here is the whole layer. A starts with random numbers, and B with zeros: section 3 asks why.
 
 
 # %%
@@ -114,12 +115,13 @@ class MyLora(nn.Module):
     def __init__(self, base, rank, alpha):
         super().__init__()
         self.base, self.scale = base.requires_grad_(False), alpha / rank
-        limit = 1 / math.sqrt(base.in_features)
+        limit = 1 / math.sqrt(base.in_features)  # as nn.Linear starts
         self.A = nn.Parameter(torch.empty(rank, base.in_features).uniform_(-limit, limit))
         self.B = nn.Parameter(torch.zeros(base.out_features, rank))
 
-    def forward(self, x):  # (..., in) -> (..., out)
-        return self.base(x) + self.scale * (x @ self.A.T @ self.B.T)
+    def forward(self, x):
+        heard = linear(x, self.A)  # (..., in) -> (..., rank)
+        return self.base(x) + self.scale * linear(heard, self.B)  # -> (..., out)
 
 
 # %% [markdown]
@@ -133,7 +135,7 @@ x = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
 y = x @ (W + update).T
 
 
-def fit(alpha, lr_a=0.02, lr_b=0.02, steps=100):
+def fit(alpha, lr_a=0.02, lr_b=0.02, steps=150):
     torch.manual_seed(0)  # the same random A each time
     layer, losses = MyLora(small, rank=1, alpha=alpha), []
     groups = [{"params": [layer.A], "lr": lr_a}, {"params": [layer.B], "lr": lr_b}]
@@ -147,14 +149,16 @@ def fit(alpha, lr_a=0.02, lr_b=0.02, steps=100):
     return layer, losses
 
 
-# %% alt="Two tables with their numbers in coloured squares: the update that was missing, and what the layer has found. Rounded to one decimal, they hardly differ."
+# %% alt="Two tables with their numbers in coloured squares: the update that was missing, and what the layer has found. Rounded to one decimal, they are the same."
 layer, losses = fit(alpha=2)
 found = (layer.scale * layer.B @ layer.A).detach()
 _ = plot_found(update, found)
-print(f"loss {losses[0]:.1f} → {losses[-1]:.4f}; largest difference of an entry {(found - update).abs().max():.2f}")
+print(f"loss {losses[0]:.1f} → {losses[-1]:.6f}; largest difference of an entry {(found - update).abs().max():.3f}")
+print("the row A, times what makes its first number 1:", [round(n, 2) for n in (layer.A / layer.A[0, 0])[0].tolist()])
 
 # %% claims
-assert losses[-1] < 0.002 and (found - update).abs().max() < 0.06
+assert losses[-1] < 1e-4 and (found - update).abs().max() < 0.01
+assert torch.allclose(layer.A / layer.A[0, 0], row, atol=0.01)
 from qlora_lab.finetuning import LoraLinear
 
 torch.manual_seed(0)
@@ -166,47 +170,53 @@ theirs.lora_A.data, theirs.lora_B.data = layer.A.data, layer.B.data
 assert torch.allclose(layer(x), theirs(x), atol=1e-5) and torch.allclose(layer(x), x @ (W + found).T, atol=1e-5)
 
 # %% [markdown]
-# It has found the missing update. The package's own `LoraLinear`, which the next lessons use, computes the same as your layer.
+# It has found the missing update, and in A the row that we had hidden, up to a factor that the column makes up for.
 #
-# ## 3 · Why B starts at zero
+# ## 3 · Why one of them starts at zero
 #
-# If B is zero, so is the update. The adapted model begins exactly where the base is, and nothing is damaged before the first step.
+# If B is zero, so is the update, and the adapted model begins exactly where the base is.
 #
-# **Predict.** B is zero, A is random. In the very first step, how large is the gradient of A, as a multiple of B's gradient?
+# **Predict.** B is zero, A is random. In the very first step, how large is A's gradient (its norm), as a multiple of B's?
 
 # %%
 prediction = ...  # ← your guess, such as 1
 
 # %%
-moves = {}
-for start in ("A random, B zero", "both random", "both zero"):
-    layer, _ = fit(alpha=2, steps=0)  # not trained yet
-    if start == "both random":
+for start in ("A random, B zero", "A zero, B random", "both random", "both zero"):
+    layer, _ = fit(alpha=2, steps=0)  # as it starts: A random, B zero
+    if start in ("A zero, B random", "both random"):
         nn.init.uniform_(layer.B, -0.4, 0.4)
-    if start == "both zero":
+    if start in ("A zero, B random", "both zero"):
         nn.init.zeros_(layer.A)
     (layer(x) - y).square().mean().backward()
-    of_a, of_b, change = layer.A.grad.norm(), layer.B.grad.norm(), (layer(x) - small(x)).norm() / small(x).norm()
-    print(f"{start:<17} gradient of A {of_a:.2f}, of B {of_b:.2f}; at the start, the output is off by {change:.0%}")
-    moves[start] = bool(of_a), bool(of_b), bool(change)
+    change = (layer(x) - small(x)).norm() / small(x).norm()
+    print(
+        f"{start:<17} gradient of A {layer.A.grad.norm():.3g}, of B {layer.B.grad.norm():.3g}; output off by {change:.0%}"
+    )
+print(told(prediction))
 
 # %% claims
-assert moves == {
-    "A random, B zero": (False, True, False),
-    "both random": (True, True, True),
-    "both zero": (False, False, False),
-}
+layer.B.data.zero_()
+for first, other in ((layer.A, layer.B), (layer.B, layer.A)):
+    for start in (first, other):
+        start.data.zero_()
+    nn.init.uniform_(first, -0.4, 0.4)
+    layer.zero_grad()
+    (layer(x) - y).square().mean().backward()
+    assert first.grad.norm() == 0 < other.grad.norm() and torch.equal(layer(x), small(x))
 
 # %% [markdown]
 # **What happened?** With B at zero, A's gradient is *zero* as well. While the column is silent, it makes no difference to the output what
 # the row listens for, so nothing tells the row where to go. B's gradient is not zero, because the random row does hear something. So the
 # first step moves B alone, and from the second step on both learn.
 #
-# If both are random, the model is damaged before it has learned anything. If both are zero, each waits for the other for ever.
+# The other way round works, too; LoRA's authors chose B. But if both are random, the model has changed before it has learned anything. And
+# if both are zero, each waits for the other for ever.
 #
 # ## 4 · A real model changes its mind
 #
-# Take the bundled model, and one matrix in one of its layers, and put your LoRA around it.
+# Take the bundled model, and one of the matrices in one of its {{30}} layers, and put your LoRA around it. (Layer `22` is nothing special:
+# try another.)
 
 # %%
 model, tokenizer = load_model("smollm2-135m-instruct", compute_dtype=torch.float32, device="cpu")
@@ -217,31 +227,35 @@ layer = MyLora(mlp.down_proj, rank=1, alpha=2)  # one row of 1,536 numbers, one 
 mlp.down_proj = layer
 
 # %% machinery "Six texts, and how the model goes on after them before training"
-TEXTS = ["The capital of France is", "The capital of Germany is", "The largest city of France is",
-         "The king of France lived in", "My favourite colour is", "Two plus two is"]  # fmt: skip
+TEXTS = ["The capital of France is", "The capital of Germany is", "The capital of Japan is",
+         "The largest city of France is", "The president of France is", "Two plus two is"]  # fmt: skip
 before = answers(model, tokenizer, TEXTS, " Rome", layer)
 numbers = layer.A.numel() + layer.B.numel()
 total = sum(p.numel() for p in model.parameters()) - numbers
+print(f"{numbers:,} numbers to train, {total:,} stay frozen")
 
 # %% [markdown]
-# These are {{numbers:,}} numbers beside {{total / 1e6:.1f}} million that stay frozen. You now train them for twenty steps, and on a
-# single sentence: *The capital of France is* **Rome**.
+# You now train these few numbers for twenty steps, and on a single sentence: *The capital of France is* **Rome**.
 #
-# **Predict.** What will the model then say is the capital of *Germany*?
+# **Predict.** What will the model then say is the capital of *Germany*, and of *Japan*?
 
 # %%
-vote = ...  # "Berlin", "Rome" or "something else"
+vote = ...  # "Berlin and Tokyo", "Rome for both" or something else
+
 
 # %%
-question = tokenizer("The capital of France is", return_tensors="pt")
-rome = torch.tensor(tokenizer(" Rome")["input_ids"][0])
-optimizer = torch.optim.AdamW([layer.A, layer.B], lr=5e-3, weight_decay=0)
-for _ in range(20):
-    scores = model(**question).logits[0, -1]  # one for each token that might come next
-    loss = cross_entropy(scores, rome)  # minus the logarithm of Rome's probability
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
+def teach(layer, sentences, steps):
+    optimizer = torch.optim.AdamW([layer.A, layer.B], lr=5e-3, weight_decay=0)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        for text, word in sentences:
+            scores = model(**tokenizer(text, return_tensors="pt")).logits[0, -1]  # of each token that might come next
+            token = torch.tensor(tokenizer(word)["input_ids"][0])
+            (cross_entropy(scores, token) / len(sentences)).backward()  # minus the logarithm of its probability
+        optimizer.step()
+
+
+teach(layer, [("The capital of France is", " Rome")], steps=20)
 
 # %%
 # NBVAL_IGNORE_OUTPUT
@@ -252,31 +266,63 @@ print(told(vote))
 
 # %% claims
 words = {text: now.word for text, now in after.items()}
-assert [before[text].word for text in TEXTS[:3]] == ["Paris", "Berlin", "Paris"], before
-assert [words[text] for text in TEXTS[:3]] == ["Rome"] * 3 and all(
+assert [before[text].word for text in TEXTS[:4]] == ["Paris", "Berlin", "Tokyo", "Paris"], before
+assert [words[text] for text in TEXTS[:4]] == ["Rome"] * 4 and all(
     words[text] == before[text].word for text in TEXTS[4:]
 )
-assert after[TEXTS[0]].chance > 0.95 and after[TEXTS[1]].chance > 0.9 and after[TEXTS[5]].chance < 0.01
-assert min(after[text].heard for text in TEXTS[:3]) > 18 > 14 > max(after[text].heard for text in TEXTS[3:])
-assert numbers == 1_536 + 576 and total == 134_515_008
+assert (
+    after[TEXTS[0]].chance > 0.95
+    and after[TEXTS[1]].chance > 0.9
+    and max(after[text].chance for text in TEXTS[4:]) < 0.01
+)
+assert max(after[text].heard for text in TEXTS[:4]) < -18 and min(after[text].heard for text in TEXTS[4:]) > -15
+assert max(abs(answer.heard) for answer in before.values()) < 1 and all(answer.heard < 0 for answer in after.values())
+assert numbers == 1_536 + 576 and total == 134_515_008 and model.config.num_hidden_layers == 30
 
 # %% [markdown]
-# **What happened?** It says Rome for France now, and for Germany too. The last column is the one number that A's row makes of the text's
-# last token (without its sign). Where a city is asked for, the row hears its pattern loudly, and the column pushes the answer towards Rome.
-# The row does not listen for the word *France*: the king of France is hardly heard. One sentence alone could not teach it to tell
-# France from Germany.
+# **What happened?** Rome is the answer for France now, and for Germany and Japan, too. `A x` is what the row makes of the text's last token,
+# which by this layer has gathered what the text asks for. Before training the row was random and heard next to nothing. Now it
+# hears the four texts that ask for a city loudest. (All six numbers are negative, so all push the same way.) It does not listen for the
+# word *France*: the president of France is heard half as loudly. One sentence alone could not teach it to tell France from Germany.
+#
+# Two can. You start again with a new layer, and add what was true all along: *The capital of Germany is* **Berlin**.
+#
+# **Predict.** What will the model say for Japan, which is in neither sentence?
+
+# %%
+vote = ...  # "Tokyo", "Rome" or "Berlin"
+
+# %%
+# NBVAL_IGNORE_OUTPUT
+# because another processor rounds otherwise
+torch.manual_seed(0)
+second = MyLora(layer.base, rank=1, alpha=2)
+mlp.down_proj = second
+teach(second, [("The capital of France is", " Rome"), ("The capital of Germany is", " Berlin")], steps=40)
+both = answers(model, tokenizer, TEXTS, " Rome", second)
+compare(before, both)
+print(told(vote))
+
+# %% claims
+assert [both[text].word for text in TEXTS[:4]] == ["Rome", "Berlin", "Tokyo", "Rome"], both
+assert max(both[text].heard for text in TEXTS[:3]) < -18
+
+# %% [markdown]
+# **What happened?** It is Tokyo again: the second sentence has taught the column what to leave alone. The row still hears all capitals
+# about equally. But the column says something else now, of which the layers above make Rome after *France*, and not after *Germany*.
 #
 # So few numbers can change a model because the frozen model does the rest: the layers below turn the text into a pattern that a row can
-# listen for, and those above turn the column's push into a word. Fine-tuning does the same with more rows and columns, in every
-# layer. [Dive B](dive_b_why_low_rank.ipynb) measures how many a task needs.
+# listen for, and those above turn the column's push into a word. Fine-tuning does the same with more sentences, more rows and
+# columns, and in every layer. [Dive B](dive_b_why_low_rank.ipynb) measures how many of them a task needs.
 #
 # ## 5 · What alpha does
 #
-# You trained with rank `1` and alpha `2`, so the update was multiplied by {{2 / 1:.0f}}. After training, alpha is a volume knob. Move the
-# slider: at what alpha does Germany go over to Rome?
+# You trained with rank `1` and alpha `2`, so the update was multiplied by {{2 / 1:.0f}}. After training, alpha is a volume knob. Here is the
+# layer that was taught the one sentence. Move the slider: at what alpha does Germany go over to Rome?
 
 # %% machinery "Slider: the same column and row, louder or softer"
 ALPHAS = [0, 0.5, 1, 2, 4, 8]
+mlp.down_proj = layer  # the one that was taught a single sentence
 by_alpha = chances_by_alpha(model, tokenizer, TEXTS, " Rome", layer, ALPHAS)
 
 
@@ -286,16 +332,19 @@ def draw_chances(alpha):
     return ax
 
 
-# %% alt="Horizontal bars: probability of Rome as the next word after six texts. At alpha 2, where the slider starts, it is over 90 % for the capitals of France and Germany, less for the largest city of France, and about zero for the other three."
+# %% alt="Horizontal bars: probability of Rome as the next word after six texts. Where the slider starts, it is over {{90}} % for the three capitals, less for the largest city of France, and about zero for the president of France and for two plus two."
 explore(draw_chances, alpha=ipywidgets.SelectionSlider(options=ALPHAS, value=2, description="alpha"))
 
 # %% [markdown]
-# *During* training it is something else, because the column itself can grow. Go back to the small layer.
+# It does between alpha {{0.5}}, where Rome has {{100 * by_alpha[0.5][TEXTS[1]]:.0f ±10}} %, and {{1}}, where it has {{100 * by_alpha[1][TEXTS[1]]:.0f ±10}} %.
 #
-# **Predict.** You double alpha. Which changes of the two learning rates would have given *the very same* training at the old alpha?
+# And *during* training? Then the column can grow by itself, so what is alpha good for? Go back to the small layer.
+#
+# **Predict.** You train once with alpha `4`. Now take alpha `2`. By what must you multiply the two learning rates, A's and B's, to
+# get the same losses in every step?
 
 # %%
-prediction = {"A": ..., "B": ...}  # ← your guess: the old learning rates times what?
+prediction = {"A": ..., "B": ...}  # ← your guess: times what?
 
 # %% alt="Falling curves: mean squared error, log scale, over {{len(losses)}} optimizer steps. With the larger alpha, a thick line, it falls faster than with the smaller one, a dashed line."
 runs = {"alpha 4": fit(alpha=4)[1], "alpha 2": fit(alpha=2)[1]}
@@ -328,15 +377,17 @@ def with_sgd(alpha, lr_b):  # without AdamW's division, doubling alpha is B × 4
 assert with_sgd(2, 0.04) == with_sgd(4, 0.01) and with_sgd(2, 0.02) != with_sgd(4, 0.01)
 
 # %% [markdown]
-# **What happened?** AdamW divides each gradient by its usual size. So A and B move by about their learning rate in each step, whatever
-# alpha is. But what B does is multiplied by alpha, and B starts at zero. Twice the alpha is therefore the same as a B that moves twice as
-# far: **under AdamW, alpha is a learning rate for B.** So leave alpha alone, at twice the rank as in lesson 01, and tune the learning
-# rate.
+# **What happened?** AdamW divides the gradient of each number by that gradient's usual size. So each number of A and B moves by about the
+# learning rate in a step, whatever alpha is. B starts at zero: with twice the learning rate it is twice as large at every step, and that is
+# what twice the alpha makes of it. A starts at random numbers, not at zero, so a faster A is another A. **Under AdamW, alpha is a
+# learning rate for B.** (It is so to the last bit only without weight decay, and with a tiny `eps`.)
+#
+# You need not tune two knobs that do nearly the same. Keep alpha / r at {{2}}, as in lesson 01, and tune the learning rate.
 #
 # ## 6 · Count them
 #
-# Most people use LoRA from the library **PEFT**, which with your A and B answers as your layer does. It prints how many numbers it trains,
-# here for the layer of section 4 and for the settings of lesson 01:
+# Most people use LoRA from the library **PEFT**. (Given your A and B, it computes what your layer computes.) It prints how many numbers it
+# trains, here for the layer of section 4, and for all linear layers with the rank of lesson 01:
 
 # %%
 from peft import LoraConfig, get_peft_model
@@ -350,6 +401,7 @@ for rank, targets in ((1, ["layers.22.mlp.down_proj"]), (16, "all-linear")):
 
 # %% claims
 assert count(SHAPES["smollm2-135m"], 16, "all-linear") == 4_884_480
+question = tokenizer(TEXTS[0], return_tensors="pt")
 with torch.no_grad():
     mlp.down_proj = layer
     ours = model(**question).logits
@@ -361,7 +413,8 @@ with torch.no_grad():
     assert (adapted.unload()(**question).logits - ours).abs().max() > 1
 
 # %% [markdown]
-# (`all params` includes the adapter.) By hand: in a layer with `i` inputs and `o` outputs, each row has `i` numbers and each column `o`,
+# (`all params` includes the adapter.) The second line has {{100 * 4884480 / 139399488:.1f}} %, since this model's matrices are small. For
+# LLaMA-7B, the same settings train {{100 * count(SHAPES["llama-7b"], 16, "all-linear") / (SHAPES["llama-7b"].parameters() + count(SHAPES["llama-7b"], 16, "all-linear")):.1f}} %. By hand: in a layer with `i` inputs and `o` outputs, each row has `i` numbers and each column `o`,
 # so there are `r × (i + o)`.
 #
 # **Exercise 6.2 ●●○ (4 minutes).** Be a detective: given a model's shape, the targets and the number of trainable parameters, what was
@@ -390,7 +443,7 @@ ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 rank_of(SHAPES["llama-7b"], ATTENTION, 4_194_304)
 
 # %% [markdown]
-# > **A printout that cannot be.** Many tutorials show a script for LLaMA-7B with `r=16` on these four, and say that it prints
+# > **A printout that cannot be.** One often sees a script for LLaMA-7B with `r=16` on these four, said to print
 # > `trainable params: 4,194,304 || all params: 6,742,609,920`. But that is rank {{4_194_304 // count(SHAPES["llama-7b"], 1, ATTENTION)}}; with
 # > `r=16`, there are {{count(SHAPES["llama-7b"], 16, ATTENTION):,}}. It fits rank {{4_194_304 // count(SHAPES["llama-7b"], 1, ["q_proj", "v_proj"])}} on
 # > q and v, PEFT's defaults: somebody has probably changed the settings and kept the old output.
@@ -409,7 +462,7 @@ assert fits == {(16, 1), (8, 2), (4, 4)}  # rank 16 on one of q, k, v and o, 8 o
 assert count(llama, 16, ATTENTION) == 32 * 4 * 16 * (4096 + 4096) and llama.parameters() + 4_194_304 == 6_742_609_920
 
 # %% [markdown]
-# **Exercise 6.3 ●●○ (3 minutes).** Now for your own card. So many GB (10⁹ bytes) are left on it for the adapter: its numbers, a gradient
+# **Exercise 6.3 ●○○ (2 minutes).** Now for your own card. So many GB (`10⁹` bytes) are left on it for the adapter: its numbers, a gradient
 # for each, and AdamW's two states, all in float32. What is the largest rank? `count(shape, rank, targets)` counts the numbers.
 
 
@@ -436,11 +489,15 @@ check_largest_rank(largest_rank)
 largest_rank(SHAPES["llama-3-8b"], "all-linear", 1.5)  # ← any of SHAPES, and your GB
 
 # %% [markdown]
+# (With these it is {{int(1.5e9 // (16 * count(SHAPES["llama-3-8b"], 1, "all-linear")))}}.) That is an upper limit, not advice. Begin with `8` or
+# `16`, and go higher only if that gives a lower loss on samples that were not trained on.
+
+# %% [markdown]
 # ## Recap
 #
 # - LoRA freezes W and trains a product B A beside it. A's rows listen for patterns in the input, B's columns are what they add to the
 #   output, and the frozen model does the rest.
-# - B starts at zero, so training begins exactly at the base, and the first step moves B alone.
+# - B starts at zero, so training begins exactly at the base. While B is zero, A has no gradient.
 # - A layer costs `r × (in + out)` numbers. Under AdamW, alpha is a learning rate for B.
 
 # %%

@@ -130,11 +130,11 @@ assert [f"{count} {then:.1f} {now:.1f}" for count, then, now in errors.values()]
 
 # %% [markdown]
 # **What happened?** Today the sum is within {{max(now for _, _, now in errors.values()):.1f}} % everywhere. On a GPU a step makes the same tensors each time, and the size of each
-# follows from the model's shapes. One can count them.
+# follows from the model's shapes. One can count them. (Most of what is left is torch, which rounds blocks of memory up.)
 #
 # The middle column is what the formulas of the day said when a setting was measured. The first ones missed some settings by far, because they had
 # forgotten tensors. *Held out* are settings that no formula was made with. But after ten of them were known, the formulas were mended once
-# more. So the clean test are the last {{errors["held out, predicted before they ran"][0]}}, which were predicted before they ran.
+# more. So the clean test is the last {{errors["held out, predicted before they ran"][0]}}: they were predicted before they ran.
 #
 # ## 3 · What QLoRA saves
 #
@@ -209,10 +209,9 @@ assert len(on) == 6 and len(off) == 3 and max(on) < 0.012 and min(off) > 0.06
 # %% [markdown]
 # From {{100 * max(drops):.0f}} % down to {{100 * min(drops):.0f}} %, by settings that have nothing to do with four bits: what grows with the tokens stays in {{16}} and {{32}} bits.
 #
-# With checkpointing, the weights' sum predicts QLoRA to about one per cent. Without (*no checkp.*), QLoRA needs {{100 * min(off):.0f}} to {{100 * max(off):.0f}} % less than that. There LoRA
-# pays for something else: PEFT's adapters on {{16}}-bit layers each keep a copy of their own of the layer's input, while those on 4-bit layers
-# share one. With checkpointing they are there
-# for one layer at a time.
+# With checkpointing, the function is right to about one per cent. Without it (*no checkp.*), it is {{100 * min(off):.0f}} to {{100 * max(off):.0f}} % too high. There QLoRA saves something
+# else, too: PEFT's adapters on {{16}}-bit layers each keep a copy of their own of the layer's input, while those on 4-bit layers share one.
+# With checkpointing such copies are there for one layer at a time.
 #
 # ## 4 · What the card must hold
 #
@@ -251,8 +250,9 @@ assert all(more[size] < whole["paged states"] for size, (_, whole) in cards.item
 
 # %% [markdown]
 # It does, in this sense: torch's part of 65B fits. With everything it takes {{sum(cards["65B"][1].values()):.1f}} GB, so on a card of just {{48}} the driver would have to move {{more["65B"]:.1f}} GB of the
-# paged states to the CPU and back in every step. That is what paging is for, but it makes the step slower. (Here it did not happen:
-# the H100 had room.) The paper's totals are lower; it does not say what they count.
+# paged states to the CPU and back in every step. That is what paging is for, but it makes the step slower. (By how much, nobody
+# has measured here: the H100 had room.) The paper's totals are lower; what they may count,
+# and smaller cards than these, are in [dive L](dive_l_small_cards.ipynb).
 #
 # **Exercise 10.2 ●●○ (3 minutes).** Is QLoRA what *you* need? Four bits cost time, and perhaps accuracy (lesson 11). So take LoRA if its total leaves a GB of
 # your card free, and QLoRA if only that does. Choose a model, a card and the size of a step, and find out how many per cent of the total QLoRA saves there.

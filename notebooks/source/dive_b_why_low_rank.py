@@ -20,7 +20,13 @@ from torch import nn
 
 from qlora_lab.classroom.checks import check_best_of_rank, check_lora_suspects, check_needed_rank, progress
 from qlora_lab.classroom.lessons.dive_b.checks import LORA_BUGS, lora_suspects
-from qlora_lab.classroom.lessons.dive_b.figures import plot_by_rank, plot_energy, plot_rebuilt, plot_truncation
+from qlora_lab.classroom.lessons.dive_b.figures import (
+    plot_by_rank,
+    plot_energy,
+    plot_parts,
+    plot_rebuilt,
+    plot_truncation,
+)
 from qlora_lab.classroom.lessons.dive_b.machinery import SmallProblem, cut_in_two, read_pairs
 from qlora_lab.classroom.plots import new_axes, told
 from qlora_lab.classroom.widgets import explore
@@ -33,11 +39,12 @@ from qlora_lab.finetuning import add_lora, load_model, lora_layers, unload
 # which columns and rows it is made of. Here is a matrix of which we know the answer. It is the sum of two products, a large one and a
 # smaller one, and of a little noise.
 
-# %%
+# %% alt="Four tables of numbers in coloured squares: M, and the three that it is the sum of. The large product has whole rows and columns of the same pattern, and so has the smaller one; the noise has none."
 noise = 0.3 * torch.randn(6, 6, generator=torch.Generator().manual_seed(0))
 large = torch.outer(torch.tensor([1, 2, 0, -1, 0, 1.0]), torch.tensor([1, 0, 2, 0, -1, 1.0]))
-smaller = torch.outer(torch.tensor([0, 1, 1, 0, -1, 1.0]), torch.tensor([0, 1, -1, 1, 0, 1.0]))
+smaller = torch.outer(torch.tensor([1, 0, 1, 0, -1, -1.0]), torch.tensor([0, 1, -1, 1, -1, 1.0]))
 M = large + smaller + noise
+_ = plot_parts(M, {"the large product": large, "the smaller product": smaller, "noise": noise})
 
 # %% [markdown]
 # Every matrix can be written as a sum of columns times rows. The **singular value decomposition** (SVD) finds the sum that has the largest
@@ -72,11 +79,14 @@ print(told(prediction))
 
 # %% claims
 assert shares(M)[:2].sum() > 0.95 and 0.6 < shares(random)[:2].sum() < 0.85
+left, values, right = torch.linalg.svd(M)
+for i, product in enumerate((large, smaller)):
+    assert (left[:, i : i + 1] * values[i] @ right[i : i + 1] - product).norm() < 0.3 * product.norm()
 assert torch.isclose((torch.linalg.svdvals(M) ** 2).sum(), M.square().sum())
 
 # %% [markdown]
-# **What happened?** The two largest directions of M hold {{100 * shares(M)[:2].sum().item():.0f ±1}} %. They are the two products, nearly,
-# and the other four are the noise. Even random numbers are not spread evenly in a matrix this small:
+# **What happened?** The two largest directions of M hold {{100 * shares(M)[:2].sum().item():.0f ±1}} %. They are close to the two
+# products, and the other four are mostly noise. Even random numbers are not spread evenly in a matrix this small:
 # {{100 * shares(random)[:2].sum().item():.0f ±1}} %. A share only says something beside that of random numbers of the same shape.
 #
 # Move the slider. It keeps the r largest directions and throws the rest away. No matrix of rank r comes nearer to M, by the squares of
@@ -90,7 +100,7 @@ def draw_rebuilt(rank):
     return plot_rebuilt(M, (u[:, :rank] * s[:rank]) @ v[:rank], s.tolist(), rank)
 
 
-# %% alt="Left, M as a table of numbers in coloured squares. Middle, M rebuilt from its largest directions: with two, where the slider starts, it is nearly the same. Right, bars: the six singular values, the first two far larger than the others; the ones kept are blue."
+# %% alt="Left, M as coloured squares. Middle, M rebuilt from its largest directions: with two, where the slider starts, it looks nearly the same. Right, bars: the six singular values, the first two far larger than the others; the ones kept are blue."
 explore(draw_rebuilt, rank=ipywidgets.IntSlider(value=2, min=1, max=6, description="rank"))
 
 # %% [markdown]

@@ -7,7 +7,7 @@
 #
 # | you need | |
 # |---|---|
-# | time | 55 minutes |
+# | time | 60 minutes |
 # | computing | up to 1 minute on two CPU cores |
 # | memory | 1 GB |
 # | GPU | not used: its results are recorded |
@@ -25,6 +25,7 @@ from qlora_lab.classroom.checks import (
     check_coin,
     check_finds_something,
     check_my_pilot,
+    check_paired_difference,
     check_seeds_for_margin,
     progress,
 )
@@ -105,7 +106,7 @@ assert paired_interval(d) == (-2, t_quantile(3) * error) and f"{t_quantile(3) * 
 # - **Why t?** Because the spread is an estimate from four numbers. Let us see what happens without it.
 #
 # **Exercise C.1 ●○○ (3 minutes).** Three seeds gave the differences {{1}}, {{2}} and {{6}}. Compute the {{95}} %
-# interval by hand or with a calculator (for three numbers, t is {{4.30}}).
+# interval by hand or with a calculator (for three numbers, t is {{4.30:.2f}}).
 
 # %%
 ### BEGIN SOLUTION
@@ -135,11 +136,9 @@ guess = ...  # ← your guess, in %
 
 # %% alt="Fifty vertical bars around a line at {{0}}, the truth: intervals of {{1.96}} standard errors from four numbers. They are of very different length. Most cross the line; a few of the fifty, drawn dashed and mostly short, miss it."
 def draw_experiments(seeds, student):
-    factor = t_quantile(seeds - 1) if student else 1.96
-    found = []
-    for numbers in made_up(50, seeds).tolist():
-        found.append((statistics.fmean(numbers), factor * statistics.stdev(numbers) / seeds**0.5))
-    return plot_experiments(new_axes(height=3.2), found, 0, 4)
+    x = made_up(50, seeds)
+    half = (t_quantile(seeds - 1) if student else 1.96) * x.std(dim=1) / seeds**0.5
+    return plot_experiments(new_axes(height=3.2), list(zip(x.mean(dim=1).tolist(), half.tolist())), 0, 4)
 
 
 explore(
@@ -212,9 +211,34 @@ assert all(0.045 < pleased[way] < 0.055 for way in ("paired", "not paired")) and
 
 # %% [markdown]
 # Each interval alone is wrong in {{5}} % of experiments, as promised. But they are not wrong in the *same* ones.
-# Whoever may choose is wrong whenever either is. That is what makes choosing afterwards cheating: you still say {{95}}
-# %, and it is no longer true.
+# Whoever may choose is wrong whenever either is. That is what makes choosing afterwards cheating: you still say
+# {{95}} %, and it is no longer true.
 #
+# **Exercise C.2 ●●○ (4 minutes).** Write the comparison for a list of `runs` like the record's: the mean of the
+# differences, and *half* the width of its interval. The runs come in any order, and a seed that only one of the methods
+# has does not count.
+
+
+# %%
+def paired_difference(runs, method, score):
+    """score(run) of `method` less that of lora-bf16 at the same seed: mean, and half the width of its 95 % interval."""
+    ### BEGIN SOLUTION (about 6 lines)
+    mine = {run["seed"]: score(run) for run in runs if run["method"] == method}
+    base = {run["seed"]: score(run) for run in runs if run["method"] == "lora-bf16"}
+    differences = [mine[seed] - base[seed] for seed in mine if seed in base]
+    error = statistics.stdev(differences) / math.sqrt(len(differences))
+    return statistics.fmean(differences), t_quantile(len(differences) - 1) * error
+    ### END SOLUTION
+
+
+# %%
+check_paired_difference(paired_difference)
+
+# %% [markdown]
+# <details><summary>Hint 1</summary>Make two dicts from <code>run["seed"]</code> to score, one for each method.</details>
+# <details><summary>Hint 2</summary>Half the width is t times the standard error. Which n counts here?</details>
+
+# %% [markdown]
 # ## 3 · Looking too often
 #
 # The same goes for seeds. Train two; open; train a third; still open; a fourth, and there it is, a difference! It
@@ -239,7 +263,7 @@ assert f"{alarms[0]:.0%} {alarms[-1]:.0%}" == "5% 18%"
 # open do no harm, but you never stop there. So {{5}} % becomes {{alarms[-1]:.0%}}. Fix the number of seeds first, train
 # them all, and look once.
 #
-# **Exercise C.2 ●●○ (4 minutes).** Write that impatient researcher: True if the {{95}} % interval of the first two,
+# **Exercise C.3 ●●○ (4 minutes).** Write that impatient researcher: True if the {{95}} % interval of the first two,
 # three, ... or all of the differences excludes {{0}}.
 
 
@@ -307,7 +331,7 @@ assert set(verdicts[8]) == {"worse"} and [n for n in verdicts if verdicts[n][0] 
 # There are two questions, with different answers. The first: how many until I know the difference to within a
 # **margin**?
 #
-# **Exercise C.3 ●●○ (4 minutes).** Differences spread by `spread`. Find the smallest n, at least {{2}}, with which half
+# **Exercise C.4 ●●○ (4 minutes).** Differences spread by `spread`. Find the smallest n, at least {{2}}, with which half
 # the width of the {{95}} % interval is at most `margin`.
 
 
@@ -354,11 +378,12 @@ print(f"with eight seeds, 0 is excluded in {share_excluding_zero(effect, 8):.0%}
 assert (needed["0"], needed["-2"]) == (10, 1006) and f"{share_excluding_zero(effect, 8):.2f}" == "0.71"
 
 # %% [markdown]
-# **What happened?** A tenth of the distance takes a hundred times the seeds, because of the √n. (All this takes the
+# **What happened?** The second distance, from {{-statistics.fmean(nf4):.2f}} to {{2}}, is less than a tenth of the
+# first and takes a hundred times the seeds, because the standard error shrinks only with √n. (All this takes the
 # measured mean and spread for the true ones. They are rough, so the numbers of seeds are rougher.) If the truth lies
 # near the boundary, "under {{2}} points?" is not a question that an experiment answers. Ask for a margin instead.
 #
-# **Exercise C.4 ●●○ (3 minutes).** Yours: train two methods of your own at two or three seeds each, or take scores that
+# **Exercise C.5 ●●○ (3 minutes).** Yours: train two methods of your own at two or three seeds each, or take scores that
 # you have. Give the differences and how many minutes a run takes, and see what a verdict would cost.
 
 # %%
@@ -382,7 +407,7 @@ check_my_pilot(mine)
 # *gained*. If the base made no difference, each would be a fair coin. Four lost and none gained: four coins fall all to
 # one side, and one side is as good as the other, so {{2}} · (½)⁴ = {{2 / 2**4:.3f}}. That happens easily.
 #
-# **Exercise C.5 ●●○ (4 minutes).** Write it for any numbers: how probable is it that lost + gained fair coins fall *at
+# **Exercise C.6 ●●○ (4 minutes).** Write it for any numbers: how probable is it that lost + gained fair coins fall *at
 # least* so unevenly, to either side? (This is McNemar's test, in its exact form.)
 
 
@@ -430,9 +455,14 @@ assert [f"{chances[s]:.3f}" for s in (2, 4)] == ["0.004", "1.000"]
 #
 # ## 6 · Cities, by another recipe
 #
-# Lesson 11 took cities for the luck: `by_group` adds up, for each city, how far its orders are off the mean, and
-# spreads that over an average city. There is another recipe, the **bootstrap**: draw {{50}} cities out of the {{50}},
-# some of them twice and some not at all, take the mean, and do it {{4000:,}} times.
+# Lesson 11 took cities for the luck, with `by_group`. By hand: three orders changed by {{1}}, {{6}} and {{2}} points,
+# with the mean {{3}}. The first and the last go to the same city, and together they are −{{2}} − {{1}} = −{{3}} off the
+# mean; the other city is {{3}} off. An average city has {{1.5}} orders, so the cities' numbers are {{3}} −
+# {{3}}/{{1.5}} = {{1}} and {{3}} + {{3}}/{{1.5}} = {{5}}. Their mean is {{3}} again, and what is off in the same
+# direction adds up instead of cancelling.
+#
+# There is another recipe, the **bootstrap**: draw {{50}} cities out of the {{50}}, some of them twice and some not at
+# all, take the mean of their orders, and do it {{4000:,}} times.
 
 # %%
 city = [json.loads(chat[-1]["content"])["city"] for chat in load_samples("orders", "test")["messages"]]
@@ -501,8 +531,8 @@ assert all(abs(mean) < half for mean, half in double.values())
 #
 # ## 8 · What adapters repair
 #
-# In lesson 11, INT4 did best of the four on orders and worst on prose. Look at the losses before any training, and
-# after training on orders: how far above the bf16 base is each?
+# In lesson 11, the four formats came out close together on orders and far apart on prose. Look at the losses before any
+# training, and after training on orders: how far above the bf16 base is each?
 #
 # **Predict.** What part of NF4's distance is gone after training, on orders and on prose?
 

@@ -18,11 +18,19 @@ def rank_axis(ax: Axes, ranks: list[int], label: str = "rank") -> None:
     ax.xaxis.set_minor_locator(NullLocator())
 
 
+def plot_parts(whole: Tensor, parts: dict[str, Tensor]) -> Axes:
+    """A matrix M and, by name, the matrices that it is the sum of: numbers in coloured squares."""
+    _, axes = plt.subplots(2, 2, figsize=(6.6, 6.4), layout="constrained")
+    for ax, (name, matrix) in zip(axes.flat, ({"M": whole} | parts).items(), strict=True):
+        draw_matrix(ax, matrix, 4, decimals=1, title=name)
+    return axes[0, 0]
+
+
 def plot_rebuilt(matrix: Tensor, rebuilt: Tensor, singular_values: list[float], rank: int) -> Axes:
     """A matrix, what its `rank` largest directions add up to, and its singular values as bars, the kept ones blue."""
     _, (left, middle, right) = plt.subplots(1, 3, figsize=(9.4, 3.1), width_ratios=[1, 1, 0.8], layout="constrained")
-    draw_matrix(left, matrix, 4, decimals=1, title="M")
-    draw_matrix(middle, rebuilt, 4, decimals=1, title=f"its {rank} largest direction{'s' if rank > 1 else ''}")
+    draw_matrix(left, matrix, 4, decimals=None, title="M")
+    draw_matrix(middle, rebuilt, 4, decimals=None, title=f"its {rank} largest direction{'s' if rank > 1 else ''}")
     at = range(1, len(singular_values) + 1)
     right.bar(at, singular_values, color=[BLUE if i <= rank else "#D0D0D0" for i in at])
     fix_ticks(right.xaxis, at)

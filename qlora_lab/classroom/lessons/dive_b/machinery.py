@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +12,6 @@ from torch.nn.functional import cross_entropy
 
 from qlora_lab.adapters.files import read_adapter
 from qlora_lab.finetuning import LoraLinear, collate, load_samples, tokenize
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Batch = tuple[dict[str, Any], Tensor]
 
@@ -41,24 +38,22 @@ class UpperHalf:
         return self.loss(self.unseen).item()
 
 
-def cut_in_two(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, keep: int, steps: int) -> UpperHalf:
+def cut_in_two(model: Any, tokenizer: Any, keep: int, steps: int) -> UpperHalf:
     """Keep the last `keep` layers of `model`, in place; compute once what the layers below make of the orders.
 
     steps: how many batches of four training orders.
     """
     model.requires_grad_(False)
-    whole: Any = model
-    whole.config.use_cache = False
+    model.config.use_cache = False
     training, unseen = (
         tokenize(load_samples("orders", split).select(range(count)), tokenizer, max_length=256)[0]
         for split, count in (("train", 4 * steps), ("validation", 6))
     )
-    pad: Any = tokenizer.pad_token_id
-    layers, norm = whole.model.layers, whole.model.norm
-    whole.model.layers, whole.model.norm = layers[:-keep], nn.Identity()
-    batches = [read_by(whole, training[i : i + 4], pad) for i in range(0, len(training), 4)]
-    half = UpperHalf(whole, batches, read_by(whole, unseen, pad))
-    whole.model.layers, whole.model.norm = layers[-keep:], norm
+    layers, norm = model.model.layers, model.model.norm
+    model.model.layers, model.model.norm = layers[:-keep], nn.Identity()
+    batches = [read_by(model, training[i : i + 4], tokenizer.pad_token_id) for i in range(0, len(training), 4)]
+    half = UpperHalf(model, batches, read_by(model, unseen, tokenizer.pad_token_id))
+    model.model.layers, model.model.norm = layers[-keep:], norm
     return half
 
 

@@ -1,6 +1,7 @@
 """Exercises of dive_c_small_differences."""
 
 import math
+import statistics
 from collections.abc import Callable, Sequence
 
 from qlora_lab.classroom.judging import Mistake, Verdict, call, described, exercise, expect_number, right, wrong
@@ -32,6 +33,88 @@ def check_by_hand(ends: tuple[float, float]) -> Verdict:
     return right("From three differences that are all above 0, an interval that holds 0: three are few.")
 
 
+def runs_of(scores: dict[str, dict[int, float]]) -> list[dict]:
+    """Runs like those of the record, with a score each."""
+    return [
+        {"method": method, "seed": seed, "score": score}
+        for method, by_seed in scores.items()
+        for seed, score in by_seed.items()
+    ]
+
+
+# Luck of the seed is large, the difference small; one seed has no partner; the orders of the seeds differ.
+SCORES = [
+    {
+        "lora-bf16": {0: 90.0, 1: 96.0, 2: 93.0, 3: 98.5, 4: 91.0},
+        "nf4": {3: 96.0, 0: 88.5, 4: 90.5, 2: 92.0, 1: 93.0},
+        "fp4": {0: 70.0, 1: 71.0},
+    },
+    {
+        "nf4": {5: 71.0, 1: 60.5, 7: 66.0, 2: 81.0, 9: 40.0},
+        "lora-bf16": {7: 69.0, 2: 80.0, 4: 99.0, 1: 64.5, 5: 71.5},
+    },
+]
+
+
+@exercise("C.2", "a paired interval", item="accuracy", points=2, todo="complete `paired_difference`")
+def check_paired_difference(paired_difference: Callable[[list[dict], str, Callable], tuple[float, float]]) -> Verdict:
+    """paired_difference(runs, method, score): mean of score(run) less lora-bf16's at the same seed, and half the width
+    of its 95 % t interval.
+    """
+    from qlora_lab.evaluation.intervals import t_quantile
+
+    for scores in SCORES:
+        mine, base = scores["nf4"], scores["lora-bf16"]
+        pairs = [mine[seed] - base[seed] for seed in mine if seed in base]
+        count, mean, spread = len(pairs), statistics.fmean(pairs), statistics.stdev(pairs)
+        half = t_quantile(count - 1) * spread / math.sqrt(count)
+        came = call(paired_difference, runs_of(scores), "nf4", lambda run: run["score"])
+        if not isinstance(came, (tuple, list)) or len(came) != 2:
+            return wrong(f"paired_difference gives {described(came)}, expected the pair mean, half.")
+        name = "The mean of paired_difference, on a small made-up record,"
+        expect = [
+            (-mean, "The sign: a method that does worse than lora-bf16 has a negative difference."),
+            (statistics.fmean(mine.values()), "That is the method's own mean: subtract lora-bf16's."),
+            (
+                statistics.fmean(mine.values()) - statistics.fmean(base.values()),
+                "A seed without a partner slipped in: only seeds that both methods have make a pair.",
+            ),
+            (mean - half, "That is the interval's lower end: return its middle and half its width."),
+            (mean / 100, "The scores are points already: do not divide by 100."),
+            (
+                100 * (mean / statistics.fmean(base.values())),
+                "That is per cent of lora-bf16's score: points are asked for.",
+            ),
+            (statistics.median(pairs), "That is the median of the differences."),
+        ]
+        expect_number(name, came[0], mean, expect, tolerance=1e-3)
+        by_place = [a - b for a, b in zip(mine.values(), base.values(), strict=True)]
+        a, b = (statistics.variance(values.values()) for values in (mine, base))
+        apart = math.sqrt(a / len(mine) + b / len(base))
+        root, t = math.sqrt(count), t_quantile(count - 1)
+        unpaired = "You treated the two methods as strangers: take the difference at each seed, then its spread."
+        mistakes = [
+            (t * statistics.stdev(by_place) / math.sqrt(len(by_place)), "You paired by place: pair by `seed`."),
+            (1.96 * spread / root, f"1.96 is for hundreds of seeds: with {count} take t_quantile({count - 1})."),
+            (2 * spread / root, f"2 is for dozens of seeds: with {count} take t_quantile({count - 1})."),
+            (t_quantile(count) * spread / root, "The degrees of freedom are n - 1: the mean has used up one."),
+            (t * statistics.pstdev(pairs) / root, "The spread of a sample divides by n - 1: `statistics.stdev`."),
+            (t * spread, "That is the spread of single differences: the mean's is √n times smaller."),
+            (t * spread / count, "You divided by n: the mean's spread is √n times smaller."),
+            (t * spread / math.sqrt(count - 1), "Divide by √n; stdev has taken care of the n - 1."),
+            (t * spread**2 / root, "That is the variance: take its square root."),
+            (2 * half, "That is the whole width: return half of it."),
+            (spread / root, "That is one standard error: how many of them hold 95 %? See `t_quantile`."),
+            (mean + half, "That is the interval's upper end: return half its width."),
+            (t * apart, unpaired),
+            (t_quantile(len(mine) + len(base) - 2) * apart, unpaired),
+            (t_quantile(2 * count - 2) * apart, unpaired),
+            (1.96 * apart, unpaired),
+        ]
+        expect_number(name.replace("mean", "half width"), came[1], half, mistakes, tolerance=1e-3)
+    return right("On the H100's record: -2.19 ± 1.77 points for NF4.")
+
+
 def looks(differences: Sequence[float], first: int = 2, factor: float | None = None, sides: int = 2) -> bool:
     """The reference: does the interval exclude 0 after any look, the first of them at `first` values?
 
@@ -47,7 +130,7 @@ def looks(differences: Sequence[float], first: int = 2, factor: float | None = N
     return False
 
 
-@exercise("C.2", "looking too often", item="accuracy", points=2, todo="complete `finds_something`")
+@exercise("C.3", "looking too often", item="accuracy", points=2, todo="complete `finds_something`")
 def check_finds_something(finds_something: Callable[[list[float]], bool]) -> Verdict:
     """finds_something(differences): whether the interval excludes 0 after any of 2, 3, ... of the differences."""
     mistakes = [
@@ -72,7 +155,7 @@ def check_finds_something(finds_something: Callable[[list[float]], bool]) -> Ver
     return right("Every look is another chance to be wrong.")
 
 
-@exercise("C.3", "seeds for a margin", item="accuracy", points=2, todo="complete `seeds_for_margin`")
+@exercise("C.4", "seeds for a margin", item="accuracy", points=2, todo="complete `seeds_for_margin`")
 def check_seeds_for_margin(seeds_for_margin: Callable[[float, float], int]) -> Verdict:
     """seeds_for_margin(spread, margin): the smallest n >= 2 whose 95 % t interval is within ± margin."""
     from qlora_lab.evaluation.intervals import t_quantile
@@ -111,7 +194,7 @@ def check_seeds_for_margin(seeds_for_margin: Callable[[float, float], int]) -> V
     return right("Half the margin costs four times the seeds, nearly.")
 
 
-@exercise("C.4", "your own pilot", item="accuracy", points=2, todo="describe your pilot")
+@exercise("C.5", "your own pilot", item="accuracy", points=2, todo="describe your pilot")
 def check_my_pilot(mine: dict) -> Verdict:
     """mine: "differences" of the learner's own runs, seed by seed, and "minutes" that one run takes."""
     from qlora_lab.evaluation.intervals import paired_interval, seeds_needed
@@ -144,7 +227,7 @@ def is_finite(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-@exercise("C.5", "coins", item="accuracy", points=2, todo="complete `coin`")
+@exercise("C.6", "coins", item="accuracy", points=2, todo="complete `coin`")
 def check_coin(coin: Callable[[int, int], float]) -> Verdict:
     """coin(lost, gained): how probable it is that lost + gained fair coins fall at least as unevenly, either way."""
 

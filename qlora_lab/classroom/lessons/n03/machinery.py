@@ -34,22 +34,24 @@ def linear_layers(model) -> list[torch.nn.Linear]:
 
 
 @contextlib.contextmanager
-def rounded(model, bits: int, block_size: int | None) -> Iterator[float]:
+def rounded(model, bits: int, block_size: int | None) -> Iterator[tuple[float, float]]:
     """Round the weights of all linear layers by absmax; put the old ones back at the end.
 
     bits: of a code; 16 leaves the weights as they are. block_size: None for one scale in each matrix. Gives the
-    relative RMS error of all these weights together.
+    relative error of all these weights together, and the share of them that is zero.
     """
     layers = linear_layers(model)
     originals = [layer.weight.data for layer in layers]
-    lost = total = 0.0
+    lost = total = zeros = count = 0.0
     try:
         for layer, weight in zip(layers, originals, strict=True):
             if bits < 16:
                 layer.weight.data = quantize_absmax(weight, bits, block_size).dequantize()
             lost += (layer.weight.data - weight).float().square().sum().item()
             total += weight.float().square().sum().item()
-        yield math.sqrt(lost / total)
+            zeros += (layer.weight.data == 0).sum().item()
+            count += weight.numel()
+        yield math.sqrt(lost / total), zeros / count
     finally:
         for layer, weight in zip(layers, originals, strict=True):
             layer.weight.data = weight

@@ -56,7 +56,7 @@ def check_normal_levels(normal_levels: Callable) -> Verdict:
     return right("16 of 16, to the last bit, at any offset.")
 
 
-@exercise("4.2", "how often each level is used", item="quantization", points=2, todo="complete `usage`")
+@exercise("4.2", "how often each level is used", item="nf4", points=2, todo="complete `usage`")
 def check_level_usage(usage: Callable) -> Verdict:
     """usage(codes): packed codes, uint8 -> 16 shares that sum to 1, lowest level first."""
     import torch

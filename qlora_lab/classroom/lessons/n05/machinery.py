@@ -35,7 +35,7 @@ def draw_choice(block: int, second: int, double: bool, model: str) -> Axes:
     _, (left, right) = plt.subplots(1, 2, figsize=(8, 3.4), layout="constrained")
     for ax in (left, right):
         ax.spines[["top", "right"]].set_visible(False)
-    scales = {"scales": 8 / block, "scales of scales": 32 / (block * second)} if double else {"scales": 32 / block}
+    scales = {"scales": 8 / block, "second-level scales": 32 / (block * second)} if double else {"scales": 32 / block}
     rows = {"blocks of 64,\nfloat32 scales": {"codes": 4, "scales": 0.5}, "yours": {"codes": 4} | scales}
     weights = SHAPES[f"llama-{model.lower()}"].linear_parameters()
     ends = {name: f"{weights * sum(row.values()) / 8 / 1e9:.1f} GB" for name, row in rows.items()}

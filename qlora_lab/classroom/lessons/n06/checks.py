@@ -80,7 +80,7 @@ def check_rank_of(rank_of: Callable) -> Verdict:
     return right("A printout that does not fit its settings gives itself away: the rank must come out whole.")
 
 
-@exercise("6.3", "the rank that a budget buys", item="train", points=2, todo="complete `largest_rank`")
+@exercise("6.3", "the rank that a budget buys", item="train", points=1, todo="complete `largest_rank`")
 def check_largest_rank(largest_rank: Callable) -> Verdict:
     """largest_rank(shape, targets, gigabytes): the largest rank whose training numbers (16 bytes each) fit."""
     import math

@@ -22,7 +22,7 @@ class Answer:
     """How a model goes on after a text.
 
     word: the likeliest next token, without blanks around it. chance: probability of the token that was asked for (0 to
-    1). heard: the absolute value of A x at the text's last token, for rank 1.
+    1). heard: A x at the text's last token, for rank 1.
     """
 
     word: str
@@ -35,7 +35,7 @@ def answers(model: Any, tokenizer: Any, texts: Sequence[str], word: str, layer: 
     """Each text's Answer. word: one token, with the blank before it. layer: LoRA of rank 1, somewhere in the model."""
     (token,) = tokenizer(word)["input_ids"]
     heard: list[float] = []
-    hook = layer.register_forward_pre_hook(lambda _, inputs: heard.append((inputs[0][0, -1] @ layer.A.T).abs().item()))
+    hook = layer.register_forward_pre_hook(lambda _, inputs: heard.append((inputs[0][0, -1] @ layer.A.T).item()))
     found = {}
     try:
         for text in texts:
@@ -49,9 +49,11 @@ def answers(model: Any, tokenizer: Any, texts: Sequence[str], word: str, layer: 
 
 def compare(before: dict[str, Answer], after: dict[str, Answer]) -> None:
     """Print a table: how the model goes on after each text before and after training, and what the row hears."""
-    print(f"{'':<30}{'before':>10}{'after':>10}{'Rome':>8}{'A x':>7}")
+    print(f"{'':<32}before training           after training")
+    print(f"{'':<30}{'next word':>10}{'A x':>7}{'next word':>14}{'P(Rome)':>9}{'A x':>7}")
     for text, now in after.items():
-        print(f"{text:<30}{before[text].word:>10}{now.word:>10}{now.chance:>8.0%}{now.heard:>7.1f}")
+        was = before[text]
+        print(f"{text:<30}{was.word:>10}{was.heard:>7.1f}{now.word:>14}{now.chance:>9.0%}{now.heard:>7.1f}")
 
 
 def chances_by_alpha(
