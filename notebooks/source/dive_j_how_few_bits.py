@@ -306,8 +306,8 @@ assert repaired < 0.3 * (scores["3 bits affine"] - dense_loss)
 # ## 5 · Why not?
 #
 # Rounding added an error to each weight. To repair a layer, B A would have to be minus this error. B A has rank {{16}}, so ask: how much of the error could
-# the *best* matrix of rank {{16}} take back? The singular value decomposition of lesson 06 knows: it writes a matrix as a sum of directions, and the best matrix of rank
-# {{16}} is the sum of the {{16}} largest.
+# the *best* matrix of rank {{16}} take back? The *singular value decomposition* knows: it writes a matrix as a sum of directions, each with its size, the singular value,
+# and the best matrix of rank {{16}} is the sum of the {{16}} largest ([dive B](dive_b_why_low_rank.ipynb) shows why).
 #
 # **Exercise J.4 ●●○ (4 minutes).** Write the share of the squared norm that the best matrix of a given rank takes back.
 

@@ -145,7 +145,7 @@ def check_taken_back(taken_back: Callable) -> Verdict:
         ]
         came = call(taken_back, damage.clone(), rank)
         expect_number(written(taken_back, (f"damage of {shape}", rank)), came, share, mistakes, 1e-3)
-    return right("Lesson 06's truncation, now for an error in place of an update.")
+    return right("The truncation of dive B, here of an error in place of an update.")
 
 
 BUDGET = 4.0
