@@ -67,9 +67,10 @@ assert all(b / a - 1 > 3 * (math.exp(b - a) - 1) for a, b in zip(lora, qlora))
 # ## 2 · Forty-eight races
 #
 # On a GPU, six kinds of base were trained at eight seeds each, for longer, and with all else equal: two *dense* bases,
-# in {{32}} and {{16}} bits, and four in {{4}} bits (lessons 04 and 05). Each adapter then answered {{200}} new orders
-# (`test`), and we count the answers whose JSON is exactly right. We also take its loss on `prose`, plain English that
-# has nothing to do with orders.
+# in {{32}} and {{16}} bits, and four in {{4}} bits (lessons 04 and 05). The model's weights had been in {{4}} bits once
+# before (lesson 04), so what we measure is a *second* rounding. Each adapter then answered {{200}} new orders (`test`),
+# and we count the answers whose JSON is exactly right. We also take its loss on `prose`, some plain English that has
+# nothing to do with orders.
 
 # %% machinery "Read the record"
 record = read_record()
@@ -96,7 +97,7 @@ assert len(runs) == 48 and all(len(run["exact"]["test"]) == 200 for run in runs)
 # %%
 prediction = {"fewer with NF4": ..., "best on prose": ...}  # ← a number, and a name
 
-# %% alt="Two panels with a row for each of six bases: eight seeds as rings, their mean as a diamond. Orders exactly right: the two dense bases are a little ahead ({{means['test']['lora-bf16']:.1f}} % for bf16, {{means['test']['nf4']:.1f}} % for NF4), but the rings of all six overlap widely. Loss on prose: the rows are apart, from {{means['prose']['lora-fp32']:.2f}} for fp32 over {{means['prose']['nf4']:.2f}} for NF4 to {{means['prose']['int4']:.2f}} for INT4."
+# %% alt="Two panels with a row for each of six bases: eight seeds as rings, their mean as a diamond. Orders exactly right: the two dense bases are a little ahead ({{means['test']['lora-bf16']:.1f}} % for bf16, {{means['test']['nf4']:.1f}} % for NF4), but the rings of all six overlap widely. Loss on prose: FP4 and INT4 lie to the right of all bf16 rings; the means go from {{means['prose']['lora-fp32']:.2f}} for fp32 over {{means['prose']['nf4']:.2f}} for NF4 to {{means['prose']['int4']:.2f}} for INT4."
 _, axes = plt.subplots(1, 2, figsize=(8, 4.6), layout="constrained", sharey=True)
 _ = plot_runs(axes, {titles[name]: values[name] for name in titles}, labels)
 for m in METHODS:
@@ -124,14 +125,14 @@ for other in set(four_bits) - {"int4"}:  # on orders INT4 is ahead of none by mo
 
 # %% [markdown]
 # **What happened?** Look at the rings on the left. Eight seeds of one and the same method are four to eight points
-# apart, the means of the methods less than three. Whoever compares one run with one run there compares mostly luck. On
-# the right the rows lie apart, and one run each would nearly do. How often you must repeat depends on what you measure.
+# apart, the means of the methods less than three. There, one run compared with one run is largely luck. On the right
+# the rings of FP4 and INT4 are all behind those of bf16, and one run each would do. How often you must repeat depends
+# on what you measure.
 #
 # Every 4-bit base ends behind bf16, in both panels. On orders the four are close together. On prose NF4 is ahead of
 # FP4, with or without double quantization (these two differ by no more than luck), and INT4 is last. Why? An adapter
-# repairs what it is trained on, here the orders. On other text the base's rounding error stays, which is smallest with
-# NF4 ([lesson 04](04_nf4.ipynb)), and the training's side effects come on top, which hit INT4 hardest
-# ([dive C](dive_c_small_differences.ipynb) shows both).
+# repairs what it is trained on, here the orders. On other text most of what the rounding spoilt stays spoilt, and the
+# training spoils more, most of all with INT4 ([dive C](dive_c_small_differences.ipynb) shows both).
 #
 # ### {{2}} % of what?
 #
@@ -183,7 +184,8 @@ print(f"mean {mean:+.2f}, spread {spread:.2f}, spread / √8 = {spread / math.sq
 #    directions: eight steps lead only about √{{8}} steps away. An eighth of that is √{{8}}/{{8}} = {{1}}/√{{8}}. So the
 #    mean is typically {{spread / math.sqrt(8):.2f}} points off. That is the **standard error**.
 # 3. Now go some standard errors to both sides of the mean. The range between is called a **{{95}} % interval** if in
-#    {{95}} of {{100}} such experiments the true mean lies in it. How many standard errors does that take?
+#    {{95}} of {{100}} such experiments the true mean lies in it (and this holds for values that spread roughly like a
+#    bell). How many standard errors does that take?
 #
 # **Predict.** With a thousand seeds it takes {{1.96}}. How many with eight seeds, and with two?
 
@@ -225,12 +227,13 @@ assert [f"{mean:.2f} {half:.2f}" for mean, half in table.values()] == [
     "-1.75 0.87",
 ]
 assert all(low < -2 < high < 0 for low, high in (ends[m] for m in four_bits))
+assert [abs(mean) < half for mean, half in [paired_interval(compare("nf4", "lora-fp32", "test"))]] == [True]
 
 # %% [markdown]
 # **Under {{2}} points?** NF4's interval reaches from {{ends['nf4'][0]:.1f}} to {{ends['nf4'][1]:.1f}}. That NF4 loses
-# *something* on these {{200}} orders is **shown**, for the whole interval lies below zero. That it loses less than
-# {{2}} points is **open**: a loss of {{1}} point fits the data, and so does one of {{3}}. And that it loses more than
-# {{5}} is **refuted**.
+# *something* on these {{200}} orders is **shown**, for the whole interval lies below zero (if only just: against the
+# float32 base it would hold zero). That it loses less than {{2}} points is **open**: a loss of {{1}} point fits the
+# data, and so does one of {{3}}. And that it loses more than {{5}} is **refuted**.
 #
 # ## 4 · One word
 #
@@ -290,12 +293,29 @@ print(told(guess))
 
 # %% claims
 assert f"{statistics.fmean(changes('nf4', kept)):.2f}" == "-1.03"
+from qlora_lab.experiments.orders import MAX_LENGTH
+from qlora_lab.finetuning import Batches, tokenize
+from qlora_lab.models.loading import load_tokenizer
+
+train = load_samples("orders", "train")
+tokenized, _ = tokenize(train, load_tokenizer(), MAX_LENGTH)
+assert len(tokenized) == 2000
+to_leipzig = {id(each) for each, chat in zip(tokenized, train["messages"]) if "Leipzig" in chat[-1]["content"]}
+shown = []
+for seed in range(8):
+    steps = iter(Batches(tokenized, batch_size=settings["batch_size"], seed=seed))
+    drawn = [each for _ in range(settings["steps"]) for micro in next(steps) for batch in micro for each in batch]
+    shown.append(sum(id(each) in to_leipzig for each in drawn))
+    assert len(drawn) == len(set(map(id, drawn))) == 2000 * 0.12
+assert shown == [6, 3, 4, 4, 7, 2, 2, 3]
+assert [seed for seed in range(8) if nf4[seed][leipzig[0]]] == [0, 4]
 assert math.isclose(statistics.fmean(changes("nf4")), table["nf4"][0])
 
 # %% [markdown]
-# **What happened?** Six of {{200}} orders make more than half of NF4's loss. (The smaller number is no result, for
-# whoever leaves out data after having looked can find anything. It shows what the result *hangs on*. Why Leipzig, the
-# record cannot say: it keeps only right and wrong.)
+# **What happened?** Six of {{200}} orders make more than half of NF4's net loss. (The smaller number is no result, for
+# whoever leaves out data after having looked can find anything. It shows what the result *hangs on*.) Why Leipzig? A
+# seed also fixes which orders are trained on. The two seeds at which NF4 has all six right are the two that showed it
+# the most orders to Leipzig. So it looks as if NF4 needed more examples of a rare word: a hint, not a proof.
 #
 # ### Coins that are glued together
 #
@@ -318,9 +338,9 @@ assert sum(20 <= count <= 40 for count in heads["60 single coins"]) > 9_900
 assert min(heads["10 stacks of 6"]) <= 6 and max(heads["10 stacks of 6"]) >= 54
 
 # %% [markdown]
-# Cities are such stacks, though few are as firmly glued as Leipzig. `by_group` adds up, for each city, how far its
-# orders are off the mean. So {{200}} orders become {{len(set(city))}} pieces of luck, and the mean stays. (Dive C does
-# it by hand.)
+# Leipzig is such a stack, at least with NF4; most other cities are hardly glued. `by_group` adds up, for each city, how
+# far its orders are off the mean. So {{200}} orders become {{len(set(city))}} pieces of luck, and the mean stays. (Dive
+# C does it by hand.)
 
 # %% alt="Three {{95}} % intervals for the same mean of {{table['nf4'][0]:.2f}} points, NF4 less bf16. If seeds are the luck, or single orders, they lie below {{0}}. If cities are, it goes from {{luck['cities'][0] - luck['cities'][1]:.1f}} to {{luck['cities'][0] + luck['cities'][1]:+.1f}} and includes {{0}}."
 by_order = changes("nf4")
@@ -337,7 +357,12 @@ assert [f"{mean:.2f} {half:.2f}" for mean, half in luck.values()] == ["-2.19 1.7
 # %% [markdown]
 # - **Seeds are the luck**: if all the trainings that there could be answered *these* orders, NF4 would lose on average.
 # - **Orders are the luck**: this takes orders for single coins. They are not, so the interval is too short.
-# - **Cities are the luck**: for orders to *other* cities a loss is not shown, since the interval holds zero.
+# - **Cities are the luck**: with other cities, or other numbers of orders to each, a loss like this one is no longer
+#   sure, since the interval holds zero.
+#
+# That is about this test. There is also a harder one: `shifted` orders go to cities that nobody trained on, in other
+# wordings. There NF4 clearly loses (dive C, section 7). And it is about NF4: FP4's loss does not hang on Leipzig at
+# all.
 #
 # Report the one that fits your sentence: "on this test set" needs seeds, "on such orders" needs cities. And decide on
 # the groups *before* you look, which we did not. What may the fate of several samples hang on: a customer, an author, a
@@ -389,9 +414,10 @@ assert ["{:+.3f} ± {:.3f}".format(*paired_interval(each)) for each in nats_of] 
 #
 # </details>
 #
-# And what can these runs not say? Nothing about **large models**: for the QLoRA paper's, from 7B up, dive C finds no
-# such loss. Nothing about **other tasks** or longer training. And nothing about models that were never rounded: this
-# one's weights had been in {{4}} bits once before (lesson 04), the "float32" base's, too.
+# And what can these runs not say? Nothing about **large models**: for the QLoRA paper's, from 7B up, NF4 with double
+# quantization lost nothing on average (dive C, section 10). Nothing about **other tasks** or longer training: the
+# adapters saw an eighth of the {{2000:,}} training orders, each once. And nothing about models that were never rounded
+# before.
 #
 # ## 6 · Yours
 #
@@ -429,12 +455,12 @@ check_my_comparison(compare_answers, mine)
 # %% [markdown]
 # ## Recap
 #
-# - Say of *what* a percentage is. On these orders NF4 costs {{lost:.1f}} ± {{table['nf4'][1]:.1f}} points, which is
-#   {{wrong[1] / wrong[0] - 1:.0%}} more wrong answers.
+# - Say of *what* a percentage is. On these orders NF4 costs {{lost:.1f}} ± {{table['nf4'][1]:.1f}} points of right
+#   answers.
 # - Where seeds differ as much as methods, one run proves nothing. Take several seeds, the same for both methods,
 #   subtract at each seed, and give the interval, also where you found nothing.
-# - Look at the failures, and count what falls together as one. Six orders to one city were more than half of the
-#   effect.
+# - Look at the failures, and count what falls together as one. Six orders to one city were more than half of NF4's
+#   loss.
 #
 # This serves *analyse the loss of accuracy, LoRA against QLoRA*. [Dive C](dive_c_small_differences.ipynb) has the rest:
 # how many seeds you need, and what goes wrong if you look too often.
