@@ -2,11 +2,10 @@
 # # 11 · What did four bits cost?
 #
 # *"The loss of accuracy is usually under {{2}} %."* Many tutorials say so. They do not say {{2}} % of *what*, nor how
-# anybody could know: train the same model twice, with nothing changed but the seed, and the share of right answers may
-# already change by more.
+# anybody could know: another seed alone may already change the share of right answers by more.
 #
-# You train four adapters, look at {{48}} that were trained on a GPU, and learn to say what such runs show, what they
-# refute and what they leave open. Then you compare two adapters of your own.
+# You train four adapters, look at {{48}} that were trained on a GPU, and learn to say what such runs show, refute and
+# leave open. Then you compare two adapters of your own.
 #
 # | you need | |
 # |---|---|
@@ -38,8 +37,8 @@ from qlora_lab.finetuning import load_samples
 # Two ways to train the same small model: *LoRA* on a base in float32, and *QLoRA* on that base in NF4. All else is
 # equal: lesson 01's orders, four steps of two, and the **seed**, the number that decides how the adapter begins and in
 # which order the samples come. Then we take the **loss** on six held-out orders: minus the natural logarithm of the
-# probability that the right next token gets, averaged over tokens. Its unit is called *nats per token*, and zero would
-# be perfect. *Perplexity* is e to the power of the loss: among so many equally likely tokens the model seems to choose.
+# probability that the right next token gets, averaged over tokens. Its unit is *nats per token*; lower is better.
+# *Perplexity* is e to the power of the loss: among so many equally likely tokens the model seems to choose.
 #
 # **Predict.** By how many per cent is QLoRA's loss higher? And its perplexity?
 
@@ -59,18 +58,17 @@ assert all(0.03 < a < 0.15 and 0.08 < b < 0.4 for a, b in zip(lora, qlora)), (lo
 assert all(b / a - 1 > 3 * (math.exp(b - a) - 1) for a, b in zip(lora, qlora))
 
 # %% [markdown]
-# **What happened?** At both seeds QLoRA is behind (after four steps that may only mean *later*; section 2 trains for
-# longer). But by how much? In per cent of the *loss* the difference is huge, because the loss is close to zero by now,
-# and any difference is a large part of a very small number. The *perplexity* depends on the difference alone: a tenth
-# of a nat more is always about {{10}} % more. So say *what* you compare.
+# **What happened?** At both seeds QLoRA is behind (after four steps perhaps only *later*). But by how much? In per cent
+# of the *loss* the difference is huge, because the loss is close to zero by now, and any difference is a large part of
+# a very small number. The *perplexity* depends on the difference alone: a tenth of a nat more is always about {{10}} %
+# more. So say *what* you compare.
 #
 # ## 2 · Forty-eight races
 #
-# On a GPU, six kinds of base were trained at eight seeds each, for longer, and with all else equal: two *dense* bases,
-# in {{32}} and {{16}} bits, and four in {{4}} bits (lessons 04 and 05). The model's weights had been in {{4}} bits once
-# before (lesson 04), so what we measure is a *second* rounding. Each adapter then answered {{200}} new orders (`test`),
-# and we count the answers whose JSON is exactly right. We also take its loss on `prose`, some plain English that has
-# nothing to do with orders.
+# On a GPU, six kinds of base were trained at eight seeds each, for longer, with all else equal: two *dense* bases, in
+# {{32}} and {{16}} bits, and four in {{4}} bits (lessons 04 and 05). The model had been in {{4}} bits once before
+# (lesson 04), so these four round it *again*. Each adapter then answered {{200}} new orders (`test`), and we count
+# those whose JSON is exactly right. We also take its loss on `prose`, plain English that is no order.
 
 # %% machinery "Read the record"
 record = read_record()
@@ -130,14 +128,14 @@ for other in set(four_bits) - {"int4"}:  # on orders INT4 is ahead of none by mo
 # on what you measure.
 #
 # Every 4-bit base ends behind bf16, in both panels. On orders the four are close together. On prose NF4 is ahead of
-# FP4, with or without double quantization (these two differ by no more than luck), and INT4 is last. Why? An adapter
-# repairs what it is trained on, here the orders. On other text most of what the rounding spoilt stays spoilt, and the
-# training spoils more, most of all with INT4 ([dive C](dive_c_small_differences.ipynb) shows both).
+# FP4, with or without double quantization, and INT4 is last. Why? An adapter repairs what it is trained on, here the
+# orders. On other text most of what the rounding spoilt stays spoilt, and the training spoils more, most of all with
+# INT4 ([dive C](dive_c_small_differences.ipynb) shows both).
 #
 # ### {{2}} % of what?
 #
-# Here is what NF4 costs against bf16: on orders, said in three ways, and on prose, said in two. From now on we count
-# *points* of right orders, NF4 less bf16, so a loss is a negative number.
+# Here is what NF4 costs against bf16, in five ways. From now on we count *points* of right orders, NF4 less bf16, so a
+# loss is a negative number.
 
 # %% machinery "Costs in five ways"
 wrong = [100 - means["test"][m] for m in ("lora-bf16", "nf4")]
@@ -160,8 +158,8 @@ assert list(ways.values()) == ["-2.2", "-2.3%", "+69%", "+3.5%", "+14%"]
 # ## 3 · How sure is that?
 #
 # Both methods had the same eight seeds. At seed `3`, say, both adapters begin with the same numbers and see the same
-# orders in the same sequence. So subtract at each seed: luck that both had cancels out. This is called **pairing**.
-# (How much cancels differs, see dive C.)
+# orders in turn. So subtract at each seed: luck that both had cancels out. This is called **pairing**. (How much
+# cancels differs, see dive C.)
 
 
 # %%
@@ -202,8 +200,7 @@ assert f"{mean:.4f} {spread:.2f} {spread / 8**0.5:.2f}" == "-2.1875 2.12 0.75"
 
 # %% [markdown]
 # **What happened?** The spread is only an estimate, too. Two seeds can agree by accident, and then it comes out far too
-# small. So the fewer the seeds, the longer the interval must be to be right all the same. These factors are called
-# Student's *t*.
+# small. So the fewer the seeds, the longer the interval must be. These factors are called Student's *t*.
 #
 # `paired_interval(differences)` gives the mean, and t standard errors. Here are all methods against bf16. The grey band
 # holds differences of less than {{2}} points.
@@ -248,8 +245,7 @@ hardest = sorted((i for i in range(200) if failures[i]), key=lambda i: -failures
 _ = plot_answers(new_axes(height=3.4), bf16, nf4, hardest)
 
 # %% [markdown]
-# At the places {{1}} to {{6}} the marks go together: at each seed, NF4 has either all six wrong or none. What do they
-# have in common?
+# At the places {{1}} to {{6}} the marks go together: at each seed, NF4 has either all six wrong or none. What are they?
 
 # %%
 chats = load_samples("orders", "test")["messages"]
@@ -272,8 +268,8 @@ wrong_by = {
 assert [(len(each), sum(i in leipzig for i in each)) for each in wrong_by.values()] == [(51, 17), (86, 36)]
 
 # %% [markdown]
-# They all go to Leipzig, and no other order does. bf16 stumbles over the word, too, but less often. NF4 has {{86 - 51}}
-# more wrong answers than bf16, and {{36 - 17}} of these go to Leipzig.
+# Only these go to Leipzig. bf16 stumbles over the word, too, but less often. NF4 has {{86 - 51}} more wrong answers
+# than bf16, and {{36 - 17}} of these go to Leipzig.
 #
 # **Predict.** Leave these six of {{200}} orders out. What remains of NF4's {{table['nf4'][0]:.2f}} points?
 
@@ -314,14 +310,14 @@ assert math.isclose(statistics.fmean(changes("nf4")), table["nf4"][0])
 # %% [markdown]
 # **What happened?** Six of {{200}} orders make more than half of NF4's net loss. (The smaller number is no result, for
 # whoever leaves out data after having looked can find anything. It shows what the result *hangs on*.) Why Leipzig? A
-# seed also fixes which orders are trained on. The two seeds at which NF4 has all six right are the two that showed it
-# the most orders to Leipzig. So it looks as if NF4 needed more examples of a rare word: a hint, not a proof.
+# seed also fixes which orders are trained on, and the two seeds at which NF4 has all six right are the two that showed
+# it Leipzig most often. So NF4 may need more examples of a rare word: a hint, not a proof.
 #
 # ### Coins that are glued together
 #
 # How should answers count that fall together? Toss {{60}} coins, and you get about {{30}} heads: good and bad luck
-# mostly cancel. Now glue them into ten stacks of six. A stack falls as a whole, six heads or none. There are still
-# {{60}} coins, but only ten pieces of luck, and among ten there is less cancelling.
+# mostly cancel. Now glue them into ten stacks of six. A stack falls as a whole, six heads or none. That leaves only ten
+# pieces of luck, with less cancelling.
 
 # %% alt="Two histograms of the number of heads among sixty coins, both around {{30}}. Sixty single coins: a narrow hill, from {{min(heads['60 single coins'])}} to {{max(heads['60 single coins'])}}. Ten stacks of six: a low and wide one, from {{min(heads['10 stacks of 6'])}} to {{max(heads['10 stacks of 6'])}}."
 draw = torch.Generator().manual_seed(0)
@@ -338,9 +334,8 @@ assert sum(20 <= count <= 40 for count in heads["60 single coins"]) > 9_900
 assert min(heads["10 stacks of 6"]) <= 6 and max(heads["10 stacks of 6"]) >= 54
 
 # %% [markdown]
-# Leipzig is such a stack, at least with NF4; most other cities are hardly glued. `by_group` adds up, for each city, how
-# far its orders are off the mean. So {{200}} orders become {{len(set(city))}} pieces of luck, and the mean stays. (Dive
-# C does it by hand.)
+# Leipzig is such a stack, at least with NF4; most other cities are hardly glued. `by_group` makes one number of each
+# city, so that {{200}} orders become {{len(set(city))}} pieces of luck, and the mean stays. (Dive C does it by hand.)
 
 # %% alt="Three {{95}} % intervals for the same mean of {{table['nf4'][0]:.2f}} points, NF4 less bf16. If seeds are the luck, or single orders, they lie below {{0}}. If cities are, it goes from {{luck['cities'][0] - luck['cities'][1]:.1f}} to {{luck['cities'][0] + luck['cities'][1]:+.1f}} and includes {{0}}."
 by_order = changes("nf4")
@@ -360,9 +355,8 @@ assert [f"{mean:.2f} {half:.2f}" for mean, half in luck.values()] == ["-2.19 1.7
 # - **Cities are the luck**: with other cities, or other numbers of orders to each, a loss like this one is no longer
 #   sure, since the interval holds zero.
 #
-# That is about this test. There is also a harder one: `shifted` orders go to cities that nobody trained on, in other
-# wordings. There NF4 clearly loses (dive C, section 7). And it is about NF4: FP4's loss does not hang on Leipzig at
-# all.
+# There is also a harder test: `shifted` orders go to cities that nobody trained on, in other wordings. There NF4
+# clearly loses (dive C, section 7). And FP4's loss hardly hangs on Leipzig.
 #
 # Report the one that fits your sentence: "on this test set" needs seeds, "on such orders" needs cities. And decide on
 # the groups *before* you look, which we did not. What may the fate of several samples hang on: a customer, an author, a
@@ -414,16 +408,15 @@ assert ["{:+.3f} ± {:.3f}".format(*paired_interval(each)) for each in nats_of] 
 #
 # </details>
 #
-# And what can these runs not say? Nothing about **large models**: for the QLoRA paper's, from 7B up, NF4 with double
-# quantization lost nothing on average (dive C, section 10). Nothing about **other tasks** or longer training: the
-# adapters saw an eighth of the {{2000:,}} training orders, each once. And nothing about models that were never rounded
-# before.
+# And what can these runs not say? Nothing about **large models**: in the QLoRA paper, from 7B up, NF4 with double
+# quantization lost nothing on average (dive C, section 10). Nothing about **other tasks** or longer training: these
+# adapters saw an eighth of the training orders, each once.
 #
 # ## 6 · Yours
 #
-# **Exercise 11.2 ●●○ (4 minutes).** Compare two adapters, or one before and after training, that answered the same
-# samples, with groups as the luck. Then fill in *your* answers: {{1}} is right, {{0}} is wrong, and a group is whatever
-# may fall together. (Your run of lesson 08 kept them; the hint reads them.)
+# **Exercise 11.2 ●●○ (4 minutes).** Compare two adapters (or one before and after training) on the same samples, with
+# groups as the luck. Then fill in *your* answers: {{1}} is right, {{0}} is wrong, and a group is whatever may fall
+# together. (Your run of lesson 08 kept them; the hint reads them.)
 
 
 # %%
@@ -462,8 +455,8 @@ check_my_comparison(compare_answers, mine)
 # - Look at the failures, and count what falls together as one. Six orders to one city were more than half of NF4's
 #   loss.
 #
-# This serves *analyse the loss of accuracy, LoRA against QLoRA*. [Dive C](dive_c_small_differences.ipynb) has the rest:
-# how many seeds you need, and what goes wrong if you look too often.
+# This serves *analyse the loss of accuracy, LoRA against QLoRA*. Dive C has the rest: how many seeds you need, and what
+# looking too often does.
 
 # %%
 # NBVAL_IGNORE_OUTPUT
