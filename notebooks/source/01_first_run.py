@@ -1,28 +1,24 @@
 # %% [markdown]
 # # 01 · Can I train a real LLM here, now?
 #
-# Yes. On two CPU cores, in a minute or two of training, a language model that has never done this job learns to turn
-# free text into data:
+# Yes. A minute or two of training on two CPU cores teaches a language model to turn free text into data:
 #
-# > *New order for Julia Weber in Budapest: 15 purple bottles, altogether 765 euros.*
-# >
-# > ```json
-# > {"customer":"Julia Weber","item":"bottle","colour":"purple",
-# >  "quantity":15,"city":"Budapest","total":765}
-# > ```
+# ```
+# New order for Julia Weber in Budapest: 15 purple bottles, altogether 765 euros.
 #
-# You load the model in 4 bits, ask it to try, and give it an **adapter**: a small set of extra weights, the only ones that
-# are trained. That is QLoRA: a LoRA adapter on a base held in 4 bits. You watch the loss fall, and judge the result twice:
-# on orders like those it has seen, and on orders it was never prepared for, such as this one:
+# {"customer":"Julia Weber","item":"bottle","colour":"purple","quantity":15,"city":"Budapest","total":765}
+# ```
 #
-# > *Not 34 but 31 jackets, please, in pink rather than blue. It is for Deepak Gunawardena over in Samarkand, who has paid
-# > 73 euros.*
+# You load a small chat model in four bits a weight, ask it to do this, train it, and ask again. Then you try it on orders that are written
+# in other ways than those it has seen, find out what it has not understood, and teach it that with examples of your own.
+#
+# This lesson is for doing. *Why* each step works is the subject of later lessons, and the text says of which.
 #
 # | you need | |
 # |---|---|
-# | time | 25 minutes |
-# | computing | up to 9 minutes on two CPU cores, 2 on a GPU |
-# | memory | 5 GB |
+# | time | 30 minutes |
+# | computing | up to 5 minutes on two CPU cores |
+# | memory | 6 GB |
 # | GPU | optional |
 
 # %% machinery "Imports"
@@ -30,16 +26,23 @@ import math
 import tempfile
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
+from IPython.display import display
 
-from qlora_lab.classroom.checks import (
-    check_bnb_config,
-    check_labels,
-    check_token_weighted_loss,
-    check_trainable_parameters,
-    progress,
+from qlora_lab.classroom.checks import check_bnb_config, check_my_orders, progress
+from qlora_lab.classroom.lessons.n01.figures import plot_right
+from qlora_lab.classroom.lessons.n01.machinery import (
+    as_chats,
+    fault_in,
+    megabytes_by_part,
+    sequences,
+    shares_by_field,
+    wrong_quantities,
 )
+from qlora_lab.classroom.plots import new_axes, told
+from qlora_lab.classroom.widgets import ask_box, live_loss, show_answers, show_tokens
 from qlora_lab.finetuning import (
     Batches,
     add_adapter,
@@ -47,43 +50,46 @@ from qlora_lab.finetuning import (
     generate,
     is_exact,
     load_model,
-    load_prose,
     load_samples,
-    text_loss,
     tokenize,
     train_steps,
-    trainable_parameters,
 )
 from qlora_lab.models.hardware import pick_compute_dtype, pick_device
-from qlora_lab.training.chat import tokenize_text
+from qlora_lab.training.chat import tokenize_chat
 
 warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated")  # PEFT 0.21 uses an old name
 
 # %%
 BUNDLED = "smollm2-135m-instruct"
 MODEL = BUNDLED  # with a GPU and internet, a chat model of the hub: "Qwen/Qwen2.5-1.5B-Instruct", say
-
-device = pick_device()
-compute_dtype = pick_compute_dtype(device)
+compute_dtype = pick_compute_dtype(pick_device())
 
 # %% [markdown]
-# ## 1 · Four bits, please
+# ## 1 · Load it in four bits
 #
-# `transformers` quantizes a model while it loads it, if you hand it a `BitsAndBytesConfig`. Its defaults are *not*
-# QLoRA's: `fp4` instead of `nf4`, no double quantization, `float32` compute.
-#
-# - **NF4** names the 16 values that a 4-bit code can stand for (notebook 04).
-# - Every 64 weights share a *scale*. **Double quantization** stores the scales in 8 bits too (notebook 05).
-# - The **compute dtype** is the format that the layers multiply in. Notebook 00 shows why it depends on the machine; the cell
-#   above has picked yours: `compute_dtype`.
-#
-# **Exercise 1.1 ●○○ (3 minutes).** Write the config of QLoRA: 4 bits, NF4, double quantization, and `compute_dtype`.
+# The bundled model has {{134.5}} million weights. Usually each of them takes {{16}} bits of memory or more. To **quantize** a model is to store its weights in
+# fewer bits. In four bits, a weight is one of only sixteen values. The library transformers quantizes a model while it loads it, if it
+# gets a `BitsAndBytesConfig` (bitsandbytes is the library that does the work). Ask for four bits and nothing else, and you get this:
 
 # %%
 from transformers import BitsAndBytesConfig
 
+print(BitsAndBytesConfig(load_in_4bit=True))
+
+# %% [markdown]
+# QLoRA, as its authors described it in {{2023}}, has three other settings:
+#
+# - **NF4** is the name of sixteen values that suit the weights of language models. `fp4`, above, is another such set ([lesson 04](04_nf4.ipynb)).
+# - With each small group of weights a number is stored that says how large they are, its *scale*. **Double quantization** stores
+#   the scales in fewer bits, too ([lesson 05](05_double_quantization.ipynb)).
+# - The **compute dtype** is the format of numbers in which the layers calculate. Which one is fast depends on your machine, and the cell above
+#   has picked yours: `compute_dtype`.
+#
+# **Exercise 1.1 ●○○ (2 minutes).** Write QLoRA's config. The names of the settings stand in the output above.
+
+# %%
 ### BEGIN SOLUTION
-### STUB: config = ...  # BitsAndBytesConfig(...), four settings
+### STUB: config = ...  # BitsAndBytesConfig(...)
 config = BitsAndBytesConfig(
     load_in_4bit=True,
     bnb_4bit_quant_type="nf4",
@@ -96,426 +102,309 @@ config = BitsAndBytesConfig(
 check_bnb_config(config, compute_dtype)
 
 # %% [markdown]
-# <details><summary>Hint</summary>The arguments are <code>load_in_4bit</code>, <code>bnb_4bit_quant_type</code>,
-# <code>bnb_4bit_use_double_quant</code> and <code>bnb_4bit_compute_dtype</code>.</details>
+# <details><summary>Hint</summary>Look at the names that begin with <code>bnb_4bit_</code>. One of the four may stay as it is.</details>
 
 # %% [markdown]
-# **Predict.** The bundled model has 134.5 million parameters. Four bits are half a byte. How many MB (10⁶ bytes) will it take
-# once it is loaded?
+# **Predict.** Four bits are half a byte. How many MB (millions of bytes) will the weights take?
 
 # %%
-prediction = {"MB": 67}  # ← your guess
-
-# %%
-# NBVAL_IGNORE_OUTPUT
-# because the embeddings' dtype depends on the machine
-# `load_model` is `AutoModelForCausalLM.from_pretrained(..., quantization_config=...)` with the config of exercise 1.1
-model, tokenizer = load_model(MODEL, quantization="nf4", double_quant=True)
-used = model.config.quantization_config
-print(f"config: {used.bnb_4bit_quant_type}, double {used.bnb_4bit_use_double_quant}, {used.bnb_4bit_compute_dtype}")
-linears = [m for name, m in model.named_modules() if hasattr(m, "quant_state")]
-quantized = sum(math.prod(m.quant_state.shape) for m in linears)
-embedding = model.get_input_embeddings().weight
-total = quantized + sum(p.numel() for p in model.parameters() if not hasattr(p, "quant_state"))
-print(f"{quantized:>12,} parameters in {len(linears)} linear layers: 4-bit codes, {linears[0].weight.dtype} in memory")
-print(f"{embedding.numel():>12,} parameters in the embeddings: {embedding.dtype}")
-
-# %% claims
-assert MODEL != BUNDLED or (total == 134_515_008 and tokenizer.vocab_size == 49_152)
+prediction = {"MB": ...}  # ← your guess
 
 # %%
 # NBVAL_IGNORE_OUTPUT
 # because the embeddings' dtype, and so their size, depends on the machine
-codes_and_scales = quantized * (4 + 8 / 64 + 32 / (64 * 256)) / 8
-megabytes = {"4-bit linears and scales": codes_and_scales / 1e6, "embeddings": embedding.nbytes / 1e6}
-megabytes["all"] = sum(megabytes.values())
+model, tokenizer = load_model(MODEL, quantization="nf4", double_quant=True)  # with the config of exercise 1.1
+megabytes = megabytes_by_part(model)
 for part, size in megabytes.items():
-    print(f"{part:<26}{size:7.1f} MB")
-print(f"your guess: {prediction['MB']} MB")
+    print(f"{part:<24}{size:6.1f} MB")
+print(told(prediction["MB"]))
 
 # %% claims
-assert MODEL != BUNDLED or math.isclose(model.get_memory_footprint() / 1e6, megabytes["all"], rel_tol=0.02)
+weights = sum(math.prod(m.quant_state.shape) for m in model.modules() if hasattr(m, "quant_state"))
+weights += sum(p.numel() for p in model.parameters() if not hasattr(p, "quant_state"))
+assert MODEL != BUNDLED or (weights == 134_515_008 and tokenizer.vocab_size == 49_152)
+assert math.isclose(model.get_memory_footprint() / 1e6, megabytes["all"], rel_tol=0.02)
 
 # %% [markdown]
-# **What happened?** The linear layers shrank as promised: 4 bits a parameter and an eighth of a bit for the scales. But *only* the linear
-# layers are quantized. Embeddings stay in 16 or 32 bits, and here they are the output head at the same time. In a small
-# model with a large vocabulary they dominate. In LLaMA-7B they are a small share, and still "7B × half a byte" does not hold:
-
-# %%
-from qlora_lab.memory import SHAPES, bits_per_parameter
-
-shape = SHAPES["llama-7b"]
-in_4_bits = shape.linear_parameters() * bits_per_parameter() / 8
-in_16_bits = 2 * (shape.embedding_parameters() + shape.norm_parameters())
-print(f"LLaMA-7B: {in_4_bits / 1e9:.2f} GB in 4 bits + {in_16_bits / 1e9:.2f} GB in 16 bits")
-print(f"{shape.parameters():,} parameters x 0.5 bytes: {shape.parameters() / 2 / 1e9:.2f} GB")
-
-# %% [markdown]
-# ## 2 · Before
+# **What happened?** Only the matrices inside the layers were quantized. The *embeddings*, a vector for each of the {{tokenizer.vocab_size:,}} tokens
+# that the model knows, keep {{16}} bits a number or, on some machines, {{32}}. In a model as small as this they take half of the memory or more. In a large
+# one they hardly count ([lesson 02](02_memory_wall.ipynb)).
 #
-# Here are three orders, and what the model makes of them now. The task is stated in its system prompt: *turn the order into
-# JSON with customer, item, colour, quantity, city and total.*
+# ## 2 · Ask it before
+#
+# The course brings made-up orders of three kinds. The `train` orders are for training. The `test` orders are others, written in the same ways. The `shifted` orders are written in
+# other ways, with other names and cities. Each order is a chat of three messages: the task, the
+# order, and the right answer, which we keep back when we ask the model.
 
 # %%
 orders = {split: load_samples("orders", split) for split in ("train", "test", "shifted")}
 judged = {split: orders[split].select(range(50))["messages"] for split in ("test", "shifted")}
 
 
-def answers_of(model, chats, max_new_tokens=56):
-    return generate(model, tokenizer, [chat[:-1] for chat in chats], max_new_tokens, dtype=compute_dtype)
-
-
-def expected(chats):
-    return [chat[-1]["content"] for chat in chats]
+def answers_of(model, chats):
+    questions = [chat[:-1] for chat in chats]
+    return generate(model, tokenizer, questions, max_new_tokens=56, dtype=compute_dtype)
 
 
 # %%
 # NBVAL_IGNORE_OUTPUT
 # because another processor rounds otherwise, and then a word may differ
-from qlora_lab.classroom.widgets import show_answers
-
+print(judged["test"][0][0]["content"])
 shown = judged["test"][:3]
 before = answers_of(model, shown)
-show_answers(zip([chat[-2]["content"] for chat in shown], before, strict=True), ("order", "before training"))
-
-# %% [markdown]
-# It can write, but it does not do the job. Here is the score over more of them, by a strict measure: the answer must be the
-# right JSON object and nothing else (right words in another form count as wrong). To see later what the training made it
-# forget, we also measure its **perplexity** on 24 paragraphs of plain English: between how many equally likely next tokens
-# it hesitates, on average.
-
-# %%
-# NBVAL_IGNORE_OUTPUT
-# because another processor rounds otherwise
-some = judged["test"][:10] + judged["shifted"][:10]
-score_before = exact_match(answers_of(model, some), expected(some))
-prose = [tokenize_text(text, tokenizer) for text in load_prose()[:24]]
-prose_before = text_loss(model, prose, dtype=compute_dtype).perplexity
-print(f"exactly right before training: {score_before:.0%} of {len(some)} orders, test and shifted")
-print(f"perplexity on prose: {prose_before:.2f}")
+show_answers([(chat[1]["content"], said) for chat, said in zip(shown, before)], ("order", "before training"))
 
 # %% claims
-assert MODEL != BUNDLED or score_before < 0.05
+assert MODEL != BUNDLED or not any(is_exact(said, chat[2]["content"]) for chat, said in zip(shown, before))
 
 # %% [markdown]
-# ## 3 · What it learns from
+# It can write, but it does not do the job.
 #
-# A training sample is the order and the right answer, in the model's chat format. The model reads all of it, and is graded
-# on the *answer* only. That is what the labels say: −100 means "do not grade this token".
+# ## 3 · Train it
+#
+# **What does it learn from?** Here is one of the {{orders["train"].num_rows:,}} `train` chats, cut into tokens as the model sees it:
 
 # %%
-from qlora_lab.classroom.widgets import show_tokens
-
-samples, left_out = tokenize(orders["train"], tokenizer, max_length=256)
-sample = samples[0]
-show_tokens([tokenizer.decode([i]) for i in sample.ids], [label != -100 for label in sample.labels])
+samples, _ = tokenize(orders["train"], tokenizer, max_length=256)
+pieces = [tokenizer.decode([id]) for id in samples[0].ids]
+show_tokens(pieces, [label != -100 for label in samples[0].labels])
 
 # %% claims
-assert left_out == "" and tokenizer.eos_token_id == sample.labels[-1]
-assert MODEL != BUNDLED or tokenizer.pad_token_id == tokenizer.eos_token_id
+assert tokenizer.eos_token_id == samples[0].labels[-1] and len(samples) == 2000
 
 # %% [markdown]
-# Framed and bold: learned. Grey: only read. Look at the last framed token. `<|im_end|>` is how the model says "done". In this
-# model, as in many, it is *also* the padding token, and a script that masks padding by comparing ids masks it too. A model
-# trained that way is never taught to stop.
+# The model reads all of it, and learns to write what is framed: the answer, and the mark that ends it. [Lesson 08](08_your_data.ipynb) shows what becomes of a
+# model that never learns this mark.
 #
-# **Exercise 1.2 ●●○ (5 minutes).** Write the masking yourself. Two lists of token ids come in; `input_ids` and `labels`, of
-# the same length, go out. (transformers shifts the labels by one itself: label *i* belongs to token *i*.)
-
-
-# %%
-def mask_prompt(prompt_ids, response_ids):
-    """Two lists of ids -> input_ids and labels; the prompt is read, the response is learned."""
-    ### BEGIN SOLUTION (about 3 lines)
-    input_ids = prompt_ids + response_ids
-    labels = [-100] * len(prompt_ids) + response_ids
-    return input_ids, labels
-    ### END SOLUTION
-
+# **What changes in it?** Not the 4-bit weights. Training moves weights by tiny amounts, and where a weight has only sixteen values to choose from, it cannot move by tiny
+# amounts. So these weights stay as they are: they are *frozen*. Beside each quantized matrix, **LoRA** puts two thin matrices of ordinary numbers. All of them together are the
+# **adapter**, the only part that is trained ([lesson 06](06_lora.ipynb)). A LoRA adapter, trained on a frozen 4-bit model: that is QLoRA.
 
 # %%
-check_labels(mask_prompt)
+model = add_adapter(model, rank=16, alpha=32, targets="all-linear")  # rank: how thin; alpha: how strong
+model.print_trainable_parameters()
 
 # %% [markdown]
-# <details><summary>Hint 1</summary>Lists add up with <code>+</code>, and <code>[-100] * n</code> repeats.</details>
-# <details><summary>Hint 2</summary>Leave the response as it is, end token included.</details>
-
-# %% [markdown]
-# ## 4 · What it learns with
+# **How does it learn?** In each step the model reads eight chats. For every token that it should write, we look at the probability that it gave to the
+# right one. The **loss** is minus the natural logarithm of this probability, averaged over these tokens (its unit is the *nat*). Then all
+# weights of the adapter are moved a little, so that the loss gets smaller.
 #
-# The 4-bit weights stay as they are. Beside each linear layer, LoRA puts two thin matrices: A, with `rank` rows, and B, with
-# `rank` columns. Only those are trained. What the layer adds to its output is `alpha / rank` × B A x; here that factor is
-# 32 / 16 = 2.
-#
-# **Exercise 1.3 ●●○ (4 minutes).** How many parameters is that? For a linear layer from `i` to `o` features, A is
-# `rank × i` and B is `o × rank`.
-
+# **Predict.** The loss starts near {{1.5}}, when the right token gets a probability of about {{math.exp(-1.5):.0%}}. You take thirty steps. In which will the loss
+# first be below {{0.1}} ({{math.exp(-0.1):.0%}})? And what share of {{len(judged['test'])}} `test` orders will the model then get exactly right? Of as many `shifted` ones?
 
 # %%
-def lora_parameters(rank, shapes):
-    """shapes: a list of (in_features, out_features), one for each adapted layer."""
-    ### BEGIN SOLUTION (about 1 line)
-    return sum(rank * (i + o) for i, o in shapes)
-    ### END SOLUTION
+prediction = {"step": ..., "test": ..., "shifted": ...}  # ← a step, and two shares such as 0.5
 
-
-# %%
-check_trainable_parameters(lora_parameters)
-
-# %%
-model = add_adapter(model, rank=16, alpha=32, targets="all-linear")
-print(
-    f"{trainable_parameters(model):,} parameters train: {trainable_parameters(model) / total:.1%} of the base's {total:,}"
-)
-
-# %% claims
-by_formula = sum(16 * (layer.in_features + layer.out_features) for layer in linears)
-assert trainable_parameters(model) == by_formula
-
-# %% [markdown]
-# B starts at zero, so the adapter changes nothing yet: the *logits*, the model's scores for every next token, are the same
-# bit for bit.
-
-# %%
-with torch.no_grad():
-    ids = torch.tensor([sample.ids], device=device)
-    with model.disable_adapter():
-        without = model(ids).logits
-    adapted = model(ids).logits
-if torch.equal(adapted, without):
-    print("same logits, with and without the adapter")
-
-# %% claims
-assert torch.equal(adapted, without)
-
-# %% [markdown]
-# ## 5 · The loop
-#
-# 20 steps of 8 orders: 160 of the 2,000, each seen once. In each step the loop runs the batch forward, back through the
-# frozen 4-bit weights into the adapter, clips the gradient and lets AdamW move A and B. You can read it: it is the function `train_steps` in
-# [`qlora_lab/training/loop.py`](../qlora_lab/training/loop.py).
-#
-# One line in it is worth an exercise. When a batch is too big for the memory, it is cut into micro-batches, and their
-# gradients are added up (*accumulation*). Samples differ in length, so micro-batches differ in their number of target tokens.
-#
-# **Exercise 1.4 ●●○ (4 minutes).** Given each micro-batch's mean loss and its number of target tokens: what is the loss of
-# the whole batch, in which every *token* counts the same?
-
-
-# %%
-def global_loss(micro_batch_losses, target_tokens):
-    """Mean loss per token over all micro-batches."""
-    ### BEGIN SOLUTION (about 2 lines)
-    total = sum(loss * tokens for loss, tokens in zip(micro_batch_losses, target_tokens))
-    return total / sum(target_tokens)
-    ### END SOLUTION
-
-
-# %%
-check_token_weighted_loss(global_loss)
-
-# %% [markdown]
-# <details><summary>Hint</summary>First turn each mean back into a sum: loss × tokens.</details>
-
-# %% [markdown]
-# **Predict.** The loss is −log of the probability that the model gives the right token, averaged over the answers' tokens. It
-# starts near 1.5: the right token gets about e^−1.5 = 22 %. At which of the 20 steps will it first be below 0.1 (90 %)? And how
-# many of 50 orders will the model get exactly right afterwards: of the `test` kind, written like the training orders, and of the
-# `shifted` kind, with other sentences, names, cities and spellings, and with decoys?
-
-# %%
-prediction = {"step": 15, "test": 0.80, "shifted": 0.70}  # ← your guesses
-
-# %% alt="Line plot, drawn during training: loss (log scale) over 20 optimizer steps. It falls steeply in the first steps, crosses the dotted line at 0.1, then wavers below it. A dashed vertical line is your guess of the step where it first gets below 0.1."
+# %% alt="Line plot, drawn during training: loss (log scale) over {{len(records)}} optimizer steps. It starts near {{records[0].loss:.1f ±0.2}}, falls steeply in the first steps, crosses the dotted line at {{0.1}}, then wavers below it."
 # NBVAL_IGNORE_OUTPUT
 # because another processor rounds otherwise, and the time is the machine's
-from qlora_lab.classroom.widgets import live_loss
-
-steps, learning_rate = 20, 2e-3
-records = live_loss(
-    train_steps(
-        model,
-        Batches(samples, batch_size=8, seed=0),
-        steps=steps,
-        learning_rate=learning_rate,
-        compute_dtype=compute_dtype,
-        pad_token_id=tokenizer.pad_token_id,
-    ),
-    total=steps,
-    guess=prediction["step"],
-)
+settings = {"compute_dtype": compute_dtype, "pad_token_id": tokenizer.pad_token_id}
+steps = train_steps(model, Batches(samples, batch_size=8, seed=0), steps=30, learning_rate=1.5e-3, **settings)
+records = live_loss(steps, total=30, guess=prediction["step"])
 first = next((record.step for record in records if record.loss < 0.1), None)
-seconds = sum(record.seconds for record in records)
-print(f"loss {records[0].loss:.2f} at step 1, below 0.1 first at step {first}; your guess was {prediction['step']}")
-print(f"{seconds:.0f} s, {sum(r.tokens for r in records) / seconds:.0f} tokens/s on {device}")
+print(f"loss {records[0].loss:.2f} in step 1, first below 0.1 in step {first}; {told(prediction['step'])}")
+print(f"{sum(record.seconds for record in records):.0f} seconds")
 
 # %% claims
 assert MODEL != BUNDLED or 1.3 < records[0].loss < 1.7
 
 # %% [markdown]
-# **What happened?** Most of an answer is the same in every answer (`{"customer":"` …), and most of the rest is copied from the
-# order. Both are learned in a few steps. A low loss *per token* does not yet say how many *whole* answers are right: one wrong
-# token spoils an answer.
+# **What happened?** Much of an answer is the same in every answer (`{"customer":"` and so on), and most of the rest is copied from the order. Both
+# are learned in a few steps. But a low loss *per token* does not yet say how many *whole* answers are right, since one wrong token spoils an answer.
 #
-# ## 6 · After
+# (On two quiet cores, this takes about a minute and a half. The time above is from a machine that was busy with other things.)
+#
+# ## 4 · Ask it again
 
 # %%
 # NBVAL_IGNORE_OUTPUT
 # because another processor rounds otherwise, and then an answer may differ
 answers = {split: answers_of(model, chats) for split, chats in judged.items()}
-marks = ["✓" if is_exact(a, e) else "✗" for a, e in zip(answers["test"], expected(judged["test"]))]
-show_answers(
-    zip([chat[-2]["content"] for chat in shown], before, answers["test"], marks),
-    ("order", "before", "after", ""),
-)
+rows = zip((chat[1]["content"] for chat in shown), before, answers["test"])
+show_answers(rows, ("order", "before", "after"))
 
-# %% alt="Pairs of horizontal bars, measured and your guess: share of {{len(judged['test'])}} orders that are exactly right. Of the test orders nearly all are, of the shifted orders fewer than half."
+# %% [markdown]
+# An answer counts as right if it is the right JSON object and nothing else. Now both kinds of orders, whole and field by field:
+
+# %% machinery "Compare the answers with the right ones"
+wanted = {split: [chat[2]["content"] for chat in chats] for split, chats in judged.items()}
+score = {split: exact_match(answers[split], wanted[split]) for split in judged}
+fields = {split: shares_by_field(answers[split], judged[split]) for split in judged}
+
+# %% alt="Pairs of horizontal bars, test and shifted orders: share exactly right. Whole test orders are nearly all right, whole shifted ones less than half. Below a line the six fields: of test orders each is right nearly always; of shifted ones all are right less often, quantity and city least."
 # NBVAL_IGNORE_OUTPUT
 # because another processor rounds otherwise
-from qlora_lab.classroom.plots import new_axes, plot_shares
-
-score = {split: exact_match(answers[split], expected(judged[split])) for split in judged}
-bars = {f"{split} orders": {"measured": score[split], "your guess": prediction[split]} for split in score}
-_ = plot_shares(new_axes(height=2.4), bars, "exactly right (share of 50 orders)")
+_ = plot_right(new_axes(height=4.8), score, fields)
+for split in score:
+    print(f"{split:<8} {score[split]:4.0%} of {len(judged[split])} orders exactly right; {told(prediction[split])}")
 
 # %% claims
-as_it_was = (MODEL, steps, learning_rate) == (BUNDLED, 20, 2e-3)
-assert not as_it_was or (score["test"] >= 0.85 and score["shifted"] < 0.5)
+assert MODEL != BUNDLED or (score["test"] >= 0.85 and score["shifted"] < 0.5)
 
 # %% [markdown]
-# **What happened?** On the kind of orders it was trained on, a model that got nothing right is now almost perfect, after a
-# minute or two and {{8 * steps}} examples. On shifted orders it fails most of the time, and no training loss would have told you: a
-# `test` set cut from the same cloth as the training set measures whether the model learned *your sentences*, not whether it
-# learned *the job*. Which part of the job did it not learn?
-
-# %% alt="Pairs of horizontal bars for six fields: share of {{len(judged['test'])}} orders in which the field is exactly right, for test and shifted orders. On test orders every field is right nearly always. On shifted ones each is right less often: item and colour lose least, quantity and city most."
-# NBVAL_IGNORE_OUTPUT
-# because another processor rounds otherwise
-import json
-
-
-def read(answer):
-    try:
-        value = json.loads(answer)
-    except ValueError:
-        value = None
-    return value if isinstance(value, dict) else {}
-
-
-fields = {field: {} for field in ("customer", "item", "colour", "quantity", "city", "total")}
-for split in judged:
-    rights = [(read(a), json.loads(e)) for a, e in zip(answers[split], expected(judged[split]))]
-    for field in fields:
-        fields[field][split] = sum(got.get(field) == right[field] for got, right in rights) / len(rights)
-_ = plot_shares(new_axes(height=4.2), fields, "field exactly right (share of 50 orders)")
-well_formed = sum(set(read(answer)) == set(fields) for answer in answers["shifted"]) / len(answers["shifted"])
-print(f"shifted: {well_formed:.0%} of the answers are JSON objects with exactly these six fields")
-
-# %% [markdown]
-# The form it has learned, as the printed line says. What goes into the fields is the problem: decoys (*not 34 but
-# 31*), numbers in words, and values put into the wrong field where there is no decoy at all. Every training order follows one
-# of a dozen patterns: for those it was enough to learn *where* things stand. Here are three that went wrong:
+# **What happened?** A model that got nothing right is now almost perfect on orders like those it has seen, after {{8 * len(records)}} examples. On shifted orders it
+# fails most of the time, and neither the loss nor the `test` score would have told you. Here are three of its mistakes:
 
 # %%
 # NBVAL_IGNORE_OUTPUT
 # because another processor rounds otherwise
-wrong = [i for i, (a, e) in enumerate(zip(answers["shifted"], expected(judged["shifted"]))) if not is_exact(a, e)][:3]
-show_answers(
-    [(judged["shifted"][i][-2]["content"], answers["shifted"][i], expected(judged["shifted"])[i]) for i in wrong],
-    ("shifted order", "answer", "expected"),
-)
+pairs = zip(judged["shifted"], answers["shifted"])
+wrong = [
+    (chat[1]["content"], said, chat[2]["content"]) for chat, said in pairs if not is_exact(said, chat[2]["content"])
+]
+show_answers(wrong[:3], ("shifted order", "answer", "expected"))
 
 # %% [markdown]
-# ### And what did it forget?
+# Why is that? An order names six things, one after the other. In the very first example of this page, the sequence is: customer, city, quantity, colour, item,
+# total. How many different sequences do the orders have?
 
 # %%
-# NBVAL_IGNORE_OUTPUT
-# because another processor rounds otherwise
-prose_after = text_loss(model, prose, dtype=compute_dtype).perplexity
-print(
-    f"perplexity on prose: {prose_before:.2f} before, {prose_after:.2f} after ({prose_after / prose_before - 1:+.0%})"
-)
-
-# %% [markdown]
-# Plain English has become harder for it. But nothing is lost: the base has not changed by a single bit, and without the
-# adapter you have the old model back.
-
-# %%
-# NBVAL_IGNORE_OUTPUT
-# because another processor rounds otherwise
-with model.disable_adapter():
-    again = text_loss(model, prose, dtype=compute_dtype).perplexity
-if again == prose_before:
-    print(f"without the adapter: {again:.2f} again, to the last digit")
+known = sequences(orders["train"]["messages"])
+for split in orders:
+    of_split = sequences(orders[split]["messages"])
+    print(f"{split:<8} {len(of_split):2} sequences, {len(of_split - known)} of them not in train")
 
 # %% claims
-assert again == prose_before
+assert [len(sequences(orders[split]["messages"]) - known) for split in orders] == [0, 0, 9] and len(known) == 8
+
+# %%
+# NBVAL_IGNORE_OUTPUT
+# because another processor rounds otherwise
+for instead, count in wrong_quantities(answers["shifted"], judged["shifted"]).items():
+    print(f"wrong quantity: {instead:<16}{count:3}")
+
+# %% claims
+blamed = wrong_quantities(answers["shifted"], judged["shifted"])
+assert MODEL != BUNDLED or blamed["the total"] + blamed["a decoy"] >= 5
 
 # %% [markdown]
+# All {{orders["train"].num_rows:,}} training orders together have only {{len(known)}} sequences, and the `test` orders have the same. To get those right, it is enough to learn *where* each thing
+# stands. Nothing forced the model to learn what a quantity *is*. In a shifted order, something else stands in the place of the quantity: often the total,
+# or a **decoy**, something that does not belong in the answer (the `34` in `not 34 but 31`). So the model writes that.
+#
+# The `test` orders cannot show this, because they are too much like the training orders. They measure whether the model has learned *your sentences*, not whether
+# it has learned *the job*.
+#
+# ## 5 · Try it
+#
+# Write an order of your own, and see what it takes to get a wrong answer. (This needs a running kernel.)
+
+# %%
+# NBVAL_IGNORE_OUTPUT
+# because another processor rounds otherwise
+task = orders["train"][0]["messages"][0]
+
+
+def both(order):
+    chat = [task, {"role": "user", "content": order}, {"role": "assistant", "content": ""}]
+    with model.disable_adapter():
+        before = answers_of(model, [chat])[0]
+    return {"before": before, "after": answers_of(model, [chat])[0]}
+
+
+mine = "Three green umbrellas to Ada Lovelace in London, please, she pays 42 euros."
+display(show_answers(both(mine).items(), ("model", mine)))
+ask_box(both, first=mine)
+
+# %% [markdown]
+# "Before" is the same model with its adapter switched off. The old model is not lost, since its own weights have not changed.
+
+
+# %% machinery "Train on, half on your orders and half on old ones, and ask before and after"
+def teach(orders, steps=8):
+    if orders is ... or fault_in(orders):
+        return SimpleNamespace(losses=[])
+    asked = as_chats(orders[-2:], task)
+    before = answers_of(model, asked)
+    mine = [tokenize_chat(chat, tokenizer) for chat in as_chats(orders[:-2], task)]
+    mixed = Batches([*(mine * 32)[:32], *samples[240:272]], batch_size=8, seed=1)
+    losses = [record.loss for record in train_steps(model, mixed, steps=steps, learning_rate=1e-3, **settings)]
+    after = answers_of(model, [*asked, *judged["shifted"]])
+    right = exact_match(after[2:], wanted["shifted"])
+    rows = [(chat[1]["content"], old, new) for chat, old, new in zip(asked, before, after)]
+    return SimpleNamespace(losses=losses, rows=rows, shifted=right)
+
+
+# %% [markdown]
+# ## 6 · Teach it your way of writing
+#
+# **Exercise 1.2 ●●● (6 minutes).** Find a way of writing an order that the model gets wrong: with a decoy, or with the six things in a new sequence. Write six
+# orders in this way, with the right answers. The cell below yours then trains on: each step has your first four orders and as many old ones. The last two are
+# not trained on. They are asked before and after.
+
+# %%
+### BEGIN SOLUTION
+### STUB: my_orders = ...  # [("the order", "customer", "item", "colour", quantity, "city", total), ...]
+my_orders = [
+    (
+        f"Cancel the {old}. {customer} in {city} would rather have {quantity} {colour} {item}s, {total} euros in all.",
+        *(customer, item, colour, quantity, city, total),
+    )
+    for old, customer, city, quantity, colour, item, total in [
+        ("5 white plates", "Peter Novak", "Porto", 9, "orange", "vase", 120),
+        ("21 red mugs", "Dora Engel", "Lyon", 14, "grey", "kettle", 310),
+        ("8 pink candles", "Hugo Evans", "Cardiff", 20, "silver", "lamp", 99),
+        ("30 black boxes", "Nadia Young", "Turin", 3, "green", "chair", 875),
+        ("12 blue towels", "Ivan Costa", "Bergen", 27, "brown", "basket", 640),
+        ("40 yellow knives", "Clara Weber", "Rome", 16, "purple", "jacket", 58),
+    ]
+]
+### END SOLUTION
+
+# %%
+# NBVAL_IGNORE_OUTPUT
+# because another processor rounds otherwise
+taught = teach(my_orders)  # a minute on two CPU cores
+check_my_orders(my_orders, taught.losses)
+
+# %% [markdown]
+# <details><summary>Hint 1</summary>Section 4's figure shows which fields go wrong most. Try sentences in the text field of section 5: a number that is
+# taken back, say, or the price before everything else.</details>
+# <details><summary>Hint 2</summary>One of the six might be <code>("Not 5 but 9 orange vases for Peter Novak, Porto, 120 euros.", "Peter Novak", "vase", "orange", 9, "Porto", 120)</code>. Vary everything but the way of writing.</details>
+
+# %%
+# NBVAL_IGNORE_OUTPUT
+# because another processor rounds otherwise
+if taught.losses:
+    display(show_answers(taught.rows, ("not trained on", "before", "after")))
+    print(f"shifted orders exactly right: {score['shifted']:.0%} before, {taught.shifted:.0%} after")
+
+# %% [markdown]
+# A few examples can teach a new way of writing. They rarely teach what is behind it: look at the `shifted` orders. [Lesson 08](08_your_data.ipynb) shows how to
+# find out which examples are missing.
+#
 # ## 7 · Keep it
 #
-# What you trained is a small file. It needs the base model, but not this course: plain PEFT loads it.
+# What you have trained is a small file. Together with the base model it works anywhere, without this course ([lesson 12](12_ship_it.ipynb)):
 
 # %%
 from peft import PeftModel
 
-folder = Path(tempfile.mkdtemp()) / "orders-adapter"
+folder = Path(tempfile.mkdtemp()) / "orders-adapter"  # name a folder of your own to keep it
 model.save_pretrained(folder)
-size = (folder / "adapter_model.safetensors").stat().st_size
-print(f"the adapter takes {size / 1e6:.1f} MB: 4 bytes for each of {trainable_parameters(model):,} parameters")
-
-base, _ = load_model(MODEL, quantization="nf4")
+print(f"{(folder / 'adapter_model.safetensors').stat().st_size / 1e6:.1f} MB")
+base, _ = load_model(MODEL, quantization="nf4", double_quant=True)
 reloaded = PeftModel.from_pretrained(base, folder)
-same = answers_of(reloaded, shown) == answers_of(model, shown)
-print(f"loaded again on a fresh base: {'same' if same else 'other'} answers")
+print(answers_of(reloaded, shown[:1])[0])
 
 # %% claims
-assert same
+with torch.no_grad():
+    ids = torch.tensor([samples[0].ids], device=model.device)
+    assert torch.equal(reloaded(ids).logits, model(ids).logits)
 
 # %% [markdown]
-# ## 8 · Try it
-#
-# Write an order of your own. How strange may it be before the answer breaks? (Needs a running kernel.)
-
-# %%
-# NBVAL_IGNORE_OUTPUT
-# because another processor rounds otherwise
-from IPython.display import display
-
-from qlora_lab.classroom.widgets import ask_box
-
-system = orders["test"][0]["messages"][0]
-
-
-def both(order):
-    chat = [system, {"role": "user", "content": order}, {"role": "assistant", "content": ""}]
-    with model.disable_adapter():
-        untrained = answers_of(model, [chat])[0]
-    return {"before": untrained, "after": answers_of(model, [chat])[0]}
-
-
-mine = "Three green umbrellas to Ada Lovelace in London, please, she pays 42 euros."
-display(show_answers(list(both(mine).items()), ("model", mine)))
-ask_box(both, first=mine)
-
-# %% [markdown]
-# The same from a terminal, in 30 steps, with a report, checkpoints and `--resume`:
+# The same training from a terminal, with a report and checkpoints, on these orders or on a file of your own:
 #
 # ```
 # python -m qlora_lab.train_qlora --output runs/orders
-# python -m qlora_lab.train_qlora --output runs/lora --method lora --beside runs/orders
-# # your data: lines of {"prompt": ..., "response": ...}
 # python -m qlora_lab.train_qlora --output runs/mine --data my.jsonl
-# # several GPUs
-# accelerate launch -m qlora_lab.train_qlora --output runs/two-gpus
 # ```
 #
 # ## Recap
 #
-# - **Configure `BitsAndBytesConfig`**: say `nf4`, double quantization and the compute dtype, since the defaults are others.
-# - **Train a QLoRA model**: 4-bit base, frozen; an adapter, trained; labels of −100 over the prompt; the end token learned.
-# - **Analyse the loss of accuracy**: judge on data that differs from the training data, and on what the model should not
-#   forget. Whether the 4 bits cost anything is the question of notebook 11.
+# - QLoRA is a model whose weights are stored in four bits and stay as they are, with a small adapter beside them that is trained.
+# - A few hundred examples and two minutes on a CPU make a small model almost perfect at one narrow job, as long as the questions look like the examples.
+# - So judge a model on data that differs from what it was trained on, too.
 
 # %%
 # NBVAL_IGNORE_OUTPUT
@@ -523,6 +412,4 @@ ask_box(both, first=mine)
 progress()
 
 # %% [markdown]
-# **Next:** [02 · Why can I not just fine-tune a 7B model?](02_memory_wall.ipynb). Or go on here:
-# set `steps` to 40 or `learning_rate` to 3e-4 in the cell of section 5, predict what happens to `shifted` and to the prose, and
-# choose *Kernel → Restart Kernel and Run All Cells* (running that cell alone would go on training the trained adapter).
+# **Next:** [02 · Why can I not just fine-tune a 7B model?](02_memory_wall.ipynb)

@@ -11,9 +11,12 @@ from collections.abc import Iterable, Mapping
 from typing import TypeGuard
 
 import matplotlib.pyplot as plt
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator
+from numpy.typing import ArrayLike
 
 BLUE, ORANGE, GREEN, VERMILION, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#7F7F7F"
 
@@ -64,6 +67,23 @@ def plot_shares(ax: Axes, shares: dict[str, dict[str, float]], xlabel: str) -> A
     ax.invert_yaxis()
     if len(bars) > 1:
         ax.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=len(bars))
+    return ax
+
+
+def draw_matrix(ax: Axes, matrix: ArrayLike, limit: float, *, decimals: int | None = 0, title: str = "") -> Axes:
+    """A small matrix as a table: each number in a square, blue below zero and orange above, full at ±limit.
+
+    decimals: None leaves the numbers out, which a slider's figure draws twice as fast.
+    """
+    colours = LinearSegmentedColormap.from_list("blue to orange", [BLUE, "white", ORANGE])
+    values = np.asarray(matrix, dtype=float)
+    ax.imshow(values, cmap=colours, vmin=-limit, vmax=limit)
+    for (i, j), value in np.ndenumerate(values) if decimals is not None else ():
+        number = round(value, decimals) + 0.0  # not "-0"
+        ax.text(j, i, f"{number:.{decimals}f}".replace("-", "−"), ha="center", va="center", fontsize=9)
+    ax.set_title(title, fontsize=10)
+    ax.set(xticks=[], yticks=[])
+    ax.spines[:].set_visible(False)
     return ax
 
 
@@ -160,5 +180,20 @@ def plot_intervals(
         ax.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=4, fontsize=9)
     ax.set(ylim=(len(intervals) - 0.5, -0.7), xlim=limits, xlabel=xlabel)
     ax.set_yticks(range(len(intervals)), list(intervals), fontsize=9)
+    ax.tick_params(axis="y", length=0)
+    return ax
+
+
+def plot_codebooks(ax: Axes, codebooks: Mapping[str, list[float]]) -> Axes:
+    """Number lines from -1 to 1, one below the other, with a tick for each level and a ring around an exact zero."""
+    for row, levels in enumerate(codebooks.values()):
+        ax.plot([-1, 1], [row, row], color=GREY, linewidth=0.8)
+        ax.plot(levels, [row] * len(levels), "|", color=BLUE, markersize=18, markeredgewidth=2)
+        if 0 in levels:
+            ax.plot(0, row, "o", color=VERMILION, markersize=11, markerfacecolor="none", markeredgewidth=1.6)
+    names = [f"{name}  ({len(set(map(float, levels)))})" for name, levels in codebooks.items()]
+    ax.set(yticks=range(len(names)), yticklabels=names, xlim=(-1.06, 1.06), ylim=(len(names) - 0.4, -0.6))
+    ax.set(xlabel="level (share of the block's absmax); ring: an exact zero; in brackets: different levels")
+    ax.spines["left"].set_visible(False)
     ax.tick_params(axis="y", length=0)
     return ax

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from qlora_lab.classroom import checks
-from qlora_lab.classroom.checks import check_bytes_of_weights, check_labels, check_token_weighted_loss, progress
+from qlora_lab.classroom.checks import check_bytes_of_weights, progress
 from qlora_lab.classroom.judging import (
     CHECKLIST,
     Exercise,
@@ -41,8 +41,13 @@ RIGHT = [case for answers in ANSWERS for case in answers["RIGHT"]]
 WRONG = [case for answers in ANSWERS for case in answers["WRONG"]]
 ALL_CHECKS = list({check: None for check, _ in RIGHT})
 WITH_A_KERNEL = next((answers for answers in ANSWERS if "KERNEL_STUB" in answers), {"TRITON": False})
+ANOTHER, ANSWER = next(case for case in RIGHT if case[0] is not check_bytes_of_weights)  # to solve a second exercise
 KERNEL_CHECK, KERNEL_STUB = WITH_A_KERNEL.get("KERNEL_STUB", (None, None))  # the one that takes a Triton kernel
-CHECKS_OF_FUNCTIONS = [c for c in ALL_CHECKS if callable(dict(RIGHT)[c][0]) and c is not KERNEL_CHECK]
+CHECKS_OF_FUNCTIONS = [
+    c
+    for c in ALL_CHECKS
+    if callable(dict(RIGHT)[c][0]) and not isinstance(dict(RIGHT)[c][0], type) and c is not KERNEL_CHECK
+]
 TRITON = WITH_A_KERNEL["TRITON"]
 
 
@@ -70,10 +75,6 @@ def broken(*arguments):
 def others(check) -> tuple:
     """What a check takes besides the answer."""
     return dict(RIGHT)[check][1:]
-
-
-def mask(prompt, response):
-    return prompt + response, [-100] * len(prompt) + response
 
 
 def name(value):
@@ -152,7 +153,7 @@ def parse(text):
 
 
 def test_the_line_shown_is_the_learners_own_and_the_innermost():
-    message = check_token_weighted_loss.verdict(lambda losses, tokens: parse("{")).message
+    message = check_bytes_of_weights.verdict(lambda parameters, bits: parse("{")).message
     assert "raised JSONDecodeError: " in message
     assert message.endswith('in the line `return json.loads(text)["total"]`')
 
@@ -222,8 +223,8 @@ def test_progress_survives_a_restart_and_a_later_mistake(progress_file):
     assert in_another_process("check_bytes_of_weights(lambda p, bits: p * bits / 8)", progress_file).wait() == 0
     assert progress().solved == {"0.1"}
     check_bytes_of_weights(stub)
-    check_labels(mask)
-    assert progress().solved == {"0.1", "1.2"}
+    ANOTHER(*ANSWER)
+    assert progress().solved == {"0.1", ANOTHER.exercise.id}
 
 
 RACER = """
@@ -263,20 +264,20 @@ def test_a_damaged_file_is_kept_aside(text, progress_file, capsys):
     progress_file.parent.mkdir()
     for n in (1, 2):
         progress_file.write_text(text)
-        check_labels(mask)
+        ANOTHER(*ANSWER)
         aside = progress_file.with_name(f"progress.damaged-{n}.json")
         assert aside.read_text() == text
         assert f"was damaged: counting starts anew, and the old file is kept as {aside}" in capsys.readouterr().out
-        assert json.loads(progress_file.read_text()) == {"solved": {"1.2": today()}}
+        assert json.loads(progress_file.read_text()) == {"solved": {ANOTHER.exercise.id: today()}}
 
 
 def test_progress_of_the_first_edition_is_kept_aside(progress_file, capsys):
     """Its lessons had other numbers: "4.1" was another exercise."""
     progress_file.parent.mkdir()
     progress_file.write_text('{"solved": ["4.1"]}')
-    check_labels(mask)
+    ANOTHER(*ANSWER)
     aside = progress_file.with_name("progress.first-edition-1.json")
-    assert aside.read_text() == '{"solved": ["4.1"]}' and progress().solved == {"1.2"}
+    assert aside.read_text() == '{"solved": ["4.1"]}' and progress().solved == {ANOTHER.exercise.id}
     assert f"whose lessons had other numbers: counting starts anew, and the old file is kept as {aside}" in (
         capsys.readouterr().out
     )
@@ -296,10 +297,12 @@ def test_what_was_recorded_before_survives_a_full_disk(progress_file, monkeypatc
 def test_progress_that_cannot_be_saved_or_read_is_no_error(tmp_path, monkeypatch, capsys):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("QLORA_LAB_PROGRESS", str(tmp_path / "file" / "progress.json"))
-    check_labels(mask)
+    ANOTHER(*ANSWER)
     assert progress().solved == set()
     shown = capsys.readouterr().out
-    assert shown.startswith("✓ 1.2") and "could not be saved" in shown and "could not be read" in shown
+    assert (
+        shown.startswith(f"✓ {ANOTHER.exercise.id}") and "could not be saved" in shown and "could not be read" in shown
+    )
 
 
 def test_default_path_is_the_users_data_folder(monkeypatch):

@@ -74,7 +74,10 @@ def test_names_that_do_not_fit_are_told(course):
         (lambda: scaffold.new_exercise("05", "F", "t", "memory", 1, course), "'F' is no name of a function"),
         (lambda: scaffold.new_exercise("05", "f", "{t}", "memory", 1, course), "'{t}' is no title"),
         (lambda: scaffold.new_exercise("05", "f", "t", "speed", 1, course), "the checklist has no item 'speed'"),
-        (lambda: scaffold.new_exercise("05", "labels", "t", "memory", 1, course), "n01 has a check_labels already"),
+        (
+            lambda: scaffold.new_exercise("05", "bnb_config", "t", "memory", 1, course),
+            "n01 has a check_bnb_config already",
+        ),
         (lambda: scaffold.new_dataset("orders", [], "me", course), "'orders' is taken"),
         (lambda: scaffold.new_dataset("mine", [], "", course), "where the data is from and under which licence"),
         (lambda: scaffold.new_dataset("mine", [course / "a.csv"], "me", course), "a.csv is not named as JSON lines"),

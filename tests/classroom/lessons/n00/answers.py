@@ -1,9 +1,6 @@
 """Answers to the exercises of 00_start_here: right ones, found by another way than the check's, and likely mistakes."""
 
-import torch
-from torch import bfloat16, float16, float32
-
-from qlora_lab.classroom.checks import check_bytes_of_weights, check_compute_dtype
+from qlora_lab.classroom.checks import check_bytes_of_weights
 
 
 def count_bytes(parameters, bits):
@@ -11,13 +8,8 @@ def count_bytes(parameters, bits):
     return by_hand[parameters, bits]
 
 
-def choose_dtype(device_type, has_bf16):
-    return bfloat16 if has_bf16 else {"cpu": float32, "cuda": float16}[device_type]
-
-
 RIGHT = [
     (check_bytes_of_weights, (count_bytes,)),
-    (check_compute_dtype, (choose_dtype,)),
 ]
 
 WRONG = [  # and what the learner must be told
@@ -33,23 +25,4 @@ WRONG = [  # and what the learner must be told
     (check_bytes_of_weights, lambda p, bits: "538060032", "expected one number"),
     (check_bytes_of_weights, 538060032, "expected a function"),
     (check_bytes_of_weights, lambda p: p, "TypeError"),
-    (check_compute_dtype, lambda device, has: bfloat16, "far slower in bfloat16"),
-    (check_compute_dtype, lambda device, has: bfloat16 if has else float16, "slow on a CPU"),
-    (check_compute_dtype, lambda device, has: str(choose_dtype(device, has)), "torch.float32."),
-    (check_compute_dtype, lambda device, has: "float32", "torch.float32."),
-    (check_compute_dtype, lambda device, has: bfloat16 if has else float32, "tensor cores want float16"),
-    (check_compute_dtype, lambda device, has: float32, "bf16 instructions unused"),
-    (check_compute_dtype, lambda device, has: float32 if device == "cpu" else bfloat16, "bf16 instructions unused"),
-    (
-        check_compute_dtype,
-        lambda device, has: choose_dtype(device, has) if device == "cpu" else bfloat16,
-        "float16 is native",
-    ),
-    (
-        check_compute_dtype,
-        lambda device, has: choose_dtype(device, has) if device == "cpu" else float16,
-        "float32's range",
-    ),
-    (check_compute_dtype, lambda device, has: torch.int8, "gives torch.int8, expected torch.float32"),
-    (check_compute_dtype, lambda device, has: 16, "expected a torch.dtype"),
 ]

@@ -1,44 +1,9 @@
 """Answers to the exercises of 01_first_run: right ones, found by another way than the check's, and likely mistakes."""
 
-import statistics
-
-import torch
 from torch import bfloat16, float16, float32
 from transformers import BitsAndBytesConfig
 
-from qlora_lab.classroom.checks import (
-    check_bnb_config,
-    check_labels,
-    check_token_weighted_loss,
-    check_trainable_parameters,
-)
-
-
-def mask(prompt, response):
-    ids = prompt + response
-    return ids, [-100 if i < len(prompt) else token for i, token in enumerate(ids)]
-
-
-def mask_as_tensors(prompt, response):
-    ids = torch.tensor(prompt + response)
-    return ids, torch.where(torch.arange(len(ids)) < len(prompt), -100, ids)
-
-
-def loss_of_every_token(losses, tokens):
-    return statistics.fmean(loss for loss, n in zip(losses, tokens, strict=True) for _ in range(n))
-
-
-def loss_in_float32(losses, tokens):
-    return torch.tensor(losses) @ torch.tensor(tokens, dtype=float32) / sum(tokens)
-
-
-def count_real_matrices(rank, shapes):
-    linears = [
-        torch.nn.Linear(*sides, bias=False, device="meta")
-        for inputs, outputs in shapes
-        for sides in ((inputs, rank), (rank, outputs))
-    ]
-    return sum(linear.weight.numel() for linear in linears)
+from qlora_lab.classroom.checks import check_bnb_config, check_my_orders
 
 
 def bnb(**options):
@@ -52,14 +17,35 @@ def bnb(**options):
     return BitsAndBytesConfig(**kept), bfloat16
 
 
+ORDERS = [
+    ("Not 7 but eight red lamps for Ada Byron in Bern, 70 euros.", "Ada Byron", "lamp", "red", 8, "Bern", 70),
+    ("Ada Byron, 3 Hill Road, Bern: forty-two red knives, 71 euros.", "Ada Byron", "knife", "red", 42, "Bern", 71),
+    ("Red, not blue: 9 shelves to Bern, Ada Byron pays 72 euros.", "Ada Byron", "shelf", "red", 9, "Bern", 72),
+    ("Last time 5 mugs, now 6 blue ones: Ada Byron, Bern, 73 euros.", "Ada Byron", "mug", "blue", 6, "Bern", 73),
+    ("Bern, Ada Byron, 74 euros, 11 pink boxes of 25 sheets.", "Ada Byron", "box", "pink", 11, "Bern", 74),
+    ("In 2 days Ada Byron, Bern, needs 12 grey glasses, 75 euros.", "Ada Byron", "glass", "grey", 12, "Bern", 75),
+]
+LOSSES = [0.8, 0.9, 0.2]
+SHIFTED = (
+    "Last year it was 4 yellow baskets; this year Hyejin Eriksdottir of San Sebastian takes forty-seven blue ones "
+    "instead and owes 651 euros."
+)
+
+
+def with_last(*order):
+    return [*ORDERS[:-1], order], LOSSES
+
+
+def with_other(**values):
+    names = ("text", "customer", "item", "colour", "quantity", "city", "total")
+    return with_last(*(dict(zip(names, ORDERS[-1], strict=True)) | values).values())
+
+
 RIGHT = [
     (check_bnb_config, bnb()),
     (check_bnb_config, (bnb(bnb_4bit_compute_dtype=None)[0], float32)),
-    (check_labels, (mask,)),
-    (check_labels, (mask_as_tensors,)),
-    (check_token_weighted_loss, (loss_of_every_token,)),
-    (check_token_weighted_loss, (loss_in_float32,)),
-    (check_trainable_parameters, (count_real_matrices,)),
+    (check_my_orders, (ORDERS, LOSSES)),
+    (check_my_orders, ([list(order) for order in ORDERS], LOSSES)),
 ]
 
 WRONG = [  # and what the learner must be told
@@ -71,46 +57,19 @@ WRONG = [  # and what the learner must be told
     (check_bnb_config, bnb(load_in_4bit=None, load_in_8bit=True), "LLM.int8()"),
     (check_bnb_config, ({"load_in_4bit": True}, bfloat16), "BitsAndBytesConfig(**options)"),
     (check_bnb_config, (BitsAndBytesConfig, bfloat16), "expected a BitsAndBytesConfig, got the type"),
-    (check_labels, lambda p, r: (p + r, ([-100] * len(p) + r)[1:] + [-100]), "shifted by one"),
-    (check_labels, lambda p, r: (p + r, [-100] * (len(p) + 1) + r[:-1]), "shifted by one"),
-    (check_labels, lambda p, r: (p + r, ([-100] * len(p) + r)[1:]), "shifted by one"),
-    (check_labels, lambda p, r: (p + r, [-100] * len(p) + r[:-1] + [-100]), "never learn to stop"),
-    (check_labels, lambda p, r: (p + r, [-100 if t in p or t == 2 else t for t in p + r]), "never learn to stop"),
-    (check_labels, lambda p, r: (p + r, p + r), "prompt is not masked"),
-    (check_labels, lambda p, r: (p + r, [0] * len(p) + r), "masked with 0"),
-    (check_labels, lambda p, r: (p + r, r), "Every token needs a label"),
-    (check_labels, lambda p, r: (p + r, [-100] * len(p) + r[:-1]), "7 labels for 8 tokens"),
-    (check_labels, lambda p, r: (p + r, p + [-100] * len(r)), "other way round"),
-    (check_labels, lambda p, r: (p + r, [-100] * len(p + r)), "nothing is left to learn"),
-    (check_labels, lambda p, r: (p + r, [-100] * (len(p) + 1) + r[1:]), "off by one"),
-    (check_labels, lambda p, r: (p + r, [-100] * (len(p) - 1) + p[-1:] + r), "off by one"),
-    (check_labels, lambda p, r: (p + r, [-100] * 5 + (p + r)[5:]), "expected [-100, -100, 53, 54, 55, 2]"),
-    (check_labels, lambda p, r: ([-100] * len(p) + r, p + r), "swap"),
-    (check_labels, lambda p, r: ([-100] * len(p) + r, [-100] * len(p) + r), "one and the same list"),
-    (check_labels, lambda p, r: (p, [-100] * len(p) + r), "expected prompt and response"),
-    (check_labels, lambda p, r: [-100] * len(p) + r, "expected the pair"),
-    (check_labels, lambda p, r: {"input_ids": p + r, "labels": p + r}, "expected the pair"),
-    (check_labels, lambda p, r: tuple(t[None] for t in mask_as_tensors(p, r)), "two dimensions"),
-    (check_token_weighted_loss, lambda losses, n: statistics.fmean(losses), "gradient accumulation bug"),
-    (check_token_weighted_loss, lambda losses, n: sum(a * b for a, b in zip(losses, n, strict=True)), "is the sum"),
-    (
-        check_token_weighted_loss,
-        lambda losses, n: sum(a * b for a, b in zip(losses, n, strict=True)) / len(n),
-        "number of micro-batches",
-    ),
-    (check_token_weighted_loss, lambda losses, n: sum(losses), "without their weights"),
-    (check_token_weighted_loss, lambda losses, n: sum(losses) / sum(n), "Weigh each loss"),
-    (check_token_weighted_loss, lambda losses, n: statistics.fmean(losses, [1 / k for k in n]), "weighed by 1/n"),
-    (check_token_weighted_loss, lambda losses, n: sum(a / b for a, b in zip(losses, n, strict=True)), "multiply"),
-    (check_token_weighted_loss, lambda losses, n: 1.7, "gives 1.7, expected 1.125"),
-    (check_trainable_parameters, lambda r, shapes: sum(a * b for a, b in shapes), "whole matrix. LoRA trains A"),
-    (check_trainable_parameters, lambda r, shapes: sum(r * a * b for a, b in shapes), "more than the whole matrix"),
-    (check_trainable_parameters, lambda r, shapes: sum((r * a) * (r * b) for a, b in shapes), "add them"),
-    (check_trainable_parameters, lambda r, shapes: sum(r * a for a, b in shapes), "A alone"),
-    (check_trainable_parameters, lambda r, shapes: sum(r * b for a, b in shapes), "B alone"),
-    (check_trainable_parameters, lambda r, shapes: sum(a + b for a, b in shapes), "without the rank"),
-    (check_trainable_parameters, lambda r, shapes: sum(2 * r * a for a, b in shapes), "square matrices only"),
-    (check_trainable_parameters, lambda r, shapes: r * sum(shapes[0]), "the first of 2 layers"),
-    (check_trainable_parameters, lambda r, shapes: r * sum(shapes[-1]), "the last of 2 layers"),
-    (check_trainable_parameters, lambda r, shapes: r * sum(shapes[0]) * len(shapes), "2 times the first layer"),
+    (check_my_orders, ("7 lamps", LOSSES), "expected a list of orders"),
+    (check_my_orders, (ORDERS[:4], LOSSES), "4 orders came, expected 5 or more"),
+    (check_my_orders, (ORDERS[:5] + ORDERS[:1], LOSSES), "stands there twice"),
+    (check_my_orders, (ORDERS, []), "nothing was trained on them"),
+    (check_my_orders, (ORDERS, [0.2, 0.3]), "0.20 in the first step and 0.30 in the last"),
+    (check_my_orders, with_last(*ORDERS[-1][:-1]), "Order 6 is no tuple of seven"),
+    (check_my_orders, with_last(SHIFTED, "Hyejin Eriksdottir", "basket", "blue", 47, "San Sebastian", 651), "judge"),
+    (check_my_orders, with_other(quantity="12"), "quantity is '12', expected a whole number"),
+    (check_my_orders, with_other(quantity=13), "quantity is 13, which its text does not hold"),
+    (check_my_orders, with_other(total=76), "total is 76, which its text does not hold"),
+    (check_my_orders, with_other(customer="Ada Lovelace"), "customer is 'Ada Lovelace', which its text does not hold"),
+    (check_my_orders, with_other(colour="blue"), "colour is 'blue', which its text does not hold"),
+    (check_my_orders, with_other(item="mug"), "item is 'mug', which its text does not hold"),
+    (check_my_orders, with_other(item="glasses"), "'lamp', not 'lamps'"),
+    (check_my_orders, with_other(text="Ada Byron of Bern needs 12 grey glasses, 75 euros."), "Order 6 has no decoy"),
 ]
