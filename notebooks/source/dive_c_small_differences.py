@@ -481,6 +481,8 @@ assert f"{mean - half:.2f} {mean + half:+.2f}" == "-4.85 +0.47" and -5.2 < low <
 # "open". What both recipes agree on is worth more: anything from next to nothing to nearly five points.
 #
 # And each of these intervals lets *one* kind of luck vary. Other seeds *and* other orders would make it wider still.
+# What would happen with *new* cities is better asked of `shifted`, whose cities nobody trained on. It is in the next
+# table.
 #
 # ## 7 · Twenty intervals
 #
