@@ -478,7 +478,7 @@ assert f"{mean - half:.2f} {mean + half:+.2f}" == "-4.85 +0.47" and -5.2 < low <
 # %% [markdown]
 # One recipe includes {{0}} and the other excludes it, by a hair. Which is right? Both are approximations, and neither
 # is good with one city that outweighs all others. A verdict that hangs on the recipe is no verdict, so lesson 11 says
-# "open". What both recipes agree on is worth more: anything from next to nothing to nearly five points.
+# "no longer sure". What both recipes agree on is worth more: anything from next to nothing to nearly five points.
 #
 # And each of these intervals lets *one* kind of luck vary. Other seeds *and* other orders would make it wider still.
 # What would happen with *new* cities is better asked of `shifted`, whose cities nobody trained on. It is in the next
