@@ -162,11 +162,17 @@ explore(draw, billions=slider)
 # | | question |
 # |---|---|
 # | [A · better codebooks](dive_a_better_codebooks.ipynb) | are there sixteen better numbers, and does it matter? |
+# | [B · why low rank works](dive_b_why_low_rank.ipynb) | why does a low rank suffice? |
+# | [C · small differences](dive_c_small_differences.ipynb) | is that small difference real? |
 # | [D · training tricks](dive_d_training_tricks.ipynb) | which knob buys what? |
 # | [E · beyond QLoRA](dive_e_beyond_qlora.ipynb) | should I still use QLoRA? |
 # | [F · why is it slow?](dive_f_why_is_it_slow.ipynb) | why is QLoRA slow, and what makes it fast? |
 # | [G · more than one card](dive_g_more_than_one_card.ipynb) | can several cards train what one cannot hold? |
-# | [H · merging](dive_h_merging.ipynb) | how do I use it? |
+# | [H · merging](dive_h_merging.ipynb) | which merge keeps what was trained? |
+# | [I · the offset](dive_i_the_offset.ipynb) | is NF4's odd constant the best one? |
+# | [J · how few bits](dive_j_how_few_bits.ipynb) | how few bits can the base have? |
+# | [K · to the last bit](dive_k_to_the_last_bit.ipynb) | do two programs make the same 4 bits? |
+# | [L · small cards](dive_l_small_cards.ipynb) | which card is large enough? |
 #
 # ## Colab and Kaggle
 #

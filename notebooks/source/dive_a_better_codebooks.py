@@ -409,11 +409,15 @@ for name, levels in {"E2M1": torch.cat([-e2m1.flip(0), e2m1]) / 6, "E3M0": e3m0}
     print(f"{name}: squared error {100 * errors(levels)[1] ** 0.5:.1f} %")
 
 # %% claims
-assert errors(e3m0)[1] > 2 * errors(torch.cat([-e2m1.flip(0), e2m1]) / 6)[1]
+from qlora_lab.quantization import FP4
+
+both = torch.cat([-e2m1.flip(0), e2m1]) / 6
+assert errors(e3m0)[1] > 2 * errors(both)[1]
+assert (both.unique()[9:] == FP4.unique()[9:]).all() and both.unique()[8] != FP4.unique()[8]
 in_16 = next(row for row in on_gpu["losses"] if row["format"] == "none")
 
 # %% [markdown]
-# The one with the much larger error had the better perplexity. So ask a model. We put all {{210}} linear layers of the bundled model into
+# The one with the much larger error had the better perplexity. (bitsandbytes' FP4 is neither, but E2M1 with another smallest level.) So ask a model. We put all {{210}} linear layers of the bundled model into
 # each format, in blocks of {{32}} (about {{4.25}} bits per parameter; *NF3*, NF4's idea with eight levels, has one bit less). The loss is
 # in *nats*, the unit of a cross-entropy with the natural logarithm: {{0.1}} nats more make the perplexity
 # {{torch.tensor(0.1).exp() - 1:.0%}} larger. One text is the course's prose, the other answers to orders, the task of earlier lessons, for
@@ -713,7 +717,7 @@ embedding_bytes = 2 * bundled_weight("model.embed_tokens.weight").numel()
 # {{fall(chosen_on):.2f}} on its own half of the prose, and {{fall(other):.2f}} on the other.
 #
 # bitsandbytes cannot mix {{4}} and {{8}} bits in one model, so this plan has {{4}} and {{16}}. QLoRA then *trains* adapters on the rounded
-# model, which repairs much of the damage ([notebook 11](11_accuracy_comparison.ipynb)). Whether a better codebook still matters after that,
+# model, which repairs much of the damage ([lesson 11](11_accuracy_comparison.ipynb)). Whether a better codebook still matters after that,
 # we have not measured.
 #
 # ## Recap

@@ -1,5 +1,5 @@
 # %% [markdown]
-# # Dive H · How do I use it?
+# # Dive H · Which merge keeps what was trained?
 #
 # The training is over. What you have is a 4-bit base and a small file beside it, and tomorrow somebody wants to *run*
 # it. There are two plans:

@@ -11,9 +11,12 @@ from collections.abc import Iterable, Mapping
 from typing import TypeGuard
 
 import matplotlib.pyplot as plt
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator
+from numpy.typing import ArrayLike
 
 BLUE, ORANGE, GREEN, VERMILION, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#7F7F7F"
 
@@ -67,6 +70,23 @@ def plot_shares(ax: Axes, shares: dict[str, dict[str, float]], xlabel: str) -> A
     return ax
 
 
+def draw_matrix(ax: Axes, matrix: ArrayLike, limit: float, *, decimals: int | None = 0, title: str = "") -> Axes:
+    """A small matrix as a table: each number in a square, blue below zero and orange above, full at ±limit.
+
+    decimals: None leaves the numbers out, which a slider's figure draws twice as fast.
+    """
+    colours = LinearSegmentedColormap.from_list("blue to orange", [BLUE, "white", ORANGE])
+    values = np.asarray(matrix, dtype=float)
+    ax.imshow(values, cmap=colours, vmin=-limit, vmax=limit)
+    for (i, j), value in np.ndenumerate(values) if decimals is not None else ():
+        number = round(value, decimals) + 0.0  # not "-0"
+        ax.text(j, i, f"{number:.{decimals}f}".replace("-", "−"), ha="center", va="center", fontsize=9)
+    ax.set_title(title, fontsize=10)
+    ax.set(xticks=[], yticks=[])
+    ax.spines[:].set_visible(False)
+    return ax
+
+
 def told(guess: object) -> str:
     """What the learner guessed, or that nothing was guessed. A guess that is left open is `...`."""
     nothing = all(value is ... for value in guess.values()) if isinstance(guess, dict) else guess is ...
@@ -110,4 +130,70 @@ def plot_weights(ax: Axes, gigabytes: dict[str, float], memory: dict[str, float]
     ax.set(xlabel="weights (GB, 10$^9$ bytes)", xlim=(0, limit))
     ax.invert_yaxis()
     ax.legend(frameon=False, loc="lower right")
+    return ax
+
+
+def stacked(values: list[float], row: float, step: float) -> list[float]:
+    """A height for each value: that of the row, and a step higher for each equal one before it; half a row at most."""
+    step = min(step, 0.5 / max(map(values.count, values), default=1))
+    return [row - step * values[:i].count(value) for i, value in enumerate(values)]
+
+
+def plot_intervals(
+    ax: Axes,
+    intervals: dict[str, tuple[float, float]],
+    points: dict[str, list[float]],
+    xlabel: str,
+    limits: tuple[float, float],
+    band: tuple[float, float] | None = None,
+    notes: list[str] | None = None,
+) -> Axes:
+    """A row for each method: its differences as rings, their mean and interval as a bar; 0 is a line.
+
+    band: the range of differences that do not matter, grey. notes: for each row, a few words at the right end. What
+    lies outside the limits is drawn as an arrow at the edge. A figure without notes, a static one, has a legend.
+    """
+    if band:
+        ax.axvspan(*band, color="0.93", zorder=0, label=f"{band[0]:g} to {band[1]:+g}".replace("-", "−"))
+    ax.axvline(0, color="black", linewidth=1)
+    left, right = limits
+    rows = [row + 0.2 for row in range(len(intervals))]
+    lows, means, highs = (
+        [min(max(mean + sign * half, left), right) for mean, half in intervals.values()] for sign in (-1, 0, 1)
+    )
+    rings, heights = [], []
+    for row, method in enumerate(intervals):
+        inside = [min(max(value, left), right) for value in points[method]]
+        rings, heights = rings + inside, heights + stacked(inside, row - 0.1, 0.14)
+    if rings:
+        ax.plot(rings, heights, "o", color=GREY, markerfacecolor="none", markersize=5, label="a difference")
+    ax.hlines(rows, lows, highs, color=BLUE, linewidth=2.5, label="95 % interval")
+    for ends, edge, arrow in ((lows, left, "<"), (highs, right, ">")):
+        for marker, beyond in (("|", False), (arrow, True)):
+            chosen = [(end, row) for end, row in zip(ends, rows, strict=True) if (end == edge) == beyond]
+            if chosen:
+                ax.plot(*zip(*chosen, strict=True), marker, color=BLUE, markersize=9, markeredgewidth=2)
+    ax.plot(means, rows, "D", color=VERMILION, markersize=6, zorder=3, label="mean")
+    for row, note in enumerate(notes or ()):
+        ax.text(0.99, row, note, transform=ax.get_yaxis_transform(), va="center", ha="right")
+    if notes is None:
+        ax.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=4, fontsize=9)
+    ax.set(ylim=(len(intervals) - 0.5, -0.7), xlim=limits, xlabel=xlabel)
+    ax.set_yticks(range(len(intervals)), list(intervals), fontsize=9)
+    ax.tick_params(axis="y", length=0)
+    return ax
+
+
+def plot_codebooks(ax: Axes, codebooks: Mapping[str, list[float]]) -> Axes:
+    """Number lines from -1 to 1, one below the other, with a tick for each level and a ring around an exact zero."""
+    for row, levels in enumerate(codebooks.values()):
+        ax.plot([-1, 1], [row, row], color=GREY, linewidth=0.8)
+        ax.plot(levels, [row] * len(levels), "|", color=BLUE, markersize=18, markeredgewidth=2)
+        if 0 in levels:
+            ax.plot(0, row, "o", color=VERMILION, markersize=11, markerfacecolor="none", markeredgewidth=1.6)
+    names = [f"{name}  ({len(set(map(float, levels)))})" for name, levels in codebooks.items()]
+    ax.set(yticks=range(len(names)), yticklabels=names, xlim=(-1.06, 1.06), ylim=(len(names) - 0.4, -0.6))
+    ax.set(xlabel="level (share of the block's absmax); ring: an exact zero; in brackets: different levels")
+    ax.spines["left"].set_visible(False)
+    ax.tick_params(axis="y", length=0)
     return ax

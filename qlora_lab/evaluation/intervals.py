@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import torch
 
@@ -25,6 +25,32 @@ def paired_interval(differences: Sequence[float], level: float = 0.95) -> tuple[
     if count < 2:
         raise ValueError(f"{count} difference(s): at least 2 are needed to see how far they spread")
     return statistics.fmean(differences), t_quantile(count - 1, level) * statistics.stdev(differences) / count**0.5
+
+
+def by_group(values: Sequence[float], groups: Sequence[Hashable]) -> list[float]:
+    """One number for each group, to give to `paired_interval` where the values of a group rise and fall together.
+
+    A group's number is the mean of all values, and how far the group's own values, added up, are off it, in shares of
+    an average group. So the numbers have the mean of all values, and a larger group counts for more. (Their spread is
+    that of the ratio estimator for clusters of unequal size: Cochran, Sampling Techniques, 3rd edition, chapter 9A.)
+
+    Args:
+        values: such as the change of each answer, in points.
+        groups: for each value, what it falls together with: a city, a customer, a day.
+
+    Returns:
+        The groups' numbers, in the order in which the groups come up first.
+
+    Raises:
+        ValueError: no values, or not one group for each.
+    """
+    if not values or len(values) != len(groups):
+        raise ValueError(f"{len(values)} values and {len(groups)} groups: expected one group for each value")
+    mean = statistics.fmean(values)
+    off: dict[Hashable, float] = {}
+    for value, group in zip(values, groups, strict=True):
+        off[group] = off.get(group, 0.0) + value - mean
+    return [mean + len(off) / len(values) * each for each in off.values()]
 
 
 def seeds_needed(differences: Sequence[float], level: float = 0.95, power: float = 0.8) -> float:

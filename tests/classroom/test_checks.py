@@ -43,7 +43,11 @@ ALL_CHECKS = list({check: None for check, _ in RIGHT})
 WITH_A_KERNEL = next((answers for answers in ANSWERS if "KERNEL_STUB" in answers), {"TRITON": False})
 ANOTHER, ANSWER = next(case for case in RIGHT if case[0] is not check_bytes_of_weights)  # to solve a second exercise
 KERNEL_CHECK, KERNEL_STUB = WITH_A_KERNEL.get("KERNEL_STUB", (None, None))  # the one that takes a Triton kernel
-CHECKS_OF_FUNCTIONS = [c for c in ALL_CHECKS if callable(dict(RIGHT)[c][0]) and c is not KERNEL_CHECK]
+CHECKS_OF_FUNCTIONS = [
+    c
+    for c in ALL_CHECKS
+    if callable(dict(RIGHT)[c][0]) and not isinstance(dict(RIGHT)[c][0], type) and c is not KERNEL_CHECK
+]
 TRITON = WITH_A_KERNEL["TRITON"]
 
 

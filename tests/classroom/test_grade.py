@@ -32,7 +32,7 @@ def by_id(report) -> dict:
     return {grade.id: grade for grade in report.grades}
 
 
-def test_right_wrong_open_missing_and_redefined(tmp_path, monkeypatch):
+def test_right_wrong_missing_and_redefined(tmp_path, monkeypatch):
     own, here = tmp_path / "own.json", tmp_path / "here"
     monkeypatch.setenv("QLORA_LAB_PROGRESS", str(own))  # of whoever grades
     monkeypatch.setenv("QLORA_LAB_STRICT", "1")
@@ -48,8 +48,6 @@ def test_right_wrong_open_missing_and_redefined(tmp_path, monkeypatch):
         "check_diagnosis(diagnosis)",
         "def bits(block_size, scale_block_size): return 4 + 8 / block_size",
         RIGHT["bits_check"],
-        "def extra_gigabytes(*numbers):\n    ...  # your code",
-        "check_zero_point_cost(extra_gigabytes)",
         f"import os\nopen({str(tmp_path / 'spins')!r}, 'w').write(os.environ['GOMP_SPINCOUNT'])",
         "open('left behind', 'w').close()\nname = input('your name? ')",  # nobody is there to answer
         "from qlora_lab.classroom.checks import check_bytes_of_weights\n"  # of another notebook
@@ -62,22 +60,21 @@ def test_right_wrong_open_missing_and_redefined(tmp_path, monkeypatch):
     assert {id: grade.state for id, grade in grades.items()} == {
         "5.1": "right",
         "5.2": "wrong",
-        "5.3": "open",
-        "5.4": "missing",  # its cell was deleted
+        "5.3": "missing",  # its cell was deleted
     }
     assert (report.points, report.of) == (grades["5.1"].of, sum(grade.of for grade in report.grades))
     assert "expected" in grades["5.2"].message
-    assert "name 'third_saving' is not defined" in grades["5.4"].message
+    assert "name 'extra_gigabytes' is not defined" in grades["5.3"].message
     assert [note.partition(": ")[0] for note in report.notes] == [
         "code cell 3 (`1 / 0`)",
-        "code cell 11 (`open('left behind', 'w').close()`)",
-        "check_triple_quantization is not called",
+        "code cell 9 (`open('left behind', 'w').close()`)",
+        "check_zero_point_cost is not called",
     ]
     assert "StdinNotImplementedError" in report.notes[1]
     assert not own.exists() and not list(here.iterdir())
     text = str(report)
     assert text.startswith(f"{path}: {report.points} of {report.of} points\n  ✓ 5.1  ")
-    assert "✗ 5.2" in text and "· 5.3" in text and "? 5.4" in text
+    assert "✗ 5.2" in text and "? 5.3" in text
 
 
 def test_tampering_with_the_package_does_not_count(tmp_path):
@@ -92,7 +89,7 @@ def test_tampering_with_the_package_does_not_count(tmp_path):
     assert by_id(hand_in.grade(path))["5.2"].points == 0
 
 
-def test_an_answer_that_ends_its_own_judging_is_wrong_and_the_rest_counts(tmp_path):
+def test_an_answer_that_ends_its_own_judging_is_wrong_and_the_rest_is_judged(tmp_path):
     """Neither does the verdict on the exercise before it stand for it."""
     path = write(
         tmp_path / "n.ipynb",
@@ -101,15 +98,13 @@ def test_an_answer_that_ends_its_own_judging_is_wrong_and_the_rest_counts(tmp_pa
         "check_diagnosis(diagnosis)",
         "def bits(*_): raise SystemExit",
         RIGHT["bits_check"],
-        "extra_gigabytes = lambda n: n * (8 / 64 + 32 / (64 * 256)) / 8 / 1e9\ncheck_zero_point_cost(extra_gigabytes)",
+        "def extra_gigabytes(*numbers):\n    ...  # your code",
+        "check_zero_point_cost(extra_gigabytes)",
     )
-    grades = by_id(hand_in.grade(path))
-    assert {id: grade.state for id, grade in grades.items()} == {
-        "5.1": "right",
-        "5.2": "wrong",
-        "5.3": "right",
-        "5.4": "missing",
-    }
+    report = hand_in.grade(path)
+    grades = by_id(report)
+    assert {id: grade.state for id, grade in grades.items()} == {"5.1": "right", "5.2": "wrong", "5.3": "open"}
+    assert "· 5.3" in str(report)
     assert grades["5.2"].message.startswith("it could not be judged: SystemExit")
 
 
@@ -175,7 +170,6 @@ def test_what_is_over_time_stops_there_and_what_was_judged_counts(tmp_path):
         "5.1": "not reached",
         "5.2": "right",
         "5.3": "not reached",
-        "5.4": "not reached",
     }
     assert report.notes == ["stopped at code cell 4 (`while True: pass`): the notebook took longer than 8 s"]
 
@@ -249,7 +243,7 @@ def test_what_is_no_notebook_is_told(tmp_path, text, why):
     assert why in report.fault and report.of == 0
     report = hand_in.grade(path, course="05")
     assert (why in report.fault) == ("no check" not in why)  # a strange notebook is held against the lesson asked for
-    assert (report.points, report.of) == (0, 7)
+    assert (report.points, report.of) == (0, 5)
     with pytest.raises(UserError, match="no notebook of the course begins with '99'"):
         hand_in.grade(path, course="99")
 

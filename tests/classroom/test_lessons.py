@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from qlora_lab.classroom import checks, lessons
-from qlora_lab.classroom.source import exercises_of, find_all, room
+from qlora_lab.classroom.source import NAME, exercises_of, find_all, room
 
 FOLDER = Path(lessons.__file__).parent
 ROOT = FOLDER.parents[2]
 LESSONS = sorted((path.parent.name for path in FOLDER.glob("*/__init__.py")), key=lambda n: (n[0] == "d", n))
-SOURCES = {room(path.stem): path for path in find_all(ROOT / "notebooks")}
+SOURCES = {room(path.stem): path for path in find_all(ROOT / "notebooks") if NAME.fullmatch(path.stem)}
 
 
 def functions(path: Path, beginning: str) -> list[str]:

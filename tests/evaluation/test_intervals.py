@@ -4,7 +4,7 @@ import statistics
 import pytest
 import torch
 
-from qlora_lab.evaluation.intervals import paired_interval, t_quantile
+from qlora_lab.evaluation.intervals import by_group, paired_interval, t_quantile
 
 
 @pytest.mark.parametrize("level", [0.5, 0.9, 0.95, 0.99])
@@ -47,3 +47,27 @@ def test_one_difference_has_no_interval(differences):
 def test_t_quantile_refuses(wrong):
     with pytest.raises(ValueError, match="expected at least 1"):
         t_quantile(*wrong)
+
+
+def test_groups_by_hand():
+    """Mean 3; "a" is off it by -2 - 1 = -3, "b" by 3; an average group has 1.5 values."""
+    assert by_group([1, 6, 2], ["a", "b", "a"]) == pytest.approx([3 - 3 / 1.5, 3 + 3 / 1.5])
+    assert by_group([1, 6, 2], [0, 1, 2]) == pytest.approx([1, 6, 2])  # each on its own
+
+
+def test_intervals_over_groups_hold_the_true_mean_where_those_over_values_do_not():
+    draw = torch.Generator().manual_seed(0)
+    groups = [group for group in range(30) for _ in range(1 + group % 5)]
+    held = {"values": 0, "groups": 0}
+    for luck in torch.randn(400, 30, generator=draw, dtype=torch.float64).tolist():
+        values = [2 + luck[group] for group in groups]
+        for name, numbers in (("values", values), ("groups", by_group(values, groups))):
+            mean, half = paired_interval(numbers)
+            held[name] += abs(mean - 2) <= half
+    assert held["groups"] / 400 > 0.9 and held["values"] / 400 < 0.8
+
+
+@pytest.mark.parametrize(("values", "groups"), [([], []), ([1.0], []), ([1.0], ["a", "b"])])
+def test_groups_belong_to_values(values, groups):
+    with pytest.raises(ValueError, match="one group for each value"):
+        by_group(values, groups)

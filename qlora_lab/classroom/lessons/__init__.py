@@ -2,10 +2,10 @@
 
     n04/checks.py      the checks of its exercises, which qlora_lab/classroom/checks.py finds there
     n04/figures.py     what it alone draws; what several lessons draw is in qlora_lab/classroom/plots.py
-    n04/suspects.py    code with bugs, for its exercises to find
+    dive_i/suspects.py code with bugs, for its exercises to find
     dive_g/held.py     what is run in several processes: what each of them holds
     n08/samples.py     a sample of which the end is not learned
-    n12/machinery.py   what its folded cells and one-line helpers do; n09/machinery.py too
+    n12/machinery.py   what its folded cells and one-line helpers do, as in several lessons
     dive_a/pasts.py    formats that weights may have been in
     n09/limited.py     a script in a process that is short of memory
 

@@ -1,12 +1,10 @@
 """Figures of 03_number_formats."""
 
-from collections.abc import Sequence
-
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import StepPatch
 
-from qlora_lab.classroom.plots import BLUE, GREEN, GREY, ORANGE, VERMILION, fix_ticks
+from qlora_lab.classroom.plots import BLUE, GREEN, GREY, ORANGE, VERMILION, fix_ticks, is_number
 
 
 def plot_float_bits(ax: Axes, bits: dict[str, tuple[str, str, str, str]]) -> Axes:
@@ -31,78 +29,77 @@ def plot_float_bits(ax: Axes, bits: dict[str, tuple[str, str, str, str]]) -> Axe
     return ax
 
 
-def plot_codes(
-    ax: Axes, levels: list[float], values: list[float], codes: list[int], guess: list[int] | None = None
-) -> Axes:
-    """Values on a number line, the levels that integer codes stand for, and the level that each value gets.
+def plot_codes(ax: Axes, scale: float, values: list[float], codes: list[int], guess: object = None) -> Axes:
+    """Values on a number line, the marks of an absmax ruler from code -7 to 7, and the mark that each value gets.
 
-    levels: the value of code 0, 1, ... guess: the codes that the learner expects.
+    scale: the distance between two marks. guess: a list of the codes that the learner expects; what is not a code is
+    left out.
     """
-    ax.vlines(levels, 0, 0.5, color=GREY, linewidth=1)
-    for code, level in enumerate(levels):
-        ax.text(level, -0.12, str(code), ha="center", va="top", fontsize=9, color="black" if code in codes else GREY)
-    ax.text(levels[0], -0.62, "code", va="top", fontsize=9, color=GREY, ha="center")
-    ax.hlines(0, levels[0], levels[-1], color=GREY, linewidth=1)
-    ax.plot(values, [1.0] * len(values), "o", color=BLUE, label="value")
+    marks = range(-7, 8)
+    ax.vlines([scale * code for code in marks], 0, 0.5, color=GREY, linewidth=1)
+    ax.hlines(0, -7 * scale, 7 * scale, color=GREY, linewidth=1)
+    for code in marks:
+        colour = "black" if code in codes else GREY
+        ax.text(scale * code, -0.12, f"{code}".replace("-", "−"), ha="center", va="top", fontsize=9, color=colour)
+    ax.text(-7.6 * scale, -0.12, "code", va="top", ha="right", fontsize=9, color=GREY)
+    ax.plot(values, [1.0] * len(values), "o", color=BLUE, label="number")
     for value, code in zip(values, codes, strict=True):
-        ax.annotate("", (levels[code], 0.5), (value, 0.93), arrowprops={"arrowstyle": "->", "color": BLUE})
-        ax.text(value, 1.16, f"{value:g}", ha="center", fontsize=9)
-    if guess is not None:
-        known = [int(code) for code in guess if 0 <= code < len(levels)]
-        ax.plot([levels[code] for code in known], [0.25] * len(known), "D", color=VERMILION, label="your guess")
-    ax.set(xlabel="value", ylim=(-1.0, 1.6), yticks=[])
+        ax.annotate("", (scale * code, 0.5), (value, 0.93), arrowprops={"arrowstyle": "->", "color": BLUE})
+        ax.text(value, 1.16, f"{value:.2f}".replace("-", "−"), ha="center", fontsize=9)
+    known = [code for code in guess if code in marks] if isinstance(guess, list | tuple) else []
+    if known:
+        ax.plot([scale * code for code in known], [0.25] * len(known), "D", color=VERMILION, label="your guess")
+    ax.set(xlabel="number", xlim=(-9 * scale, 9 * scale), ylim=(-0.7, 1.7), yticks=[])
     ax.spines["left"].set_visible(False)
-    ax.legend(frameon=False, loc="upper center", ncols=2)
-    return ax
-
-
-def plot_snr(ax: Axes, decibels: dict[str, dict[int, float]], guess: tuple[int, float, str] | None = None) -> Axes:
-    """Signal-to-noise ratio (dB) over bits, a line for each scheme.
-
-    guess: bits, decibels and a text: what the learner expected, a diamond.
-    """
-    styles = [(BLUE, "o", "-"), (ORANGE, "s", "--"), (GREEN, "^", "-."), (GREY, "v", ":")]
-    for (name, line), (colour, marker, dash) in zip(decibels.items(), styles, strict=False):
-        ax.plot(list(line), list(line.values()), color=colour, marker=marker, linestyle=dash, label=name)
-    if guess is not None:
-        ax.plot(*guess[:2], "D", color=VERMILION, markersize=8, label=guess[2])
-    bits = sorted({b for line in decibels.values() for b in line})
-    ax.set(xticks=bits, xlabel="bits per parameter", ylabel="signal-to-noise ratio (dB)")
-    ax.grid(axis="y", linewidth=0.5, alpha=0.5)
-    ax.legend(frameon=False, loc="lower right")
-    return ax
-
-
-def plot_error_over_bits(
-    ax: Axes,
-    curves: dict[str, list[tuple[float, float, str]]],
-    points: Sequence[tuple[float, float, str]] = (),
-    below=False,
-) -> Axes:
-    """Relative RMS error (log scale) over bits per parameter; every point of the first curve has a direct label.
-
-    curves: name -> points (bits per parameter, error, label), connected. points: single ones, labelled too.
-    below: put the first curve's labels below its points instead of above.
-    """
-    styles = [(BLUE, "o", "-"), (ORANGE, "s", "--"), (GREEN, "^", "-.")]
-    for number, ((name, curve), (colour, marker, dash)) in enumerate(zip(curves.items(), styles, strict=False)):
-        x, y, labels = zip(*curve, strict=True)
-        ax.plot(x, y, color=colour, marker=marker, linestyle=dash, markersize=5, label=name)
-        for at, label in zip(zip(x, y, strict=True), labels, strict=True):
-            if number == 0 and label:
-                shift = (0, -13) if below and label.isdigit() else (5, 3)
-                ax.annotate(label, at, shift, textcoords="offset points", fontsize=8, color=colour)
-    for bits, error, label in points:
-        ax.plot(bits, error, "*", color=VERMILION, markersize=11)
-        ax.annotate(label, (bits, error), (0, -17), textcoords="offset points", ha="center", fontsize=8)
-    ax.set(yscale="log", xlabel="bits per parameter", ylabel="relative RMS error")
-    ax.set(yticks=[0.03, 0.1, 0.3, 1, 3], yticklabels=["0.03", "0.1", "0.3", "1", "3"])
-    ax.minorticks_off()
     ax.legend(frameon=False, loc="upper right")
     return ax
 
 
-def plot_scaled_values(ax: Axes, shares, edges, levels, title: str = "") -> Axes:
+def plot_error_by_bits(ax: Axes, error: dict[int, float], guess: object = None) -> Axes:
+    """Relative error (log scale) over the bits of a code. guess: times the error of 8 bits, a diamond at 4 bits."""
+    ax.plot(list(error), list(error.values()), "-o", color=BLUE)
+    for bits, value in error.items():
+        ax.annotate(f"{value:.3f}", (bits, value), (5, 5), textcoords="offset points", fontsize=9)
+    if is_number(guess) and guess > 0:
+        ax.plot(
+            4, error[8] * guess, "D", color=VERMILION, markersize=8, label=f"your guess: {guess:g} × that of 8 bits"
+        )
+        ax.legend(frameon=False, loc="upper right")
+    ax.set(
+        yscale="log", xlabel="bits of a code", ylabel="relative error (log scale)", xlim=(1.8, 8.7), ylim=(0.007, 1.8)
+    )
+    fix_ticks(ax.yaxis, [0.01, 0.03, 0.1, 0.3, 1], ["0.01", "0.03", "0.1", "0.3", "1"])
+    ax.minorticks_off()
+    return ax
+
+
+def plot_blocks(
+    ax: Axes, curves: dict[str, list[tuple[float, float, str]]], stars: dict[str, list[tuple[float, float, str]]]
+) -> Axes:
+    """Relative error (log scale) over bits per parameter: 4-bit codes in ever smaller blocks, and longer codes.
+
+    curves: for each tensor its points (bits per parameter, error, label), connected, for ever smaller blocks. stars:
+    for the same tensors, longer codes with one scale.
+    """
+    places = {"va": "bottom", "xytext": (3, 5)}, {"va": "top", "xytext": (-3, -6), "ha": "right"}
+    for name, colour, marker, dash, place in zip(curves, (VERMILION, BLUE), "so", ("--", "-"), places, strict=True):
+        x, y, labels = zip(*curves[name], strict=True)
+        ax.plot(x, y, color=colour, marker=marker, linestyle=dash, markersize=5, label=f"{name}: blocks")
+        longer_x, longer_y, longer = zip(*stars[name], strict=True)
+        ax.plot(longer_x, longer_y, "*", color=colour, markersize=12, label=f"{name}: one scale")
+        for point in zip(x, y, labels, strict=True):
+            ax.annotate(point[2], point[:2], textcoords="offset points", fontsize=8, color=colour, **place)
+        for point in zip(longer_x, longer_y, longer, strict=True):
+            ax.annotate(point[2], point[:2], (0, -16), textcoords="offset points", ha="center", fontsize=8)
+    ax.set(yscale="log", xlabel="bits per parameter", ylabel="relative error (log scale)")
+    ax.set(xlim=(3.7, 6.3), ylim=(0.025, 2))
+    fix_ticks(ax.yaxis, [0.03, 0.1, 0.3, 1], ["0.03", "0.1", "0.3", "1"])
+    ax.minorticks_off()
+    ax.legend(frameon=False, fontsize=9, loc="center right", bbox_to_anchor=(1, 0.5))
+    return ax
+
+
+def draw_scaled_values(ax: Axes, shares, edges, levels, title: str = "") -> Axes:
     """Histogram (share of the values in each bin, log scale) of scaled values, and the levels as ticks below it.
 
     Made for sliders: log10 on linear axes and a bare StepPatch cost half as much time as log axes and `ax.stairs`.
@@ -122,14 +119,14 @@ def plot_scaled_values(ax: Axes, shares, edges, levels, title: str = "") -> Axes
     ax.plot(levels, [-5.8] * len(levels), "|", **thin)
     ax.spines[["top", "right"]].set_visible(False)
     ax.set(xlim=(-1.05, 1.05), ylim=(-6.5, 0.3), ylabel="share of the values in a bin")
-    fix_ticks(ax.xaxis, [-1, 0, 1], ["lowest\nlevel", "middle", "highest\nlevel"])
+    fix_ticks(ax.xaxis, [-1, 0, 1], ["lowest\nmark", "middle", "highest\nmark"])
     fix_ticks(ax.yaxis, [-4, -2, 0], ["0.01 %", "1 %", "100 %"])
     ax.set_title(title, fontsize=10, loc="left")
     return ax
 
 
-def plot_error_sizes(ax: Axes, shares, log_edges, relative_rms: float, title: str = "") -> Axes:
-    """Histogram of |error| over the RMS of the tensor (log scales), with the relative RMS error as a line.
+def draw_error_sizes(ax: Axes, shares, log_edges, relative_rms: float, title: str = "") -> Axes:
+    """Histogram of |error| over the RMS of the tensor (log scales), with the relative error as a line.
 
     The first bin holds all smaller errors too. log_edges: log10 of the bins' edges.
     """
@@ -148,25 +145,32 @@ def plot_error_sizes(ax: Axes, shares, log_edges, relative_rms: float, title: st
     at = np.log10(relative_rms)
     ax.plot([at, at], [-5, 0.8], color=VERMILION, linestyle="--", linewidth=1.5)
     side = {"ha": "right", "x": at - 0.06} if at > -1.5 else {"ha": "left", "x": at + 0.06}
-    ax.text(y=0.4, s="relative RMS", fontsize=9, color=VERMILION, **side)
+    ax.text(y=0.4, s="relative error", fontsize=9, color=VERMILION, **side)
     ax.set(xlim=(-4, 1.5), ylim=(-5, 0.8), ylabel="share of the values in a bin")
-    ax.set(xlabel="size of the error / RMS of the tensor")
+    ax.set(xlabel="size of the error / typical size of the numbers")
     fix_ticks(ax.xaxis, range(-4, 2), ["<0.0001", "", "0.01", "0.1", "1", "10"])
     fix_ticks(ax.yaxis, [-4, -2, 0], ["0.01 %", "1 %", "100 %"])
     ax.set_title(title, fontsize=10, loc="left")
     return ax
 
 
-def plot_weight_histogram(ax: Axes, shares, edges, gaussian, largest: float) -> Axes:
+def plot_weight_histogram(ax: Axes, shares, edges, gaussian, farthest: float) -> Axes:
     """Histogram (log scale) of weights in units of their standard deviation, beside a Gaussian's shares.
 
-    largest: the weight farthest from 0, in the same units, pointed at.
+    farthest: the weight farthest from 0, in the same units, pointed at.
     """
-    ax.stairs(shares, edges, fill=True, color=BLUE, alpha=0.6, baseline=1e-9, label="embedding weights")
+    ax.stairs(shares, edges, fill=True, color=BLUE, alpha=0.6, baseline=1e-10, label="weights")
     ax.stairs(gaussian, edges, color=VERMILION, linestyle="--", linewidth=1.5, baseline=None, label="a Gaussian")
     arrow = {"arrowstyle": "->", "color": "black"}
-    ax.annotate(f"farthest: {largest:.1f}", (largest, 3e-7), (largest, 3e-5), ha="center", arrowprops=arrow)
-    ax.set(yscale="log", ylim=(1e-7, 1), xlim=(-16, 16), xlabel="weight / standard deviation")
-    ax.set(ylabel="share of the values in a bin")
-    ax.legend(frameon=False, loc="upper left")
+    ax.annotate(
+        f"farthest: {farthest:.0f}".replace("-", "−"),
+        (farthest, 2e-8),
+        (farthest - 2, 3e-6),
+        ha="left",
+        arrowprops=arrow,
+    )
+    far = max(20.0, 1.12 * abs(farthest))
+    ax.set(yscale="log", ylim=(3e-9, 1), xlim=(-far, far), xlabel="weight / standard deviation of its matrix")
+    ax.set(ylabel="share of the weights in a bin")
+    ax.legend(frameon=False, loc="upper right")
     return ax

@@ -1,1 +1,1 @@
-"""Lesson 04: Which 16 numbers are best?"""
+"""Lesson 04: Which sixteen numbers are best?"""

@@ -56,7 +56,7 @@ def check_normal_levels(normal_levels: Callable) -> Verdict:
     return right("16 of 16, to the last bit, at any offset.")
 
 
-@exercise("4.2", "how often each level is used", item="quantization", points=2, todo="complete `usage`")
+@exercise("4.2", "how often each level is used", item="nf4", points=2, todo="complete `usage`")
 def check_level_usage(usage: Callable) -> Verdict:
     """usage(codes): packed codes, uint8 -> 16 shares that sum to 1, lowest level first."""
     import torch
@@ -120,30 +120,3 @@ def check_fingerprints(verdict) -> Verdict:
         if (scheme, bits, block_size) != expected:
             return wrong(f"{name}: {came} is not it: which single cell of the table is far too good?")
     return right("GGUF calls them Q4_1 and Q8_0. The file says bf16; its values had been quantized before.")
-
-
-DIAGNOSES = ("innocent", "15 values", "mistyped digit", "midpoint formula", "one scale", "nibbles swapped")
-SUSPECTS = {
-    "A": ("mistyped digit", "Its codebook has 15 of NF4's values. Which one differs, and in what way?"),
-    "B": ("one scale", "Its codebook is NF4. Look at absmax."),
-    "C": ("midpoint formula", "Its codebook is symmetric and has no 0, and its error is lower than NF4's."),
-    "D": ("innocent", "Compare codes, absmax and codebook with those of quantize(x, NF4)."),
-    "E": ("15 values", "How many different values does its codebook hold?"),
-    "F": ("nibbles swapped", "Codebook and absmax are right. Compare its first codes with those of quantize(x, NF4)."),
-}
-
-
-@exercise("4.4", "six suspects", item="nf4", points=3, todo="name what each suspect did")
-def check_suspects(verdict) -> Verdict:
-    """verdict: {"A": one of DIAGNOSES, ..., "F": ...}."""
-    if not isinstance(verdict, dict) or set(verdict) != set(SUSPECTS):
-        return wrong(f'expected a dict with the keys "A" to "F", got {described(verdict)}.')
-    for name, diagnosis in verdict.items():
-        if diagnosis not in DIAGNOSES:
-            return wrong(f"{name}: {described(diagnosis)} is no diagnosis; choose from {', '.join(DIAGNOSES)}.")
-    misjudged = [name for name, (truth, _) in SUSPECTS.items() if verdict[name] != truth]
-    if misjudged:
-        name = misjudged[0]
-        solved = f"{6 - len(misjudged)} of 6 are right. "
-        return wrong(f"{solved}{name} is not {verdict[name]!r}. {SUSPECTS[name][1]}")
-    return right("All six. Two of the bugs leave the error as it is or lower it: only equality finds them.")

@@ -1,6 +1,6 @@
 """Figures of 04_nf4."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -9,22 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import StepPatch
 from matplotlib.ticker import MultipleLocator, NullLocator
 
-from qlora_lab.classroom.plots import BLUE, GREEN, GREY, ORANGE, VERMILION, fix_ticks
-
-
-def plot_codebooks(ax: Axes, codebooks: dict[str, list[float]]) -> Axes:
-    """Number lines from -1 to 1, one below the other, with a tick for each level and a ring around an exact zero."""
-    for row, (_name, levels) in enumerate(codebooks.items()):
-        ax.plot([-1, 1], [row, row], color=GREY, linewidth=0.8)
-        ax.plot(levels, [row] * len(levels), "|", color=BLUE, markersize=18, markeredgewidth=2)
-        if 0 in list(levels):
-            ax.plot(0, row, "o", color=VERMILION, markersize=11, markerfacecolor="none", markeredgewidth=1.6)
-    names = [f"{name}  ({len(set(map(float, levels)))})" for name, levels in codebooks.items()]
-    ax.set(yticks=range(len(names)), yticklabels=names, xlim=(-1.06, 1.06), ylim=(len(names) - 0.4, -0.6))
-    ax.set(xlabel="level (share of the block's absmax); ring: an exact zero; in brackets: different levels")
-    ax.spines["left"].set_visible(False)
-    ax.tick_params(axis="y", length=0)
-    return ax
+from qlora_lab.classroom.plots import BLUE, GREEN, GREY, ORANGE, VERMILION, fix_ticks, numbers_in
 
 
 def plot_histogram(ax: Axes, shares: dict[str, np.ndarray], edges: np.ndarray, levels: Sequence[float] = ()) -> Axes:
@@ -42,14 +27,17 @@ def plot_histogram(ax: Axes, shares: dict[str, np.ndarray], edges: np.ndarray, l
     return ax
 
 
-def plot_level_usage(ax: Axes, usage: list[float], guess: dict[str, float] | None = None) -> Axes:
-    """Bars of how often each level is chosen (shares), against equal shares and the learner's guesses (in per cent)."""
+def plot_level_usage(ax: Axes, usage: list[float], guess: Mapping[str, object] | None = None) -> Axes:
+    """Bars of how often each level is chosen (shares), against equal shares and the learner's guesses (in per cent).
+
+    guess: by what is guessed; guesses that are left open are not drawn.
+    """
     heights = np.ravel([[share, 0] for share in usage])[:-1]  # bars and gaps in one outline: a fifth of `bar`'s time
     edges = np.ravel([[level - 0.4, level + 0.4] for level in range(len(usage))])
     ax.add_artist(StepPatch(heights, edges, fill=True, linewidth=0, color=BLUE))
     ax.axhline(1 / len(usage), color=GREY, linestyle=":", label=f"equal shares: {1 / len(usage):.2%}")
     named: dict[float, list[str]] = {}  # a guess made twice has one label
-    for name, percent in (guess or {}).items():
+    for name, percent in numbers_in(guess).items():
         named.setdefault(percent, []).append(name)
     for percent, names in named.items():
         label = f"your guess, {' and '.join(names)}: {percent:g} %"
@@ -62,37 +50,11 @@ def plot_level_usage(ax: Axes, usage: list[float], guess: dict[str, float] | Non
     return ax
 
 
-def plot_offset(axes: list[Axes], levels: list[float], offsets: list[float], errors: list[float], here: tuple) -> Axes:
-    """Left: the levels that an offset gives. Right: error over the offset, as a multiple of the least one.
-
-    errors: one for each of `offsets`. here: (offset, error) of the levels on the left. A line marks NF4's offset.
-    """
-    left, right = axes
-    left.plot(levels, np.zeros(len(levels)), "|", color=BLUE, markersize=60, markeredgewidth=2)
-    left.set(xlim=(-1.05, 1.05), ylim=(-1, 1), yticks=[], xlabel="level")
-    fix_ticks(left.xaxis, [-1, -0.5, 0, 0.5, 1])
-    best, least = offsets[int(np.argmin(errors))], min(errors)
-    right.plot(offsets, np.array(errors) / least - 1, color=BLUE)
-    right.plot(best, 0, "s", color=GREEN, markersize=8, label=f"least error, at {best:.3f}")
-    right.plot(here[0], here[1] / least - 1, "o", color=VERMILION, markersize=9, label=f"your offset, {here[0]:.4f}")
-    right.axvline(0.9677083, color=GREY, linestyle="--", linewidth=1.2, label="NF4's, 0.9677")
-    right.set(xlim=(offsets[0], offsets[-1]), ylim=(-0.02, 0.4))
-    fix_ticks(right.xaxis, [0.9, 0.92, 0.94, 0.96, 0.98])
-    right.set(xlabel="offset (outermost probability)", ylabel="relative RMS error above the least")
-    right.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    right.legend(frameon=False, loc="upper left")
-    for ax in axes:
-        ax.spines[["top", "right"]].set_visible(False)
-    left.spines["left"].set_visible(False)
-    return left
-
-
 FORMAT_STYLES = {  # colour, dash, marker: the same format looks the same in every figure
     "NF4": (BLUE, "-", "o"),
     "INT4": (ORANGE, "--", "s"),
     "INT4 affine": (VERMILION, "-.", "D"),
     "FP4": (GREEN, ":", "^"),
-    "best 16": (GREY, (0, (1, 1)), "v"),
 }
 
 

@@ -81,9 +81,9 @@ def check_bits_per_parameter(bits: Callable[[int, int], float]) -> Verdict:
     return right("4.126953 for blocks of 64 and 256: the scales went from a half bit to an eighth.")
 
 
-@exercise("5.3", "what a zero point would cost", item="quantization", points=2, todo="compute `extra_gigabytes`")
+@exercise("5.3", "what a second constant would cost", item="quantization", points=2, todo="compute `extra_gigabytes`")
 def check_zero_point_cost(extra_gigabytes: Callable[[int], float]) -> Verdict:
-    """extra_gigabytes(parameters): GB more if each block of 64 had a zero point, double-quantized as the scales are."""
+    """extra_gigabytes(parameters): GB more if each block of 64 had a second constant, in 8 bits as the scales are."""
     for parameters in (64_760_053_760, 6_476_005_376):
         constant = 8 / 64 + 32 / (64 * 256)
         expected = parameters * constant / 8 / 1e9
@@ -91,38 +91,13 @@ def check_zero_point_cost(extra_gigabytes: Callable[[int], float]) -> Verdict:
             (8 * expected, "These are gigabits: eight bits make a byte."),
             (expected * 1e9, "These are bytes: GB are asked for."),
             (expected * 1e9 / 2**30, "These are GiB: 1 GB is 10^9 bytes."),
-            (parameters * 8 / 64 / 8 / 1e9, "The zero points' own float32 scales, one in 256, are missing."),
-            (parameters * 32 / 64 / 8 / 1e9, "This is a float32 zero point. Double quantization leaves 8 bits of it."),
-            (2 * expected, "This is scale and zero point. Only what the zero point adds is asked for."),
-            (parameters * (4 + constant) / 8 / 1e9, "This is the whole model: what does the zero point add?"),
-            (parameters * (4 + 2 * constant) / 8 / 1e9, "This is the whole model: what does the zero point add?"),
+            (parameters * 8 / 64 / 8 / 1e9, "The constants' own float32 scales, one in 256, are missing."),
+            (parameters * 32 / 64 / 8 / 1e9, "This is a float32 constant. Double quantization leaves 8 bits of it."),
+            (2 * expected, "This is scale and second constant. Only what the second one adds is asked for."),
+            (parameters * (4 + constant) / 8 / 1e9, "This is the whole model: what does the second constant add?"),
+            (parameters * (4 + 2 * constant) / 8 / 1e9, "This is the whole model: what does the second constant add?"),
             (constant, "These are bits per parameter: how many bytes is that for all parameters?"),
         ]
         source = written(extra_gigabytes, (parameters,))
         expect_number(source, call(extra_gigabytes, parameters), expected, mistakes, 1e-6)
     return right("Over 1 GB at 65B, for a number that NF4 does not need: one of its 16 levels is 0 already.")
-
-
-@exercise("5.4", "triple quantization", item="quantization", points=2, todo="complete `third_saving`")
-def check_triple_quantization(third_saving: Callable[[int], float]) -> Verdict:
-    """third_saving(parameters): MB saved by second-level scales of 8 bits, with one float32 for every 256 of those."""
-    for parameters in (64_760_053_760, 6_476_005_376):
-        numbers = parameters / (64 * 256)  # of second-level scales
-        expected = numbers * (32 - 8 - 32 / 256) / 8 / 1e6
-        mistakes = [
-            (numbers * 24 / 8 / 1e6, "The third level's float32, one for 256 second-level scales, is missing."),
-            (expected * 8, "These are megabits: eight bits make a byte."),
-            (expected / 1e3, "These are GB: MB are asked for."),
-            (expected * 1e6, "These are bytes: MB are asked for."),
-            (expected * 1e6 / 2**20, "These are MiB: 1 MB is 10^6 bytes."),
-            (numbers * 32 / 8 / 1e6, "This is what the second-level scales take now: 8 bits of 32 remain."),
-            (numbers * (8 + 32 / 256) / 8 / 1e6, "This is what remains. What is saved?"),
-            (
-                256 * expected,
-                "There is a second-level scale for every 64 × 256 parameters, not for every 64.",
-            ),
-            (64 * expected, "There is a second-level scale for every 64 × 256 parameters, not for every 256."),
-            (-expected, "The sign: a saving is positive."),
-        ]
-        expect_number(written(third_saving, (parameters,)), call(third_saving, parameters), expected, mistakes, 1e-6)
-    return right("12 MB of 33 GB at 65B: the second-level scales take 0.002 bits, and there is nothing left to save.")

@@ -2,21 +2,22 @@
 
 from matplotlib.axes import Axes
 
-from qlora_lab.classroom.plots import BLUE, GREEN, GREY, ORANGE, VERMILION
+from qlora_lab.classroom.plots import BLUE, GREEN, GREY, ORANGE, VERMILION, is_number, numbers_in
 
 
-def plot_stacked(
+def draw_stacked(
     ax: Axes,
     rows: dict[str, dict[str, float]],
     xlabel: str,
     ends: dict[str, str] | None = None,
-    guess: dict[str, float] | None = None,
+    guess: dict[str, object] | None = None,
     legend: bool = True,
 ) -> Axes:
     """Horizontal bars of parts laid end to end; the outer keys are the bars, the inner ones the parts.
 
-    ends: a text after a bar. guess: the learner's value for some of the bars, a diamond each.
+    ends: a text after a bar. guess: the learner's value for some of the bars, a diamond each; none if it is left open.
     """
+    guesses = numbers_in(guess)
     parts = list(dict.fromkeys(part for row in rows.values() for part in row))
     styles = [(BLUE, ""), (ORANGE, "//"), (GREEN, ".."), (GREY, "xx")]
     left = dict.fromkeys(rows, 0.0)
@@ -26,13 +27,32 @@ def plot_stacked(
         left = {row: left[row] + size for row, size in zip(rows, sizes, strict=True)}
     for row, text in (ends or {}).items():
         ax.annotate(text, (left[row], row), (5, 0), textcoords="offset points", va="center", fontsize=9)
-    if guess:
-        ax.plot(list(guess.values()), list(guess), "D", color=VERMILION, markersize=9, label="your guess")
-    ax.set(xlabel=xlabel, xlim=(0, 1.25 * max([*left.values(), *(guess or {}).values()])))
+    if guesses:
+        ax.plot(list(guesses.values()), list(guesses), "D", color=VERMILION, markersize=9, label="your guess")
+    ax.set(xlabel=xlabel, xlim=(0, 1.25 * max([*left.values(), *guesses.values()])))
     ax.invert_yaxis()
-    if legend and (len(parts) > 1 or guess):
+    if legend and (len(parts) > 1 or guesses):
         ax.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=4)
     return ax
+
+
+def plot_bytes(ax: Axes, scales: float, guess: object = None) -> Axes:
+    """Bars of codes and scales, in per cent of the bytes: measured, and guessed if the guess is a number.
+
+    scales: the share of the scales, 0 to 100.
+    """
+    shares = {"measured": scales} | ({"your guess": guess} if is_number(guess) else {})
+    rows = {name: {"codes": 100 - share, "scales": share} for name, share in shares.items()}
+    draw_stacked(ax, rows, "share of the bytes (%)", {name: f"{share:.1f} %" for name, share in shares.items()})
+    ax.set_xlim(0, 112)
+    return ax
+
+
+def plot_savings(ax: Axes, gigabytes: dict[str, float], guess: dict[str, object] | None = None) -> Axes:
+    """Horizontal bars of GB (10^9 bytes) saved, by model. guess: the learner's for some of them."""
+    rows = {model: {"saved": size} for model, size in gigabytes.items()}
+    ends = {model: f"{size:.2f} GB" for model, size in gigabytes.items()}
+    return draw_stacked(ax, rows, "saved by double quantization (GB, 10$^9$ bytes)", ends, guess)
 
 
 def plot_scale_histograms(ax: Axes, histograms: dict[str, tuple], xlabel: str) -> Axes:
@@ -59,47 +79,19 @@ def plot_code_levels(ax: Axes, codes: dict[str, list[float]], xlabel: str) -> Ax
     return ax
 
 
-def plot_step_sizes(ax: Axes, steps: dict[str, tuple], histogram: tuple, xlabel: str) -> Axes:
-    """Distances between neighbouring levels (log scale), over a grey histogram of the numbers to be quantized.
+def draw_block_costs(ax: Axes, curves: dict[str, list[tuple]], point: tuple[float, float]) -> Axes:
+    """Relative error over bits per parameter, a dot for each block size.
 
-    steps: by code, the distances and the levels, one more. histogram: the height of each bin and the bins' edges.
+    curves: by name, (bits per parameter, error, block size) of each dot. point: bits and error to be ringed.
     """
-    behind = ax.twinx()
-    behind.stairs(*histogram, color=GREY, alpha=0.3, fill=True)
-    behind.set(yticks=[], ylim=(0, 1.15 * max(histogram[0])))
-    behind.spines[:].set_visible(False)
-    for (name, (sizes, edges)), (colour, style) in zip(steps.items(), [(BLUE, "-"), (VERMILION, "--")], strict=False):
-        ax.stairs(sizes, edges, baseline=None, color=colour, linestyle=style, linewidth=1.8, label=name)
-    ax.set(xlabel=xlabel, ylabel="step to the next level (log scale)", yscale="log", xlim=(-1, 1), ylim=(2e-4, 4e-2))
-    ax.set_zorder(behind.get_zorder() + 1)
-    ax.patch.set_visible(False)
-    ax.legend(frameon=False, loc="lower left")
-    return ax
-
-
-def plot_block_costs(
-    ax: Axes, curves: dict[str, list[tuple]], point: tuple[float, float] | None = None, sparse: bool = False
-) -> Axes:
-    """Relative RMS error over bits per parameter, a dot for each block size.
-
-    curves: by name, (bits per parameter, error, block size) of each dot: the cheapest curve is labelled.
-    point: bits and error to be ringed. sparse: no block sizes, names in place of the legend: quicker to draw.
-    """
-    styles = [(VERMILION, "--", "s"), (BLUE, "-", "o"), (GREEN, ":", "^")]
-    for (name, dots), (colour, style, marker) in zip(curves.items(), styles, strict=False):
+    styles = [(VERMILION, "--", "s"), (BLUE, "-", "o")]
+    for (name, dots), (colour, style, marker) in zip(curves.items(), styles, strict=True):
         bits, errors, _ = zip(*dots, strict=True)
-        ax.plot(bits, errors, color=colour, linestyle=style, marker=marker, markersize=5, label=name)
-        if sparse:
-            below = {"xytext": (8, -20), "textcoords": "offset points", "ha": "right"}
-            ax.annotate(name, (bits[0], errors[0]), color=colour, fontsize=9, **below)
-    for bit, error, size in [] if sparse else min(curves.values(), key=lambda dots: dots[0][0]):
-        ax.annotate(f"{size}", (bit, error), (-5, -6), textcoords="offset points", ha="right", va="center", fontsize=9)
-    if point:
-        ax.plot(*point, "o", markersize=15, markerfacecolor="none", markeredgecolor="black", markeredgewidth=2)
-    ax.set(xlabel="bits per parameter", ylabel="relative RMS error", xlim=(3.9, None))
-    ax.margins(y=0.1)  # room for the lowest block size
-    if not sparse:
-        ax.legend(frameon=False, loc="upper right")
+        ax.plot(bits, errors, color=colour, linestyle=style, marker=marker, markersize=5)
+        below = {"xytext": (8, -20), "textcoords": "offset points", "ha": "right"}
+        ax.annotate(name, (bits[0], errors[0]), color=colour, fontsize=9, **below)
+    ax.plot(*point, "o", markersize=15, markerfacecolor="none", markeredgecolor="black", markeredgewidth=2)
+    ax.set(xlabel="bits per parameter", ylabel="relative error")
     return ax
 
 

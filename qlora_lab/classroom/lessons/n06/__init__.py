@@ -1,1 +1,1 @@
-"""Lesson 06: Why does a low rank suffice?"""
+"""06_lora: see qlora_lab/classroom/lessons/__init__.py."""

@@ -7,51 +7,11 @@ from qlora_lab.classroom.judging import (
     call,
     described,
     exercise,
-    expect_diagnosis,
     expect_number,
     right,
     written,
     wrong,
 )
-
-LORA_BUGS = {
-    "upside down": "the correction is scaled by rank / alpha",
-    "both zero": "A and B both start at zero",
-    "wet base": "dropout hits the base's input too",
-    "transposed": "merging adds the transposed correction",
-    "healthy": "nothing is wrong",
-}
-LORA_SUSPECTS = {"A": "transposed", "B": "healthy", "C": "wet base", "D": "both zero", "E": "upside down"}
-
-
-def lora_suspects(base) -> dict:
-    """Five LoRA layers around a square nn.Linear, by name: rank 4, alpha 32, dropout 0.1. Decide before you read on."""
-    import torch
-    from torch import nn
-
-    class Suspect(nn.Module):
-        """Call it like a layer; `merged_weight()` is what it would write over the base's weight."""
-
-        def __init__(self, bug: str):
-            super().__init__()
-            self.bug, self.rank, self.alpha, self.dropout = [bug], 4, 32, nn.Dropout(0.1)
-            self.A = nn.Parameter(torch.randn(4, base.in_features, generator=torch.Generator().manual_seed(0)) / 24)
-            self.B = nn.Parameter(torch.zeros(base.out_features, 4))
-            if bug == "both zero":
-                nn.init.zeros_(self.A)
-
-        def scale(self) -> float:
-            return self.rank / self.alpha if "upside down" in self.bug else self.alpha / self.rank
-
-        def forward(self, x):
-            dropped = self.dropout(x)
-            return base(dropped if "wet base" in self.bug else x) + self.scale() * dropped @ self.A.T @ self.B.T
-
-        def merged_weight(self):
-            delta = self.scale() * (self.B @ self.A).detach()
-            return base.weight.detach() + (delta.T if "transposed" in self.bug else delta)
-
-    return {name: Suspect(bug) for name, bug in LORA_SUSPECTS.items()}
 
 
 @exercise("6.1", "LoRA's correction", item="train", points=1, todo="complete `correction`")
@@ -91,25 +51,7 @@ def check_correction(correction: Callable) -> Verdict:
     return right("Through the narrow middle: x goes down to `rank` numbers and up again; no matrix in × out is built.")
 
 
-@exercise("6.2", "five LoRA layers", item="train", points=2, todo="name what is wrong with each of the five")
-def check_lora_suspects(diagnosis: dict[str, str]) -> Verdict:
-    """diagnosis: for each of the layers A to E, a key of LORA_BUGS."""
-    clues = {
-        ("A", "healthy"): "Compare what it computes with what it would merge.",
-        ("A", "upside down"): "In evaluation its output is right: the correction's size is what it should be.",
-        ("B", "wet base"): "Untrained, it computes exactly what the base computes.",
-        ("C", "healthy"): "It changes the base's output in training mode before anything is learned.",
-        ("C", "both zero"): "Its A is not zero, and B gets a gradient.",
-        ("D", "healthy"): "Look at its gradients: neither A nor B gets one.",
-        ("D", "wet base"): "Untrained, it computes exactly what the base computes. Will it ever do anything else?",
-        ("E", "healthy"): "Its correction is 64 times too small.",
-        ("E", "transposed"): "What it would merge and what it computes agree. Both are wrong.",
-    }
-    expect_diagnosis(diagnosis, LORA_SUSPECTS, LORA_BUGS, clues)
-    return right("None of the four bugs raises an error, and three of the four still learn something.")
-
-
-@exercise("6.3", "the rank behind a printout", item="train", points=2, todo="complete `rank_of`")
+@exercise("6.2", "the rank behind a printout", item="train", points=2, todo="complete `rank_of`")
 def check_rank_of(rank_of: Callable) -> Verdict:
     """rank_of(shape, targets, trainable): the rank at which LoRA on these targets has so many parameters."""
     from qlora_lab.facts import LINEARS
@@ -138,7 +80,7 @@ def check_rank_of(rank_of: Callable) -> Verdict:
     return right("A printout that does not fit its settings gives itself away: the rank must come out whole.")
 
 
-@exercise("6.4", "the rank that a budget buys", item="train", points=2, todo="complete `largest_rank`")
+@exercise("6.3", "the rank that a budget buys", item="train", points=1, todo="complete `largest_rank`")
 def check_largest_rank(largest_rank: Callable) -> Verdict:
     """largest_rank(shape, targets, gigabytes): the largest rank whose training numbers (16 bytes each) fit."""
     import math

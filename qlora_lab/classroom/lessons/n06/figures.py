@@ -3,67 +3,39 @@
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullLocator
+from torch import Tensor
 
-from qlora_lab.classroom.plots import BLUE, GREEN, GREY, ORANGE, VERMILION, fix_ticks
-
-RANK_TICKS = [1, 2, 4, 8, 16, 32, 64, 128, 256, 576]
-
-
-def rank_axis(ax: Axes, ranks: list[int], label: str = "rank") -> None:
-    """A logarithmic x axis with a tick at every power of two, and at 576."""
-    ticks = [tick for tick in RANK_TICKS if ranks[0] <= tick <= ranks[-1]]
-    ax.set(xscale="log", xlim=(0.9 * ranks[0], 1.1 * ranks[-1]), xlabel=label)
-    ax.set_xticks(ticks, [f"{tick}" for tick in ticks])
-    ax.xaxis.set_minor_locator(NullLocator())
+from qlora_lab.classroom.plots import BLUE, GREEN, ORANGE, VERMILION, draw_matrix, fix_ticks
 
 
-def plot_energy(ax: Axes, shares: dict[str, list[float]], guess: tuple[int, float] | None = None) -> Axes:
-    """Share of a matrix's squared norm that its r largest singular values hold, over r: a line for each matrix.
+def plot_sum(weight: Tensor, column: Tensor, row: Tensor) -> Axes:
+    """Above: column × row = update. Below: weight + update. Tables of whole numbers in coloured squares."""
+    update = column[:, None] * row
+    above = [(column[:, None], "column", ""), (row[None, :], "row", "×"), (update, "update", "=")]
+    below = [(weight, "W, frozen", ""), (update, "update", "+"), (weight + update, "what the layer does now", "=")]
+    _, axes = plt.subplots(2, 3, figsize=(7.4, 5), layout="constrained")
+    for ax, (matrix, title, sign) in zip(axes.flat, above + below, strict=True):
+        draw_matrix(ax, matrix, 6, title=title)
+        ax.set_ylabel(sign, rotation=0, fontsize=16, va="center", labelpad=12)
+    return axes[-1, -1]
 
-    guess: a rank and the share (0 to 1) that the learner expects there.
-    """
-    styles = [(BLUE, "-"), (GREEN, "--"), (ORANGE, "-."), (GREY, ":")]
-    for (name, values), (colour, style) in zip(shares.items(), styles, strict=False):
-        ranks = range(1, len(values) + 1)
-        ax.plot(ranks, values, color=colour, linestyle=style, linewidth=1.8, label=name)
-    rank_axis(ax, [1, max(map(len, shares.values()))], "rank r (log scale)")
-    if guess:
-        ax.axvline(guess[0], color=GREY, linewidth=0.8)
-        ax.plot(*guess, "D", color=VERMILION, markersize=9, label="your guess")
-    ax.set(ylim=(0, 1.03), ylabel="share of the squared norm")
-    ax.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    ax.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, fontsize=9)
+
+def plot_found(wanted: Tensor, found: Tensor) -> Axes:
+    """Two matrices side by side: the update that was missing, and the one that was learned."""
+    _, axes = plt.subplots(1, 2, figsize=(7, 3.2), layout="constrained")
+    draw_matrix(axes[0], wanted, 2, decimals=1, title="the update that was missing")
+    return draw_matrix(axes[1], found, 2, decimals=1, title="alpha / r · B A, after training")
+
+
+def plot_chances(ax: Axes, chances: dict[str, float]) -> Axes:
+    """Horizontal bars: the probability (0 to 1) of one word after each text."""
+    at = list(range(len(chances)))
+    drawn = ax.barh(at, list(chances.values()), 0.65, color=BLUE)
+    ax.bar_label(drawn, [f"{chance:.0%}" for chance in chances.values()], padding=3, fontsize=9)
+    fix_ticks(ax.yaxis, at, [f"{text} …" for text in chances])
+    fix_ticks(ax.xaxis, [0, 0.25, 0.5, 0.75, 1], ["0%", "25%", "50%", "75%", "100%"])
+    ax.set(xlim=(0, 1.1), ylim=(len(at) - 0.5, -0.5), xlabel="probability of Rome as the next word")
     return ax
-
-
-def plot_truncation(
-    ranks: list[int], kept: list[float], losses: dict[str, list[float]], ends: tuple[float, float], here: int
-) -> Axes:
-    """Left: share of the update's squared norm below and above a rank. Right: the loss with either part alone.
-
-    ranks: where it was measured, powers of two. kept: share (0 to 1) of the largest `rank` directions. losses: by
-    name, a loss for each rank. ends: the loss before and after training. here: index of the rank to mark.
-    """
-    _, (left, right) = plt.subplots(1, 2, figsize=(8.6, 3.6), width_ratios=[1, 2], layout="constrained")
-    styles = [(BLUE, "o", "-"), (ORANGE, "s", "--")]
-    for at, (share, (colour, _, _)) in enumerate(zip((kept[here], 1 - kept[here]), styles, strict=True)):
-        left.bar(at, share, 0.7, color=colour)
-        left.text(at, share + 0.02, f"{share:.0%}", ha="center")
-    fix_ticks(left.xaxis, [0, 1], ["kept", "thrown away"])
-    fix_ticks(left.yaxis, [0, 0.5, 1])
-    left.set(ylabel="share of the squared norm", xlim=(-0.6, 1.6), ylim=(0, 1.1))
-    left.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    for (name, values), (colour, marker, style) in zip(losses.items(), styles, strict=False):
-        right.plot(values, color=colour, linestyle=style, marker=marker, markersize=5, label=name)
-        right.plot(here, values[here], marker, color=colour, markersize=12)
-    right.hlines(ends, 0, len(ranks) - 1, color=GREY, linewidth=1, linestyle=":", label="before, after training")
-    right.legend(frameon=False, loc="center right", fontsize=9).set_gid("frame")
-    fix_ticks(right.xaxis, range(len(ranks)), ranks)
-    right.set(xlim=(-0.2, len(ranks) - 0.8), xlabel="rank (log scale)")
-    right.set(ylabel="loss on unseen orders (nats per token)", ylim=(0, 1.15 * max(ends)))
-    for ax in (left, right):
-        ax.spines[["top", "right"]].set_visible(False)
-    return right
 
 
 def plot_runs(ax: Axes, runs: dict[str, list[float]], ylabel: str) -> Axes:
@@ -72,19 +44,8 @@ def plot_runs(ax: Axes, runs: dict[str, list[float]], ylabel: str) -> Axes:
     for (name, losses), (colour, style, width) in zip(runs.items(), styles, strict=False):
         ax.plot(range(1, len(losses) + 1), losses, color=colour, linestyle=style, linewidth=width, label=name)
     ax.set(xlabel="optimizer step", ylabel=ylabel, yscale="log")
-    ax.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
+    ax.yaxis.set_major_locator(LogLocator(subs=(1,)))
     ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     ax.yaxis.set_minor_locator(NullLocator())
-    ax.legend(frameon=False, fontsize=9)
-    return ax
-
-
-def plot_by_rank(ax: Axes, ranks: list[int], lines: dict[str, list[float]], ylabel: str) -> Axes:
-    """A quantity over the rank (log scale), a line for each rule."""
-    styles = [(BLUE, "-", "o"), (VERMILION, "--", "s"), (GREEN, ":", "^")]
-    for (name, values), (colour, style, marker) in zip(lines.items(), styles, strict=False):
-        ax.plot(ranks, values, color=colour, linestyle=style, marker=marker, markersize=6, label=name)
-    rank_axis(ax, ranks, "rank (log scale)")
-    ax.set(ylabel=ylabel)
     ax.legend(frameon=False, fontsize=9)
     return ax

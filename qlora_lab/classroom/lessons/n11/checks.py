@@ -11,171 +11,112 @@ from qlora_lab.classroom.judging import (
     exercise,
     expect_diagnosis,
     expect_number,
+    is_stub,
     right,
     wrong,
 )
 
-
-def runs_of(scores: dict[str, dict[int, float]]) -> list[dict]:
-    """Runs like those of the record, with a score each."""
-    return [
-        {"method": method, "seed": seed, "score": score}
-        for method, by_seed in scores.items()
-        for seed, score in by_seed.items()
-    ]
-
-
-# Luck of the seed is large, the difference small; one seed has no partner; the orders of the seeds differ.
-SCORES = [
-    {
-        "lora-bf16": {0: 90.0, 1: 96.0, 2: 93.0, 3: 98.5, 4: 91.0},
-        "nf4": {3: 96.0, 0: 88.5, 4: 90.5, 2: 92.0, 1: 93.0},
-        "fp4": {0: 70.0, 1: 71.0},
-    },
-    {
-        "nf4": {5: 71.0, 1: 60.5, 7: 66.0, 2: 81.0, 9: 40.0},
-        "lora-bf16": {7: 69.0, 2: 80.0, 4: 99.0, 1: 64.5, 5: 71.5},
-    },
-]
-
-
-@exercise("11.1", "a paired interval", item="accuracy", points=2, todo="complete `paired_difference`")
-def check_paired_difference(paired_difference: Callable[[list[dict], str, Callable], tuple[float, float]]) -> Verdict:
-    """paired_difference(runs, method, score): mean of score(run) less lora-bf16's at the same seed, and half the width
-    of its 95 % t interval.
-    """
-    from qlora_lab.evaluation.intervals import t_quantile
-
-    for scores in SCORES:
-        mine, base = scores["nf4"], scores["lora-bf16"]
-        pairs = [mine[seed] - base[seed] for seed in mine if seed in base]
-        count, mean, spread = len(pairs), statistics.fmean(pairs), statistics.stdev(pairs)
-        half = t_quantile(count - 1) * spread / math.sqrt(count)
-        came = call(paired_difference, runs_of(scores), "nf4", lambda run: run["score"])
-        if not isinstance(came, (tuple, list)) or len(came) != 2:
-            return wrong(f"paired_difference gives {described(came)}, expected the pair mean, half.")
-        name = "The mean of paired_difference, on a small made-up record,"
-        expect = [
-            (-mean, "The sign: a method that does worse than lora-bf16 has a negative difference."),
-            (statistics.fmean(mine.values()), "That is the method's own mean: subtract lora-bf16's."),
-            (
-                statistics.fmean(mine.values()) - statistics.fmean(base.values()),
-                "A seed without a partner slipped in: only seeds that both methods have make a pair.",
-            ),
-            (mean - half, "That is the interval's lower end: return its middle and half its width."),
-            (mean / 100, "The scores are points already: do not divide by 100."),
-            (
-                100 * (mean / statistics.fmean(base.values())),
-                "That is per cent of lora-bf16's score: points are asked for.",
-            ),
-            (statistics.median(pairs), "That is the median of the differences."),
-        ]
-        expect_number(name, came[0], mean, expect, tolerance=1e-3)
-        by_place = [a - b for a, b in zip(mine.values(), base.values(), strict=True)]
-        a, b = (statistics.variance(values.values()) for values in (mine, base))
-        apart = math.sqrt(a / len(mine) + b / len(base))
-        root, t = math.sqrt(count), t_quantile(count - 1)
-        unpaired = "You treated the two methods as strangers: take the difference at each seed, then its spread."
-        mistakes = [
-            (t * statistics.stdev(by_place) / math.sqrt(len(by_place)), "You paired by place: pair by `seed`."),
-            (1.96 * spread / root, f"1.96 is for hundreds of seeds: with {count} take t_quantile({count - 1})."),
-            (2 * spread / root, f"2 is for dozens of seeds: with {count} take t_quantile({count - 1})."),
-            (t_quantile(count) * spread / root, "The degrees of freedom are n - 1: the mean has used up one."),
-            (t * statistics.pstdev(pairs) / root, "The spread of a sample divides by n - 1: `statistics.stdev`."),
-            (t * spread, "That is the spread of single differences: the mean's is √n times smaller."),
-            (t * spread / count, "You divided by n: the mean's spread is √n times smaller."),
-            (t * spread / math.sqrt(count - 1), "Divide by √n; stdev has taken care of the n - 1."),
-            (t * spread**2 / root, "That is the variance: take its square root."),
-            (2 * half, "That is the whole width: return half of it."),
-            (spread / root, "That is one standard error: how many of them hold 95 %? See `t_quantile`."),
-            (mean + half, "That is the interval's upper end: return half its width."),
-            (t * apart, unpaired),
-            (t_quantile(len(mine) + len(base) - 2) * apart, unpaired),
-            (t_quantile(2 * count - 2) * apart, unpaired),
-            (1.96 * apart, unpaired),
-        ]
-        expect_number(name.replace("mean", "half width"), came[1], half, mistakes, tolerance=1e-3)
-    return right("On the H100's record: -2.19 ± 1.77 points for NF4.")
-
-
-@exercise("11.2", "how many seeds", item="accuracy", points=2, todo="complete `seeds_needed`")
-def check_seeds_needed(seeds_needed: Callable[[float, float], int]) -> Verdict:
-    """seeds_needed(spread, margin): the smallest n >= 2 whose 95 % t interval is within ± margin."""
-    from qlora_lab.evaluation.intervals import t_quantile
-
-    def smallest(half: Callable[[int], float], margin: float) -> int:
-        return next(n for n in range(2, 5000) if half(n) <= margin)
-
-    for spread, margin in [(2.0, 1.0), (2.0, 0.5), (1.0, 4.0), (1.0, 20.0)]:
-        expected = smallest(lambda n, s=spread: t_quantile(n - 1) * s / math.sqrt(n), margin)
-        z = (1.96 * spread / margin) ** 2
-        mistakes = [
-            (
-                math.ceil(z),
-                "That is (1.96 · spread / margin)²: with few seeds 1.96 is too small, take t_quantile(n - 1).",
-            ),
-            (z, "That is (1.96 · spread / margin)²: take t_quantile(n - 1), and try n = 2, 3, ... in turn."),
-            (
-                smallest(lambda n, s=spread: t_quantile(n) * s / math.sqrt(n), margin),
-                "The degrees of freedom are n - 1.",
-            ),
-            (
-                smallest(lambda n, s=spread: 2 * t_quantile(n - 1) * s / math.sqrt(n), margin),
-                "You compared the whole width with the margin: half of it counts.",
-            ),
-            (
-                smallest(lambda n, s=spread: t_quantile(n - 1) * s / n, margin),
-                "You divided by n: the mean's spread is √n times smaller.",
-            ),
-            (math.ceil((spread / margin) ** 2), "That holds one standard error: 95 % takes more."),
-            (expected - 1, "One too few: the half width is still above the margin."),
-            (expected + 1, "One too many: one seed less is enough. (Did you divide by √(n - 1)? By √n.)"),
-            (1, "One difference has no spread: at least 2 are needed."),
-        ]
-        came = call(seeds_needed, spread, margin)
-        expect_number(f"seeds_needed({spread:g}, {margin:g})", came, expected, mistakes)
-    return right("Half the margin costs four times the seeds, nearly.")
-
-
 VERDICTS = {
     "shown": "the interval lies on the claim's side",
     "refuted": "the interval lies on the other side",
-    "open": "the interval has both, or the data say nothing of it",
+    "open": "the interval has both",
 }
 CLAIMS = {
-    "A": "On these 200 orders, NF4 costs exact answers.",
-    "B": "On these 200 orders, NF4 costs less than 2 points.",
-    "C": "On these 200 orders, INT4 costs less than 3 points.",
-    "D": "On orders to other cities, too, NF4 costs exact answers.",
-    "E": "Double quantization, on top of NF4, costs exact answers on these 200 orders.",
-    "F": "On prose, NF4 ends no better than FP4.",
-    "G": "On the held-out orders (validation), INT4 ends with a lower loss than NF4.",
-    "H": "On prose, FP4 costs less than 0.1 nats.",
+    "A": "On these 200 orders, INT4 gets more right than NF4.",
+    "B": "On these 200 orders, INT4 costs less than 3 points against bf16.",
+    "C": "On orders to other cities, too, FP4 costs exact answers against bf16.",
+    "D": "On these 200 orders, double quantization costs exact answers, on top of NF4.",
+    "E": "On prose, NF4 ends with a lower loss than FP4.",
+    "F": "On prose, FP4 costs less than 0.1 nats against bf16.",
 }
-TRUTH = dict.fromkeys("ACG", "shown") | dict.fromkeys("FH", "refuted") | dict.fromkeys("BDE", "open")
-TRUTH = {name: TRUTH[name] for name in CLAIMS}
+TRUTH = {"A": "open", "B": "shown", "C": "shown", "D": "open", "E": "shown", "F": "refuted"}
 CLUES = {
-    ("A", "open"): "Over seeds, the whole interval, from -3.96 to -0.41 points, lies below 0.",
-    ("A", "refuted"): "A negative difference is a loss.",
-    ("B", "refuted"): "The mean is -2.19, but the interval reaches up to -0.41: a loss of 1 point would fit as well.",
-    ("B", "shown"): "The interval reaches down to -3.96: a loss of 3 points would fit as well.",
-    ("C", "open"): "The interval's lower end is -2.62: where is -3?",
-    ("C", "refuted"): "The interval's lower end is -2.62: where is -3?",
-    ("D", "shown"): "An interval over seeds holds the 200 orders fixed. What does the one over cities say?",
-    ("D", "refuted"): "Over cities, losses and gains are both inside.",
-    ("E", "shown"): "Compare nf4-double with nf4, not with lora-bf16: -0.31 ± 0.63 has both signs.",
-    ("E", "refuted"): "-0.31 ± 0.63 has both signs. Not seen is not the same as not there.",
-    ("F", "shown"): "These are losses: lower is better.",
-    ("F", "open"): "Two intervals against lora-bf16 may overlap; compare nf4 with fp4, seed by seed.",
-    ("G", "open"): "Two intervals against lora-bf16 may overlap; compare int4 with nf4, seed by seed.",
-    ("G", "refuted"): "These are losses: lower is better.",
-    ("H", "shown"): "The interval is +0.258 ± 0.046: on which side of 0.1?",
-    ("H", "open"): "The interval is +0.258 ± 0.046: on which side of 0.1?",
+    ("A", "shown"): "Compare int4 with nf4, seed by seed: +0.44 ± 1.62 has both signs.",
+    ("A", "refuted"): "Compare int4 with nf4, seed by seed: +0.44 ± 1.62 has both signs.",
+    ("B", "open"): "The interval's lower end is -2.62: where is -3?",
+    ("B", "refuted"): "The interval's lower end is -2.62: where is -3?",
+    ("C", "open"): "That was NF4. For FP4 take by_group(changes(...), city), and then the interval.",
+    ("C", "refuted"): "A negative difference is a loss.",
+    ("D", "shown"): "Compare nf4-double with nf4, not with lora-bf16: -0.31 ± 0.63 has both signs.",
+    ("D", "refuted"): "-0.31 ± 0.63 has both signs. Not seen is not the same as not there.",
+    ("E", "open"): "Two intervals against lora-bf16 may overlap: compare nf4 with fp4, seed by seed.",
+    ("E", "refuted"): "These are losses: lower is better.",
+    ("F", "shown"): "The interval is +0.258 ± 0.046: on which side of 0.1?",
+    ("F", "open"): "The interval is +0.258 ± 0.046: on which side of 0.1?",
 }
 
 
-@exercise("11.3", "what the data say", item="accuracy", points=3, todo="judge each of the claims")
+@exercise("11.1", "what the data say", item="accuracy", points=3, todo="judge each of the claims")
 def check_claims(verdict: dict[str, str]) -> Verdict:
     """verdict: for each of CLAIMS, a key of VERDICTS."""
     expect_diagnosis(verdict, TRUTH, VERDICTS, CLUES)
-    return right("Three shown, two refuted, three open: honest tables have open ones.")
+    return right("Three shown, one refuted, two open: honest tables have open ones.")
+
+
+# Two adapters' answers to the same samples, and the samples' groups, which are of unequal size.
+ANSWERS = [
+    ([1, 0, 0, 0, 1, 1, 0, 1, 0], [1, 1, 1, 1, 1, 0, 0, 1, 1], list("aaaabbccd")),
+    ([1, 1, 1, 0, 1, 0, 1, 1], [0, 0, 1, 0, 1, 1, 1, 0], [7, 7, 8, 8, 9, 3, 3, 7]),
+]
+
+
+@exercise("11.2", "your own comparison", item="accuracy", points=2, todo="complete `compare_answers`, fill in `mine`")
+def check_my_comparison(compare_answers: Callable[..., tuple[float, float]], mine: dict | None = None) -> Verdict:
+    """compare_answers(first, second, groups): second less first in points, and half the width of its 95 % interval.
+
+    mine: the learner's own "first" and "second" answers (1 right, 0 wrong), and the "groups" that they fall into.
+    """
+    from qlora_lab.evaluation.intervals import by_group, paired_interval
+
+    for first, second, groups in ANSWERS:
+        each = [100.0 * (b - a) for a, b in zip(first, second, strict=True)]
+        mean, half = paired_interval(by_group(each, groups))
+        came = call(compare_answers, list(first), list(second), list(groups))
+        if not isinstance(came, (tuple, list)) or len(came) != 2:
+            return wrong(f"compare_answers gives {described(came)}, expected the pair mean, half.")
+        by_name = {group: [x for x, g in zip(each, groups, strict=True) if g == group] for group in groups}
+        mistakes = [
+            (-mean, "The sign: second less first."),
+            (mean / 100, "That is a share: points are asked for, so multiply by 100."),
+            (statistics.fmean(map(statistics.fmean, by_name.values())), "A small group counts as much as a large one."),
+            (statistics.fmean(map(sum, by_name.values())), "Those are sums of groups: `by_group` keeps the mean."),
+        ]
+        expect_number("The mean of compare_answers, on made-up answers,", came[0], mean, mistakes, tolerance=1e-3)
+        alone = paired_interval(each)[1]
+        mistakes = [
+            (alone, "You took each answer for a coin of its own: use `by_group` first."),
+            (half / 100, "That is a share: points are asked for, so multiply by 100."),
+            (2 * half, "That is the whole width: return half of it."),
+        ]
+        expect_number("The half width of compare_answers", came[1], half, mistakes, tolerance=1e-3)
+    if mine is None or is_stub(mine):
+        raise NotImplementedError
+    return judge_comparison(mine)
+
+
+def judge_comparison(mine: dict) -> Verdict:
+    """What the learner's own comparison says, by groups and by single answers."""
+    from qlora_lab.evaluation.intervals import by_group, paired_interval
+
+    keys = ("first", "second", "groups")
+    if not isinstance(mine, dict) or not all(isinstance(mine.get(key), (list, tuple)) for key in keys):
+        return wrong(f'mine is {described(mine)}, expected a dict of three lists: "first", "second", "groups".')
+    first, second, groups = (list(mine[key]) for key in keys)
+    if not len(first) == len(second) == len(groups):
+        return wrong(f"mine has lists of {len(first)}, {len(second)} and {len(groups)}: expected one entry a sample.")
+    if any(value not in (0, 1) for value in first + second):
+        return wrong("mine has an answer that is neither 1, right, nor 0, wrong.")
+    if len(set(groups)) < 2:
+        return wrong(f"mine has {len(set(groups))} group(s): expected at least 2.")
+    each = [100.0 * (b - a) for a, b in zip(first, second, strict=True)]
+    (mean, half), (_, alone) = paired_interval(by_group(each, groups)), paired_interval(each)
+    if math.isclose(half, 0, abs_tol=1e-9):
+        return right(
+            f"{mean:+.0f} points, ± 0: all your groups changed alike, so they show no spread. Do not believe the 0: "
+            f"by the rule of three, up to about 3 in {len(set(groups))} groups may be of another kind."
+        )
+    verdict = "a difference is shown" if abs(mean) > half else "open"
+    return right(
+        f"{mean:+.0f} ± {half:.0f} points if your {len(set(groups))} groups are the luck: {verdict}. Taken as single "
+        f"answers it would be ± {alone:.0f}."
+    )

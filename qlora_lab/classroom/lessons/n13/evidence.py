@@ -1,6 +1,8 @@
 """What is said about QLoRA, put to the test: a function for each claim, which prints what it finds.
 
 A claim is put to one or more cases, each of which says yes or no. Sources are named in the lesson, beside the claims.
+
+The module is long because eighteen claims stand in it, in the lesson's order: each is read alone.
 """
 
 from __future__ import annotations
@@ -225,8 +227,10 @@ def strangers_code_is_needed() -> Evidence:
     with tempfile.TemporaryDirectory() as folder:
         stranger = Path(folder) / "stranger"
         stranger.mkdir()
-        (stranger / "config.json").write_text(json.dumps({"auto_map": {"AutoConfig": "mine.Mine"}}))
-        (stranger / "mine.py").write_text("raise SystemExit('I could have read your files and your keys.')\n")
+        (stranger / "config.json").write_text(json.dumps({"auto_map": {"AutoConfig": "mine.Mine"}}), encoding="utf-8")
+        (stranger / "mine.py").write_text(
+            "raise SystemExit('I could have read your files and your keys.')\n", encoding="utf-8"
+        )
         try:
             AutoConfig.from_pretrained(stranger, trust_remote_code=False)
         except ValueError as error:

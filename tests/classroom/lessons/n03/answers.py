@@ -4,34 +4,8 @@ import math
 
 import torch
 
-from qlora_lab.classroom.checks import check_fixed_rows, check_smallest_block, check_zero_point
+from qlora_lab.classroom.checks import check_best_in_budget, check_fixed_rows
 from qlora_lab.quantization import bits_per_parameter, quantize_absmax
-
-
-def fake_quantize(x, bits):
-    """PyTorch's own integer quantization, which has the same definition."""
-    scale = (x.max() - x.min()) / (2**bits - 1)
-    zero = round(-x.min().item() / scale.item())
-    restored = torch.fake_quantize_per_tensor_affine(x, scale.item(), zero, 0, 2**bits - 1)
-    return (restored / scale).round().to(torch.int32) + zero, scale.item(), zero
-
-
-def with_zero_point(x, bits, steps=None, rounded=torch.round, clamp=True, sign=1, zero_rounded=torch.round, both=True):
-    """A right answer, or one with a mistake."""
-    scale = (x.max() - x.min()) / (steps or 2**bits - 1)
-    zero = zero_rounded(-x.min() / scale)
-    codes = rounded(x / scale) + (sign * zero if both else 0)
-    return codes.clamp(0, 2**bits - 1) if clamp else codes, scale, zero
-
-
-def answer_with(codes):
-    """The right scale and zero point, and other codes."""
-
-    def zero_point_quantize(x, bits):
-        _, scale, zero = with_zero_point(x, bits)
-        return codes(x, scale, zero, bits), scale, zero
-
-    return zero_point_quantize
 
 
 def by_row(x):
@@ -57,43 +31,42 @@ def absmax(x):
     return x.abs().amax(1, keepdim=True)
 
 
-def search(budget, bits, constant_bits):
-    size = 4096
-    while size > 32 and bits_per_parameter(size // 2, False, bits=bits, scale_bits=constant_bits) <= budget:
-        size //= 2
-    return size
+def costs(bits, size):
+    return bits_per_parameter(size, False, bits=bits)
+
+
+def search(weights, budget, fits=lambda cost, budget: cost <= budget, worst=False, cost=costs):
+    """All choices, measured with numbers of double width."""
+    found, least = None, -1.0 if worst else math.inf
+    for size in (4096, 2048, 1024, 512, 256, 128, 64, 32):
+        blocks = weights.double().view(-1, size)
+        for bits in (8, 7, 6, 5, 4, 3, 2):
+            step = blocks.abs().amax(1, keepdim=True) / (2 ** (bits - 1) - 1)
+            lost = ((blocks / step).round() * step - blocks).norm().item()
+            if fits(cost(bits, size), budget) and (lost > least if worst else lost < least):
+                found, least = (bits, size), lost
+    return found
+
+
+def longest_code_first(weights, budget):
+    return next((bits, n) for bits in range(8, 1, -1) for n in SIZES if costs(bits, n) <= budget)
+
+
+def smallest_block_first(weights, budget):
+    return next((bits, n) for n in SIZES for bits in range(8, 1, -1) if costs(bits, n) <= budget)
+
+
+SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 
 
 RIGHT = [
-    (check_zero_point, (fake_quantize,)),
-    (check_zero_point, (with_zero_point,)),
     (check_fixed_rows, (by_row,)),
     (check_fixed_rows, (row_by_row,)),
-    (check_smallest_block, (search,)),
-    (check_smallest_block, (lambda *arguments: torch.tensor(search(*arguments)),)),
+    (check_best_in_budget, (search,)),
+    (check_best_in_budget, (lambda weights, budget: list(search(weights, budget)),)),
 ]
 
 WRONG = [  # and what the learner must be told
-    (check_zero_point, lambda x, b: with_zero_point(x, b, steps=2**b), "16 levels have 15 steps"),
-    (check_zero_point, lambda x, b: with_zero_point(x, b, rounded=torch.trunc), "cut off the decimals: round to"),
-    (check_zero_point, lambda x, b: with_zero_point(x, b, rounded=torch.floor), "rounded down"),
-    (check_zero_point, lambda x, b: with_zero_point(x, b, rounded=lambda t: t), "not rounded: a code"),
-    (check_zero_point, lambda x, b: with_zero_point(x, b, clamp=False), "15 is the last code"),
-    (check_zero_point, lambda x, b: with_zero_point(x, b, both=False, clamp=False), "forgot the zero point"),
-    (check_zero_point, lambda x, b: with_zero_point(x, b, sign=-1), "subtracted the zero point"),
-    (check_zero_point, lambda x, b: with_zero_point(x, b, zero_rounded=lambda t: t), "not rounded yet"),
-    (check_zero_point, lambda x, b: with_zero_point(x, b, zero_rounded=torch.floor), "cut off the decimals: round"),
-    (check_zero_point, lambda x, b: with_zero_point(x, b, zero_rounded=lambda t: -t.round()), "The sign is wrong"),
-    (check_zero_point, lambda x, b: (*with_zero_point(x, b)[:2], x.min()), "This is the minimum"),
-    (check_zero_point, lambda x, b: (x, x.abs().max() / 7, 0), "of the absmax scheme"),
-    (check_zero_point, lambda x, b: (x, x.max() / 15, 0), "forgot the minimum"),
-    (check_zero_point, lambda x, b: (x, 15 / (x.max() - x.min()), 0), "the reciprocal"),
-    (check_zero_point, lambda x, b: with_zero_point(x, b)[0], "expected codes, scale, zero_point"),
-    (check_zero_point, answer_with(lambda x, s, z, b: ((x - x.min()) / s).round()), "scheme with a minimum"),
-    (check_zero_point, answer_with(lambda x, s, z, b: (x / s).round().clamp(0, 15) + z), "clamped too early"),
-    (check_zero_point, answer_with(lambda x, s, z, b: x / 0), "not all finite"),
-    (check_zero_point, answer_with(lambda x, s, z, b: [12, 0, 15]), "expected a tensor"),
-    (check_zero_point, answer_with(lambda x, s, z, b: x[:1]), "have the shape (1,)"),
     (check_fixed_rows, rows_with(lambda x: x.abs().max() / 127), "All rows have the same scale"),
     (check_fixed_rows, rows_with(lambda x: (x.abs().max() / 127).expand(len(x), 1)), "All rows have the same scale"),
     (check_fixed_rows, rows_with(lambda x: absmax(x) / 128), "128 wraps around"),
@@ -106,17 +79,14 @@ WRONG = [  # and what the learner must be told
     (check_fixed_rows, lambda x: (by_row(x)[0].float(), by_row(x)[1]), "expected torch.int8"),
     (check_fixed_rows, lambda x: by_row(x)[0], "expected the pair"),
     (check_fixed_rows, lambda x: (by_row(x)[0], 0.1), "expected two tensors"),
-    (check_smallest_block, lambda budget, bits, c: 4096, "That is the largest"),
-    (check_smallest_block, lambda budget, bits, c: search(budget - 1e-6, bits, c), "to the last bit"),
-    (check_smallest_block, lambda budget, bits, c: c / (budget - bits), "no power of two"),
-    (check_smallest_block, lambda budget, bits, c: math.ceil(c / (budget - bits)), "no power of two"),
-    (check_smallest_block, lambda budget, bits, c: search(budget, bits, c) // 2, "takes 5 bits: over the budget"),
-    (
-        check_smallest_block,
-        lambda budget, bits, c: 2 ** math.ceil(math.log2(c / (budget - bits))),
-        "32 is the smallest",
-    ),
-    (check_smallest_block, lambda budget, bits, c: bits + c / search(budget, bits, c), "Return the block size"),
-    (check_smallest_block, lambda budget, bits, c: "64", "expected one number"),
-    (check_smallest_block, lambda budget, bits, c: 32, "over the budget"),
+    (check_best_in_budget, lambda w, budget: search(w, budget, lambda cost, limit: cost < limit), "to the last bit"),
+    (check_best_in_budget, lambda w, budget: search(w, budget, worst=True), "the largest error"),
+    (check_best_in_budget, lambda w, budget: search(w, budget, cost=lambda bits, size: bits), "over the budget: each"),
+    (check_best_in_budget, longest_code_first, "the longest code first"),
+    (check_best_in_budget, smallest_block_first, "the smallest block first"),
+    (check_best_in_budget, lambda w, budget: search(w, budget)[::-1], "Bits first"),
+    (check_best_in_budget, lambda w, budget: (4, 48), "not on offer"),
+    (check_best_in_budget, lambda w, budget: (3, 64), "Its error is"),
+    (check_best_in_budget, lambda w, budget: 64, "expected the pair"),
+    (check_best_in_budget, lambda w, budget: (*search(w, budget), 0.1), "expected the pair"),
 ]

@@ -2,7 +2,7 @@
 
 import torch
 
-from qlora_lab.classroom.checks import check_fingerprints, check_level_usage, check_normal_levels, check_suspects
+from qlora_lab.classroom.checks import check_fingerprints, check_level_usage, check_normal_levels
 from qlora_lab.quantization import NF4, normal_float, normal_quantiles
 
 
@@ -67,14 +67,6 @@ def one_bit_off(offset):
 
 
 PAST = {"linear": ("affine", 4, 32), "embedding": ("absmax", 8, 32)}
-VERDICT = {
-    "A": "mistyped digit",
-    "B": "one scale",
-    "C": "midpoint formula",
-    "D": "innocent",
-    "E": "15 values",
-    "F": "nibbles swapped",
-}
 
 RIGHT = [
     (check_normal_levels, (levels_like_scipy,)),
@@ -82,7 +74,6 @@ RIGHT = [
     (check_level_usage, (digits,)),
     (check_level_usage, (lambda codes: counted(codes, "high", "low") / (2 * len(codes)),)),
     (check_fingerprints, (PAST,)),
-    (check_suspects, (VERDICT,)),
 ]
 
 WRONG = [  # and what the learner must be told
@@ -114,8 +105,4 @@ WRONG = [  # and what the learner must be told
     (check_fingerprints, PAST | {"linear": ("affine", 4, 64)}, "nothing special"),
     (check_fingerprints, PAST | {"embedding": ("affine", 4, 32)}, "Look at 8 bits"),
     (check_fingerprints, PAST | {"embedding": ("absmax", 16, 32)}, "which single cell"),
-    (check_suspects, VERDICT | {"C": "innocent", "D": "midpoint formula"}, "4 of 6 are right. C is not 'innocent'"),
-    (check_suspects, VERDICT | {"A": "innocent"}, "Which one differs"),
-    (check_suspects, VERDICT | {"F": "broken"}, "is no diagnosis"),
-    (check_suspects, list(VERDICT.values()), 'keys "A" to "F"'),
 ]

@@ -4,7 +4,6 @@ from qlora_lab import quantization
 from qlora_lab.classroom.checks import (
     check_bits_per_parameter,
     check_diagnosis,
-    check_triple_quantization,
     check_zero_point_cost,
 )
 
@@ -27,18 +26,12 @@ def zero_points(parameters):
     return (blocks + 4 * blocks / 256) / 1e9
 
 
-def third(parameters):
-    scales = parameters / 16384
-    return (4 * scales - scales - 4 * scales / 256) / 10**6
-
-
 RIGHT = [
     (check_diagnosis, (HEALED,)),
     (check_diagnosis, (HEALED | {"note": "done"},)),
     (check_bits_per_parameter, (count_bits,)),
     (check_bits_per_parameter, (bits_of_the_package,)),
     (check_zero_point_cost, (zero_points,)),
-    (check_triple_quantization, (third,)),
 ]
 
 WRONG = [  # and what the learner must be told
@@ -69,19 +62,9 @@ WRONG = [  # and what the learner must be told
     (check_zero_point_cost, lambda n: 1e9 * zero_points(n), "These are bytes"),
     (check_zero_point_cost, lambda n: 1e9 * zero_points(n) / 2**30, "GiB"),
     (check_zero_point_cost, lambda n: n / 64 / 1e9, "own float32 scales"),
-    (check_zero_point_cost, lambda n: n / 64 * 4 / 1e9, "a float32 zero point"),
-    (check_zero_point_cost, lambda n: 2 * zero_points(n), "Only what the zero point adds"),
+    (check_zero_point_cost, lambda n: n / 64 * 4 / 1e9, "a float32 constant"),
+    (check_zero_point_cost, lambda n: 2 * zero_points(n), "Only what the second one adds"),
     (check_zero_point_cost, lambda n: n * bits_of_the_package(64, 256) / 8 / 1e9, "the whole model"),
     (check_zero_point_cost, lambda n: (n / 2 + 2e9 * zero_points(n)) / 1e9, "the whole model"),
     (check_zero_point_cost, lambda n: 8 / 64 + 32 / 64 / 256, "bits per parameter"),
-    (check_triple_quantization, lambda n: n / 16384 * 3 / 1e6, "third level's float32"),
-    (check_triple_quantization, lambda n: 8 * third(n), "megabits"),
-    (check_triple_quantization, lambda n: third(n) / 1e3, "These are GB"),
-    (check_triple_quantization, lambda n: third(n) * 1e6, "These are bytes"),
-    (check_triple_quantization, lambda n: third(n) * 1e6 / 2**20, "MiB"),
-    (check_triple_quantization, lambda n: n / 16384 * 4 / 1e6, "take now"),
-    (check_triple_quantization, lambda n: n / 16384 * (1 + 4 / 256) / 1e6, "what remains"),
-    (check_triple_quantization, lambda n: 256 * third(n), "not for every 64."),
-    (check_triple_quantization, lambda n: 64 * third(n), "not for every 256."),
-    (check_triple_quantization, lambda n: -third(n), "positive"),
 ]

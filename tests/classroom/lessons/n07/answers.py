@@ -1,120 +1,129 @@
 """Answers to the exercises of 07_qlora_from_scratch: right ones, found by another way, and likely mistakes."""
 
 import torch
-from torch import nn
 
-from qlora_lab.classroom.checks import (
-    check_ill_layers,
-    check_input_gradient,
-    check_quantizable,
-    check_short_version,
-)
+from qlora_lab.classroom.checks import check_frozen_matmul, check_ill_layers, check_naive
 
-HEALED = {"A": "keeps x", "B": "transposed", "C": "healthy", "D": "keeps W"}
+HEALED = {"A": "keeps x", "B": "coarse", "C": "healthy", "D": "keeps W", "E": "healthy"}
 
 
-def by_autograd(gradient, q):
-    weight = q.dequantize().to(gradient.dtype)
-    x = torch.zeros(*gradient.shape[:-1], weight.shape[1], dtype=gradient.dtype, requires_grad=True)
-    nn.functional.linear(x, weight).backward(gradient)
-    return x.grad
+def function(forward, backward):
+    """An autograd.Function of these two."""
+    return type(
+        "Answer", (torch.autograd.Function,), {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+    )
 
 
-def by_einsum(gradient, q):
-    return torch.einsum("...o,oi->...i", gradient, q.dequantize().to(gradient.dtype))
+def remember(ctx, x, q):
+    ctx.weight = q
+    return torch.einsum("...i,oi->...o", x, q.dequantize().to(x.dtype))
 
 
-def weight_gradient(gradient, q):
-    return torch.zeros(q.shape)
+def by_autograd(ctx, gradient):
+    dense = ctx.weight.dequantize().to(gradient.dtype)
+    x = torch.zeros(*gradient.shape[:-1], dense.shape[1], dtype=gradient.dtype, requires_grad=True)
+    with torch.enable_grad():
+        y = torch.nn.functional.linear(x, dense)
+    return torch.autograd.grad(y, x, gradient)[0], None
 
 
-def bytes_in_memory(parameters):
+def by_einsum(ctx, gradient):
+    return torch.einsum("...o,oi->...i", gradient, ctx.weight.dequantize().to(gradient.dtype)), None
+
+
+def keep_dense(ctx, x, q):
+    ctx.W = q.dequantize().to(x.dtype)
+    return x @ ctx.W.T
+
+
+def save_dense(ctx, x, q):
+    W = q.dequantize().to(x.dtype)
+    ctx.save_for_backward(W)
+    return x @ W.T
+
+
+def no_scales(ctx, x, q):
+    ctx.weight = q
+    return x @ q.codebook[q.indices()].to(x.dtype).T
+
+
+def in_float32(ctx, x, q):
+    ctx.weight = q
+    return x.float() @ q.dequantize().T
+
+
+def no_cast(ctx, x, q):
+    ctx.weight = q
+    return x @ q.dequantize().T
+
+
+def back(change):
+    return lambda ctx, gradient: change(gradient, ctx.weight.dequantize().to(gradient.dtype))
+
+
+def mine(parameters, **changed):
+    """Counted by blocks of 64 and of 64 x 256, in bytes."""
     blocks = parameters / 64
-    return (parameters / 2 + blocks + 4 * blocks / 256 + 2 * parameters) / 1e9
+    low = (parameters / 2 + blocks + 4 * blocks / 256) / 1e9
+    dense = 2 * parameters / 1e9
+    return {"parameters": parameters, "FrozenMatmul": low, "naive": low + dense, "bfloat16": dense} | changed
 
 
-def linears(model):
-    return {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-
-
-def embedding(model):
-    return next(module.weight for module in model.modules() if isinstance(module, nn.Embedding))
-
-
-def quantizable(model):
-    return [name for name, linear in linears(model).items() if linear.weight is not embedding(model)]
-
-
-def quantizable_by_counting(model):
-    seen = [id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False)]
-    return {name for name, linear in linears(model).items() if seen.count(id(linear.weight)) == 1}
+LOW, HIGH = mine(7e9)["FrozenMatmul"], mine(7e9)["naive"]
 
 
 RIGHT = [
-    (check_input_gradient, (by_autograd,)),
-    (check_input_gradient, (by_einsum,)),
-    (check_short_version, (bytes_in_memory,)),
+    (check_frozen_matmul, (function(remember, by_autograd),)),
+    (check_frozen_matmul, (function(remember, by_einsum),)),
+    (check_naive, (mine(7e9),)),
+    (check_naive, (mine(134_515_008) | {"name": "the bundled one"},)),
     (check_ill_layers, (HEALED,)),
     (check_ill_layers, (HEALED | {"note": "done"},)),
-    (check_quantizable, (quantizable,)),
-    (check_quantizable, (quantizable_by_counting,)),
 ]
 
 WRONG = [  # and what the learner must be told
-    (check_input_gradient, lambda g, q: g @ q.dequantize().to(g.dtype).T, "the way forward"),
-    (check_input_gradient, lambda g, q: (g @ q.dequantize().to(g.dtype)) * 2, "differ from gradient @ W"),
-    (check_input_gradient, lambda g, q: g @ q.dequantize(), "cast the weight to gradient.dtype"),
-    (check_input_gradient, lambda g, q: g.float() @ q.dequantize(), "cast the weight, not the gradient"),
-    (check_input_gradient, lambda g, q: g @ q.codebook[q.indices()].to(g.dtype), "without their scales"),
-    (check_input_gradient, lambda g, q: nn.functional.linear(g, q.dequantize().to(g.dtype)), "the way forward"),
-    (check_input_gradient, lambda g, q: (by_autograd(g, q), None), "expected one tensor"),
-    (check_input_gradient, weight_gradient, "The weight is frozen"),
-    (
-        check_input_gradient,
-        lambda g, q: by_autograd(g, q) if q.shape[0] == q.shape[1] else g @ q.dequantize().to(g.dtype).T,
-        "a .T too many",
-    ),
-    (check_short_version, lambda n: bytes_in_memory(n) - 2 * n / 1e9, "the 4-bit weights alone"),
-    (check_short_version, lambda n: 2 * n / 1e9, "the dense copies alone"),
-    (check_short_version, lambda n: bytes_in_memory(n) + 2 * n / 1e9, "float32 copies"),
-    (check_short_version, lambda n: 2.5 * n / 1e9, "scales are missing"),
-    (check_short_version, lambda n: (4.5 / 8 + 2) * n / 1e9, "float32 scales"),
-    (check_short_version, lambda n: 8 * bytes_in_memory(n), "gigabits"),
-    (check_short_version, lambda n: 1e9 * bytes_in_memory(n), "These are bytes"),
-    (check_short_version, lambda n: 1e9 * bytes_in_memory(n) / 2**30, "GiB"),
-    (check_short_version, lambda n: 4 * n / 1e9 - bytes_in_memory(n), "You subtracted"),
-    (check_short_version, lambda n: 20.126953125, "bits per parameter"),
+    (check_frozen_matmul, remember, "expected the class"),
+    (check_frozen_matmul, function(keep_dense, by_einsum), "The dense matrix waits on ctx.W"),
+    (check_frozen_matmul, function(save_dense, by_einsum), "save_for_backward keeps the dense matrix"),
+    (check_frozen_matmul, function(no_scales, by_einsum), "forward gives other numbers"),
+    (check_frozen_matmul, function(in_float32, by_einsum), "forward gives torch.float32 for torch.bfloat16"),
+    (check_frozen_matmul, function(no_cast, by_einsum), "raised RuntimeError"),
+    (check_frozen_matmul, function(lambda ctx, x, q: remember(ctx, x, q)[0], by_einsum), "forward gives the shape"),
+    (check_frozen_matmul, function(remember, back(lambda g, W: (g @ W.T, None))), "that is the way forward"),
+    (check_frozen_matmul, function(remember, back(lambda g, W: (2 * (g @ W), None))), "backward gives other numbers"),
+    (check_frozen_matmul, function(remember, back(lambda g, W: (None, g @ W))), "different than None at position 2"),
+    (check_frozen_matmul, function(remember, back(lambda g, W: (None, None))), "returns dL/dx first"),
+    (check_frozen_matmul, function(remember, back(lambda g, W: g @ W)), "returned an incorrect number of gradients"),
+    (check_naive, 8e9, "expected a dict"),
+    (check_naive, {"parameters": 7e9}, "expected a dict with 'parameters', 'FrozenMatmul'"),
+    (check_naive, mine(7e9) | {"parameters": 7}, "8 billion are 8e9"),
+    (check_naive, mine(7e9) | {"parameters": "7B"}, "expected a number"),
+    (check_naive, mine(7e9, FrozenMatmul="3.6 GB"), "expected one number"),
+    (check_naive, mine(7e9, FrozenMatmul=3.5), "the codes alone"),
+    (check_naive, mine(7e9, FrozenMatmul=8 * LOW), "gigabits"),
+    (check_naive, mine(7e9, FrozenMatmul=1e9 * LOW), "These are bytes"),
+    (check_naive, mine(7e9, FrozenMatmul=1e9 * LOW / 2**30), "GiB"),
+    (check_naive, mine(7e9, FrozenMatmul=4.126953125), "bits for one weight"),
+    (check_naive, mine(7e9, naive=LOW), "the 4-bit weights alone"),
+    (check_naive, mine(7e9, naive=14.0), "the dense copies alone"),
+    (check_naive, mine(7e9, naive=LOW + 28), "float32 copies"),
+    (check_naive, mine(7e9, naive=17.5), "the scales are missing"),
+    (check_naive, mine(7e9, naive=14 - LOW), "You subtracted"),
+    (check_naive, mine(7e9, naive=8 * HIGH), "gigabits"),
+    (check_naive, mine(7e9, naive=20.126953125), "bits for one weight"),
+    (check_naive, mine(7e9, bfloat16=28.0), "That is float32"),
+    (check_naive, mine(7e9, bfloat16=HIGH), "no codes and scales"),
     (check_ill_layers, HEALED | {"A": "keeps W", "D": "keeps x"}, "grows with the number of tokens"),
     (check_ill_layers, HEALED | {"A": "healthy"}, "what does it keep?"),
-    (check_ill_layers, HEALED | {"B": "healthy"}, "Compare its gradient"),
-    (check_ill_layers, HEALED | {"B": "no scales"}, "the output would be wrong too"),
+    (check_ill_layers, HEALED | {"B": "healthy"}, "error in float32"),
+    (check_ill_layers, HEALED | {"B": "no scales"}, "more than a few thousandths"),
+    (check_ill_layers, HEALED | {"B": "transposed"}, "more than its own size"),
     (check_ill_layers, HEALED | {"C": "coarse"}, "error in float32"),
+    (check_ill_layers, HEALED | {"C": "keeps x"}, "It keeps 0 bytes"),
+    (check_ill_layers, HEALED | {"E": "coarse"}, "error in float32"),
+    (check_ill_layers, HEALED | {"E": "keeps x"}, "It keeps 0 bytes"),
     (check_ill_layers, HEALED | {"D": "keeps x"}, "the same for 2 tokens"),
     (check_ill_layers, HEALED | {"D": "healthy"}, "what does it keep?"),
     (check_ill_layers, HEALED | {"C": "dense"}, "expected one of 'keeps W'"),
-    (check_ill_layers, {"A": "keeps x"}, "a diagnosis for A, B, C and D"),
-    (check_quantizable, lambda model: list(linears(model)), "the embedding matrix too"),
-    (check_quantizable, lambda model: [n for n in linears(model) if n != "lm_head"], "A name proves nothing"),
-    (check_quantizable, lambda model: [n for n in linears(model) if "proj" in n], "a weight of its own"),
-    (
-        check_quantizable,
-        lambda model: [
-            name for name, linear in linears(model).items() if not torch.equal(linear.weight, embedding(model))
-        ],
-        "neither by name nor by value",
-    ),  # the shapes differ in the blocks: torch.equal is False there
-    (
-        check_quantizable,
-        lambda model: [n for n, m in model.named_modules() if hasattr(m, "weight") and "head" not in n],
-        "looked up, not multiplied",
-    ),
-    (
-        check_quantizable,
-        lambda model: [n for n, m in model.named_modules() if n.endswith(("q_proj", "norm"))],
-        "A norm is in the list",
-    ),
-    (check_quantizable, lambda model: ["q_proj"], "Names must be complete"),
-    (check_quantizable, lambda model: list(linears(model).values()), "expected names"),
-    (check_quantizable, lambda model: quantizable(model)[:1], "expected ['blocks.0.q_proj'"),
-    (check_quantizable, lambda model: 210, "expected a list of names"),
+    (check_ill_layers, {"A": "keeps x"}, "a diagnosis for A, B, C, D and E"),
 ]

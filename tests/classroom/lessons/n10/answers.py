@@ -1,138 +1,71 @@
 """Answers to the exercises of 10_memory_comparison: right ones, found by another way, and likely mistakes."""
 
-from qlora_lab.classroom.checks import check_card_usage, check_fastest_preset, check_savings
-
-NAMES = ["shape", "rank", "targets", "batch_size", "sequence_length"]
-NAMES += ["gradient_checkpointing", "optimizer", "adapter_dtype"]
-
-
-def pairs_of(rows, names=NAMES):
-    for lora in rows:
-        for qlora in rows:
-            if (lora["method"], qlora["method"]) == ("lora", "qlora") and all(lora[n] == qlora[n] for n in names):
-                yield lora, qlora
+from qlora_lab.classroom.checks import check_choice, check_qlora_peak
+from qlora_lab.memory.prediction import estimate
+from qlora_lab.memory.shapes import SHAPES
 
 
-def peak(row):
-    return row["measured"]["peak_allocated"]
+def by_hand(shape, lora_peak):
+    total = 0
+    for inputs, outputs in shape.linears().values():
+        blocks = inputs * outputs / 64
+        total += 2 * inputs * outputs - inputs * outputs / 2 - blocks - 4 * blocks / 256
+    return lora_peak - shape.num_hidden_layers * total / 10**9
 
 
-def savings(rows, names=NAMES, size=peak):
-    return [100 - 100 * size(qlora) / size(lora) for lora, qlora in pairs_of(rows, names)]
+def with_saving(of):
+    """qlora_peak with another result, from LoRA's peak and the billions of linear and of all parameters."""
+    return lambda s, peak: of(peak, s.linear_parameters() / 1e9, s.parameters() / 1e9)
 
 
-def least_saving(rows):
-    return sorted(savings(rows))[0]
+def totals(model, samples, tokens):
+    both = (estimate(SHAPES[model], method, batch_size=samples, sequence_length=tokens) for method in ("lora", "qlora"))
+    return [memory.total / 1e9 for memory in both]
 
 
-def on_the_card(run, context):
-    tensors = run["measured"]["peak_allocated"]
-    gaps = run["measured"]["peak_reserved"] - tensors
-    return sum([tensors, gaps, run["measured"]["managed_bytes"], context])
-
-
-def fastest(rows, shape, card):
-    best, seconds = None, float("inf")
-    for row in rows:
-        if "out_of_memory" in row or row["shape"] != shape or row["card_gb"] > card:
-            continue
-        if row["measured"]["step_seconds"] < seconds:
-            best, seconds = row["preset"], row["measured"]["step_seconds"]
-    return best
-
-
-def chosen(rows, shape, card, key, best=min, same=False, default=None):
-    rows = [row for row in rows if row["shape"] == shape and "measured" in row]
-    rows = [row for row in rows if (row["card_gb"] == card if same else row["card_gb"] <= card)]
-    row = best(rows, key=key, default=None)
-    return row["preset"] if row else default
-
-
-def step_seconds(row):
-    return row["measured"]["step_seconds"]
-
-
-def reserved(row):
-    return row["measured"]["peak_reserved"]
-
-
-def of(run, *names):
-    return sum(run["measured"][name] for name in names)
-
-
-def keep_failures(rows, shape, card):
-    row = min(
-        (row for row in rows if row["shape"] == shape and row["card_gb"] <= card),
-        key=lambda row: row.get("measured", {"step_seconds": 0})["step_seconds"],
-    )
-    return row["preset"]
-
+LEFT = (4 + 8 / 64 + 32 / 64 / 256) / 8  # bytes of a linear's parameter
+LORA, QLORA = totals("llama-7b", 4, 512)
+SAVED = (LORA - QLORA) / LORA * 100
+TENSORS = [
+    estimate(SHAPES["llama-7b"], method, batch_size=4, sequence_length=512).peak_allocated
+    for method in ("lora", "qlora")
+]
+CHOICE = {"model": "llama-7b", "card": 16, "samples": 4, "tokens": 512, "saved": SAVED, "method": "QLoRA"}
 
 RIGHT = [
-    (check_savings, (least_saving,)),
-    (check_card_usage, (on_the_card,)),
-    (check_fastest_preset, (fastest,)),
-    (check_fastest_preset, (lambda rows, shape, card: chosen(rows, shape, card, step_seconds),)),
+    (check_qlora_peak, (by_hand,)),
+    (check_qlora_peak, (lambda shape, peak: peak - (16 - 4.127) / 8 * shape.linear_parameters() / 1e9,)),
+    (check_choice, (CHOICE,)),
+    (check_choice, (CHOICE | {"saved": round(SAVED)},)),
+    (check_choice, (CHOICE | {"model": SHAPES["llama-7b"], "card": 24.0, "method": "LoRA"},)),
 ]
 
 WRONG = [  # and what the learner must be told
-    (check_savings, lambda rows: least_saving(rows) / 100, "That is a share"),
-    (check_savings, lambda rows: 100 - least_saving(rows), "what is left"),
-    (check_savings, lambda rows: min(100 - s for s in savings(rows)), "so the *largest* saving"),
-    (check_savings, lambda rows: min(100 * (peak(a) / peak(b) - 1) for a, b in pairs_of(rows)), "divided by QLoRA's"),
-    (check_savings, lambda rows: min((peak(a) - peak(b)) / 1e9 for a, b in pairs_of(rows)), "These are GB saved"),
-    (check_savings, lambda rows: -least_saving(rows), "a saving is positive"),
-    (check_savings, lambda rows: min(savings(rows, size=reserved)), "of `peak_reserved`"),
-    (
-        check_savings,
-        lambda rows: min(savings(rows, size=lambda row: row["phases"]["load"]["allocated"])),
-        "the saving at load",
-    ),
-    (check_savings, lambda rows: min(savings(rows, [n for n in NAMES if n != "targets"])), "differs in `targets`"),
-    (check_savings, lambda rows: min(savings(rows, [])), "everything but the method"),
-    (check_savings, lambda rows: min(savings(rows, ["shape", "batch_size"])), "`SETTINGS` names all"),
-    (check_savings, lambda rows: savings(rows)[0], "the first pair's"),
-    (check_savings, lambda rows: savings(rows)[-1], "the last pair's"),
-    (check_savings, lambda rows: max(savings(rows)), "the largest saving"),
-    (check_savings, lambda rows: sum(savings(rows)) / len(savings(rows)), "the mean"),
-    (check_savings, lambda rows: savings(rows), "expected one number"),
-    (check_card_usage, lambda r, c: of(r, "peak_allocated", "managed_bytes") + c, "gaps between tensors"),
-    (check_card_usage, lambda r, c: peak(r) + on_the_card(r, c), "counted them twice"),
-    (check_card_usage, lambda r, c: of(r, "peak_allocated", "peak_reserved") + c, "managed memory is missing"),
-    (check_card_usage, lambda r, c: on_the_card(r, c) / 1e9, "These are GB"),
-    (check_card_usage, lambda r, c: on_the_card(r, c) / 2**30, "These are GiB"),
-    (check_card_usage, lambda r, c: of(r, "peak_reserved", "managed_bytes") + 500_000_000, "as an argument"),
-    (check_card_usage, lambda r, c: peak(r), "the tensors alone"),
-    (check_card_usage, lambda r, c: on_the_card(r, c) - peak(r), "what is missing"),
-    (check_card_usage, lambda r, c: of(r, "peak_reserved") + c, "states are missing"),
-    (check_card_usage, lambda r, c: of(r, "peak_allocated") + c, "Reserved instead of allocated"),
-    (check_card_usage, lambda r, c: of(r, "peak_reserved", "managed_bytes"), "context is missing"),
-    (check_card_usage, lambda r, c: of(r, "peak_reserved"), "torch's part alone"),
-    (check_fastest_preset, lambda rows, shape, card: chosen(rows, shape, card, reserved), "the least memory"),
-    (check_fastest_preset, lambda rows, shape, card: chosen(rows, shape, card, step_seconds, max), "the slowest"),
-    (
-        check_fastest_preset,
-        lambda rows, shape, card: chosen(rows, shape, card, step_seconds, same=True) or "standard",
-        "No run has a cap of 7 GB",
-    ),  # fmt: skip
-    (check_fastest_preset, lambda rows, shape, card: min(rows[1:3] + rows[4:], key=step_seconds)["preset"], "13B's"),
-    (check_fastest_preset, lambda rows, shape, card: chosen(rows, shape, 24, step_seconds), "the run on 8 GB does not"),
-    (
-        check_fastest_preset,
-        lambda rows, shape, card: fastest(rows, shape, card) if card > 6 else "in-backward",
-        "more seconds a step",
-    ),
-    (
-        check_fastest_preset,
-        lambda rows, shape, card: fastest(rows, shape, card) if card > 5 else "bf16-adapters",
-        "On 5 GB it ran out",
-    ),  # fmt: skip
-    (check_fastest_preset, keep_failures, "On 6 GB it ran out of memory"),
-    (
-        check_fastest_preset,
-        lambda rows, shape, card: chosen(rows, shape, card, step_seconds, default="none"),
-        "return None, not the str 'none'",
-    ),  # fmt: skip
-    (check_fastest_preset, lambda rows, shape, card: rows[1], "a whole row"),
-    (check_fastest_preset, lambda rows, shape, card: min(r["card_gb"] for r in rows), "expected the name of a preset"),
+    (check_qlora_peak, with_saving(lambda peak, n, _: n * (2 - LEFT)), "This is what is saved"),
+    (check_qlora_peak, with_saving(lambda peak, n, _: peak + n * (2 - LEFT)), "QLoRA needs less"),
+    (check_qlora_peak, with_saving(lambda peak, n, _: 1e9 * (peak - n * (2 - LEFT))), "These are bytes"),
+    (check_qlora_peak, with_saving(lambda peak, n, _: peak - 1e9 * n * (2 - LEFT)), "The saving is in bytes"),
+    (check_qlora_peak, with_saving(lambda peak, n, _: peak - 8 * n * (2 - LEFT)), "The saving is in bits"),
+    (check_qlora_peak, with_saving(lambda peak, n, _: peak - 1.5 * n), "The scales are missing"),
+    (check_qlora_peak, with_saving(lambda peak, n, _: peak - 2 * n), "gone altogether"),
+    (check_qlora_peak, with_saving(lambda peak, n, _: peak - LEFT * n), "what is *left* of the linears"),
+    (check_qlora_peak, with_saving(lambda peak, _, n: peak - n * (2 - LEFT)), "are not quantized: linears only"),
+    (check_qlora_peak, with_saving(lambda peak, *_: peak * LEFT / 2), "Only the linears shrink"),
+    (check_qlora_peak, with_saving(lambda peak, *_: peak * (1 - 0.71)), "A percentage does not carry over"),
+    (check_qlora_peak, lambda shape, peak: 5.0, "expected 5.3887"),
+    (check_choice, CHOICE | {"saved": SAVED / 100}, "That is a share"),
+    (check_choice, CHOICE | {"saved": 100 - SAVED}, "what is left"),
+    (check_choice, CHOICE | {"saved": 100 * (LORA / QLORA - 1)}, "divided by QLoRA's total"),
+    (check_choice, CHOICE | {"saved": LORA - QLORA}, "These are GB saved"),
+    (check_choice, CHOICE | {"saved": 100 * (1 - TENSORS[1] / TENSORS[0])}, "of torch's tensors"),
+    (check_choice, CHOICE | {"saved": -SAVED}, "a saving is positive"),
+    (check_choice, CHOICE | {"card": 8}, "which leaves no GB of 8 free"),
+    (check_choice, CHOICE | {"method": "LoRA"}, "does not leave a GB free"),
+    (check_choice, CHOICE | {"card": 24}, "so four bits are not needed"),
+    (check_choice, CHOICE | {"method": "full"}, "expected 'LoRA' or 'QLoRA'"),
+    (check_choice, CHOICE | {"model": "llama-9b"}, "expected one of llama-7b"),
+    (check_choice, CHOICE | {"card": "T4"}, "expected its size in GB"),
+    (check_choice, CHOICE | {"samples": 0}, "whole number from 1 on"),
+    (check_choice, CHOICE | {"tokens": 1}, "whole number from 2 on"),
+    (check_choice, {"model": "llama-7b"}, "expected a dict with model, card"),
 ]

@@ -1,6 +1,5 @@
 """Answers to the exercises of 11_accuracy_comparison: right ones, found by another way, and likely mistakes."""
 
-import itertools
 import json
 import math
 import statistics
@@ -9,8 +8,8 @@ from pathlib import Path
 import numpy
 
 import qlora_lab
-from qlora_lab.classroom.checks import check_claims, check_paired_difference, check_seeds_needed
-from qlora_lab.evaluation.intervals import t_quantile
+from qlora_lab.classroom.checks import check_claims, check_my_comparison
+from qlora_lab.evaluation.intervals import paired_interval, t_quantile
 from qlora_lab.experiments.accuracy import METHODS
 
 
@@ -18,89 +17,8 @@ def by_seed(runs, method, score):
     return {run["seed"]: score(run) for run in runs if run["method"] == method}
 
 
-def pairs_of(runs, method, score):
-    return [
-        score(a) - score(b)
-        for a in runs
-        for b in runs
-        if (a["method"], b["method"], a["seed"]) == (method, "lora-bf16", b["seed"])
-    ]
-
-
-def half_of(d, freedom=0):
-    return t_quantile(len(d) - 1 + freedom) * statistics.stdev(d) / math.sqrt(len(d))
-
-
-def with_numpy(runs, method, score):
-    d = numpy.array(pairs_of(runs, method, score))
-    return d.mean(), t_quantile(d.size - 1) * d.std(ddof=1) / d.size**0.5
-
-
-def by_hand(runs, method, score):
-    """The table of t, and the sum of squares."""
-    d = pairs_of(runs, method, score)
-    mean = sum(d) / len(d)
-    squares = sum((x - mean) ** 2 for x in d)
-    return [mean, {3: 3.18245, 4: 2.77645}[len(d) - 1] * math.sqrt(squares / len(d) / (len(d) - 1))]
-
-
-def mistaken(half=half_of, mean=statistics.fmean):
-    """An answer that pairs rightly, with its own mean and half width."""
-
-    def answer(runs, method, score):
-        d = pairs_of(runs, method, score)
-        return mean(d), half(d)
-
-    return answer
-
-
-def values_of(runs, method, score):
-    return list(by_seed(runs, method, score).values())
-
-
-def by_place(runs, method, score):
-    d = [a - b for a, b in zip(values_of(runs, method, score), values_of(runs, "lora-bf16", score), strict=True)]
-    return statistics.fmean(d), half_of(d)
-
-
-def unpaired(runs, method, score):
-    a, b = values_of(runs, method, score), values_of(runs, "lora-bf16", score)
-    error = math.sqrt(statistics.variance(a) / len(a) + statistics.variance(b) / len(b))
-    return statistics.fmean(a) - statistics.fmean(b), t_quantile(len(a) + len(b) - 2) * error
-
-
-def own_mean(runs, method, score):
-    return statistics.fmean(values_of(runs, method, score)), half_of(pairs_of(runs, method, score))
-
-
-def all_seeds(runs, method, score):
-    a, b = values_of(runs, method, score), values_of(runs, "lora-bf16", score)
-    return statistics.fmean(a) - statistics.fmean(b), half_of(pairs_of(runs, method, score))
-
-
-def per_cent(runs, method, score):
-    d, base = pairs_of(runs, method, score), values_of(runs, "lora-bf16", score)
-    return 100 * statistics.fmean(d) / statistics.fmean(base), half_of(d)
-
-
-def ends(runs, method, score):
-    d = pairs_of(runs, method, score)
-    return statistics.fmean(d) - half_of(d), statistics.fmean(d) + half_of(d)
-
-
-def doubling(spread, margin):
-    """By halving the bracket instead of counting up."""
-    low, high = 1, 10_000
-    while high - low > 1:
-        middle = (low + high) // 2
-        fits = t_quantile(middle - 1) * spread <= margin * middle**0.5
-        low, high = (low, middle) if fits else (middle, high)
-    return high
-
-
-def first(half):
-    """seeds_needed with another half width, half(n, spread)."""
-    return lambda spread, margin: next(n for n in itertools.count(2) if half(n, spread) <= margin)
+def half_of(d):
+    return t_quantile(len(d) - 1) * statistics.stdev(d) / math.sqrt(len(d))
 
 
 # The claims, judged from the record itself: the interval of what the claim says is above 0.
@@ -121,13 +39,13 @@ def less(method, base, score, sign=1, plus=0.0):
     return [sign * (a[seed] - b[seed]) + plus for seed in a]
 
 
-def by_city():
-    bits = {(run["method"], run["seed"]): run["exact"]["test"] for run in RUNS}
-    lost = dict.fromkeys(CITY, 0.0)
-    for seed in range(8):
-        for city, a, b in zip(CITY, bits["lora-bf16", seed], bits["nf4", seed], strict=True):
-            lost[city] += int(a) - int(b)
-    return list(lost.values())
+def by_city(method):
+    """The change of each city's orders, off the mean, in points: for an interval of `method` less lora-bf16."""
+    bits = {(run["method"], run["seed"]): numpy.array(list(map(int, run["exact"]["test"]))) for run in RUNS}
+    changes = 100 * sum(bits[method, seed] - bits["lora-bf16", seed] for seed in range(8)) / 8
+    cities = sorted(set(CITY))
+    off = [(changes - changes.mean())[numpy.array(CITY) == city].sum() for city in cities]
+    return [float(changes.mean() + x * len(cities) / 200) for x in off]
 
 
 def judged(above_0):
@@ -137,70 +55,82 @@ def judged(above_0):
 
 assert set(METHODS) == {run["method"] for run in RUNS}
 JUDGED = {
-    "A": judged(less("nf4", "lora-bf16", "test", sign=-1)),
-    "B": judged(less("nf4", "lora-bf16", "test", plus=2)),
-    "C": judged(less("int4", "lora-bf16", "test", plus=3)),
-    "D": judged(by_city()),
-    "E": judged(less("nf4-double", "nf4", "test", sign=-1)),
-    "F": judged(less("nf4", "fp4", "prose")),
-    "G": judged(less("int4", "nf4", "validation", sign=-1)),
-    "H": judged(less("fp4", "lora-bf16", "prose", sign=-1, plus=0.1)),
+    "A": judged(less("int4", "nf4", "test")),
+    "B": judged(less("int4", "lora-bf16", "test", plus=3)),
+    "C": judged([-change for change in by_city("fp4")]),
+    "D": judged(less("nf4-double", "nf4", "test", sign=-1)),
+    "E": judged(less("nf4", "fp4", "prose", sign=-1)),
+    "F": judged(less("fp4", "lora-bf16", "prose", sign=-1, plus=0.1)),
 }
 
+
+def with_numpy(first, second, groups):
+    """The ratio estimator for clusters, written out."""
+    each, names = 100.0 * (numpy.array(second) - numpy.array(first)), list(dict.fromkeys(groups))
+    off = numpy.array([(each - each.mean())[[g == name for g in groups]].sum() for name in names])
+    count = len(names)
+    error = count / len(each) * math.sqrt((off**2).sum() / (count - 1) / count)
+    return float(each.mean()), t_quantile(count - 1) * error
+
+
+def changed(mean=lambda mean: mean, half=lambda half: half):
+    """A right answer, spoilt afterwards."""
+
+    def answer(*lists):
+        found = with_numpy(*lists)
+        return mean(found[0]), half(found[1])
+
+    return answer
+
+
+def single(first, second, groups):
+    return paired_interval([100 * (b - a) for a, b in zip(first, second, strict=True)])
+
+
+def of_groups(count):
+    """Means of groups (count=len) or sums (count=lambda x: 1), each group once."""
+
+    def answer(first, second, groups):
+        each = {name: [] for name in groups}
+        for a, b, name in zip(first, second, groups, strict=True):
+            each[name].append(100 * (b - a))
+        return paired_interval([sum(x) / count(x) for x in each.values()])
+
+    return answer
+
+
+MINE = {"first": [0, 1, 0, 1, 0, 0], "second": [1, 1, 1, 0, 1, 1], "groups": list("aabbcd")}
+
 RIGHT = [
-    (check_paired_difference, (with_numpy,)),
-    (check_paired_difference, (by_hand,)),
-    (check_seeds_needed, (doubling,)),
-    (check_seeds_needed, (first(lambda n, s: t_quantile(n - 1) * s / n**0.5),)),
     (check_claims, (JUDGED,)),
+    (check_my_comparison, (with_numpy, MINE)),
+    (check_my_comparison, (with_numpy, MINE | {"second": [1, 1, 1, 1, 1, 1]})),
+    (check_my_comparison, (with_numpy, MINE | {"second": MINE["first"]})),
 ]
 
 WRONG = [
-    (check_paired_difference, by_place, "pair by `seed`"),
-    (check_paired_difference, unpaired, "as strangers"),
-    (check_paired_difference, own_mean, "subtract lora-bf16's"),
-    (
-        check_paired_difference,
-        lambda runs, m, s: all_seeds(runs, m, s) if any(r["seed"] == 9 for r in runs) else with_numpy(runs, m, s),
-        "A seed without a partner",
-    ),
-    (check_paired_difference, per_cent, "points are asked"),
-    (check_paired_difference, ends, "the interval's lower end"),
-    (check_paired_difference, mistaken(mean=lambda d: -statistics.fmean(d)), "The sign"),
-    (check_paired_difference, mistaken(mean=lambda d: statistics.fmean(d) / 100), "do not divide by 100"),
-    (check_paired_difference, mistaken(mean=statistics.median), "the median"),
-    (check_paired_difference, mistaken(lambda d: 1.96 * statistics.stdev(d) / len(d) ** 0.5), "1.96 is for hundreds"),
-    (check_paired_difference, mistaken(lambda d: 2 * statistics.stdev(d) / len(d) ** 0.5), "2 is for dozens"),
-    (check_paired_difference, mistaken(lambda d: half_of(d, freedom=1)), "The degrees of freedom are n - 1"),
-    (
-        check_paired_difference,
-        mistaken(lambda d: t_quantile(len(d) - 1) * statistics.pstdev(d) / len(d) ** 0.5),
-        "divides by n - 1",
-    ),
-    (check_paired_difference, mistaken(lambda d: t_quantile(len(d) - 1) * statistics.stdev(d)), "√n times smaller"),
-    (check_paired_difference, mistaken(lambda d: half_of(d) / len(d) ** 0.5), "You divided by n:"),
-    (check_paired_difference, mistaken(lambda d: 2 * half_of(d)), "the whole width"),
-    (check_paired_difference, mistaken(lambda d: half_of(d) * statistics.stdev(d)), "the variance"),
-    (check_paired_difference, mistaken(lambda d: statistics.stdev(d) / len(d) ** 0.5), "one standard error"),
-    (check_paired_difference, lambda runs, m, s: pairs_of(runs, m, s), "expected the pair mean, half"),
-    (check_seeds_needed, lambda s, m: math.ceil((1.96 * s / m) ** 2), "1.96 is too small"),
-    (check_seeds_needed, lambda s, m: (1.96 * s / m) ** 2, "in turn"),
-    (check_seeds_needed, first(lambda n, s: t_quantile(n) * s / n**0.5), "The degrees of freedom are n - 1"),
-    (check_seeds_needed, first(lambda n, s: 2 * t_quantile(n - 1) * s / n**0.5), "the whole width"),
-    (check_seeds_needed, first(lambda n, s: t_quantile(n - 1) * s / n), "You divided by n:"),
-    (check_seeds_needed, lambda s, m: doubling(s, m) - 1, "One too few"),
-    (check_seeds_needed, lambda s, m: doubling(s, m) + 1, "One too many"),
-    (check_seeds_needed, lambda s, m: math.ceil((s / m) ** 2), "one standard error"),
-    (check_claims, JUDGED | {"A": "open"}, "lies below 0"),
-    (check_claims, JUDGED | {"B": "refuted"}, "a loss of 1 point"),
-    (check_claims, JUDGED | {"B": "shown"}, "a loss of 3 points"),
-    (check_claims, JUDGED | {"C": "open"}, "where is -3?"),
-    (check_claims, JUDGED | {"D": "shown"}, "holds the 200 orders fixed"),
-    (check_claims, JUDGED | {"E": "refuted"}, "not the same as not there"),
-    (check_claims, JUDGED | {"E": "shown"}, "Compare nf4-double with nf4"),
-    (check_claims, JUDGED | {"F": "shown"}, "lower is better"),
-    (check_claims, JUDGED | {"G": "open"}, "compare int4 with nf4"),
-    (check_claims, JUDGED | {"H": "open"}, "on which side of 0.1"),
-    (check_claims, JUDGED | {"H": "false"}, "expected one of 'shown'"),
+    (check_claims, JUDGED | {"A": "shown"}, "Compare int4 with nf4"),
+    (check_claims, JUDGED | {"A": "refuted"}, "Compare int4 with nf4"),
+    (check_claims, JUDGED | {"B": "open"}, "where is -3?"),
+    (check_claims, JUDGED | {"C": "open"}, "by_group"),
+    (check_claims, JUDGED | {"C": "refuted"}, "is a loss"),
+    (check_claims, JUDGED | {"D": "refuted"}, "not the same as not there"),
+    (check_claims, JUDGED | {"D": "shown"}, "Compare nf4-double with nf4"),
+    (check_claims, JUDGED | {"E": "refuted"}, "lower is better"),
+    (check_claims, JUDGED | {"E": "open"}, "compare nf4 with fp4"),
+    (check_claims, JUDGED | {"F": "open"}, "on which side of 0.1"),
+    (check_claims, JUDGED | {"F": "false"}, "expected one of 'shown'"),
     (check_claims, {"A": "shown"}, "a diagnosis for A, B"),
+    (check_my_comparison, (single, MINE), "a coin of its own"),
+    (check_my_comparison, (changed(mean=lambda mean: -mean), MINE), "second less first"),
+    (check_my_comparison, (changed(mean=lambda mean: mean / 100), MINE), "multiply by 100"),
+    (check_my_comparison, (changed(half=lambda half: half / 100), MINE), "multiply by 100"),
+    (check_my_comparison, (changed(half=lambda half: 2 * half), MINE), "the whole width"),
+    (check_my_comparison, (of_groups(len), MINE), "as much as a large one"),
+    (check_my_comparison, (of_groups(lambda each: 1), MINE), "sums of groups"),
+    (check_my_comparison, (lambda *lists: 3, MINE), "expected the pair"),
+    (check_my_comparison, (with_numpy, {"first": [0, 1]}), "three lists"),
+    (check_my_comparison, (with_numpy, MINE | {"groups": ["a", "b"]}), "one entry a sample"),
+    (check_my_comparison, (with_numpy, MINE | {"first": [0, 1, 0, 1, 0, 9]}), "neither 1, right, nor 0"),
+    (check_my_comparison, (with_numpy, MINE | {"groups": ["a"] * 6}), "at least 2"),
 ]

@@ -1,4 +1,4 @@
-"""Six implementations of NF4 quantization, five of them with a bug. Solve exercise 4.4 before reading.
+"""Six implementations of NF4 quantization, five of them with a bug. Solve exercise I.2 before reading.
 
 Each takes a tensor and returns a QuantizedTensor, like `quantization.quantize(x, NF4, block_size=64)`.
 """

@@ -1,0 +1,293 @@
+# %% [markdown]
+# # Dive I · Is NF4's odd constant the best one?
+#
+# One number in NF4 was chosen by somebody: the offset, `0.9677083`, from which its sixteen levels follow. bitsandbytes' documentation says
+# that it was optimized to lose as little as possible. Here you check that, with a slider and with weights of your own. Then you see what a
+# format does with its *constants*, and catch five wrong NF4s, two of which no error would ever betray.
+#
+# | you need | |
+# |---|---|
+# | time | 35 minutes |
+# | computing | up to 1 minute on two CPU cores |
+# | memory | 1 GB |
+# | GPU | not used |
+
+# %% machinery "Imports"
+import ipywidgets
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+
+from qlora_lab.classroom.checks import check_best_offset, check_suspects, progress
+from qlora_lab.classroom.lessons.dive_i.figures import plot_offset
+from qlora_lab.classroom.lessons.dive_i.machinery import error_of, nf4_half, q4_1
+from qlora_lab.classroom.plots import new_axes, plot_codebooks, told
+from qlora_lab.classroom.samples import bundled_weight, sample
+from qlora_lab.classroom.widgets import explore
+from qlora_lab.quantization import INT4, NF4, normal_float, quantize, quantize_q4_0, relative_rms
+
+# %%
+gaussian = sample("Gaussian", 2**20)  # a million numbers from the normal distribution
+weights = bundled_weight("model.embed_tokens.weight")[::48].float()  # every 48th row of the bundled model's embeddings
+
+# %% [markdown]
+# ## 1 · Where does it come from?
+#
+# [Lesson 04](04_nf4.ipynb) built NF4 from quantiles, numbers that a given share of the normal distribution lies below. Sixteen levels for sixteen
+# equal shares would stand in the *middle* of their shares. The outermost share ends at `1`, so its middle is at `1 − 1/32`. With fifteen
+# shares it is at `1 − 1/30`. NF4 has eight positive levels and seven negative ones, so it is half of a table of sixteen and half of one
+# of fifteen. What is the mean of the two middles?
+
+# %%
+mean_of_middles = ((1 - 1 / 32) + (1 - 1 / 30)) / 2
+print(f"{mean_of_middles:.7f}")
+
+# %% claims
+assert round(mean_of_middles, 7) == 0.9677083
+
+# %% [markdown]
+# It is bitsandbytes' constant, to the last digit. bitsandbytes' documentation says: "empirically optimized to minimize quantization error for typical neural
+# network weight distributions". This looks like arithmetic, and not like a fit to data. A constant from arithmetic may still be the best one. So let us try others.
+#
+# ## 2 · Try others
+#
+# **Predict.** For each offset, `normal_float(4, offset)` makes sixteen levels by NF4's recipe. Quantize Gaussian numbers in blocks of {{64}}, and
+# measure the relative RMS error. At which offset is it smallest?
+
+# %%
+prediction = ...  # ← your guess, between 0.9 and 0.995
+
+# %% machinery "Errors at twenty offsets and eight block sizes, and their picture"
+OFFSETS = np.linspace(0.9, 0.995, 20).tolist()
+BLOCK_SIZES = [32, 64, 128, 256, 512, 1024, 2048, 4096]
+part = gaussian[: 2**17]  # enough for a figure, and quick
+errors = {size: [error_of(normal_float(4, offset), part, size) for offset in OFFSETS] for size in BLOCK_SIZES}
+best_offset_of = {size: OFFSETS[int(np.argmin(errors[size]))] for size in BLOCK_SIZES}
+excess = {size: error_of(NF4, part, size) / min(errors[size]) - 1 for size in BLOCK_SIZES}
+
+
+def draw_offset(offset, block_size):
+    _, axes = plt.subplots(1, 2, figsize=(9, 3.6), width_ratios=[1, 1.25], layout="constrained")
+    levels = normal_float(4, offset)
+    here = (offset, error_of(levels, part, block_size))
+    ax = plot_offset(axes, levels, OFFSETS, errors[block_size], here, prediction)
+    ax.set_title(f"blocks of {block_size} · error {here[1]:.4f}", loc="left", fontsize=11)
+    return ax
+
+
+# %% alt="Left, ticks from −{{1}} to {{1}}: the levels that follow from the chosen offset. Right, by how much the error exceeds the least one, over offsets from {{OFFSETS[0]:.3g}} to {{OFFSETS[-1]:.3g}}: flat around the least, at {{best_offset_of[64]:.3f}}, then ever steeper. NF4's offset, where the slider starts, is {{100 * excess[64]:.0f}} % above."
+explore(
+    draw_offset,
+    offset=ipywidgets.FloatSlider(
+        value=0.9677, min=0.9, max=0.995, step=0.0005, readout_format=".4f", description="offset"
+    ),
+    block_size=ipywidgets.SelectionSlider(options=BLOCK_SIZES, value=64, description="block size"),
+)
+
+# %% machinery "The best offset at each block size"
+print(f"blocks of 64: {told(prediction)}")
+for size in BLOCK_SIZES:
+    print(f"blocks of {size:>4}: best offset {best_offset_of[size]:.3f}, NF4's error is {excess[size]:.1%} above")
+
+# %% claims
+assert best_offset_of[64] < 0.945 and 0.025 < excess[64] < 0.03
+assert min(excess, key=excess.get) == 512 and excess[512] < 0.001
+assert list(best_offset_of.values()) == sorted(best_offset_of.values())
+assert (normal_float(4, 0.92)[9:15] > NF4[9:15]).all()  # farther out
+
+# %% [markdown]
+# **What happened?** For Gaussian blocks of {{64}}, an offset near {{best_offset_of[64]:.3f}} has the least error, and NF4's error is {{100 * excess[64]:.0f}} %
+# above it. The best offset depends on the block size. In a small block the largest number is not far out, so the others, divided
+# by it, spread widely over the whole range from −{{1}} to {{1}}. Then it pays to have levels farther out, and a *smaller* offset gives those:
+# its quantiles grow less steeply towards the end, and stand more evenly. In a large block the rest huddles near zero, and a larger offset suits
+# it. At {{512}} NF4's is
+# just right; at {{4096}} it is too small.
+#
+# ## 3 · Your weights
+#
+# Weights are no perfect Gaussian. Most have longer tails: more of them lie far from zero.
+#
+# **Exercise I.1 ●●○ (4 minutes).** Find the best offset for any numbers. Then ask it about the embeddings, and about a layer of a model
+# that you use.
+
+
+# %%
+def best_offset(x, block_size, offsets):
+    """The one of `offsets` whose 16 levels have the least relative RMS error on x, in blocks of `block_size`."""
+    ### BEGIN SOLUTION (about 5 lines)
+    errors = []
+    for offset in offsets:
+        q = quantize(x, normal_float(4, offset), block_size)
+        errors.append(relative_rms(x, q.dequantize()))
+    return offsets[errors.index(min(errors))]
+    ### END SOLUTION
+
+
+# %%
+check_best_offset(best_offset)
+
+# %% [markdown]
+# <details><summary>Hint 1</summary><code>quantize(x, levels, block_size)</code> takes any sixteen levels, and
+# <code>relative_rms(x, q.dequantize())</code> is the error.</details>
+# <details><summary>Hint 2</summary>Collect one error for each offset; <code>errors.index(min(errors))</code> is the place of the
+# least.</details>
+
+# %%
+mine = weights  # ← yours: safetensors.safe_open(FILE, "pt").get_tensor(NAME).float()
+best = OFFSETS[int(np.argmin([error_of(normal_float(4, offset), mine, 64) for offset in OFFSETS]))]
+above = error_of(NF4, mine, 64) / error_of(normal_float(4, best), mine, 64) - 1
+found = best_offset(mine, 64, OFFSETS)
+print(f"blocks of 64: best offset {best:.3f}, NF4's error is {above:.1%} above")
+print("your function says", f"{found:.3f}" if isinstance(found, float) else "nothing yet")
+
+# %% claims
+assert best > 0.975 and 0 < above < 0.02
+
+# %% [markdown]
+# **What happened?** The embeddings' long tails act like a larger block: one number is far out, and presses the others towards zero. So they
+# want a larger offset, {{best:.3f}}. NF4's stands between what Gaussian numbers want and what these embeddings want, and loses
+# {{100 * excess[64]:.0f}} % on the former and {{100 * above:.0f}} % on the latter. It is not optimal, and it is hard to beat by much with one constant for all.
+# ([Dive A](dive_a_better_codebooks.ipynb) drops the recipe, and moves each level on its own.)
+#
+# ## 4 · A level table is half of a format
+#
+# Lesson 04 compared NF4 with INT4 at equal bits, and NF4 won. There, each block's constants were float32. Two formats of **GGUF**,
+# llama.cpp's files, are more careful. Q4_1 is affine INT4 with a scale and a minimum in *float16*. Q4_0 uses all sixteen integers from `-8` to
+# `7`: a block's extreme number, whatever its sign, is at `-8`. Both have blocks of {{32}}.
+#
+# **Predict.** Does NF4 still win at {{4.5}} bits per parameter, and at {{5}}? It may have float16 scales, too.
+
+# %%
+vote = {"4.5 bits": ..., "5 bits": ...}  # "NF4" or "integers"
+
+# %% machinery "Errors at 4.5 and at 5 bits"
+fair = {}
+for name, x in {"Gaussian": gaussian, "embeddings": weights}.items():
+    fair[name] = {
+        "Q4_0": relative_rms(x, quantize_q4_0(x).dequantize()),
+        "NF4, blocks of 32, float16": relative_rms(x, nf4_half(x, 32)),
+        "Q4_1": relative_rms(x, q4_1(x)),
+        "NF4, blocks of 32, float32": error_of(NF4, x, 32),
+        "NF4, blocks of 16, float16": relative_rms(x, nf4_half(x, 16)),
+    }
+price = dict(zip(fair["Gaussian"], (4.5, 4.5, 5, 5, 5), strict=True))
+print(f"{'':<30}{'bits':>6}{'Gaussian':>12}{'embeddings':>12}")
+for form, bits in price.items():
+    print(f"{form:<30}{bits:>6}{fair['Gaussian'][form]:>12.4f}{fair['embeddings'][form]:>12.4f}")
+print(told(vote))
+
+# %% claims
+g, e = fair["Gaussian"], fair["embeddings"]
+assert g["Q4_0"] < g["NF4, blocks of 32, float16"] and e["Q4_0"] > e["NF4, blocks of 32, float16"]
+assert all(of["Q4_1"] < of["NF4, blocks of 32, float32"] for of in fair.values())
+assert g["Q4_1"] < g["NF4, blocks of 16, float16"] and e["Q4_1"] > e["NF4, blocks of 16, float16"]
+
+# %% [markdown]
+# **What happened?** On Gaussian numbers the integers win at both prices. On the embeddings NF4 wins, but at {{5}} bits only in blocks of {{16}},
+# which bitsandbytes does not offer. As it comes, in blocks of {{32}} with float32 scales, it loses to Q4_1 on both. What a format does
+# with its constants matters as much as its sixteen levels. That is what [lesson 05](05_double_quantization.ipynb) is about. And an error of
+# weights is not yet a worse model. There the paper saw more between the two: a perplexity of {{27.41}} with NF4 and cheaper constants, of
+# {{34.34}} with INT4.
+#
+# ## 5 · Six suspects
+#
+# Tutorials copy NF4, and some copy it wrongly. Two of their tables, beside the real ones:
+
+# %% machinery "The tables"
+fifteen = [*NF4[:8].tolist(), *(-NF4[:7]).flip(0).tolist()]  # "NF4: −1, −0.6961, …, 0, …, 0.6961, 1"
+odd_grid = (torch.arange(-15, 16, 2) / 15).tolist()  # "INT4: −15, −13, …, 13, 15"
+tables = {"NF4": NF4.tolist(), "a tutorial's NF4": fifteen, "INT4": INT4.tolist(), "a tutorial's INT4": odd_grid}
+
+# %% alt="Four rows of ticks from −{{1}} to {{1}}; a ring marks an exact zero. NF4: {{len(set(tables['NF4']))}} levels, more of them positive. The tutorial's NF4 is symmetric and has {{len(set(fifteen))}}. INT4: {{len(set(tables['INT4']))}}, evenly spaced, with a zero. The tutorial's INT4: {{len(set(odd_grid))}}, evenly spaced, the only row without a ring."
+_ = plot_codebooks(new_axes(height=2.6), tables)
+
+# %% claims
+counts = {name: len(set(levels)) for name, levels in tables.items()}
+assert list(counts.values()) == [16, 15, 15, 16] and [0 in levels for levels in tables.values()] == [True] * 3 + [False]
+
+# %% [markdown]
+# The first tutorial mirrored NF4's negative half: that makes fifteen values, and wastes a code. The second has no zero, so a weight that was
+# set to {{0}} on purpose comes back as a fifteenth of its block's maximum.
+#
+# Now for six implementations of NF4 in blocks of {{64}}. One is right. The others have bugs that one finds in the wild: the table of
+# fifteen; a table with two digits swapped; levels at the quantiles of `(i + ½)/16`, the "midpoint formula"; one scale for the whole tensor; the two
+# codes of each byte swapped.
+#
+# **Predict.** How many of the five bugs raise the error on Gaussian numbers by more than a tenth?
+
+# %%
+prediction = ...  # ← your guess
+
+# %%
+from qlora_lab.classroom.lessons.dive_i.suspects import SUSPECTS
+
+errors_of = {}
+for name, suspect in SUSPECTS.items():
+    q = suspect(gaussian)
+    errors_of[name] = relative_rms(gaussian, q.dequantize())
+    print(f"{name}: error {errors_of[name]:.4f} at {q.bits_per_parameter} bits per parameter")
+noticed = sum(error > 1.1 * min(errors_of.values()) for error in errors_of.values())
+print(f"noticed: {noticed}; {told(prediction)}")
+
+# %% claims
+assert noticed == 2
+right = relative_rms(gaussian, quantize(gaussian, NF4, 64).dequantize())
+assert sum(error < right for error in errors_of.values()) == 1
+assert sum(abs(error / right - 1) < 1e-4 for error in errors_of.values()) == 2  # the innocent one, and swapped digits
+
+# %% [markdown]
+# **What happened?** Two of five. One bug leaves the error where it was, and another even *lowers* it. An implementation can pass every
+# test of accuracy and still decode other people's checkpoints wrongly.
+#
+# **Exercise I.2 ●●● (10 minutes).** Who did what? A suspect takes a tensor and returns a `QuantizedTensor`, with `.codebook`,
+# `.absmax`, `.codes` and `.indices()`. Investigate here:
+
+# %%
+q, ours = SUSPECTS["A"](gaussian), quantize(gaussian, NF4, 64)  # ← look at another one
+print("levels ", [round(level, 4) for level in q.codebook.tolist()])
+print("scales ", [round(scale, 4) for scale in q.absmax[:5].tolist()])
+print("indices", q.indices()[:12].tolist())
+print("right  ", ours.indices()[:12].tolist())
+
+# %%
+verdict = {
+    ### BEGIN SOLUTION
+    ### STUB: "A": ...,
+    ### STUB: "B": ...,
+    ### STUB: "C": ...,
+    ### STUB: "D": ...,
+    ### STUB: "E": ...,
+    ### STUB: "F": ...,
+    "A": "swapped digits",
+    "B": "one scale",
+    "C": "midpoint formula",
+    "D": "innocent",
+    "E": "15 values",
+    "F": "nibbles swapped",
+    ### END SOLUTION
+}  # the six: innocent, 15 values, swapped digits, midpoint formula, one scale, nibbles swapped
+
+# %%
+check_suspects(verdict)
+
+# %% [markdown]
+# <details><summary>Hint 1</summary>Begin with what is easy to compare: <code>q.absmax[:5]</code> against those of <code>ours</code>, then
+# <code>(q.codebook == NF4).sum()</code>.</details>
+# <details><summary>Hint 2</summary>If scales and codebook are right, only the codes are left. For the others:
+# <code>len(q.codebook.unique())</code>, and whether <code>0</code> is among the levels.</details>
+
+# %% [markdown]
+# ## Recap
+#
+# - NF4's offset is the mean of two middles, and not the one with the least error: the best one grows with the block size and with
+#   the tails. It is a fair compromise all the same.
+# - Levels are half of a format. Constants in fewer bits, and blocks that fit them, can make integers win.
+# - A codebook is checked by equality, never by its error.
+
+# %%
+# NBVAL_IGNORE_OUTPUT
+# because it counts what you have solved
+progress()
+
+# %% [markdown]
+# **Next:** back to [the map](00_start_here.ipynb).

@@ -1,0 +1,1 @@
+"""Dive C: Is that difference real?"""

@@ -1,0 +1,1 @@
+"""Dive I: Is 0.9677083 the best offset?"""

@@ -1,0 +1,1 @@
+"""Dive J: How few bits can the base have?"""

@@ -1,0 +1,1 @@
+"""Dive K: Equal to the last bit?"""

@@ -1,0 +1,1 @@
+"""Dive L: Which card is large enough?"""
