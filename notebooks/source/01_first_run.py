@@ -16,8 +16,8 @@
 #
 # | you need | |
 # |---|---|
-# | time | 30 minutes |
-# | computing | up to 5 minutes on two CPU cores |
+# | time | 35 minutes |
+# | computing | up to 4 minutes on two CPU cores |
 # | memory | 6 GB |
 # | GPU | optional |
 
@@ -34,9 +34,12 @@ from IPython.display import display
 from qlora_lab.classroom.checks import check_bnb_config, check_my_orders, progress
 from qlora_lab.classroom.lessons.n01.figures import plot_right
 from qlora_lab.classroom.lessons.n01.machinery import (
+    adapter_weights,
     as_chats,
     fault_in,
     megabytes_by_part,
+    quantities_by_place,
+    restore,
     sequences,
     shares_by_field,
     wrong_quantities,
@@ -61,15 +64,17 @@ warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is depreca
 
 # %%
 BUNDLED = "smollm2-135m-instruct"
-MODEL = BUNDLED  # with a GPU and internet, a chat model of the hub: "Qwen/Qwen2.5-1.5B-Instruct", say
+MODEL = BUNDLED  # with a GPU and internet, a chat model from the Hugging Face hub: "Qwen/Qwen2.5-1.5B-Instruct", say
 compute_dtype = pick_compute_dtype(pick_device())
 
 # %% [markdown]
 # ## 1 · Load it in four bits
 #
-# The bundled model has {{134.5}} million weights. Usually each of them takes {{16}} bits of memory or more. To **quantize** a model is to store its weights in
-# fewer bits. In four bits, a weight is one of only sixteen values. The library transformers quantizes a model while it loads it, if it
-# gets a `BitsAndBytesConfig` (bitsandbytes is the library that does the work). Ask for four bits and nothing else, and you get this:
+# A model is mostly large matrices of numbers, its weights. The one that comes with the course has {{134.5}} million of them, and each usually takes {{16}} bits of memory. To
+# **quantize** a model is to store its weights in fewer bits. **QLoRA** holds them in four bits, and trains a small addition beside them.
+#
+# The library transformers quantizes a model while it loads it, if it gets a `BitsAndBytesConfig`. (The library bitsandbytes does the work.) Ask for four
+# bits and nothing else, and you get this:
 
 # %%
 from transformers import BitsAndBytesConfig
@@ -77,15 +82,15 @@ from transformers import BitsAndBytesConfig
 print(BitsAndBytesConfig(load_in_4bit=True))
 
 # %% [markdown]
-# QLoRA, as its authors described it in {{2023}}, has three other settings:
+# Three of these settings are not those of QLoRA, as its authors described it in {{2023}}. (The lines with `llm_int8` belong to another method.)
 #
-# - **NF4** is the name of sixteen values that suit the weights of language models. `fp4`, above, is another such set ([lesson 04](04_nf4.ipynb)).
-# - With each small group of weights a number is stored that says how large they are, its *scale*. **Double quantization** stores
-#   the scales in fewer bits, too ([lesson 05](05_double_quantization.ipynb)).
-# - The **compute dtype** is the format of numbers in which the layers calculate. Which one is fast depends on your machine, and the cell above
-#   has picked yours: `compute_dtype`.
+# - A code of four bits can name only sixteen values. **NF4** is a choice of sixteen that lie close together where most weights of a language model lie ([lesson 04](04_nf4.ipynb)).
+# - Weights come in groups, some with large numbers and some with small ones. So each group has a **scale**, by which its values are multiplied. *Double
+#   quantization* stores the scales in fewer bits, too ([lesson 05](05_double_quantization.ipynb)).
+# - To calculate with its weights, a layer turns them back into ordinary numbers. The **compute dtype** is the format of these numbers. Which one is fast depends on your
+#   machine ([lesson 00](00_start_here.ipynb)). The cell before this section has picked yours, and calls it `compute_dtype`.
 #
-# **Exercise 1.1 ●○○ (2 minutes).** Write QLoRA's config. The names of the settings stand in the output above.
+# **Exercise 1.1 ●○○ (2 minutes).** Write the config that QLoRA wants.
 
 # %%
 ### BEGIN SOLUTION
@@ -102,7 +107,7 @@ config = BitsAndBytesConfig(
 check_bnb_config(config, compute_dtype)
 
 # %% [markdown]
-# <details><summary>Hint</summary>Look at the names that begin with <code>bnb_4bit_</code>. One of the four may stay as it is.</details>
+# <details><summary>Hint</summary>Take the names from the output above: those that begin with <code>bnb_4bit_</code>. Of these four, the one about storage may stay as it is.</details>
 
 # %% [markdown]
 # **Predict.** Four bits are half a byte. How many MB (millions of bytes) will the weights take?
@@ -113,11 +118,11 @@ prediction = {"MB": ...}  # ← your guess
 # %%
 # NBVAL_IGNORE_OUTPUT
 # because the embeddings' dtype, and so their size, depends on the machine
-model, tokenizer = load_model(MODEL, quantization="nf4", double_quant=True)  # with the config of exercise 1.1
+model, tokenizer = load_model(MODEL, quantization="nf4", double_quant=True)  # makes the same config itself
 megabytes = megabytes_by_part(model)
 for part, size in megabytes.items():
     print(f"{part:<24}{size:6.1f} MB")
-print(told(prediction["MB"]))
+print(f"computes in {compute_dtype}; {told(prediction['MB'])}")
 
 # %% claims
 weights = sum(math.prod(m.quant_state.shape) for m in model.modules() if hasattr(m, "quant_state"))
@@ -127,14 +132,14 @@ assert math.isclose(model.get_memory_footprint() / 1e6, megabytes["all"], rel_to
 
 # %% [markdown]
 # **What happened?** Only the matrices inside the layers were quantized. The *embeddings*, a vector for each of the {{tokenizer.vocab_size:,}} tokens
-# that the model knows, keep {{16}} bits a number or, on some machines, {{32}}. In a model as small as this they take half of the memory or more. In a large
-# one they hardly count ([lesson 02](02_memory_wall.ipynb)).
+# that the model knows, keep {{16}} bits a number or, on some machines, {{32}}. In a model as small as this they take half of the memory or more. In a large one they
+# hardly count. This model would fit without any quantization. It stands in for those that would not ([lesson 02](02_memory_wall.ipynb)).
 #
 # ## 2 · Ask it before
 #
 # The course brings made-up orders of three kinds. The `train` orders are for training. The `test` orders are others, written in the same ways. The `shifted` orders are written in
-# other ways, with other names and cities. Each order is a chat of three messages: the task, the
-# order, and the right answer, which we keep back when we ask the model.
+# other ways, with other names and cities. Each comes as a chat of three messages: the task, the
+# order itself, and the right answer, which we keep back when we ask the model.
 
 # %%
 orders = {split: load_samples("orders", split) for split in ("train", "test", "shifted")}
@@ -148,7 +153,7 @@ def answers_of(model, chats):
 
 # %%
 # NBVAL_IGNORE_OUTPUT
-# because another processor rounds otherwise, and then a word may differ
+# because another processor rounds differently
 print(judged["test"][0][0]["content"])
 shown = judged["test"][:3]
 before = answers_of(model, shown)
@@ -158,7 +163,7 @@ show_answers([(chat[1]["content"], said) for chat, said in zip(shown, before)], 
 assert MODEL != BUNDLED or not any(is_exact(said, chat[2]["content"]) for chat, said in zip(shown, before))
 
 # %% [markdown]
-# It can write, but it does not do the job.
+# It can write, but it does not do the job. (We stop it after {{56}} tokens, hence the torn ends.)
 #
 # ## 3 · Train it
 #
@@ -177,11 +182,11 @@ assert tokenizer.eos_token_id == samples[0].labels[-1] and len(samples) == 2000
 # model that never learns this mark.
 #
 # **What changes in it?** Not the 4-bit weights. Training moves weights by tiny amounts, and where a weight has only sixteen values to choose from, it cannot move by tiny
-# amounts. So these weights stay as they are: they are *frozen*. Beside each quantized matrix, **LoRA** puts two thin matrices of ordinary numbers. All of them together are the
-# **adapter**, the only part that is trained ([lesson 06](06_lora.ipynb)). A LoRA adapter, trained on a frozen 4-bit model: that is QLoRA.
+# amounts. So these weights stay as they are: they are *frozen*. Beside each quantized matrix, **LoRA** puts two thin matrices of ordinary numbers, whose product is added to what the frozen
+# matrix does. All of them together are the **adapter**, the only part that is trained ([lesson 06](06_lora.ipynb)). A LoRA adapter on a frozen 4-bit model: that is QLoRA.
 
 # %%
-model = add_adapter(model, rank=16, alpha=32, targets="all-linear")  # rank: how thin; alpha: how strong
+model = add_adapter(model, rank=16, alpha=32, targets="all-linear")  # rank: how thin; alpha: how much it counts
 model.print_trainable_parameters()
 
 # %% [markdown]
@@ -197,31 +202,28 @@ prediction = {"step": ..., "test": ..., "shifted": ...}  # ← a step, and two s
 
 # %% alt="Line plot, drawn during training: loss (log scale) over {{len(records)}} optimizer steps. It starts near {{records[0].loss:.1f ±0.2}}, falls steeply in the first steps, crosses the dotted line at {{0.1}}, then wavers below it."
 # NBVAL_IGNORE_OUTPUT
-# because another processor rounds otherwise, and the time is the machine's
+# because another processor rounds differently
 settings = {"compute_dtype": compute_dtype, "pad_token_id": tokenizer.pad_token_id}
 steps = train_steps(model, Batches(samples, batch_size=8, seed=0), steps=30, learning_rate=1.5e-3, **settings)
 records = live_loss(steps, total=30, guess=prediction["step"])
 first = next((record.step for record in records if record.loss < 0.1), None)
 print(f"loss {records[0].loss:.2f} in step 1, first below 0.1 in step {first}; {told(prediction['step'])}")
-print(f"{sum(record.seconds for record in records):.0f} seconds")
 
 # %% claims
 assert MODEL != BUNDLED or 1.3 < records[0].loss < 1.7
 
 # %% [markdown]
 # **What happened?** Much of an answer is the same in every answer (`{"customer":"` and so on), and most of the rest is copied from the order. Both
-# are learned in a few steps. But a low loss *per token* does not yet say how many *whole* answers are right, since one wrong token spoils an answer.
-#
-# (On two quiet cores, this takes about a minute and a half. The time above is from a machine that was busy with other things.)
+# are learned in a few steps. But a low loss *per token* does not yet say how many *whole* answers are right, since one wrong token spoils an answer. If each of forty
+# tokens is right with a probability of {{math.exp(-0.1):.0%}}, then all forty are right in only {{math.exp(-0.1 * 40):.0%}} of the answers.
 #
 # ## 4 · Ask it again
 
 # %%
 # NBVAL_IGNORE_OUTPUT
-# because another processor rounds otherwise, and then an answer may differ
+# because another processor rounds differently
 answers = {split: answers_of(model, chats) for split, chats in judged.items()}
-rows = zip((chat[1]["content"] for chat in shown), before, answers["test"])
-show_answers(rows, ("order", "before", "after"))
+show_answers([(chat[1]["content"], said) for chat, said in zip(shown, answers["test"])], ("order", "after training"))
 
 # %% [markdown]
 # An answer counts as right if it is the right JSON object and nothing else. Now both kinds of orders, whole and field by field:
@@ -233,7 +235,7 @@ fields = {split: shares_by_field(answers[split], judged[split]) for split in jud
 
 # %% alt="Pairs of horizontal bars, test and shifted orders: share exactly right. Whole test orders are nearly all right, whole shifted ones less than half. Below a line the six fields: of test orders each is right nearly always; of shifted ones all are right less often, quantity and city least."
 # NBVAL_IGNORE_OUTPUT
-# because another processor rounds otherwise
+# because another processor rounds differently
 _ = plot_right(new_axes(height=4.8), score, fields)
 for split in score:
     print(f"{split:<8} {score[split]:4.0%} of {len(judged[split])} orders exactly right; {told(prediction[split])}")
@@ -242,12 +244,12 @@ for split in score:
 assert MODEL != BUNDLED or (score["test"] >= 0.85 and score["shifted"] < 0.5)
 
 # %% [markdown]
-# **What happened?** A model that got nothing right is now almost perfect on orders like those it has seen, after {{8 * len(records)}} examples. On shifted orders it
-# fails most of the time, and neither the loss nor the `test` score would have told you. Here are three of its mistakes:
+# **What happened?** On orders like those that it has seen, the model is almost perfect, after {{len(records)}} steps of eight examples. On shifted orders it
+# fails most of the time, and neither the loss nor the `test` score would have told you. Here are three of its mistakes. Compare the numbers in the answers with those that were expected:
 
 # %%
 # NBVAL_IGNORE_OUTPUT
-# because another processor rounds otherwise
+# because another processor rounds differently
 pairs = zip(judged["shifted"], answers["shifted"])
 wrong = [
     (chat[1]["content"], said, chat[2]["content"]) for chat, said in pairs if not is_exact(said, chat[2]["content"])
@@ -255,32 +257,43 @@ wrong = [
 show_answers(wrong[:3], ("shifted order", "answer", "expected"))
 
 # %% [markdown]
-# Why is that? An order names six things, one after the other. In the very first example of this page, the sequence is: customer, city, quantity, colour, item,
-# total. How many different sequences do the orders have?
+# Why is that? An order names six things, one after the other. In the first example of this page, the sequence is: customer, city, quantity, colour, item,
+# total. How many different sequences are there?
 
 # %%
 known = sequences(orders["train"]["messages"])
 for split in orders:
     of_split = sequences(orders[split]["messages"])
     print(f"{split:<8} {len(of_split):2} sequences, {len(of_split - known)} of them not in train")
+early = sum(names.index("quantity") < names.index("total") for names in known)
+print(f"In {early} of the {len(known)} sequences of train, the quantity stands before the total.")
 
 # %% claims
 assert [len(sequences(orders[split]["messages"]) - known) for split in orders] == [0, 0, 9] and len(known) == 8
 
+# %% [markdown]
+# All {{orders["train"].num_rows:,}} training orders together have only these {{len(known)}} sequences. For those, it is enough to learn *where* each thing stands: the first number, for
+# instance, is mostly the quantity. Nothing forced the model to learn what a quantity *is*. If that is what happened, it should fail where another number comes first: the total,
+# or a **decoy**, something that does not belong in the answer (the `34` in `not 34 but 31`). Look at the shifted orders:
+
 # %%
 # NBVAL_IGNORE_OUTPUT
-# because another processor rounds otherwise
-for instead, count in wrong_quantities(answers["shifted"], judged["shifted"]).items():
-    print(f"wrong quantity: {instead:<16}{count:3}")
+# because another processor rounds differently
+for place, (right, count) in quantities_by_place(answers["shifted"], judged["shifted"]).items():
+    print(f"{place:<31}quantity right in {right:2} of {count}")
+print("what stands there instead:", wrong_quantities(answers["shifted"], judged["shifted"]))
 
 # %% claims
-blamed = wrong_quantities(answers["shifted"], judged["shifted"])
-assert MODEL != BUNDLED or blamed["the total"] + blamed["a decoy"] >= 5
+by_place = {
+    place: right / max(1, count)
+    for place, (right, count) in quantities_by_place(answers["shifted"], judged["shifted"]).items()
+}
+assert MODEL != BUNDLED or by_place["quantity before total"] > max(list(by_place.values())[1:]) + 0.2, by_place
+assert MODEL != BUNDLED or wrong_quantities(answers["shifted"], judged["shifted"])["the total"] >= 5
 
 # %% [markdown]
-# All {{orders["train"].num_rows:,}} training orders together have only {{len(known)}} sequences, and the `test` orders have the same. To get those right, it is enough to learn *where* each thing
-# stands. Nothing forced the model to learn what a quantity *is*. In a shifted order, something else stands in the place of the quantity: often the total,
-# or a **decoy**, something that does not belong in the answer (the `34` in `not 34 but 31`). So the model writes that.
+# So it is. Where the quantity comes first and there is no decoy, it is nearly always right, although the names and the sentences are new. Where something else comes first, it is mostly wrong,
+# and the answer has the total or the decoy instead. (For wrong cities there are other reasons, too: the new names are long and rare, and some orders name a second city.)
 #
 # The `test` orders cannot show this, because they are too much like the training orders. They measure whether the model has learned *your sentences*, not whether
 # it has learned *the job*.
@@ -291,91 +304,84 @@ assert MODEL != BUNDLED or blamed["the total"] + blamed["a decoy"] >= 5
 
 # %%
 # NBVAL_IGNORE_OUTPUT
-# because another processor rounds otherwise
+# because another processor rounds differently
 task = orders["train"][0]["messages"][0]
 
 
-def both(order):
+def ask(order):
     chat = [task, {"role": "user", "content": order}, {"role": "assistant", "content": ""}]
-    with model.disable_adapter():
-        before = answers_of(model, [chat])[0]
-    return {"before": before, "after": answers_of(model, [chat])[0]}
+    return {"after training": answers_of(model, [chat])[0]}
 
 
 mine = "Three green umbrellas to Ada Lovelace in London, please, she pays 42 euros."
-display(show_answers(both(mine).items(), ("model", mine)))
-ask_box(both, first=mine)
-
-# %% [markdown]
-# "Before" is the same model with its adapter switched off. The old model is not lost, since its own weights have not changed.
-
+display(show_answers(ask(mine).items(), ("model", mine)))
+ask_box(ask, first=mine)
 
 # %% machinery "Train on, half on your orders and half on old ones, and ask before and after"
+start = adapter_weights(model)
+
+
 def teach(orders, steps=8):
     if orders is ... or fault_in(orders):
         return SimpleNamespace(losses=[])
-    asked = as_chats(orders[-2:], task)
+    restore(model, start)
+    asked = as_chats(orders[-1:], task)
     before = answers_of(model, asked)
-    mine = [tokenize_chat(chat, tokenizer) for chat in as_chats(orders[:-2], task)]
+    mine = [tokenize_chat(chat, tokenizer) for chat in as_chats(orders[:-1], task)]
     mixed = Batches([*(mine * 32)[:32], *samples[240:272]], batch_size=8, seed=1)
     losses = [record.loss for record in train_steps(model, mixed, steps=steps, learning_rate=1e-3, **settings)]
     after = answers_of(model, [*asked, *judged["shifted"]])
-    right = exact_match(after[2:], wanted["shifted"])
-    rows = [(chat[1]["content"], old, new) for chat, old, new in zip(asked, before, after)]
-    return SimpleNamespace(losses=losses, rows=rows, shifted=right)
+    right = exact_match(after[1:], wanted["shifted"])
+    return SimpleNamespace(losses=losses, row=(asked[0][1]["content"], before[0], after[0]), shifted=right)
 
 
 # %% [markdown]
 # ## 6 · Teach it your way of writing
 #
-# **Exercise 1.2 ●●● (6 minutes).** Find a way of writing an order that the model gets wrong: with a decoy, or with the six things in a new sequence. Write six
-# orders in this way, with the right answers. The cell below yours then trains on: each step has your first four orders and as many old ones. The last two are
-# not trained on. They are asked before and after.
+# **Exercise 1.2 ●●● (7 minutes).** Find a way of writing an order that the model gets wrong: with a decoy, or with the six things in a new sequence. Write five
+# orders in this way, with the right answers. The cell after yours then trains on with the first four. Half of what it trains on are `train` orders, so that the model
+# does not forget them. It is asked the fifth order before and after. (Each try begins with the adapter as it is now.)
 
 # %%
 ### BEGIN SOLUTION
 ### STUB: my_orders = ...  # [("the order", "customer", "item", "colour", quantity, "city", total), ...]
 my_orders = [
-    (
-        f"Cancel the {old}. {customer} in {city} would rather have {quantity} {colour} {item}s, {total} euros in all.",
-        *(customer, item, colour, quantity, city, total),
-    )
-    for old, customer, city, quantity, colour, item, total in [
-        ("5 white plates", "Peter Novak", "Porto", 9, "orange", "vase", 120),
-        ("21 red mugs", "Dora Engel", "Lyon", 14, "grey", "kettle", 310),
-        ("8 pink candles", "Hugo Evans", "Cardiff", 20, "silver", "lamp", 99),
-        ("30 black boxes", "Nadia Young", "Turin", 3, "green", "chair", 875),
-        ("12 blue towels", "Ivan Costa", "Bergen", 27, "brown", "basket", 640),
-        ("40 yellow knives", "Clara Weber", "Rome", 16, "purple", "jacket", 58),
-    ]
-]
+    ("Cancel the 5 white plates. Peter Novak in Porto would rather have 9 orange vases, 120 euros in all.", "Peter Novak", "vase", "orange", 9, "Porto", 120),
+    ("Cancel the 21 red mugs. Dora Engel in Lyon would rather have 14 grey kettles, 310 euros in all.", "Dora Engel", "kettle", "grey", 14, "Lyon", 310),
+    ("Cancel the 8 pink candles. Hugo Evans in Cardiff would rather have 20 silver lamps, 99 euros in all.", "Hugo Evans", "lamp", "silver", 20, "Cardiff", 99),
+    ("Cancel the 30 black boxes. Nadia Young in Turin would rather have 3 green chairs, 875 euros in all.", "Nadia Young", "chair", "green", 3, "Turin", 875),
+    ("Cancel the 12 blue towels. Ivan Costa in Bergen would rather have 27 brown baskets, 640 euros in all.", "Ivan Costa", "basket", "brown", 27, "Bergen", 640),
+]  # fmt: skip
 ### END SOLUTION
 
 # %%
 # NBVAL_IGNORE_OUTPUT
-# because another processor rounds otherwise
+# because another processor rounds differently
 taught = teach(my_orders)  # a minute on two CPU cores
 check_my_orders(my_orders, taught.losses)
 
 # %% [markdown]
 # <details><summary>Hint 1</summary>Section 4's figure shows which fields go wrong most. Try sentences in the text field of section 5: a number that is
 # taken back, say, or the price before everything else.</details>
-# <details><summary>Hint 2</summary>One of the six might be <code>("Not 5 but 9 orange vases for Peter Novak, Porto, 120 euros.", "Peter Novak", "vase", "orange", 9, "Porto", 120)</code>. Vary everything but the way of writing.</details>
+# <details><summary>Hint 2</summary>One of the five might be <code>("Peter Novak ordered 5 mugs last week. Now he wants 9 orange vases in Porto, for 120 euros.", "Peter Novak", "vase", "orange", 9, "Porto", 120)</code>. Vary everything but the way of writing.</details>
 
 # %%
 # NBVAL_IGNORE_OUTPUT
-# because another processor rounds otherwise
+# because another processor rounds differently
 if taught.losses:
-    display(show_answers(taught.rows, ("not trained on", "before", "after")))
+    display(show_answers([taught.row], ("not trained on", "before", "after")))
     print(f"shifted orders exactly right: {score['shifted']:.0%} before, {taught.shifted:.0%} after")
 
 # %% [markdown]
-# A few examples can teach a new way of writing. They rarely teach what is behind it: look at the `shifted` orders. [Lesson 08](08_your_data.ipynb) shows how to
-# find out which examples are missing.
+# **What happened?** Is your fifth order right now? And what became of the `shifted` orders? When we trained on the orders of the solution, the fifth was right afterwards,
+# but of the `shifted` orders *fewer* were right than before. Four examples teach one more way of writing. They do not teach the job, and they can pull the model away
+# from what it could do already. [Lesson 08](08_your_data.ipynb) shows how to choose and to judge examples.
+#
+# (Did you choose your way by looking at `shifted` orders? Then they are no longer a fair test, and you would need new ones.)
 #
 # ## 7 · Keep it
 #
-# What you have trained is a small file. Together with the base model it works anywhere, without this course ([lesson 12](12_ship_it.ipynb)):
+# What you have trained is a small file, with four bytes for each weight of the adapter. Any program that uses the library PEFT can put it on the same base model again:
 
 # %%
 from peft import PeftModel
@@ -385,15 +391,16 @@ model.save_pretrained(folder)
 print(f"{(folder / 'adapter_model.safetensors').stat().st_size / 1e6:.1f} MB")
 base, _ = load_model(MODEL, quantization="nf4", double_quant=True)
 reloaded = PeftModel.from_pretrained(base, folder)
-print(answers_of(reloaded, shown[:1])[0])
+ids = torch.tensor([samples[0].ids], device=model.device)
+with torch.no_grad():
+    print("says exactly the same:", torch.equal(reloaded(ids).logits, model(ids).logits))
 
 # %% claims
 with torch.no_grad():
-    ids = torch.tensor([samples[0].ids], device=model.device)
     assert torch.equal(reloaded(ids).logits, model(ids).logits)
 
 # %% [markdown]
-# The same training from a terminal, with a report and checkpoints, on these orders or on a file of your own:
+# [Lesson 12](12_ship_it.ipynb) makes a file that runs without Python. The same training from a terminal, on these orders or on a file of your own ([lesson 08](08_your_data.ipynb)):
 #
 # ```
 # python -m qlora_lab.train_qlora --output runs/orders
@@ -402,7 +409,7 @@ with torch.no_grad():
 #
 # ## Recap
 #
-# - QLoRA is a model whose weights are stored in four bits and stay as they are, with a small adapter beside them that is trained.
+# - QLoRA stores the weights of a model in four bits, leaves them as they are, and trains a small adapter beside them.
 # - A few hundred examples and two minutes on a CPU make a small model almost perfect at one narrow job, as long as the questions look like the examples.
 # - So judge a model on data that differs from what it was trained on, too.
 
