@@ -256,4 +256,6 @@ def test_the_course_keeps_its_assertions_out_of_sight_and_runs_them_in_ci(tmp_pa
         written = [cell.source for cell in cells if cell.is_claims]
         for copy in (tmp_path / f"{source.stem}.ipynb", tmp_path / "solutions" / f"{source.stem}.ipynb"):
             ran = [cell.source for cell in nbformat.read(copy, 4).cells if cell.source.startswith("# Claims of ")]
-            assert [text.partition("\n")[2] for text in ran] == written and written, copy
+            assert [text.partition("\n")[2] for text in ran] == written and (written or not cells), (
+                copy
+            )  # the glossary has no code

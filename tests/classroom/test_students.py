@@ -80,7 +80,7 @@ def test_it_has_all_other_cells_and_their_outputs(copy):
         assert all("".join(cell["source"]).startswith("<details>") for cell in gone), path.name
         assert [cell for cell in ours["cells"] if cell not in gone] == theirs["cells"]
         tasks = sum("check_" in text and not text.startswith("#") for text in sources(ours))
-        assert len(gone) >= 1 and tasks, path.name
+        assert (len(gone) >= 1 and tasks) or path.stem == "glossary", path.name
 
 
 def test_hints_stay_if_they_are_wanted(copy, tmp_path):
