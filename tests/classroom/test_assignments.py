@@ -68,7 +68,7 @@ def test_a_source_has_stub_and_solution_one_after_the_other():
     ]
 
 
-@pytest.mark.parametrize("source", filter(lambda p: NAME.fullmatch(p.stem), SOURCES), ids=lambda path: path.stem)
+@pytest.mark.parametrize("source", [p for p in SOURCES if NAME.fullmatch(p.stem)], ids=lambda path: path.stem)
 def test_every_lesson_is_an_assignment_with_the_points_of_its_exercises(source):
     notebook = assignment(source)
     marks = [cell["metadata"]["nbgrader"] for cell in notebook["cells"] if "nbgrader" in cell["metadata"]]
