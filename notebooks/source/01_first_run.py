@@ -9,7 +9,8 @@
 # {"customer":"Julia Weber","item":"bottle","colour":"purple","quantity":15,"city":"Budapest","total":765}
 # ```
 #
-# You load a small chat model in four bits a weight, ask it to do this, train it, and ask again. Then you try it on orders that are written
+# You load a small chat model in four bits a weight, ask it to do this, **fine-tune** it (that is, you go on training it, on examples of
+# this one task), and ask again. Then you try it on orders that are written
 # in other ways than those it has seen, find out what it has not understood, and teach it that with examples of your own.
 #
 # This lesson is for doing. *Why* each step works is the subject of later lessons, and the text says of which.
@@ -133,7 +134,7 @@ assert math.isclose(model.get_memory_footprint() / 1e6, megabytes["all"], rel_to
 # %% [markdown]
 # **What happened?** Only the matrices inside the layers were quantized. The *embeddings*, a vector for each of the {{tokenizer.vocab_size:,}} tokens
 # that the model knows, keep {{16}} bits a number or, on some machines, {{32}}. In a model as small as this they take half of the memory or more. In a large one they
-# hardly count. This model would fit without any quantization. It stands in for those that would not ([lesson 02](02_memory_wall.ipynb)).
+# hardly count, so little would be won by rounding them. This model would fit without any quantization. It stands in for those that would not ([lesson 02](02_memory_wall.ipynb)).
 #
 # ## 2 · Ask it before
 #
@@ -191,8 +192,9 @@ model.print_trainable_parameters()
 
 # %% [markdown]
 # **How does it learn?** In each step the model reads eight chats. For every token that it should write, we look at the probability that it gave to the
-# right one. The **loss** is minus the natural logarithm of this probability, averaged over these tokens (its unit is the *nat*). Then all
-# weights of the adapter are moved a little, so that the loss gets smaller.
+# right one. The **loss** is minus the natural logarithm of this probability, averaged over these tokens (its unit is the *nat*). Then an
+# optimizer, Adam, moves all weights of the adapter a little, so that the loss gets smaller. (This takes most of the {{6}} GB on the card above;
+# [lesson 02](02_memory_wall.ipynb) shows what for.)
 #
 # **Predict.** The loss starts near {{1.5}}, when the right token gets a probability of about {{math.exp(-1.5):.0%}}. You take thirty steps. In which will the loss
 # first be below {{0.1}} ({{math.exp(-0.1):.0%}})? And what share of {{len(judged['test'])}} `test` orders will the model then get exactly right? Of as many `shifted` ones?
@@ -272,8 +274,8 @@ print(f"In {early} of the {len(known)} sequences of train, the quantity stands b
 assert [len(sequences(orders[split]["messages"]) - known) for split in orders] == [0, 0, 9] and len(known) == 8
 
 # %% [markdown]
-# All {{orders["train"].num_rows:,}} training orders together have only these {{len(known)}} sequences. For those, it is enough to learn *where* each thing stands: the first number, for
-# instance, is mostly the quantity. Nothing forced the model to learn what a quantity *is*. If that is what happened, it should fail where another number comes first: the total,
+# All {{orders["train"].num_rows:,}} training orders together have only these {{len(known)}} sequences. For those, it is enough to learn *where* each thing stands in each of these
+# few kinds of sentences. Nothing forced the model to learn what a quantity *is*. If that is what happened, it should fail where another number comes first: the total,
 # or a **decoy**, something that does not belong in the answer (the `34` in `not 34 but 31`). Look at the shifted orders:
 
 # %%
@@ -292,8 +294,8 @@ assert MODEL != BUNDLED or by_place["quantity before total"] > max(list(by_place
 assert MODEL != BUNDLED or wrong_quantities(answers["shifted"], judged["shifted"])["the total"] >= 5
 
 # %% [markdown]
-# So it is. Where the quantity comes first and there is no decoy, it is nearly always right, although the names and the sentences are new. Where something else comes first, it is mostly wrong,
-# and the answer has the total or the decoy instead. (For wrong cities there are other reasons, too: the new names are long and rare, and some orders name a second city.)
+# That explains most of it. Where the quantity comes first and there is no decoy, it is nearly always right, although the names and the sentences are new. Where something else comes first, it is mostly wrong,
+# and the answer often has the total or the decoy instead. (For wrong cities there are other reasons, too: the new names are long and rare, and some orders name a second city.)
 #
 # The `test` orders cannot show this, because they are too much like the training orders. They measure whether the model has learned *your sentences*, not whether
 # it has learned *the job*.
@@ -374,14 +376,16 @@ if taught.losses:
 
 # %% [markdown]
 # **What happened?** Is your fifth order right now? And what became of the `shifted` orders? When we trained on the orders of the solution, the fifth was right afterwards,
-# but of the `shifted` orders *fewer* were right than before. Four examples teach one more way of writing. They do not teach the job, and they can pull the model away
+# but of the {{50}} `shifted` orders only {{7}} were right, where {{13}} had been before. Four examples teach one more way of writing. They do not teach the job, and they can pull the model away
 # from what it could do already. [Lesson 08](08_your_data.ipynb) shows how to choose and to judge examples.
 #
-# (Did you choose your way by looking at `shifted` orders? Then they are no longer a fair test, and you would need new ones.)
+# There is a catch. You know the mistakes on `shifted` orders by now, and you chose your examples with them in mind. So they are no longer a fair test of what you train
+# next; for that you would need new ones.
 #
 # ## 7 · Keep it
 #
-# What you have trained is a small file, with four bytes for each weight of the adapter. Any program that uses the library PEFT can put it on the same base model again:
+# What you have trained is a small file, with four bytes for each weight of the adapter (as it is now, your own orders included). **PEFT** is Hugging Face's library for
+# adapters. Any program that uses it can put yours on the same *base model*, the model without adapter, again:
 
 # %%
 from peft import PeftModel
