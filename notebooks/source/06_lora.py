@@ -84,7 +84,7 @@ print(f"{thin:,} of {whole:,} numbers: {thin / whole:.2%} ({told(prediction)})")
 # y = W x + (alpha / r) · B A x
 # ```
 #
-# Without the division by r, the sum would grow with the number of its products. **alpha** is a setting of yours: see section 5.
+# **alpha** is a setting of yours: section 5 shows what it does. LoRA's authors divide by r so that alpha need not be changed with the rank.
 #
 # **Exercise 6.1 ●○○ (2 minutes).** Write the second term. In PyTorch, `x` has shape (..., in): its features are in the *last* dimension,
 # with any dimensions in front. Do not build the matrix B A: it is as large as W.
@@ -215,8 +215,8 @@ for first, other in ((layer.A, layer.B), (layer.B, layer.A)):
 #
 # ## 4 · A real model changes its mind
 #
-# Take the bundled model, and one of the matrices in one of its {{30}} layers, and put your LoRA around it. (Layer `22` is nothing special:
-# try another.)
+# Take the bundled model, and one of the matrices in one of its {{30}} layers, and put your LoRA around it. (It is in layer `22`. Try
+# others: in an early layer, less of what the text asks for has been gathered.)
 
 # %%
 model, tokenizer = load_model("smollm2-135m-instruct", compute_dtype=torch.float32, device="cpu")
@@ -283,9 +283,9 @@ assert numbers == 1_536 + 576 and total == 134_515_008 and model.config.num_hidd
 # **What happened?** Rome is the answer for France now, and for Germany and Japan, too. `A x` is what the row makes of the text's last token,
 # which by this layer has gathered what the text asks for. Before training the row was random and heard next to nothing. Now it
 # hears the four texts that ask for a city loudest. (All six numbers are negative, so all push the same way.) It does not listen for the
-# word *France*: the president of France is heard half as loudly. One sentence alone could not teach it to tell France from Germany.
+# word *France*: the president of France is heard half as loudly. One sentence alone has not taught it to tell France from Germany.
 #
-# Two can. You start again with a new layer, and add what was true all along: *The capital of Germany is* **Berlin**.
+# Do two? You start again with a new layer, and add what was true all along: *The capital of Germany is* **Berlin**.
 #
 # **Predict.** What will the model say for Japan, which is in neither sentence?
 
@@ -309,7 +309,8 @@ assert max(both[text].heard for text in TEXTS[:3]) < -18
 
 # %% [markdown]
 # **What happened?** It is Tokyo again: the second sentence has taught the column what to leave alone. The row still hears all capitals
-# about equally. But the column says something else now, of which the layers above make Rome after *France*, and not after *Germany*.
+# about equally. But the column says something else now, of which the layers above make Rome after *France*, and not after *Germany*. (How
+# they do it, this table does not show. And look at the president: a text that nobody trained on has changed, too.)
 #
 # So few numbers can change a model because the frozen model does the rest: the layers below turn the text into a pattern that a row can
 # listen for, and those above turn the column's push into a word. Fine-tuning does the same with more sentences, more rows and
@@ -380,9 +381,10 @@ assert with_sgd(2, 0.04) == with_sgd(4, 0.01) and with_sgd(2, 0.02) != with_sgd(
 # **What happened?** AdamW divides the gradient of each number by that gradient's usual size. So each number of A and B moves by about the
 # learning rate in a step, whatever alpha is. B starts at zero: with twice the learning rate it is twice as large at every step, and that is
 # what twice the alpha makes of it. A starts at random numbers, not at zero, so a faster A is another A. **Under AdamW, alpha is a
-# learning rate for B.** (It is so to the last bit only without weight decay, and with a tiny `eps`.)
+# learning rate for B**, beside A's. (It is so to the last bit only without weight decay and gradient clipping, and with a tiny `eps`.)
 #
-# You need not tune two knobs that do nearly the same. Keep alpha / r at {{2}}, as in lesson 01, and tune the learning rate.
+# So alpha and the learning rate are tuned together. Begin with alpha at twice the rank, as in lesson 01, and tune the learning rate. When you change the rank, alpha or
+# both, tune it again: [dive B](dive_b_why_low_rank.ipynb) shows what becomes of comparisons that do not.
 #
 # ## 6 · Count them
 #
@@ -490,7 +492,7 @@ largest_rank(SHAPES["llama-3-8b"], "all-linear", 1.5)  # ← any of SHAPES, and 
 
 # %% [markdown]
 # (With these it is {{int(1.5e9 // (16 * count(SHAPES["llama-3-8b"], 1, "all-linear")))}}.) That is an upper limit, not advice. Begin with `8` or
-# `16`, and go higher only if that gives a lower loss on samples that were not trained on.
+# `16`, and go higher only if that, at its own best learning rate, gives a lower loss on samples that were not trained on.
 
 # %% [markdown]
 # ## Recap

@@ -88,7 +88,8 @@ assert x.grad.tolist() == [1.25, -0.75] and not W.grad.any()
 # **What happened?** Check dL/dx by hand: raise the first input by {{0.1}}. The first output rises by {{0.1}} × {{Q[0][0]:.2f}}, the second by {{0.1}} × {{Q[1][0]:.2f}}. Weighted
 # with dL/dy, the loss rises by {{0.1}} × ({{1}} × {{Q[0][0]:.2f}} + {{2}} × {{Q[1][0]:.2f}}), so the true slope is {{Q[0][0] + 2 * Q[1][0]:.2f}}. It is *exactly right*.
 #
-# How does the loss change with a *weight*? The weight moves along a stair, so the answer is zero, and nobody could train these weights. How does it change with
+# How does the loss change with a *weight*? The weight moves along a stair, so the answer is zero: this gradient
+# cannot train the weights. How does it change with
 # an *input*? The rounded weight is then a constant, the output is a straight line over the input, and the slope of a straight line is exact.
 #
 # LoRA asks the second question only. The base is frozen, so nobody needs dL/dW. The adapters of *earlier* layers need dL/dx, which is exact. So QLoRA trains
@@ -112,8 +113,9 @@ print(f"and the gradient dL/dx by {relative_rms(of_original, of_4_bits):.1%}")
 assert f"{relative_rms(of_original, of_4_bits):.2f}" == f"{relative_rms(W, q.dequantize()):.2f}" == "0.09"
 
 # %% [markdown]
-# The two figures are alike for a reason: dL/dx is the incoming gradient times W, and a W that is off by about a tenth makes a product that is off by about a tenth. Does that harm? Not the
-# training: the adapter learns on the rounded model, is used on it, and can make up for some of its errors. What the rounding costs in the end, lesson 11 measures.
+# The two figures are alike for a reason: dL/dx is the incoming gradient times W, and here the incoming gradient is random. (What you have called the original was rounded
+# before, in the model's file, as lesson 04 found out. Only the second rounding is measured.) Does it harm? The adapter learns on the rounded model, with right gradients, and
+# is judged on it. But that model is a slightly worse one to begin with, and whether the adapter makes up for it must be measured: lesson 11 does.
 #
 # ## 2 · Right numbers, wrong price
 #
@@ -138,7 +140,8 @@ assert megabytes == {"naive layer": 1536 * 576 * 4 / 1e6}
 
 # %% [markdown]
 # **What happened?** Autograd kept the dense matrix, in float32. The way back needs W, and autograd does not know that W can be made again from {{4}} bits.
-# Every layer would leave such a matrix behind, until the whole dense model is in memory, beside the {{4}} bits. (With gradient checkpointing, lesson 02, those of one block of layers at a time.)
+# Every layer would leave such a matrix behind, until the whole dense model is in memory, beside the {{4}} bits. With gradient checkpointing (lesson 02)
+# it is less bad: then only the layers of one block leave theirs at a time.
 #
 # To keep less, you write the way back yourself. That is what `torch.autograd.Function` is for. `forward` gets `ctx`, the context, on which it can note
 # something (`ctx.name = ...`), and returns the output. `backward` gets the same `ctx` and dL/dy, and returns a gradient, or None, for each argument of `forward`.
@@ -178,10 +181,11 @@ check_frozen_matmul(FrozenMatmul)
 # <details><summary>Hint 2</summary>What you hang on <code>ctx</code> stays in memory until the backward pass. Which is smaller, <code>q</code> or what <code>dequantize</code> makes of it?</details>
 
 # %% [markdown]
-# Such a layer makes W twice, once in each direction, and frees it at once: it pays with time, not with memory. bitsandbytes does the same.
+# Such a layer makes W twice, once in each direction, and frees it at once: it pays with time, not with memory. bitsandbytes does so, too, except for few tokens on a GPU, where
+# one kernel reads the 4 bits itself.
 #
 # **Exercise 7.2 ●●○ (2 minutes).** Do the sum for a model that *you* would like to train in bfloat16. How many GB (a billion bytes) do its
-# weights take at the end of the forward pass: in 4-bit layers like yours, in naive ones, and if the base is not quantized at all? Take {{q.bits_per_parameter:.3f}} bits for a quantized weight,
+# weights take at the end of a forward pass without checkpointing: in 4-bit layers like yours, in naive ones, and if the base is not quantized at all? Take {{q.bits_per_parameter:.3f}} bits for a quantized weight,
 # and count as if all parameters were in linear layers. Which of the three is worst?
 
 # %%
@@ -223,8 +227,8 @@ check_ill_layers(diagnosis)
 # %% [markdown]
 # ## 3 · QLoRA is two calls
 #
-# `QuantizedLinear` is a module around such a function. `quantize_linears` puts one in the place of each linear layer but the output head, whose matrix is the embedding, too, and
-# embeddings are looked up, not multiplied by. Then `add_lora` puts A and B beside each, as in lesson 06. LoRA does not care what its base is made of.
+# `QuantizedLinear` is a module around such a function. `quantize_linears` puts one in the place of each linear layer but the output head. (The head is left alone everywhere, since
+# its errors go straight into the answer; here its matrix is that of the embeddings, too.) Then `add_lora` puts A and B beside each, as in lesson 06. LoRA does not care what its base is made of.
 
 # %%
 model, tokenizer = load_model(device="cpu", compute_dtype=torch.float32)
@@ -265,8 +269,8 @@ assert abs(more - 4 * (parameters - 576 * (576 + 192 + 192)) / 1e6) < 1e-6
 #
 # ## 4 · Beside the libraries
 #
-# Outside this course, three statements write QLoRA. The first has the settings that you know from lesson 01. The second loads the model, and bitsandbytes puts a
-# `Linear4bit`, with a function like yours inside, in the place of each linear layer. With the third, PEFT adds A and B, beside all linear layers but the head.
+# Outside this course, three statements write QLoRA. The first has the settings that you know from lesson 01. The second loads the model, with a
+# `Linear4bit` of bitsandbytes', and a function like yours inside it, in the place of each linear layer but the head. With the third, PEFT adds A and B, beside all linear layers but the head.
 
 # %%
 from peft import LoraConfig, get_peft_model
@@ -315,9 +319,9 @@ assert max(apart["ours, nudged"]) > 1e-6
 # %% [markdown]
 # **What happened?** It is one curve, drawn twice. (Its bumps come from the data: each step sees a single sample, and some are easier.) A millionth in A grew, but between the two programs there was nothing
 # to grow. On a CPU, bitsandbytes does in training what your function does: it makes W dense and calls PyTorch's own matrix product, so the same numbers are added in the same
-# order. (If you do not get exactly zero, your processor adds in another order.)
+# order. (If you do not get exactly zero, bitsandbytes has other code for your processor.)
 #
-# So the libraries compute what you have built. What they add is fast GPU code, and many more kinds of models. (Here the scales were copied. If each program quantizes the model itself, a few scales
+# So, in float32 on a CPU, the libraries compute what stands above. What they add is fast GPU code, and many more kinds of models. (Here the scales were copied. If each program quantizes the model itself, a few scales
 # differ: [dive K](dive_k_to_the_last_bit.ipynb) finds out why.)
 #
 # ## Recap
@@ -332,8 +336,8 @@ assert max(apart["ours, nudged"]) > 1e-6
 #         ◄── through A and B, which get gradients
 # ```
 #
-# - Rounding happens once, before training. The gradient through a frozen 4-bit layer is exact for the rounded model.
-# - Left to itself, autograd keeps every dense W, and that is worse than no quantization. An `autograd.Function` makes W again instead.
+# - Rounding happens once, before training. The gradient through a frozen 4-bit layer is that of the rounded model, not an approximation.
+# - Left to itself, autograd keeps every dense W, and without checkpointing that is worse than no quantization. An `autograd.Function` makes W again instead.
 # - QLoRA is LoRA around such layers. From the same numbers, they train as those of bitsandbytes and PEFT do.
 #
 # How few bits can the base have, and can LoRA repair what rounding broke? That is [dive J](dive_j_how_few_bits.ipynb).

@@ -99,7 +99,7 @@ def check_naive(mine: dict[str, float]) -> Verdict:
         expect_number(f"mine[{name!r}]", mine[name], expected * gb, likely, 1e-3)
     return right(
         f"{BITS * gb:.3g}, {(BITS + 16) * gb:.3g} and {16 * gb:.3g} GB: in training, a 4-bit base that is written "
-        "carelessly takes more than one that is not quantized at all."
+        "carelessly takes more, without checkpointing, than one that is not quantized at all."
     )
 
 
