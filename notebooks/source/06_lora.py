@@ -282,7 +282,7 @@ assert numbers == 1_536 + 576 and total == 134_515_008 and model.config.num_hidd
 # %% [markdown]
 # **What happened?** Rome is the answer for France now, and for Germany and Japan, too. `A x` is what the row makes of the text's last token,
 # which by this layer has gathered what the text asks for. Before training the row was random and heard next to nothing. Now it
-# hears the four texts that ask for a city loudest. (All six numbers are negative, so all push the same way.) It does not listen for the
+# hears the four texts that ask for a city loudest. It does not listen for the
 # word *France*: the president of France is heard half as loudly. One sentence alone has not taught it to tell France from Germany.
 #
 # Do two? You start again with a new layer, and add what was true all along: *The capital of Germany is* **Berlin**.
@@ -309,8 +309,7 @@ assert max(both[text].heard for text in TEXTS[:3]) < -18
 
 # %% [markdown]
 # **What happened?** It is Tokyo again: the second sentence has taught the column what to leave alone. The row still hears all capitals
-# about equally. But the column says something else now, of which the layers above make Rome after *France*, and not after *Germany*. (How
-# they do it, this table does not show. And look at the president: a text that nobody trained on has changed, too.)
+# about equally. But the column says something else now, of which the layers above make Rome after *France*, and not after *Germany*.
 #
 # So few numbers can change a model because the frozen model does the rest: the layers below turn the text into a pattern that a row can
 # listen for, and those above turn the column's push into a word. Fine-tuning does the same with more sentences, more rows and
@@ -383,8 +382,8 @@ assert with_sgd(2, 0.04) == with_sgd(4, 0.01) and with_sgd(2, 0.02) != with_sgd(
 # what twice the alpha makes of it. A starts at random numbers, not at zero, so a faster A is another A. **Under AdamW, alpha is a
 # learning rate for B**, beside A's. (It is so to the last bit only without weight decay and gradient clipping, and with a tiny `eps`.)
 #
-# So alpha and the learning rate are tuned together. Begin with alpha at twice the rank, as in lesson 01, and tune the learning rate. When you change the rank, alpha or
-# both, tune it again: [dive B](dive_b_why_low_rank.ipynb) shows what becomes of comparisons that do not.
+# So alpha and the learning rate are tuned together. Begin with alpha at twice the rank, as in lesson 01, and tune the learning rate. When you change the rank, tune it again
+# ([dive B](dive_b_why_low_rank.ipynb)).
 #
 # ## 6 · Count them
 #
@@ -491,7 +490,7 @@ check_largest_rank(largest_rank)
 largest_rank(SHAPES["llama-3-8b"], "all-linear", 1.5)  # ← any of SHAPES, and your GB
 
 # %% [markdown]
-# (With these it is {{int(1.5e9 // (16 * count(SHAPES["llama-3-8b"], 1, "all-linear")))}}.) That is an upper limit, not advice. Begin with `8` or
+# (With these it is {{int(1.5e9 // (16 * count(SHAPES["llama-3-8b"], 1, "all-linear")))}}.) That is a limit, not advice. Begin with `8` or
 # `16`, and go higher only if that, at its own best learning rate, gives a lower loss on samples that were not trained on.
 
 # %% [markdown]
