@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 10 · Was the prediction right?
 #
-# Lesson 02 predicted the memory of a training step by arithmetic, before anything ran. Here the steps have run: LoRA and QLoRA on models of
+# Lesson 02 worked out the memory of a training step by arithmetic. Here the steps have run: LoRA and QLoRA on models of
 # LLaMA's shapes, 7B to 65B, on one H100. If you have a GPU, one runs on yours, too. How far off was the sum? And
 # how much does QLoRA really save?
 #
@@ -98,9 +98,10 @@ if not free:
 # ## 2 · How far off is the sum?
 #
 # The record has {{len(runs)}} settings: LoRA, QLoRA and full fine-tuning, ranks {{16}} and {{64}}, {{512}} to {{32768:,}} tokens a step, with and without checkpointing.
-# The sum is `estimate`, and none of its terms was fitted: each is a tensor that one can name.
+# The sum is `estimate`, as in lesson 02, but only its part for torch's tensors; section 4 comes to what else a card must hold. None of its
+# terms was fitted: each is a tensor that one can name.
 #
-# **Predict.** By how many per cent is it off, at most?
+# **Predict.** By how many per cent is today's sum off, at most?
 
 # %%
 prediction = {"largest error": ...}  # ← your guess, in %
@@ -133,8 +134,8 @@ assert [f"{count} {then:.1f} {now:.1f}" for count, then, now in errors.values()]
 # follows from the model's shapes. One can count them. (Most of what is left is torch, which rounds blocks of memory up.)
 #
 # The middle column is what the formulas of the day said when a setting was measured. The first ones missed some settings by far, because they had
-# forgotten tensors. *Held out* are settings that no formula was made with. But after ten of them were known, the formulas were mended once
-# more. So the clean test is the last {{errors["held out, predicted before they ran"][0]}}: they were predicted before they ran.
+# forgotten tensors. *Held out* are settings that no formula was made with at the time. After ten of them were known, the formulas were mended
+# once more. So the clean test of today's sum is the last {{errors["held out, predicted before they ran"][0]}}: they were predicted before they ran.
 #
 # ## 3 · What QLoRA saves
 #
@@ -207,7 +208,7 @@ off = [e for e, (run, _) in zip(by_weights, pairs) if not run["gradient_checkpoi
 assert len(on) == 6 and len(off) == 3 and max(on) < 0.012 and min(off) > 0.06
 
 # %% [markdown]
-# From {{100 * max(drops):.0f}} % down to {{100 * min(drops):.0f}} %, by settings that have nothing to do with four bits: what grows with the tokens stays in {{16}} and {{32}} bits.
+# The saving goes from {{100 * max(drops):.0f}} % down to {{100 * min(drops):.0f}} %, because what grows with the rank and with the tokens stays in {{16}} and {{32}} bits.
 #
 # With checkpointing, the function is right to about one per cent. Without it (*no checkp.*), it is {{100 * min(off):.0f}} to {{100 * max(off):.0f}} % too high. There QLoRA saves something
 # else, too: PEFT's adapters on {{16}}-bit layers each keep a copy of their own of the layer's input, while those on 4-bit layers share one.
@@ -232,8 +233,8 @@ assert [round(size, 2) for size in pieces.values()] == [5.43, 0.22, 1.28, 0.65, 
 # - **CUDA context.** This driver took {{pieces["CUDA context"]:.2f}} GB before the first tensor; lesson 02 counts half a GB.
 # - **Unexplained.** Perhaps kernels that were loaded on the way. Nobody has measured it.
 #
-# So does 65B fit a card of {{48}} GB, as QLoRA's paper says? Torch was held to what a smaller card would leave it, until it failed. These are the
-# smallest cards on which each size still trained:
+# So does 65B fit a card of {{48}} GB, as QLoRA's paper says? Torch was held to what a smaller card would leave it beside the context, until it failed.
+# These are the smallest of the usual cards on which each size still trained in this way:
 
 # %% machinery "The smallest cards, and the paper"
 cards = smallest_cards(record)
@@ -249,10 +250,11 @@ assert [size for size, excess in more.items() if excess > 0] == ["13B", "33B", "
 assert all(more[size] < whole["paged states"] for size, (_, whole) in cards.items())
 
 # %% [markdown]
-# It does, in this sense: torch's part of 65B fits. With everything it takes {{sum(cards["65B"][1].values()):.1f}} GB, so on a card of just {{48}} the driver would have to move {{more["65B"]:.1f}} GB of the
+# It does: torch's part of 65B fits. With everything it takes {{sum(cards["65B"][1].values()):.1f}} GB. A card that is called "{{48}} GB" mostly has {{48}} GiB, which is {{51.5}}. On
+# one of just {{48}} the driver would have to move {{more["65B"]:.1f}} GB of the
 # paged states to the CPU and back in every step. That is what paging is for, but it makes the step slower. (By how much, nobody
 # has measured here: the H100 had room.) The paper's totals are lower; what they may count,
-# and smaller cards than these, are in [dive L](dive_l_small_cards.ipynb).
+# and recipes for smaller cards, are in [dive L](dive_l_small_cards.ipynb).
 #
 # **Exercise 10.2 ●●○ (3 minutes).** Is QLoRA what *you* need? Four bits cost time, and perhaps accuracy (lesson 11). So take LoRA if its total leaves a GB of
 # your card free, and QLoRA if only that does. Choose a model, a card and the size of a step, and find out how many per cent of the total QLoRA saves there.
@@ -283,8 +285,8 @@ check_choice(choice)
 # %% [markdown]
 # ## Recap
 #
-# - The memory of a step can be counted before it runs: {{len(runs)}} settings on one GPU, none farther off than {{max(now for _, _, now in errors.values()):.1f}} %.
-# - QLoRA saves a fixed number of GB, those of the linear layers. As a percentage it falls with everything else that the step needs.
+# - The memory of a step can be counted before it runs: {{len(runs)}} settings on one GPU, none farther off than {{max(now for _, _, now in errors.values()):.1f}} % of torch's tensors.
+# - With checkpointing, QLoRA saves a fixed number of GB, those of the linear layers. As a percentage it falls with everything else that the step needs.
 # - A number of GB needs a label: torch's tensors, or all that the card must hold. Gaps, paged states and the context lie between them.
 
 # %%
