@@ -407,7 +407,8 @@ assert ["{:+.3f} ± {:.3f}".format(*paired_interval(each)) for each in nats_of] 
 # - E: {{-0.131}} ± {{0.073}} nats. F: {{0.258:+.3f}} ± {{0.046}} nats, all of it above {{0.1}}.
 #
 # </details>
-#
+
+# %% [markdown]
 # And what can these runs not say? Nothing about **large models**: in the QLoRA paper, from 7B up, NF4 with double
 # quantization lost nothing on average (dive C, section 10). Nothing about **other tasks** or longer training: these
 # adapters saw an eighth of the training orders, each once.

@@ -318,7 +318,8 @@ check_other_choices(other_choices)
 # %% [markdown]
 # <details><summary>Hint 1</summary>Write a helper first: given some seeds, it returns the best rate. It serves the pairs and all seeds alike.</details>
 # <details><summary>Hint 2</summary><code>itertools.combinations</code> gives each pair once.</details>
-#
+
+# %% [markdown]
 # Applied to the second attempt:
 
 # %%
@@ -408,7 +409,8 @@ check_pissa(pissa)
 # %% [markdown]
 # <details><summary>Hint 1</summary>Which columns of U, and which rows of Vh, belong to the largest singular values?</details>
 # <details><summary>Hint 2</summary>Only the product counts, so S may go into B, into A, or partly into both.</details>
-#
+
+# %% [markdown]
 # ## 6 · Survives {{4}} bits
 #
 # If you merge an adapter into its base and round the sum to {{4}} bits again, most of what it learned is lost: its changes are smaller

@@ -59,8 +59,8 @@ It shows nothing, and assigns no name that a later visible cell reads. (That it 
 generators among them, is left to you.) The stored notebooks have no claims. CI runs copies that have them
 (`--with-claims`), and a generated claim for the values of each text.
 
-Hints are markdown cells that begin with `<details>`, after the check cell. The build adds the solution, folded away,
-after them.
+Hints are markdown cells that begin with `<details>`, after the check cell, and hold nothing else. The build adds the
+solution, folded away, after them.
 
 A cell whose output differs from run to run is marked for nbval, with the reason. nbval wants the marker alone on its
 line (it silently ignores `# NBVAL_IGNORE_OUTPUT: reason`), so the reason is the next line and starts with "because":

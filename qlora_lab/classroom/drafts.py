@@ -21,6 +21,8 @@ NOTEBOOK_METADATA = {
 }
 FOLDED = {"cellView": "form", "jupyter": {"source_hidden": True}}  # Colab's and JupyterLab's names for it
 
+DETAILS = re.compile(r"<details>.*?</details>", re.DOTALL)
+
 
 def folded(solutions: list[str]) -> str:
     """Markdown that hides `solutions`, each the source of a solved cell, until the learner opens it."""
@@ -52,6 +54,10 @@ def draft_notebooks(source: Path) -> tuple[dict, dict]:
             learner.append(new_cell("markdown", folded(checked), {}, part="solution"))
             checked = []
         if cell.type == "markdown":
+            if checked and DETAILS.sub("", cell.source).strip():
+                raise BuildError(
+                    f"line {cell.line}: the solution follows this cell of hints: other text needs a new cell"
+                )
             part = {"part": "hint"} if checked else {}
             for side in (learner, solved):
                 side.append(new_cell("markdown", cell.source, cell.metadata, line=cell.line, **part))

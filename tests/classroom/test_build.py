@@ -200,6 +200,14 @@ def test_solution_comes_behind_the_hints(tmp_path):
     ]
 
 
+def test_a_hint_cell_holds_hints_alone(tmp_path, capsys):
+    """The solution comes after it: below a new heading, it would be taken for that section's."""
+    more = "\n# %% [markdown]\n# <details><summary>Hint</summary>\n#\n# Eight.\n# </details>\n#\n# ## 2 · Next\n"
+    check = "check_bytes_of_weights(weight_bytes)\n"
+    assert main([], course(tmp_path, n01=SOURCE.replace(check, check + more))) == 1
+    assert "the solution follows this cell of hints: other text needs a new cell" in capsys.readouterr().err
+
+
 def test_solved_cells(tmp_path):
     _, solved = make_notebooks(course(tmp_path, n01_demo=SOURCE) / "source" / "01_demo.py")
     assert kinds(solved) == "mccmcccm"
