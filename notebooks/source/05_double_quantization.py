@@ -248,7 +248,7 @@ assert {model: round(size, 2) for model, size in saved.items()} == {"7B": 0.3, "
 # QLoRA's paper says "approximately {{3}} GB" for 65B.
 #
 # > **Other numbers.** You may read that double quantization saves "about {{0.4}} GB for a 65B model". That looks like the *bits per parameter*, {{saved_bits:.3f}}, with the wrong unit.
-# > You may also read that it quantizes scales *and zero points*. Zero points belong to affine schemes. NF4 has none, because zero is one of its levels.
+# > You may also read that it quantizes scales *and zero points*. Zero points belong to affine schemes, which shift a block and then scale it. NF4 has none, because its blocks are only scaled.
 #
 # **Exercise 5.3 ●●○ (2 minutes).** Lesson 03's affine INT4 holds a second float for each block, its smallest number. Suppose these were double-quantized, as the scales are.
 # How many GB would they *add* to a model? Then call your function for a model that you would like to train.

@@ -100,4 +100,4 @@ def check_zero_point_cost(extra_gigabytes: Callable[[int], float]) -> Verdict:
         ]
         source = written(extra_gigabytes, (parameters,))
         expect_number(source, call(extra_gigabytes, parameters), expected, mistakes, 1e-6)
-    return right("Over 1 GB at 65B, for a number that NF4 does not need: one of its 16 levels is 0 already.")
+    return right("Over 1 GB at 65B, for a number that NF4 does not need: its blocks are only scaled, not shifted.")

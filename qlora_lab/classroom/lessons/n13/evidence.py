@@ -70,7 +70,7 @@ THEMES = {
         14: "checkpointing: −50 %, −20 %",
         15: "pad = end, that is that",
     },
-    "Afterwards": {16: "costs under 2 %", 17: "merging loses nothing", 18: "works with most models"},
+    "Afterwards": {16: "costs under 2 %", 17: "merged into 4 bits, nothing is lost", 18: "works with most models"},
 }
 SHORT = {number: text for claims in THEMES.values() for number, text in claims.items()}
 
@@ -414,21 +414,26 @@ def costs_under_2_per_cent() -> Evidence:
 
 
 def merging_loses_nothing() -> Evidence:
-    """One real matrix W, and an adapter BA that was trained beside its 4-bit copy. Is the merged matrix the same?"""
+    """A matrix W in 4 bits, and an adapter of a usual size (1.5 % of W) beside it. How much of it is left in the sum?
+
+    Left is the share of the adapter in what the merge has changed, by least squares.
+    """
     W = bundled_weight("model.embed_tokens.weight")[:576].float()
     draw = torch.Generator().manual_seed(0)
-    BA = torch.randn(576, 8, generator=draw) @ torch.randn(8, 576, generator=draw) * W.std() / 20
+    adapter = torch.randn(576, 8, generator=draw) @ torch.randn(8, 576, generator=draw)
+    adapter *= 0.015 * W.std() / adapter.std()
     base = quantize(W).dequantize()
-    trained = base + BA
     merged = {
-        "16-bit originals": (W + BA).bfloat16().float(),
-        "4 bits again": quantize(trained).dequantize(),
-        "dequantized base, in bf16": trained.bfloat16().float(),
+        "into 4 bits again": quantize(base + adapter).dequantize(),
+        "into the dequantized base, bf16": (base + adapter).bfloat16().float(),
     }
-    off = {name: ((weight - trained).norm() / trained.norm()).item() for name, weight in merged.items()}
-    for name, error in off.items():
-        print(f"merged into the {name}: off by {error:.1%} of the weights that were trained")
-    return found(off["16-bit originals"] < 0.01, off["4 bits again"] < 0.01, off=off)
+    left = {
+        name: ((weight - base) * adapter).sum().item() / adapter.square().sum().item()
+        for name, weight in merged.items()
+    }
+    for name, share in left.items():
+        print(f"merged {name}: {share:.0%} of the adapter is left")
+    return found(left["into 4 bits again"] > 0.99, left=left)
 
 
 def works_with_most_models() -> Evidence:
