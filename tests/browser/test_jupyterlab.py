@@ -17,13 +17,12 @@ import urllib.request
 
 import pytest
 
-from qlora_lab.classroom.source import room
-
 playwright = pytest.importorskip("playwright.sync_api", reason="no Playwright: pip install -e '.[dev]'")
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 NAMES = [path.stem for path in sorted((ROOT / "notebooks").glob("*.ipynb"))]
-LONG = {"n01", "n07", "n11", "n13", "dive_b", "dive_d", "dive_h", "dive_j"}  # these train: they are opened as stored
+RECORD = json.loads((ROOT / "data" / "records" / "notebooks.json").read_text(encoding="utf-8"))["notebooks"]
+LONG = {name for name, took in RECORD.items() if took["seconds"] > 60}  # they train: here they are opened as stored
 SHOTS = ROOT / "screenshots"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 SETTINGS = {  # a notebook's cells are all in the page, on a light ground or a dark one
@@ -169,7 +168,7 @@ def open_lab(course, browser):
 def test_a_notebook_is_clean_in_every_look(open_lab, name):
     """Run where that is quick, else as stored; then on a dark ground, and in a window as wide as half a screen."""
     lab = open_lab(name)
-    if room(name) not in LONG:
+    if name not in LONG:
         lab.command("notebook:run-all-cells")
         move_every_slider(lab, at_least=sliders_in(name))
     assert lab.outputs("stderr") == [] and lab.outputs("error") == []
