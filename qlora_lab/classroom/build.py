@@ -70,6 +70,7 @@ line (it silently ignores `# NBVAL_IGNORE_OUTPUT: reason`), so the reason is the
 """
 
 import argparse
+import copy
 import os
 import sys
 import time
@@ -84,6 +85,7 @@ from qlora_lab.classroom.notebook_json import parse_notebook
 from qlora_lab.classroom.outputs import (
     clean_outputs,
     code_cells,
+    count_anew,
     describe_figures,
     execute,
     find_fault,
@@ -161,6 +163,10 @@ def find_difference(path: Path, expected: dict) -> str:
     cells = code_cells(actual)
     if [cell["execution_count"] for cell in cells] != list(range(1, len(cells) + 1)):
         return "was not executed from top to bottom: build it with --execute"
+    counted = copy.deepcopy(actual)
+    count_anew(counted)
+    if counted != actual:
+        return "shows the progress of other exercises than there are: build again"
     for number, cell in enumerate(cells, start=1):
         if cell["outputs"] != clean_outputs(cell["outputs"]):
             return f"has outputs that were not cleaned in [{number}]: build it with --execute"

@@ -14,8 +14,11 @@ from typing import Any
 
 from qlora_lab import colab
 from qlora_lab.classroom import values
+from qlora_lab.classroom.checks import all_exercises
+from qlora_lab.classroom.judging import Progress
 from qlora_lab.classroom.source import REPOSITORY, BuildError
 
+COUNT = re.compile(r"\d+ of \d+ exercises solved, \d+ of \d+ points")  # as `progress()` says it
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
@@ -39,6 +42,20 @@ def keep_outputs(notebook: dict, old: dict) -> None:
         if by_source[known_by(cell)]:
             same = by_source[known_by(cell)].pop(0)
             cell |= {"outputs": same["outputs"], "execution_count": same["execution_count"]}
+    count_anew(notebook)
+
+
+def count_anew(notebook: dict) -> None:
+    """Let stored outputs of `progress()` count the exercises that there are now; those that cells above solved, too."""
+    solved: set[str] = set()
+    for cell in code_cells(notebook):
+        for output in cell["outputs"]:
+            solved |= set(re.findall(r"^✓ (\w+\.\d+) ", output.get("text", ""), re.MULTILINE))
+            progress = Progress(all_exercises(), frozenset(solved))
+            if COUNT.match(output.get("data", {}).get("text/plain", "")):
+                output["data"] |= {"text/plain": repr(progress), "text/html": progress._repr_html_()}
+            elif "text" in output:
+                output["text"] = COUNT.sub(progress.summary(), output["text"])
 
 
 def clean_outputs(outputs: list[dict]) -> list[dict]:

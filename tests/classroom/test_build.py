@@ -14,6 +14,7 @@ from nbval.plugin import coalesce_streams, find_comment_markers
 from qlora_lab import colab
 from qlora_lab.classroom import build
 from qlora_lab.classroom.build import main
+from qlora_lab.classroom.checks import all_exercises
 from qlora_lab.classroom.drafts import NOTEBOOK_METADATA, make_notebooks
 from qlora_lab.classroom.outputs import WIDGET, clean_outputs, find_fault, keep_outputs
 from qlora_lab.classroom.source import read_cells, split_solutions
@@ -409,6 +410,19 @@ def begin_late(notebook):
             cell.execution_count += 1
 
 
+def count_other_exercises(notebook):
+    notebook.cells[4].outputs[0].text = "✓ 0.1 Right.\n0 of 1 exercises solved, 0 of 1 points\n"
+
+
+def test_stored_progress_is_counted_anew(changeable):
+    edit(changeable / "01_demo.ipynb", count_other_exercises)
+    assert main([], changeable) == 0
+    shown = nbformat.read(changeable / "01_demo.ipynb", 4).cells[4].outputs[0].text
+    path = [exercise for exercise in all_exercises() if not exercise.in_a_dive]
+    points = sum(exercise.points for exercise in path)
+    assert shown == f"✓ 0.1 Right.\n1 of {len(path)} exercises solved, 1 of {points} points\n"
+
+
 def add_widget(notebook):
     notebook.cells[6].outputs.append(nbformat.v4.new_output("display_data", {WIDGET: {"model_id": "1"}}))
 
@@ -428,6 +442,7 @@ def add_widget(notebook):
         (begin_late, "was not executed from top to bottom"),
         (leak, f"shows a path of this machine, {Path.home()}"),
         (add_widget, "not cleaned in [4]"),
+        (count_other_exercises, "shows the progress of other exercises than there are: build again"),
     ],
 )
 def test_check_finds_what_was_changed_in_a_notebook(changeable, capsys, change, told):
