@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Dive J · How few bits can the base have?
 #
-# Lesson 07 put LoRA on a base in {{4}} bits. Why four? With three bits the base would be a quarter smaller, with two bits half as large.
+# Lesson 07 put LoRA on a base in {{4}} bits. Why four? With three bits the codes would be a quarter smaller, with two bits half as large.
 # Here you turn the bits down until the model breaks. You find out what breaks it, whether LoRA can repair the damage, and how to
 # spend few bits well.
 #
@@ -262,7 +262,7 @@ check_my_text(my_text, my_losses, len(mine[0].ids))
 #
 # An adapter adds a correction to a damaged base. Can it mend what rounding broke? Four of the bases get fresh LoRA layers, all with the same random A, and take eight steps on the orders of lesson 01.
 #
-# **Predict.** With NF4, the loss on the orders falls as in lesson 07, from about {{1.5}} to {{0.2}}. Where will {{3}} bits and {{2}} bits be in the eighth step?
+# **Predict.** With NF4, the loss on the orders falls here from about {{1.5}} to {{0.2}}. Where will {{3}} bits and {{2}} bits be in the eighth step?
 
 # %%
 prediction = {"3 bits affine": ..., "2 bits affine": ...}  # ← your guesses

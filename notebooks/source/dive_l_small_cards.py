@@ -167,7 +167,7 @@ assert filled == [("7B", "standard"), ("65B", "in-backward")]
 #
 # But look at the **hollow dots**. The optimizer's states lay in managed memory *beside* the limit, and an H100 has room for them. On a card of just
 # that size the driver would move some of them to the CPU and back in every step. That is so in all but two of the sixteen rows. The
-# paper's 65B takes {{everything:.1f}} GB in all. How much slower such a step would be was not measured.
+# step of 65B on "{{48}}" takes {{everything:.1f}} GB in all. How much slower such a step would be was not measured.
 #
 # And the context: section 1 found that the driver and what is left over take {{(context / GB + left_over):.2f}} GB rather than {{0.5}}. The smallest cards are that much too
 # optimistic.
