@@ -41,7 +41,7 @@ def test_a_new_lesson_is_whole(course):
         done = python(course, *new, "exercise", lesson, name, *arguments)
         assert done.returncode == 0, done.stderr
     assert "**Exercise 98.2 ●●○ (3 minutes).** Bytes of" in (course / "notebooks/source/98_bytes.py").read_text()
-    assert '@exercise("5.5", "bytes of weights", item="memory", points=2' in (
+    assert '@exercise("5.4", "bytes of weights", item="memory", points=2' in (
         course / scaffold.LESSONS / "n05/checks.py"
     ).read_text(encoding="utf-8")
     run = "from qlora_lab.classroom import scaffold as s; s.run(s.find_lesson('98', s.REPOSITORY), record=True)"
