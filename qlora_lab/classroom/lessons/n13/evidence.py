@@ -458,7 +458,11 @@ def works_with_most_models() -> Evidence:
         with tempfile.TemporaryDirectory() as folder, quiet_transformers():
             transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
             small: Any = transformers.AutoModelForCausalLM.from_pretrained(
-                folder, quantization_config=nf4, device_map={"": "cpu"}, trust_remote_code=False
+                folder,
+                quantization_config=nf4,
+                device_map={"": "cpu"},
+                trust_remote_code=False,
+                use_safetensors=True,
             )
         inside = [p for key, p in small.named_parameters() if ".layers." in key or ".h." in key]
         packed = sum(math.prod(p.quant_state.shape) for p in inside if hasattr(p, "quant_state"))
