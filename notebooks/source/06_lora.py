@@ -490,7 +490,7 @@ check_largest_rank(largest_rank)
 largest_rank(SHAPES["llama-3-8b"], "all-linear", 1.5)  # ← any of SHAPES, and your GB
 
 # %% [markdown]
-# (With these it is {{int(1.5e9 // (16 * count(SHAPES["llama-3-8b"], 1, "all-linear")))}}.) That is a limit, not advice. Begin with `8` or
+# (With these it is {{int(1.5e9 // (16 * count(SHAPES["llama-3-8b"], 1, "all-linear")))}}.) Begin with `8` or
 # `16`, and go higher only if that, at its own best learning rate, gives a lower loss on samples that were not trained on.
 
 # %% [markdown]

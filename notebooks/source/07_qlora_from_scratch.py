@@ -9,7 +9,7 @@
 #
 # | you need | |
 # |---|---|
-# | time | 30 minutes |
+# | time | 35 minutes |
 # | computing | up to 2 minutes on two CPU cores |
 # | memory | 4 GB |
 # | GPU | not used: in float32 on a CPU, results can be compared to the last digit |
