@@ -565,9 +565,9 @@ if my_file is not ...:
 #
 # ## Recap
 #
-# - Before you train, read the data report, and the first sample by token. The end token is learned.
+# - First read the data report, and a sample token by token. The end token is learned.
 # - Split by whom the samples are about, not by rows; an answer must follow from its question.
-# - More of the same kind soon stops helping. Validation says when to stop, replay keeps what was there.
+# - More of the same soon stops helping. Validation says when to stop, replay keeps what was there.
 
 # %%
 # NBVAL_IGNORE_OUTPUT
