@@ -537,6 +537,8 @@ assert all(max(four_bits, key=lambda m: mean(m, task, "test")) == "PiSSA" for ta
 # know how many more seeds to plan. `python -m qlora_lab.experiments methods --small` repeats this lesson in small.
 
 # %%
+# NBVAL_IGNORE_OUTPUT
+# because it counts what you have solved
 progress()
 
 # %% [markdown]
