@@ -199,7 +199,7 @@ assert sum(20 <= change <= 30 for change in every) == 2 and max(by_tokens[8192])
 #   exact *for the rounded model* ([lesson 07](07_qlora_from_scratch.ipynb)). What computing in bf16 rounds comes on top, with LoRA as well.
 # - **Claim 13: it depends** (the lesson plan) on the tokens in a step. A 4-bit layer has more small pieces of work, and in a small
 #   step the GPU waits for the CPU to start them ([dive F](dive_f_why_is_it_slow.ipynb)). In a full step the wait disappears.
-#   (These are single steps on one H100, and one and the same step took up to {{59}} % longer on another host: read the trend, not a row.)
+#   (These are single steps on one H100, and one and the same step took {{560}} ms in one run and {{647}} in another: read the trend, not a row.)
 # - **Claim 14: false** (the lesson plan) in all eight pairs. Checkpointing shrinks activations and little else, so what it saves depends
 #   on their share. It computes the forward pass twice, and what the GPU waits for in small steps, it waits for twice, too
 #   ([dive D](dive_d_training_tricks.ipynb)).
