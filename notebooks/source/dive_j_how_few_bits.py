@@ -184,7 +184,7 @@ assert abs(scores["3 bits affine"] - scores["3 bits absmax"]) < 0.5
 
 # %% [markdown]
 # **What happened?** Two bases are *worse than knowing nothing*: a broken model is sure of wrong tokens. That leaves almost no
-# probability for the right one, and costs many nats. One of the two has {{4}} bits, just as many, scales included, as *3 bits affine*, whose loss is {{results["3 bits affine"][2]:.1f ±0.3}}. So it matters less how many bits there are than what they are spent on.
+# probability for the right one, and costs many nats. One of the two has {{4}} bits, just as many, scales included, as `3 bits affine`, whose loss is {{results["3 bits affine"][2]:.1f ±0.3}}. So it matters less how many bits there are than what they are spent on.
 #
 # Compare the columns, too. Affine INT4 costs more bits than NF4 *and* has the smaller error of the weights, and yet the higher loss. With {{3}} bits, affine has the smaller error as well, and
 # about the loss of absmax. The error of weights is a rough guide only, because not every weight matters equally to what the model says. (Do not take this as a ranking of formats: it is one small model on five paragraphs, and its weights
