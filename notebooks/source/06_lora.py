@@ -7,7 +7,7 @@
 #
 # | you need | |
 # |---|---|
-# | time | 34 minutes |
+# | time | 33 minutes |
 # | computing | up to 1 minute on two CPU cores |
 # | memory | 2 GB |
 # | GPU | not used |
@@ -172,7 +172,7 @@ assert torch.allclose(layer(x), theirs(x), atol=1e-5) and torch.allclose(layer(x
 # %%
 prediction = ...  # ← your guess, such as 1
 
-# %%
+# %% machinery "Four ways to start: the gradients in the first step"
 for start in ("A random, B zero", "A zero, B random", "both random", "both zero"):
     layer, _ = fit(alpha=2, steps=0)  # as it starts: A random, B zero
     if start in ("A zero, B random", "both random"):

@@ -9,7 +9,7 @@
 #
 # | you need | |
 # |---|---|
-# | time | 32 minutes |
+# | time | 31 minutes |
 # | computing | up to 1 minute on two CPU cores |
 # | memory | 3 GB |
 # | GPU | not used: its results are recorded |
@@ -318,7 +318,7 @@ assert math.isclose(statistics.fmean(changes("nf4")), table["nf4"][0])
 # mostly cancel. Now glue them into ten stacks of six. A stack falls as a whole, six heads or none. With only ten
 # pieces of luck, less cancels.
 
-# %% alt="Two histograms of the number of heads among sixty coins, both around {{30}}. Sixty single coins: a narrow hill, from {{min(heads['60 single coins'])}} to {{max(heads['60 single coins'])}}. Ten stacks of six: a low and wide one, from {{min(heads['10 stacks of 6'])}} to {{max(heads['10 stacks of 6'])}}."
+# %% machinery "Toss them ten thousand times" alt="Two histograms of the number of heads among sixty coins, both around {{30}}. Sixty single coins: a narrow hill, from {{min(heads['60 single coins'])}} to {{max(heads['60 single coins'])}}. Ten stacks of six: a low and wide one, from {{min(heads['10 stacks of 6'])}} to {{max(heads['10 stacks of 6'])}}."
 draw = torch.Generator().manual_seed(0)
 single = torch.randint(2, (10_000, 60), generator=draw).sum(dim=1)
 glued = 6 * torch.randint(2, (10_000, 10), generator=draw).sum(dim=1)
