@@ -63,8 +63,8 @@ print(f"recorded on one {knobs.about}")
 # ## 1 · One knob at a time
 #
 # The bundled model, in NF4, learned lesson 01's orders on an H100: {{30}} steps of {{8}} orders, rank {{16}} on all linear layers, alpha
-# {{32}}, learning rate {{0.0015}}, bf16, torch's AdamW. Call this *as it is*. Every other row of the figure changes one setting. (In
-# three rows that changes more: see section 6.)
+# {{32}}, learning rate {{0.0015}}, bf16, torch's AdamW. Call this *as it is*. Every other row of the figure changes one setting. (Three
+# rows change more than one thing: see section 6.)
 #
 # **Predict.** *As it is*, torch's tensors take {{sum(knobs.peak["as it is"]) / 3:.1f}} GB at their peak. How many are left with each of
 # these three? (`batch 4 x 2` is the same eight orders in two passes of four.)
@@ -127,8 +127,8 @@ assert knobs.speed["batch 32"] > 2 * high and low / slow > 5
 # F](dive_f_why_is_it_slow.ipynb)). "Paging makes AdamW {{100 * faster:.0f}} % faster" would be a fairy tale. What lies inside a band has
 # shown nothing. What lies far outside is real, such as eight passes of one sample instead of one pass of eight.
 #
-# **Exercise D.1 ●○○ (3 minutes).** Now a ruler for the losses. Say `"lower"` if *all* seeds of a knob are below *all* of the base,
-# `"higher"` if all are above, and else `"open"`.
+# **Exercise D.1 ●○○ (3 minutes).** Now the losses. Say `"lower"` if *all* seeds of a knob are below *all* of the base, `"higher"` if all
+# are above, and else `"open"`.
 
 
 # %%
@@ -168,8 +168,8 @@ assert knobs.losses["checkpointing"] == knobs.losses["as it is"] and len(knobs.l
 
 # %% [markdown]
 # Luck alone would put about two of the {{tried}} outside. These {{len(better) + len(worse)}} are outside by a factor of at least {{1.4}},
-# and all of one kind: learning rate, amount of data, rank and targets. The memory knobs are `"open"`. Checkpointing even gives
-# the same loss in every step of every seed, to the last bit.
+# and all of one kind: learning rate, amount of data, rank and targets. The memory knobs are `"open"`. Checkpointing even gives the same
+# loss in every step of every seed, to the last bit.
 #
 # ## 2 · The optimizer: 8 bits, and pages
 #
@@ -177,8 +177,8 @@ assert knobs.losses["checkpointing"] == knobs.losses["as it is"] and len(knobs.l
 # rate, times the first, divided by the root of the second (lessons 02 and 06). `adamw_8bit` stores both in 8 bits, in blocks of {{256}}
 # that share a scale.
 #
-# That should worry you, for squares of gradients are very unequal. Here are four in one block. All four gradients are as large as usual,
-# so each number should move by one learning rate.
+# That should worry you, for squares of gradients are very unequal. Here are four in one block. Let each gradient be as large as usual, so
+# that each number should move by one learning rate.
 #
 # **Predict.** Let the 8 bits be {{256}} *evenly spaced* levels, from zero to the largest square. By how many learning rates does the
 # third number move?
@@ -190,9 +190,8 @@ prediction = ...  # ← your guess
 squares = torch.tensor([1, 1e-2, 1e-4, 1e-6])  # averages of squared gradients
 for name, stored in {"evenly spaced": evenly(squares), "dynamic": dynamic(squares)}.items():
     steps = squares.sqrt() / (stored.sqrt() + 1e-8)  # AdamW adds 1e-8, so that it never divides by zero
-    print(
-        f"{name:<14}stored", *(f"{value:<8.2g}" for value in stored), "  moves", *(f"{step:<9,.3g}" for step in steps)
-    )
+    print(f"{name}: stored as", ", ".join(f"{value:.2g}" for value in stored))
+    print("    moves by", ", ".join(f"{step:,.2f}" for step in steps), "learning rates")
 print(told(prediction))
 
 # %% claims
@@ -260,9 +259,9 @@ assert change == {"memory": [-31, -63, -81], "time": [48, 70, 41]}
 # tensors. Lesson 02 counts all that is on the card, so its shares are smaller.)
 #
 # And the time? There is a second forward pass, and many texts call that *"a third more"*. Count the operations for each weight and token.
-# A forward pass takes two. The backward pass of full training takes four: two for the gradient that goes on to the layer below, two for
-# the weight's own. LoRA's weights are frozen, so it takes only the first two. The second forward pass is then two more of six in full
-# training, but two more of *four* with LoRA. Let torch count, in a tiny model:
+# A forward pass takes two, a multiplication and an addition. The backward pass of full training takes four: two for the gradient that
+# goes on to the layer below, two for the weight's own. LoRA's weights are frozen, so it takes only the first two. The second forward pass
+# is then two more of six in full training, but two more of *four* with LoRA. Let torch count:
 
 # %% machinery "Count operations, and compare gradients"
 for lora in (False, True):
@@ -427,9 +426,11 @@ kinds = {"orders": (orders()[0], 256), "lengths as in a chat": (chat(), 512)}
 ways = ("as they come", "similar lengths together", "packed")
 padded = {(kind, way): padding(of, width, way) for kind, (of, width) in kinds.items() for way in ways}
 for kind in kinds:
-    print(f"padding, {kind}: " + ", ".join(f"{way} {padded[kind, way]:.0%}" for way in ways))
+    print(f"aside on packing · padding, {kind}: " + ", ".join(f"{way} {padded[kind, way]:.0%}" for way in ways))
 anew, on = neighbour()
-print(f"second sample of a packed row, logits off by {anew:.0%} if positions begin anew, {on:.0%} if they run on")
+print(
+    f"aside on packing · second sample of a row, logits off by {anew:.0%} if positions begin anew, {on:.0%} if they run on"
+)
 
 # %% claims
 assert [f"{value:.0%}" for value in padded.values()] == ["6%", "1%", "3%", "54%", "7%", "14%"]
@@ -508,11 +509,11 @@ assert 0.5 < lines["not clipped"][19] < 0.6 and lines["not clipped"][59] < 0.1 a
 
 # %% [markdown]
 # **What happened?** There is no jump. The square of {{100}} raises at once what is *usual*, so the large gradient is divided by a large
-# number. The harm comes later. The average of squares forgets slowly, over about a thousand steps, and while it remembers, ordinary
-# gradients look small beside it. At step 60 the number moves by a tenth of what it should. Clipping protects the average.
+# number. The harm comes later. The average of squares keeps {{0.999}} of itself in each step, and while it remembers, ordinary gradients
+# look small beside it. At step 60 the number moves by a tenth of what it should. Clipping protects the average.
 #
-# And a limit that *every* step exceeds? It scales all steps' gradients by similar factors, and AdamW divides a common factor away, as
-# the last line shows.
+# And a limit that *every* step exceeds? It scales all steps' gradients by similar factors, and AdamW divides a common factor away, as the
+# last line shows.
 #
 # **Exercise D.4 ●●○ (5 minutes).** Write it. The limit is on the norm of all numbers in all tensors together.
 
@@ -590,9 +591,10 @@ assert (
 # - **Batch {{32}}** saw four times as many orders. It is more data, not a better step.
 # - **Rank {{4}}** and **rank {{64}}** have the learning rate and the alpha / rank of *as it is*. So each column of B moves equally fast,
 #   but rank {{64}} has sixteen times as many, and its update grows faster. It may win only because it moves farther, as with a higher
-#   rate. In the small problem of [dive B](dive_b_why_low_rank.ipynb), most of the advantage goes away once each rank has its own best rate.
-# - **Targets** can be compared, since rate and rank are equal. `q, k, v, o` learns the orders as well as rank {{4}} on *all* linear layers,
-#   with half as many numbers again, and hurts English more. `q, v` is worse in both. So spread a small budget over all layers.
+#   rate. In the small problem of [dive B](dive_b_why_low_rank.ipynb), most of the advantage goes away once each rank has its own best
+#   rate.
+# - **Targets** can be compared, since rate and rank are equal. `q, k, v, o` learns the orders as well as rank {{4}} on *all* linear
+#   layers,   with half as many numbers again, and hurts English more. `q, v` is worse in both. So spread a small budget over all layers.
 
 # %% machinery "Three learning rates, with their alpha and rank"
 settings = {"the QLoRA authors": (2e-4, 16, 64), "lesson 09's script": (2e-4, 32, 16), "as it is": (1.5e-3, 32, 16)}
@@ -611,10 +613,10 @@ assert [round(product / products[0]) for product in products] == [1, 8, 60]
 # <details><summary>May I copy a learning rate?</summary>
 #
 # Only together with its alpha and rank (lesson 06). The QLoRA authors' script for 7B, <code>finetune_guanaco_7b.sh</code>, has a rate of
-# {{0.0002}} with alpha {{16}} and rank {{64}}. Lesson 09's script has the same rate, and moves a weight eight times as far with it, since its alpha
-# / rank is eight times theirs. <i>As it is</i> moves it sixty times as far: {{30}} steps for an easy task, where they took {{1875:,}}. (Their
-# script asks for warm-up as well, but transformers' <code>constant</code> schedule ignores that.) No record here says which rate is best for
-# <i>your</i> run: try three, a factor of three apart, for a few dozen steps.
+# {{0.0002}} with alpha {{16}} and rank {{64}}. Lesson 09's script has the same rate, and moves a weight eight times as far with it, since
+# its alpha / rank is eight times theirs. <i>As it is</i> moves it sixty times as far: {{30}} steps for an easy task, where they took
+# {{1875:,}}. (Their script asks for warm-up as well, but transformers' <code>constant</code> schedule ignores that.) No record here says
+# which rate is best for <i>your</i> run: try three, a factor of three apart, for a few dozen steps.
 #
 # </details>
 #
