@@ -508,7 +508,7 @@ assert f"{floor_of(16, True, rate):.0f} {fast_floor_of(16, rate):.0f} {share:.0%
 
 # %% [markdown]
 # Of {{sum(both[0][kind]['milliseconds'] for kind in ('elementwise and sums', 'copies, fills')):.0f}} ms of elementwise kernels and copies, {{bars['fast, 16 × 512']['elementwise, copies']:.0f}} are left. The products were good already. Only attention
-# takes longer: it adds up gradients in a fixed order, so that a run repeats to the bit.
+# takes longer. It is another implementation, which adds up gradients in a fixed order, so that a run repeats to the bit.
 #
 # ## 6 · LoRA as the border of a matrix
 #
@@ -576,7 +576,9 @@ _ = plot_arriving(new_axes(height=3.4), sizes, arriving_by_size(sizes), {"a laye
 thousandth = arriving_by_size([1e-3])[ORDERS[1]][0]
 print(f"of a thousandth, {thousandth:.0%} arrive ({told(prediction)})")
 share = arriving(base, correction)[ORDERS[1]]
-print(f"a layer of 7B's width after one step: a correction of {relative:.1g}, about {round(share, 1):.0%} arrive")
+print(
+    f"a random layer of 7B's width after one step: a correction of {relative:.1g}, about {round(share, 1):.0%} arrive"
+)
 
 # %% claims
 shares = arriving(base, correction)
@@ -586,14 +588,14 @@ assert by_size[ORDERS[1]][0] < 0.06 and 0.4 < by_size[ORDERS[1]][1] < 0.6 and by
 assert all(abs(share - 1) < 0.1 for share in by_size[ORDERS[0]])
 
 # %% [markdown]
-# At the beginning, four fifths are lost. Does it show in training? On the H100 an untrained LLaMA-7B saw four samples twice, at
+# In such a layer, four fifths are lost at the beginning. Does it show in training? On the H100 an untrained LLaMA-7B saw four samples twice, at
 # a learning rate of {{1e-4}}; the loss is in nats per token:
 
 # %% machinery "Losses in three ways"
 rounding = read_record("rounding")
-print(f"{'':<15}{'samples seen for the first time':^36}{'for the second time':^36}")
+print(f"{'':<13}{'samples seen first':>28}{'seen before':>28}")
 for name, values in rounding["losses"].items():
-    print(f"{name:<15}" + "".join(f"{value:>9.2f}" for value in values))
+    print(f"{name:<13}" + "".join(f"{value:>7.2f}" for value in values))
 
 # %% claims
 exact, fast, autocast = rounding["losses"].values()
