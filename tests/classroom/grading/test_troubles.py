@@ -86,7 +86,7 @@ FILES = {  # what is no notebook, or is one in another encoding
 IMPORT = "from qlora_lab.classroom.checks import *"
 BITS = ("def bits(b, s): return 4 + 8 / b + 32 / (b * s)", "check_bits_per_parameter(bits)")
 GIGABYTES = "extra_gigabytes = lambda n: n * (8 / 64 + 32 / (64 * 256)) / 8 / 1e9"
-ASKED = "check_zero_point_cost(extra_gigabytes)"
+ASKED = "check_smaller_blocks(extra_gigabytes)"
 FLAGS = "--minutes 1 --cell-minutes 0.1 --answer-minutes 0.1 --memory-gb 0.8 --jobs 2".split()
 PATIENT = "--memory-gb 0.8 --jobs 2".split()  # where nothing loops: a busy machine may need 6 s to import torch
 LIMIT, PROCESS = 0.8e9, 0.4e9
