@@ -3,7 +3,7 @@
 #
 # An H100 reaches {{691}} million million operations a second. When it trains LLaMA-7B with QLoRA, one sample at a time, it gets
 # through {{791}} tokens a second. The arithmetic would allow {{17440:,}}. What does it do the rest of the time? You look into a single
-# training step, find out who waits for whom, and see what helps. At the end you write a GPU kernel, which also runs on a CPU.
+# training step, find out who waits for whom, and see what helps. At the end you write a GPU kernel.
 #
 # | you need | |
 # |---|---|
@@ -193,7 +193,7 @@ check_slowdown(slowdown, my_card)
 # <code>320e9</code> bytes a second.</details>
 
 # %% [markdown]
-# And in whole training steps of LLaMA-7B?
+# In whole training steps of LLaMA-7B:
 
 # %%
 for samples in (1, 4, 16):
@@ -250,7 +250,7 @@ assert shown["fast"] > 2.5 * shown["standard"] and f"{profile['span_milliseconds
 
 # %% [markdown]
 # The profiler slows Python down: watched, the step took {{profile['span_milliseconds']:.0f}} ms, not {{step:.0f}}. So these gaps are too wide. We only take from it how long
-# the kernels *run*, and compare that with a step that nobody watched.
+# kernels *run*, and compare that with an unwatched step.
 #
 # ## 3 · How fast could it be?
 #
@@ -324,8 +324,8 @@ assert f"{sixteen['elementwise, copies']:.0f} {bars['fast, 16 × 512']['elementw
 # - **Both** is our fast step: `train(..., fast=True)`, or `--fast` in a terminal.
 # - **bf16 adapters** are what many people try first, so that autocast has less to round.
 #
-# (Measured with LLaMA. For other families, such as Mistral, Qwen, Phi or Gemma, `--fast` was checked on a CPU and has not run on a
-# GPU yet. The rest trains as usual, after a line that says why.)
+# All of them were measured with LLaMA. For other families, such as Mistral, Qwen, Phi or Gemma, `--fast` was checked on a CPU and
+# has not run on a GPU yet. Other models train as usual, after a line that says why.
 #
 # **Predict.** The standard step takes {{step:.0f}} ms with one sample. How long does it take with each of these?
 
@@ -353,7 +353,7 @@ assert f"{counts[1] / counts[0]:.2f}" == "0.25"
 
 # %% [markdown]
 # **What happened?** One graph makes a step of one sample {{first['standard'] / first['one graph']:.1f}} times as fast, with the same arithmetic. With four samples it helps
-# less, since there the kernels themselves run for {{find(record['profiles'], 'standard', 4, False)['busy_milliseconds']:.0f}} ms. Fused kernels are a quarter as many launches. With one sample they run for
+# less, since there the kernels themselves run for {{find(record['profiles'], 'standard', 4, False)['busy_milliseconds']:.0f}} ms. With fused kernels there are a quarter as many launches. With one sample they run for
 # {{find(record['profiles'], 'fast', 1)['busy_milliseconds']:.0f}} of {{first['fused kernels']:.0f}} ms, and the rest is Python's. Both together are {{first['standard'] / first['both (fast)']:.1f}} times as fast.
 #
 # And bf16 adapters? They win a quarter with one sample, and nothing with four, where there is *more* to round. Here
@@ -436,15 +436,17 @@ assert errors == [0, -7, -7] and round(max(predict_ms(record, "standard, in one 
 assert [round(busy_ms(record, who, 2048)) for who in ("standard", "fast")] == [276, 162]  # measured: 277, 160
 
 # %% [markdown]
-# **What happened?** On these hosts, seven to eleven samples take hardly longer than one. Choose *fused, launched by Python*
-# above: there are fewer launches, but each still has its price.
+# **What happened?** On these hosts, seven to eleven samples take hardly longer than one. With fused kernels there are fewer launches,
+# but on A each still takes {{launch_us(record, hosts['A'], 'fused, launched by Python'):.0f}} µs.
+# (Choose *fused, launched by Python* above, and set the slider to that.)
 #
-# The formula is a sketch. It is right with one sample, where its {{50.9}} µs come from, and {{7}} % too low with four and sixteen. For
+# The formula is a sketch. It must be right with one sample, for its {{50.9}} µs were taken from that step. With four and sixteen it is
+# {{7}} % too low. For
 # the standard step in one graph it says {{max(predict_ms(record, 'standard, in one graph', 512, 50.9)):.0f}} ms instead of {{first['one graph']:.0f}}, since bitsandbytes' AdamW is not in the graph.
 #
 # ## 5 · Trips to memory
 #
-# Now to the other trouble. Elementwise kernels cost their bytes, as in section 1. Here is LLaMA's norm as transformers has it,
+# Elementwise kernels cost their bytes, as section 1 said. Here is LLaMA's norm as transformers has it,
 # with `x` in bf16, `m` one number a row, and `weight` one row in bf16:
 #
 # ```python
@@ -589,7 +591,7 @@ assert all(abs(share - 1) < 0.1 for share in by_size[ORDERS[0]])
 
 # %% [markdown]
 # In such a layer, four fifths are lost at the beginning. Does it show in training? On the H100 an untrained LLaMA-7B saw four samples twice, at
-# a learning rate of {{1e-4}}; the loss is in nats per token:
+# a learning rate of {{1e-4}} (loss in nats per token):
 
 # %% machinery "Losses in three ways"
 rounding = read_record("rounding")
@@ -668,8 +670,8 @@ check_dequantize_kernel(dequantize_kernel)
 
 # %% [markdown]
 # In your kernel, nothing in between touches memory. The package's own (`qlora_lab/quantization/kernels.py`) has the same lines
-# with larger loads. Here it is on the H100, beside bitsandbytes' kernel and *plain*, which takes one of PyTorch's operators after
-# another:
+# with larger loads. Here it is on the H100, beside bitsandbytes' kernel and *plain*, PyTorch's operators one
+# after another:
 
 # %%
 row = kernels["results"]["nf4, bfloat16"]["dequantize"]
@@ -685,7 +687,8 @@ assert kernels["results"]["nf4, bfloat16"]["equal to the plain version"]
 #
 # ## 8 · Yours
 #
-# The bundled model is so small that nearly all of its standard step must be waiting. If you have a GPU, here is yours.
+# The bundled model is small. On the H100 its standard step took {{record['bundled']['standard']['milliseconds']:.0f}} ms, and the fast one trains the same in {{record['bundled']['fast']['milliseconds']:.0f}}. So the
+# standard step mostly waited. If you have a GPU, here is yours:
 
 # %% machinery "The recorded step of the bundled model, and yours"
 # NBVAL_IGNORE_OUTPUT
@@ -713,8 +716,6 @@ assert f"{small['standard']:.0f} {small['fast']:.0f} {small['standard'] / small[
 #   Together they make a step of one sample {{first['standard'] / first['both (fast)']:.1f}} times as fast.
 # - Dequantizing takes the same time, however many tokens there are, so a full step hardly notices it.
 # - A profiler slows down what it watches, and a step that waits measures its host.
-#
-# This serves *train a QLoRA model successfully*.
 
 # %%
 # NBVAL_IGNORE_OUTPUT
