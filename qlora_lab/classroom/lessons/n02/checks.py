@@ -70,13 +70,8 @@ CHANGES = ("4 bits", "checkpointing", "half the samples", "a quarter of the rank
 
 
 def room_for(memory: MemoryBreakdown) -> float:
-    """GB (10^9 bytes) that a card should have for a step: the sum, one GB, and half of what grows with the tokens.
-
-    The gaps between torch's tensors grow with the tokens, too. The rule is from the runs of LLaMA-7B and 13B in
-    data/records/memory-nvidia-h100-80gb-hbm3.json, all of which it fits.
-    """
-    grows = memory.parts.get("activations", 0) + memory.parts.get("logits and loss", 0)
-    return (memory.total + grows / 2) / 1e9 + 1
+    """GB (10^9 bytes) that a card should have for a step."""
+    return memory.card_bytes / 1e9
 
 
 def step_of(patient: str, change: str = "") -> MemoryBreakdown:
