@@ -266,7 +266,7 @@ assert change == {"memory": [-31, -63, -81], "time": [48, 70, 41]}
 # %% machinery "Count operations, and compare gradients"
 for lora in (False, True):
     plain, twice, equal = counted(lora)
-    print(f"{'LoRA' if lora else 'full training':<14}{plain / 1e6:.0f} million operations,", end=" ")
+    print(f"tiny model, {'LoRA' if lora else 'in full'}: {plain / 1e6:.0f} million operations,", end=" ")
     print(f"with checkpointing {twice / plain - 1:+.0%}; all gradients equal to the last bit: {equal}")
 
 # %% claims
@@ -365,7 +365,7 @@ print(*SHAPES)
 best_split(needs_of("llama-3-8b", rank=16, length=1024), card=24)  # ← your model, rank, tokens a sample, and GB
 
 # %% [markdown]
-# ## 4 · Accumulation: is 4 × 4 really 16?
+# ## 4 · Accumulation: is {{4}} × {{4}} really {{16}}?
 #
 # In the record it is: `batch 4 x 2` and `batch 1 x 8` end where *as it is* ends. In many scripts it was not, for years, transformers'
 # Trainer among them. They took the mean loss of each pass (of each *micro-batch*), and then the mean of these means.
