@@ -101,9 +101,9 @@ assert max(knobs.peak["checkpointing"]) < 0.5 < 0.6 < max(knobs.peak["batch 4 x 
 assert max(knobs.peak["adamw_8bit"]) > min(knobs.peak["as it is"]) and 0.7 < 1 - megabytes[2] / megabytes[0] < 0.75
 
 # %% [markdown]
-# **What happened?** The 8-bit optimizer shows no saving. LoRA trains so few numbers that all of AdamW's states take {{megabytes[0]:.0f}}
-# MB, and three quarters of that are not half a gigabyte. Most of the peak is *activations*. These shrink with checkpointing, or with
-# fewer samples at a time.
+# **What happened?** The 8-bit optimizer saves hardly anything. LoRA trains so few numbers that all of AdamW's states take
+# {{megabytes[0]:.0f}} MB, and three quarters of that are not half a gigabyte. Most of the peak is *activations*. These shrink with
+# checkpointing, or with fewer samples at a time.
 #
 # ### First, a ruler
 #
@@ -199,8 +199,8 @@ even_steps = squares.sqrt() / (evenly(squares).sqrt() + 1e-8)
 assert evenly(squares)[2:].sum() == 0 and even_steps[2] > 9e5 and (steps - 1).abs().max() < 0.2
 
 # %% [markdown]
-# **What happened?** Evenly spaced, the two small squares become zero, and AdamW divides by next to nothing: the third number jumps a
-# million learning rates far. So bitsandbytes takes a dynamic code, as for the scales in lesson 05. Its levels get closer together towards
+# **What happened?** Evenly spaced, the two small squares become zero, and AdamW divides by next to nothing: the third number jumps by a
+# million learning rates. So bitsandbytes takes a dynamic code, as for the scales in lesson 05. Its levels get closer together towards
 # zero, over seven powers of ten, and each number moves nearly as it should.
 #
 # What does that save at 7B?
@@ -221,8 +221,8 @@ assert [[round(size, 2) for size in sizes] for sizes in held.values()] == [
 ]
 
 # %% [markdown]
-# For full fine-tuning it is {{held["full fine-tuning", None][0] - held["full fine-tuning", None][2]:.0f}} GB. With LoRA at rank {{64}}, only one GB is
-# left to save.
+# For full fine-tuning 8 bits save {{held["full fine-tuning", None][0] - held["full fine-tuning", None][2]:.0f}} GB. With LoRA at rank {{64}}, only one GB
+# is left to save.
 #
 # **Paged** states (lesson 02) save nothing while there is room, because then nothing moves. They are an insurance for the one step with a
 # very long batch. It covers the states only, never weights or activations, and of these only tensors of {{100_000:,}} numbers and more:
@@ -331,9 +331,9 @@ explore(draw, **SLIDERS)
 assert at_first(4, False) < ROOM * 24 < at_first(8, False) and at_first(16, True) < ROOM * 24
 
 # %% [markdown]
-# **Exercise D.2 ●●○ (7 minutes).** Make a rule of it. `needs(samples, checkpointing)` predicts the GB of a pass. Find the split of {{16}}
-# samples with the *fewest passes* that takes at most {{90}} % of the card; if it fits both ways, without checkpointing. Samples in a pass
-# are a power of two.
+# **Exercise D.2 ●●○ (7 minutes).** `needs(samples, checkpointing)` predicts the GB of a pass. Find the split of {{16}} samples with the
+# *fewest passes* that takes at most {{90}} % of the card; if it fits both ways, without checkpointing. Samples in a pass are a power of
+# two.
 
 
 # %%
@@ -590,9 +590,9 @@ assert (
 # %% [markdown]
 # - **Batch {{32}}** saw four times as many orders. It is more data, not a better step.
 # - **Rank {{4}}** and **rank {{64}}** have the learning rate and the alpha / rank of *as it is*. So each column of B moves equally fast,
-#   but rank {{64}} has sixteen times as many, and its update grows faster. It may win only because it moves farther, as with a higher
-#   rate. In the small problem of [dive B](dive_b_why_low_rank.ipynb), most of the advantage goes away once each rank has its own best
-#   rate.
+#   but rank {{64}} has sixteen times as many columns as rank {{4}}, and its update grows faster. It may win only because it moves
+#   farther, as with a higher   rate. In the small problem of [dive B](dive_b_why_low_rank.ipynb), most of the advantage goes away once
+#   each rank has its own best   rate.
 # - **Targets** can be compared, since rate and rank are equal. `q, k, v, o` learns the orders as well as rank {{4}} on *all* linear
 #   layers,   with half as many numbers again, and hurts English more. `q, v` is worse in both. So spread a small budget over all layers.
 
