@@ -46,6 +46,7 @@ SETTINGS = {
     "html_title": "QLoRA Lab",
     "html_theme": "furo",
     "html_show_copyright": False,
+    "html_show_search_summary": False,  # fetches pages, which browsers refuse when there is no server
     "extensions": ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"],
     "nb_execution_mode": "off",
     "nb_ipywidgets_js": {},  # sliders need a kernel: what they drew when they were stored is a picture
@@ -67,6 +68,7 @@ def build(folder: Path, root: Path = REPOSITORY) -> None:
     try:
         from sphinx.application import Sphinx
         from sphinx.errors import SphinxError
+        from sphinx.util.docutils import docutils_namespace
     except ImportError:
         raise UserError("the website is made by Sphinx: pip install -c constraints.txt -e '.[site]'") from None
     if folder.exists() and any(folder.iterdir()) and not (folder / "searchindex.js").is_file():
@@ -76,14 +78,16 @@ def build(folder: Path, root: Path = REPOSITORY) -> None:
         write_pages(pages, root)
         warnings = io.StringIO()
         try:
-            app = Sphinx(pages, None, made, Path(scratch, "cache"), "html", SETTINGS, status=None, warning=warnings)
-            app.connect("autodoc-process-docstring", keep_lists)
-            app.build()
+            with docutils_namespace():  # a second website of this process begins anew
+                app = Sphinx(pages, None, made, Path(scratch, "cache"), "html", SETTINGS, status=None, warning=warnings)
+                app.connect("autodoc-process-docstring", keep_lists)
+                app.build()
         except SphinxError as error:
             raise UserError(f"the website was not made: {error}") from None
         if warnings.getvalue():
-            told = COLOUR.sub("", warnings.getvalue()).replace(f"{pages}/", "")
-            raise UserError(f"the website was not made, because Sphinx warns:\n{told.rstrip()}")
+            told = COLOUR.sub("", warnings.getvalue()).replace(f"{pages}/", "").splitlines()
+            more = f"\nand {len(told) - 10} more lines" if len(told) > 10 else ""
+            raise UserError("the website was not made, because Sphinx warns:\n" + "\n".join(told[:10]) + more)
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(made, folder, ignore=shutil.ignore_patterns(".buildinfo", "objects.inv"))
 
