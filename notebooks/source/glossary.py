@@ -64,7 +64,7 @@
 # | **scale** | The distance between two marks of a quantized block, stored once for all its numbers: code times scale gives the number back. | [lesson 03](03_number_formats.ipynb) |
 # | **seed** | The number that decides how an adapter begins and in which order the samples come. Another seed is another try of the same training. | [lesson 11](11_accuracy_comparison.ipynb) |
 # | **singular value** | How large one of the products of a column and a row is, of which a matrix is the sum. | [dive B](dive_b_why_low_rank.ipynb) |
-# | **standard error** | How far the mean of several values is typically off the true mean: their spread divided by the square root of their number. | [lesson 11](11_accuracy_comparison.ipynb) |
+# | **standard error** | How far the mean of several values is typically off the true mean: their spread divided by the square root of their number. | [dive C](dive_c_small_differences.ipynb) |
 # | **targets** | The layers that get an adapter, by name. | [lesson 06](06_lora.ipynb) |
 # | **update** | What training adds to a weight: the weight afterwards minus the weight before. | [lesson 06](06_lora.ipynb) |
 # | **validation** | Measuring the loss on held-out samples while the model trains, to see when more training stops helping. | [lesson 08](08_your_data.ipynb) |
