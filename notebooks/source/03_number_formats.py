@@ -254,7 +254,8 @@ check_fixed_rows(quantize_rows)
 
 # %% [markdown]
 # **Try it.** At first one number in a thousand is an outlier, and on the left, the others crowd around the middle mark. Choose blocks of
-# {{64}} and watch them spread out. Without outliers, which kind of numbers hardly needs blocks?
+# {{64}} and watch them spread out. Without outliers, which kind of numbers hardly needs blocks? (*Laplace* and *Student-t* are like
+# Gaussian numbers, with more of them far out.)
 #
 # <details><summary>The answer</summary>The uniform ones. They have no tails: the largest of all is hardly larger than the largest of any block, so blocks bring nothing but costs.</details>
 

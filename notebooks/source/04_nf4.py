@@ -294,7 +294,7 @@ assert 0.025 < error["NF4"] / relative_rms(gaussian, quantize(gaussian, kept, 64
 assert all(0.74 < abs(codebooks["used equally"][i]) < 0.76 for i in (0, -1))
 
 # %% [markdown]
-# Equal use does harm. Those levels end at three quarters, so each block's largest number is missed by a
+# Equal use does harm. Those levels end at three quarters of the absmax, so each block's largest number is missed by a
 # quarter. The table of the least error is used about as unequally as NF4, and NF4 is not far above it. So NF4's levels are *not* used
 # equally, and it works all the same. ([Dive A](dive_a_better_codebooks.ipynb) makes better tables.)
 #

@@ -24,13 +24,13 @@ from qlora_lab.classroom.lessons.dive_b.figures import (
     plot_by_rank,
     plot_energy,
     plot_parts,
+    plot_rebuilt,
     plot_truncation,
 )
 from qlora_lab.classroom.lessons.dive_b.machinery import (
     SmallProblem,
     cut_in_two,
     directions_for,
-    plot_largest,
     read_pairs,
 )
 from qlora_lab.classroom.plots import new_axes, told
@@ -100,7 +100,7 @@ assert torch.isclose((torch.linalg.svdvals(M) ** 2).sum(), M.square().sum())
 
 # %% machinery "Slider: M, rebuilt from its largest directions"
 def draw_rebuilt(rank):
-    return plot_largest(M, rank)
+    return plot_rebuilt(M, rank)
 
 
 # %% alt="Left, M as coloured squares. Middle, M rebuilt from its largest directions: with two, where the slider starts, it looks nearly the same. Right, bars: the six singular values, the first two far larger than the others; the ones kept are blue."

@@ -1,4 +1,4 @@
-"""What dive_b_why_low_rank does in one line: a slider's figure, a model cut in two, a problem for LoRA, adapters."""
+"""What dive_b_why_low_rank does in one line: it cuts a model in two, poses LoRA a problem, looks at an adapter."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib.axes import Axes
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from qlora_lab.adapters.files import read_adapter
-from qlora_lab.classroom.lessons.dive_b.figures import plot_rebuilt
 from qlora_lab.finetuning import LoraLinear, collate, load_samples, tokenize
 
 Batch = tuple[dict[str, Any], Tensor]
@@ -102,12 +100,6 @@ def read_pairs(folder: str | Path) -> dict[str, tuple[Tensor, Tensor]]:
     _, tensors, _ = read_adapter(folder)
     names = sorted({name.rpartition(".lora_")[0] for name in tensors})
     return {name: (tensors[f"{name}.lora_A"].float(), tensors[f"{name}.lora_B"].float()) for name in names}
-
-
-def plot_largest(matrix: Tensor, rank: int) -> Axes:
-    """The figure of `matrix` beside what its `rank` largest directions add up to."""
-    u, s, v = torch.linalg.svd(matrix)
-    return plot_rebuilt(matrix, (u[:, :rank] * s[:rank]) @ v[:rank], s.tolist(), rank)
 
 
 def directions_for(A: Tensor, B: Tensor, share: float) -> int:
