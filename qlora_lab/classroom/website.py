@@ -27,6 +27,7 @@ from qlora_lab.classroom.source import REPOSITORY
 from qlora_lab.errors import UserError
 
 ROOMS = ("quantization", "memory", "finetuning")  # those that say in __all__ what is public
+OTHERS = ("CONTRIBUTING.md", "CHANGELOG.md")
 BADGES = re.compile(r"^\| \[(\w+)\]\(notebooks/\w+\.ipynb\) (\[!\[Colab\].*?) \|", re.MULTILINE)
 PUBLIC = """# qlora_lab.{room}
 
@@ -105,8 +106,9 @@ def write_pages(pages: Path, root: Path) -> None:
     for path in notebooks:
         shutil.copy(path, pages / "files")
     shutil.copytree(root / "docs", pages / "docs")
-    for name in ("CONTRIBUTING.md", "CHANGELOG.md"):
-        shutil.copy(root / name, pages)
+    for name in OTHERS:
+        if (root / name).is_file():  # a students' copy has none
+            shutil.copy(root / name, pages)
     (pages / "api").mkdir()
     described = set()
     for room in ROOMS:  # each name once
@@ -120,7 +122,7 @@ def write_pages(pages: Path, root: Path) -> None:
     parts = {
         "The path": path_,
         "Deep dives": [name for name in names if name not in path_],
-        "More": [*docs, "CONTRIBUTING", "CHANGELOG"],
+        "More": [*docs, *(Path(name).stem for name in OTHERS if (root / name).is_file())],
         "Library": [f"api/{room}" for room in ROOMS],
     }
     for caption, entries in parts.items():

@@ -119,7 +119,7 @@ def test_a_page_is_the_notebook_for_reading(site, pages):
 
 
 def small_copy(folder: Path) -> Path:
-    """A course of one notebook."""
+    """A course of one notebook, without a list of changes, as a students' copy is."""
     (folder / "notebooks").mkdir(parents=True)
     name = "05_double_quantization.ipynb"
     text = (REPOSITORY / "notebooks" / name).read_text(encoding="utf-8").replace("06_lora.ipynb", name)
@@ -127,7 +127,6 @@ def small_copy(folder: Path) -> Path:
     shutil.copytree(REPOSITORY / "docs", folder / "docs")
     (folder / "qlora_lab").mkdir()
     shutil.copy(REPOSITORY / "qlora_lab" / "colab.py", folder / "qlora_lab")
-    shutil.copy(REPOSITORY / "CHANGELOG.md", folder)
     (folder / "CONTRIBUTING.md").write_text("# Changing it\n", encoding="utf-8")
     (folder / "README.md").write_text(
         "# A course\n\n| notebook | question | minutes |\n|---|---|---|\n"
