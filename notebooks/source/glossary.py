@@ -16,7 +16,7 @@
 # | **accumulation** | Adding up the gradients of several small batches before the weights are changed, as if they were one large batch. | [lesson 09](09_your_gpu.ipynb) |
 # | **activations** | What the forward pass computes and the backward pass needs again, such as the input of each layer. | [lesson 02](02_memory_wall.ipynb) |
 # | **adapter** | All the weights that LoRA adds to a model, together. | [lesson 01](01_first_run.ipynb) |
-# | **affine scheme** | Quantization with evenly spaced marks from the smallest to the largest number; it needs the smallest number, or a zero point, as a second constant. | [lesson 03](03_number_formats.ipynb) |
+# | **affine scheme** | Quantization with evenly spaced marks from the smallest to the largest number; it needs the smallest number, or a zero point, as a second constant. | [lesson 04](04_nf4.ipynb) |
 # | **alpha** | A setting of LoRA: the product of the two thin matrices is multiplied by alpha divided by the rank. | [lesson 06](06_lora.ipynb) |
 # | **bf16 (bfloat16)** | A format of numbers with 16 bits: as wide a range as float32, with fewer digits. Recent GPUs and some CPUs multiply it themselves. | [lesson 00](00_start_here.ipynb) |
 # | **bits per parameter** | What a weight really takes: the bits of its code, and its share of the scale (and of other constants) of its block. | [lesson 03](03_number_formats.ipynb) |
