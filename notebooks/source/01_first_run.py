@@ -4,9 +4,11 @@
 # Yes. A minute or two of training on two CPU cores teaches a language model to turn free text into data:
 #
 # ```
-# New order for Julia Weber in Budapest: 15 purple bottles, altogether 765 euros.
+# New order for Julia Weber in Budapest:
+# 15 purple bottles, altogether 765 euros.
 #
-# {"customer":"Julia Weber","item":"bottle","colour":"purple","quantity":15,"city":"Budapest","total":765}
+# {"customer":"Julia Weber","item":"bottle","colour":"purple",
+#  "quantity":15,"city":"Budapest","total":765}
 # ```
 #
 # You load a small chat model in four bits a weight, ask it to do this, **fine-tune** it (you go on training it, on examples of
