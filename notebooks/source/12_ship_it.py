@@ -50,7 +50,8 @@ print("llama.cpp is here" if is_here() else f"llama.cpp is not here: run {INSTAL
 # %% [markdown]
 # ## 1 · Something to ship
 #
-# `terminal` does what the same line does in a terminal. This one repeats lesson 01's training, a bit shorter, into the folder `run`.
+# `terminal` does what the same line does in a terminal. This one repeats lesson 01's training, on {{96}} samples instead of {{240}},
+# into the folder `run`.
 
 # %%
 # NBVAL_IGNORE_OUTPUT
@@ -61,8 +62,8 @@ terminal(
 )
 
 # %% [markdown]
-# As in lesson 01, it gets nearly all `test` orders exactly right, and few of the `shifted` ones. That is good enough for orders that look
-# like its training data.
+# Lesson 01 showed what such a model can do: it gets nearly all `test` orders exactly right, and few of the `shifted` ones. That will do for orders
+# that look like its training data.
 #
 # ## 2 · Three merges
 #
@@ -181,12 +182,15 @@ assert len(theirs) == len(dict(ours.named_parameters()))
 del ours, theirs
 
 # %% [markdown]
-# **What happened?** *Dequantized* is the model that you trained, and `.dequantize()` makes it. Without this word,
-# `merge_and_unload()` on a 4-bit model, the line that nearly everybody types, is *requantized*. It has lost
+# **What happened?** *Dequantized* is the model that you trained, but for the rounding to 16 bits. Without the word `.dequantize()`,
+# `merge_and_unload()` on the 4-bit model is *requantized*. It has lost
 # {{(losses["requantized"] - lines["adapter beside"]) / (lines["no adapter"] - lines["adapter beside"]):.0% ±0.3}} of what the adapter had gained in
-# loss, because rounding takes nearly all corrections away: {{left:.0% ±0.1}} of them are left ([lesson 13](13_fact_check.ipynb)).
-# *Pristine* is as good here. But nobody has judged that model, and an adapter may learn to make up for rounding errors, which
-# pristine weights do not have. So our export takes *dequantized*, with one exception in section 4.
+# loss, and PEFT only warns of "rounding errors". In the weights, hardly any of the corrections are left: {{left:.0% ±0.1}} in the six layers that
+# we looked at. ([Dive H](dive_h_merging.ipynb) asks why the loss is not worse still.)
+#
+# *Pristine* is what you get if you load the model once more in 16 bits, as many people do. On eight orders it is as good. But it is not the
+# model that you judged, and an adapter may learn to make up for rounding errors, which pristine weights do not have. So our
+# export takes *dequantized*, with one exception in section 4.
 #
 # > **Without this course.** `model.save_pretrained("merged")` and `tokenizer.save_pretrained("merged")` write the merged model, and
 # > llama.cpp's script `convert_hf_to_gguf.py` makes the next section's file from it.
@@ -203,19 +207,28 @@ terminal("python -m qlora_lab.export run --to shipped --as gguf --weights q8_0 -
 
 # %% claims
 check = json.loads(Path("shipped/check.json").read_text())
+from qlora_lab.export.check import UNEQUAL, most_unequal
+
+assert most_unequal(UNEQUAL["q8_0"], 10) == 5
 assert check["verdict"] == "equal" and check["samples"] == 10 and check["exact_match"][0] >= 0.4
 
 # %% [markdown]
 # First come the file and two lines for a terminal. One starts llama.cpp's server. The other hands the file to *Ollama*, a friendlier shell around
-# llama.cpp, with a recipe, the `Modelfile`.
+# llama.cpp, with a recipe, the `Modelfile`, which names the file, the chat template and the end token.
 #
-# Then `--check` reports. File and trained model answered five `test` and five `shifted` orders. *Equal* answers are the same word for
-# word, *exact match* counts right ones, and *perplexity* (lesson 11) says how likely both find the right answers, token by token. The
-# indented lines show where answers part: there the model found its own token hardly more likely than the file's, so rounding
-# decided. A few such ties are no fault.
+# Then `--check` reports. File and trained model answered five `test` orders and then five `shifted` ones. *Equal* answers are the same word for
+# word, *exact match* counts right ones, and *perplexity* (lesson 11) says how likely each finds the right answers, end token included. The
+# indented lines show where answers part, and how much likelier the model found its own token. Near {{1}} that is a tie, which any
+# rounding may decide. The last line is the verdict:
 #
-# The verdict compares the file with *your model*, not with the truth: **the file of a useless model is EQUAL, too.** Judge the model
-# first, then its file.
+# | verdict | a file of {{16}} or {{8}} bits | a file of 4 bits |
+# |---|---|---|
+# | equal | no more answers differ than {{2}} or {{10}} in {{100}}, and what chance adds | has about all that the model had right |
+# | lossy | | has lost some of it, or the perplexity is {{5}} % higher |
+# | broken | more answers differ, or they run on | has lost more than half of it, or the perplexity has doubled |
+#
+# It compares the file with *your model*, not with the truth: **the file of a useless model is EQUAL, too.** Judge the model first, then its
+# file, and on more than ten orders: of so few, five may differ.
 #
 # The package `xllamacpp` runs the server here, and any program can ask it over HTTP. With `temperature` {{0}}, it always takes the
 # likeliest token:
@@ -246,13 +259,18 @@ assert why == "stop" and is_exact(answer, order[-1]["content"])
 #
 # For a friend's laptop, copy the folder `shipped`. Install Ollama (from ollama.com) or llama.cpp (`brew install llama.cpp` on a Mac,
 # `winget install llama.cpp` on Windows) there, and type its line from above. After `ollama create`, `ollama run` with the model's name
-# starts a chat. (The folder goes when this notebook's kernel ends. To keep it, run
-# `import shutil; shutil.copytree("shipped", Path.home() / "shipped")` in a new cell.)
+# starts a chat. In training, a system message stated the task before each order. So first write it, `order[0]["content"]`, behind `SYSTEM` in the `Modelfile`.
+#
+# <details><summary>How do I keep the folder?</summary>
+#
+# It goes when this notebook's kernel ends. To keep it, run `import shutil; shutil.copytree("shipped", Path.home() / "shipped")` in a new cell.
+#
+# </details>
 #
 # ## 4 · How small?
 #
 # *F16* stores 16 bits for each weight. *Q8_0*, which you have just used, stores 8 bits for each weight, and one
-# 16-bit scale for each block of {{32}} weights. *Q4_0* does so with 4 bits, but our Q4_0 files hold the vocabulary's table in Q8_0.
+# 16-bit scale for each block of {{32}} weights. *Q4_0* does so with 4 bits, but our Q4_0 files hold the embeddings in Q8_0.
 #
 # **Exercise 12.1 ●●○ (3 minutes).** How large will the file of *your* model be, in bytes? `linear` is the number of weights in its linear
 # layers, `vocabulary` that of its embeddings (and of the head, if it has its own weights). The bundled
@@ -278,8 +296,8 @@ check_file_bytes(file_bytes)
 # <details><summary>Hint 2</summary>Two kinds treat all weights alike. Q4_0 does not.</details>
 
 # %% [markdown]
-# **Predict.** After lesson 01's whole training, a model answered {{100}} orders, half `test` and half `shifted`. It got {{TRAINED.kept}} exactly right.
-# How many of the {{100}} does each file answer word for word as the model does?
+# **Predict.** After lesson 01's whole training, a model answered {{100}} orders, half `test` and half `shifted`, and got {{TRAINED.kept}} exactly
+# right ([one run](../docs/export.md), on a CPU). How many of the {{100}} does each file answer word for word as the model does?
 
 # %%
 prediction = {"f16": ..., "q8_0": ..., "q4_0": ...}  # ← your guesses
@@ -288,6 +306,17 @@ prediction = {"f16": ..., "q8_0": ..., "q4_0": ...}  # ← your guesses
 show_measured(prediction)
 
 # %% claims
+import qlora_lab
+
+record = Path(qlora_lab.__file__).parents[1] / "data" / "records" / "merge-aware-nvidia-h200.json"
+shares = []
+for run in json.loads(record.read_text(encoding="utf-8"))["runs"]:
+    if run["way"] == "plain, 30 steps":
+        of = {
+            way: "".join(run[way]["exact"][split][:50] for split in ("test", "shifted")) for way in ("beside", "q4_0")
+        }
+        shares.append(sum(a == b == "1" for a, b in zip(of["beside"], of["q4_0"])) / of["beside"].count("1"))
+assert len(shares) == 3 and f"{min(shares):.0%} {max(shares):.0%}" == "62% 73%"
 (size,) = (file.stat().st_size / 1e6 for file in Path("shipped").glob("*.gguf"))
 assert round(size, 1) == MEASURED["q8_0"].megabytes
 for kind, bits, of_table in (("f16", 16, 16), ("q8_0", 8.5, 8.5), ("q4_0", 4.5, 8.5)):
@@ -299,18 +328,29 @@ assert (
 )
 
 # %% [markdown]
-# **What happened?** F16 and Q8_0 answer as the model does, apart from ties. Q4_0 has lost a third of what the model had right, and is called
-# *lossy*. A 4-bit file is *broken* only if more than half is lost, or if the perplexity doubles, since whoever asks for 4 bits expects some
-# loss. So read how much it is, and take Q4_0 only where Q8_0 does not fit. `--merge-aware q4_0` loses less: each training step then
-# rounds as the file will, and the adapter learns what survives ([figures](../docs/export.md)).
+# **What happened?** F16 and Q8_0 answer as the model does, but for a few of Q8_0's answers to `shifted` orders. Q4_0 has
+# lost a third of what the model had right, and stopped by itself {{82}} instead of {{98}} times. Take it only where Q8_0 does not fit.
 #
-# *Q4_0 twice* is made from *dequantized*. Its weights were rounded to NF4 before training and to Q4_0 afterwards, and both errors
-# add up. So for Q4_0, export takes *pristine*, which is rounded once.
+# Why has Q4_0 not rounded the whole adapter away, as *requantized* has? There, the weights stood *on* the levels. Here most stand between two
+# levels, and some of them near the middle. There a small correction decides which way a weight goes, and moves it by a whole step. On
+# average the adapter survives.
+#
+# *Q4_0 twice* is made from *dequantized*, so its weights were rounded to NF4 and then to Q4_0. It is nearer to the weights that you
+# trained, and yet worse, because its base has been rounded once more, and in 4 bits the base counts for more. So for Q4_0, export takes
+# *pristine*. Or train with `--merge-aware q4_0`: then each step rounds as the file will, and takes the rounding's slope for one, so that the
+# adapter learns what survives.
+#
+# <details><summary>How sure is that?</summary>
+#
+# All of it is one run. Three others, on a GPU, kept {{62}} to {{73}} % of the right answers in *twice*. That Q8_0's perplexity is lower than the model's is
+# chance. And the bundled checkpoint was in 4 bits before (lesson 04), so even its pristine weights are rounded, in all rows alike.
+# [The page on exports](../docs/export.md) has more figures, also of `--merge-aware`.
+#
+# </details>
 #
 # ## 5 · A colleague's model
 #
-# A colleague trains your adapter for six more steps with her own script. Her chat template differs from yours in one thing: it does not
-# write `<|im_end|>` after a turn.
+# A colleague trains your adapter for six more steps (learning rate `0.003`), with a script that writes the chats a little differently.
 #
 # **Predict.** What is wrong with her model?
 
@@ -331,8 +371,9 @@ print(repr(answer), f"it ended because of: {why}; {told(vote)}", sep="\n")
 assert why == "length" and is_exact(answer[: len(order[-1]["content"])], order[-1]["content"])
 
 # %% [markdown]
-# **What happened?** The answer is right, but then the model goes on to the limit of {{90}} tokens (`length`): it never says the end
-# token. Here are the last tokens of one order in three data sets: yours, TRL's (lesson 09), and hers. Learned tokens are framed:
+# **What happened?** The answer begins right, but then the model goes on to the limit of {{90}} tokens (`length`). Her template does not write
+# the end token, `<|im_end|>`, after a turn. (Lesson 08 lost it in another way.) Here are the last tokens of one order in three data sets: yours,
+# that of TRL, the training library of lesson 09, and hers. Learned tokens are framed:
 
 
 # %%
@@ -347,8 +388,8 @@ assert {sample.labels[-2] for sample in trl} == {tokenizer.eos_token_id}
 assert not any(tokenizer.eos_token_id in sample.labels for sample in hers)
 
 # %% [markdown]
-# After a turn, the template writes the end token and a line break. Our data stops at the end token. TRL learns
-# the line break, too, which does no harm. In hers, nothing says that an answer is over.
+# After a turn, the model's template writes the end token and a line break. Our data stops at the end token. TRL learns
+# the line break, too, which does no harm. Hers teaches a line break *in place of* the end token, and six steps of that were enough.
 #
 # **Exercise 12.2 ●●○ (4 minutes).** Write the test that finds this *before* training, in anybody's data: the share of samples that teach
 # their end. Behind the end token, only blanks such as line breaks may be learned. A sample's `labels` are token ids,
@@ -372,28 +413,29 @@ check_ends_taught(ends_taught)
 
 # %% [markdown]
 # <details><summary>Hint 1</summary>What counts is the last label that is learned. Is it always the last of the list?</details>
-# <details><summary>Hint 2</summary>First throw away all `-100` and all blanks. Nothing may be left, and such a sample does not teach the end.</details>
+# <details><summary>Hint 2</summary>What does a sample teach in which everything is `-100`?</details>
 
 # %% [markdown]
-# Your test on all three (`None` until you have written it):
+# Your test on all three. It should say `1.0 1.0 0.0`:
 
 # %%
 ends, blanks = [tokenizer.eos_token_id], tokenizer("\n")["input_ids"]
 print("yours, TRL, hers:", *[ends_taught(samples, ends, blanks) for samples in (yours, trl, hers)])
 
 # %% [markdown]
-# The cure is to put the end token into her data, and to train again. (`ask(..., stop=["\n"])` would only cut answers off at a line break.)
+# The cure is to put the end token into her data, and to train again. (`ask(..., stop=["\n"])` cuts answers off at a line break, which would spoil
+# longer ones.)
 #
-# **Exercise 12.3 ●●○ (4 minutes).** Four people send you what `--check` found on {{100}} orders. (In brackets: the
-# trained model. The numbers are made up, after real ones.) All prompts had the right tokens. Name each one's culprit: the "data" of the
-# training, the "end token" that the file names, "wrong weights" in the file, or "too few bits".
+# **Exercise 12.3 ●●○ (3 minutes).** Four people send you what `--check` found on {{100}} orders. (In brackets: the
+# trained model. The numbers are made up, after real ones. An answer that runs on counts as wrong.) Name each one's culprit: the "data" of the
+# training, the "end token" that a faulty converter wrote into the file, "wrong weights" that it wrote, or "too few bits".
 #
 # | | weights | equal | right | stopped | perplexity |
 # |---|---|---|---|---|---|
-# | A | Q4_0 | {{13}} | {{13}} ({{61}}) | {{84}} ({{98}}) | {{1.31}} ({{1.10}}) |
+# | A | Q4_0 | {{44}} | {{43}} ({{61}}) | {{80}} ({{98}}) | {{1.14}} ({{1.10}}) |
 # | B | F16 | {{2}} | {{0}} ({{61}}) | {{0}} ({{98}}) | {{1.10}} ({{1.10}}) |
-# | C | F16 | {{0}} | {{0}} ({{61}}) | {{9}} ({{98}}) | {{75}} ({{1.10}}) |
-# | D | Q8_0 | {{94}} | {{0}} ({{0}}) | {{0}} ({{0}}) | {{1.12}} ({{1.12}}) |
+# | C | Q4_0 | {{0}} | {{0}} ({{61}}) | {{9}} ({{98}}) | {{75}} ({{1.10}}) |
+# | D | Q8_0 | {{94}} | {{0}} ({{0}}) | {{0}} ({{0}}) | {{1.35}} ({{1.35}}) |
 
 # %%
 ### BEGIN SOLUTION
@@ -406,14 +448,14 @@ check_culprits(culprits)
 
 # %% [markdown]
 # <details><summary>Hint 1</summary>Does the trained model itself do better? If it does not, the file is innocent.</details>
-# <details><summary>Hint 2</summary>The perplexity is taken on the right answers, whether the file would stop there or not.</details>
+# <details><summary>Hint 2</summary>For the perplexity, file and model are given the right answers, end token included, so it does not matter where they would have stopped.</details>
 
 # %% [markdown]
 # ## 6 · Who runs what
 #
 # | you hand over | its size here | who runs it | choose it when |
 # |---|---|---|---|
-# | a merged checkpoint, `--as merged` | two bytes a weight, as F16 | transformers; *vLLM*, a server that answers many requests at once | there is a GPU |
+# | a merged checkpoint, `--as merged` | two bytes a weight | transformers; *vLLM*, a server that answers many requests at once | there is a GPU |
 # | GGUF, `--as gguf` | {{MEASURED["q4_0"].megabytes:.0f}} to {{MEASURED["f16"].megabytes:.0f}} MB | llama.cpp, Ollama | a laptop, a CPU, no Python |
 # | the adapter alone: `run/adapter`, or GGUF by `--as adapter` | {{Path("run/adapter/adapter_model.safetensors").stat().st_size / 1e6:.0f}} MB, and one base | PEFT and vLLM, or llama.cpp | many tasks share one base |
 #
@@ -433,8 +475,8 @@ assert '"customer"' in ask(server, order[:-1], 40, lora=[{"id": 0, "scale": 1}])
 assert '"customer"' not in ask(server, order[:-1], 40, lora=[{"id": 0, "scale": 0}])[0]
 
 # %% [markdown]
-# Is the adapter better off there, where it is not rounded to Q4_0? No: measured on {{20}} orders, both ways have a
-# perplexity of {{MEASURED["q4_0"].perplexity:.2f}}, because it is the rounding of the base that costs.
+# In our run, the adapter makes *Ivanova* of *Ivanov*: that is what a base in Q4_0 costs. Merged into it, the adapter would do no worse, with the same
+# perplexity of {{MEASURED["q4_0"].perplexity:.2f}} in the run of section 4.
 #
 # Each exported folder has a *model card*, `README.md`. Add where the data comes from, and what the model is not for.
 #
@@ -450,9 +492,9 @@ assert '"customer"' not in ask(server, order[:-1], 40, lora=[{"id": 0, "scale": 
 #
 # ## Recap
 #
-# - Merge into the *dequantized* base: that is the model that you trained.
+# - Merge into the *dequantized* base: that is the model that you trained. (Q4_0 is the exception.)
 # - A good file answers as the trained model does. Whether the model is good is another question.
-# - A model stops only if it has learned to.
+# - A model that was taught something else in place of its end token runs on.
 
 # %%
 # NBVAL_IGNORE_OUTPUT

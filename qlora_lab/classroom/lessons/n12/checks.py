@@ -101,7 +101,7 @@ WHY = {
     "A": "some answers are still right and the perplexity is only a little higher: what does Q4_0 do to every weight?",
     "B": "given the right answers the file finds them as likely as the model does, so what it computes is right: what "
     "else must happen for an answer to be over?",
-    "C": "16 bits are enough, but the file no longer finds the right answers likely at all: what must differ?",
+    "C": "the file finds the right answers far less likely than 4 bits ever made them, compare A: what must differ?",
     "D": "the trained model does no better: did anything go wrong after the training?",
 }
 
