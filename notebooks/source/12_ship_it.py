@@ -63,7 +63,7 @@ terminal(
 
 # %% [markdown]
 # Lesson 01 showed what such a model can do: it gets nearly all `test` orders exactly right, and few of the `shifted` ones. That will do for orders
-# that look like its training data.
+# like its training data.
 #
 # ## 2 · Three merges
 #
@@ -185,8 +185,8 @@ del ours, theirs
 # **What happened?** *Dequantized* is the model that you trained, but for the rounding to 16 bits. Without the word `.dequantize()`,
 # `merge_and_unload()` on the 4-bit model is *requantized*. It has lost
 # {{(losses["requantized"] - lines["adapter beside"]) / (lines["no adapter"] - lines["adapter beside"]):.0% ±0.3}} of what the adapter had gained in
-# loss, and PEFT only warns of "rounding errors". In the weights, hardly any of the corrections are left: {{left:.0% ±0.1}} in the six layers that
-# we looked at. ([Dive H](dive_h_merging.ipynb) asks why the loss is not worse still.)
+# loss, and PEFT only warns of "rounding errors". In the weights, hardly any of the corrections are left: {{left:.0% ±0.1}} in six layers.
+# ([Dive H](dive_h_merging.ipynb) asks why the loss is not worse still.)
 #
 # *Pristine* is what you get if you load the model once more in 16 bits, as many people do. On eight orders it is as good. But it is not the
 # model that you judged, and an adapter may learn to make up for rounding errors, which pristine weights do not have. So our
@@ -214,18 +214,18 @@ assert check["verdict"] == "equal" and check["samples"] == 10 and check["exact_m
 
 # %% [markdown]
 # First come the file and two lines for a terminal. One starts llama.cpp's server. The other hands the file to *Ollama*, a friendlier shell around
-# llama.cpp, with a recipe, the `Modelfile`, which names the file, the chat template and the end token.
+# llama.cpp, with a recipe, the `Modelfile`.
 #
 # Then `--check` reports. File and trained model answered five `test` orders and then five `shifted` ones. *Equal* answers are the same word for
 # word, *exact match* counts right ones, and *perplexity* (lesson 11) says how likely each finds the right answers, end token included. The
 # indented lines show where answers part, and how much likelier the model found its own token. Near {{1}} that is a tie, which any
-# rounding may decide. The last line is the verdict:
+# rounding may decide. (Here it happens in `shifted` orders, which the model itself mostly gets wrong.) The last line is the verdict:
 #
 # | verdict | a file of {{16}} or {{8}} bits | a file of 4 bits |
 # |---|---|---|
-# | equal | no more answers differ than {{2}} or {{10}} in {{100}}, and what chance adds | has about all that the model had right |
-# | lossy | | has lost some of it, or the perplexity is {{5}} % higher |
-# | broken | more answers differ, or they run on | has lost more than half of it, or the perplexity has doubled |
+# | equal | about {{2}} (16 bits) or {{10}} (8 bits) in {{100}} answers may differ, and what chance adds | keeps nearly all that the model had right |
+# | lossy | | keeps less, or the perplexity is {{5}} % higher |
+# | broken | more answers differ, or they run on | keeps less than half, or the perplexity has doubled |
 #
 # It compares the file with *your model*, not with the truth: **the file of a useless model is EQUAL, too.** Judge the model first, then its
 # file, and on more than ten orders: of so few, five may differ.
@@ -259,7 +259,8 @@ assert why == "stop" and is_exact(answer, order[-1]["content"])
 #
 # For a friend's laptop, copy the folder `shipped`. Install Ollama (from ollama.com) or llama.cpp (`brew install llama.cpp` on a Mac,
 # `winget install llama.cpp` on Windows) there, and type its line from above. After `ollama create`, `ollama run` with the model's name
-# starts a chat. In training, a system message stated the task before each order. So first write it, `order[0]["content"]`, behind `SYSTEM` in the `Modelfile`.
+# starts a chat. In training, a system message stated the task before each order, and Ollama would take another one. So first write yours,
+# `order[0]["content"]`, behind `SYSTEM` in the `Modelfile`.
 #
 # <details><summary>How do I keep the folder?</summary>
 #
@@ -275,7 +276,7 @@ assert why == "stop" and is_exact(answer, order[-1]["content"])
 # **Exercise 12.1 ●●○ (3 minutes).** How large will the file of *your* model be, in bytes? `linear` is the number of weights in its linear
 # layers, `vocabulary` that of its embeddings (and of the head, if it has its own weights). The bundled
 # model has {{sum(layer.base.weight.quant_state.shape.numel() for layer in lora_layers(beside).values()):,}} and
-# {{beside.get_input_embeddings().weight.numel():,}}. (Its files are two megabytes larger: they hold the tokenizer, too.)
+# {{beside.get_input_embeddings().weight.numel():,}}. (The tokenizer adds two megabytes.)
 
 
 # %%
@@ -336,7 +337,7 @@ assert (
 # average the adapter survives.
 #
 # *Q4_0 twice* is made from *dequantized*, so its weights were rounded to NF4 and then to Q4_0. It is nearer to the weights that you
-# trained, and yet worse, because its base has been rounded once more, and in 4 bits the base counts for more. So for Q4_0, export takes
+# trained, and yet worse, because its base has been rounded once more. In 4 bits, it seems, the base counts for more. So for Q4_0, export takes
 # *pristine*. Or train with `--merge-aware q4_0`: then each step rounds as the file will, and takes the rounding's slope for one, so that the
 # adapter learns what survives.
 #
@@ -389,7 +390,8 @@ assert not any(tokenizer.eos_token_id in sample.labels for sample in hers)
 
 # %% [markdown]
 # After a turn, the model's template writes the end token and a line break. Our data stops at the end token. TRL learns
-# the line break, too, which does no harm. Hers teaches a line break *in place of* the end token, and six steps of that were enough.
+# the line break, too, which does no harm. Hers teaches a line break *in place of* the end token, and six steps of that were enough. (Her prompts lack it, too,
+# but the server's prompts, which have it, still get the right answer.)
 #
 # **Exercise 12.2 ●●○ (4 minutes).** Write the test that finds this *before* training, in anybody's data: the share of samples that teach
 # their end. Behind the end token, only blanks such as line breaks may be learned. A sample's `labels` are token ids,
@@ -423,18 +425,17 @@ ends, blanks = [tokenizer.eos_token_id], tokenizer("\n")["input_ids"]
 print("yours, TRL, hers:", *[ends_taught(samples, ends, blanks) for samples in (yours, trl, hers)])
 
 # %% [markdown]
-# The cure is to put the end token into her data, and to train again. (`ask(..., stop=["\n"])` cuts answers off at a line break, which would spoil
-# longer ones.)
+# The cure is to put the end token into her data, and to train again. (`ask(..., stop=["\n"])` would only hide it.)
 #
 # **Exercise 12.3 ●●○ (3 minutes).** Four people send you what `--check` found on {{100}} orders. (In brackets: the
-# trained model. The numbers are made up, after real ones. An answer that runs on counts as wrong.) Name each one's culprit: the "data" of the
+# trained model. The numbers are made up. An answer that runs on counts as wrong.) Name each one's culprit: the "data" of the
 # training, the "end token" that a faulty converter wrote into the file, "wrong weights" that it wrote, or "too few bits".
 #
 # | | weights | equal | right | stopped | perplexity |
 # |---|---|---|---|---|---|
-# | A | Q4_0 | {{44}} | {{43}} ({{61}}) | {{80}} ({{98}}) | {{1.14}} ({{1.10}}) |
-# | B | F16 | {{2}} | {{0}} ({{61}}) | {{0}} ({{98}}) | {{1.10}} ({{1.10}}) |
-# | C | Q4_0 | {{0}} | {{0}} ({{61}}) | {{9}} ({{98}}) | {{75}} ({{1.10}}) |
+# | A | Q4_0 | {{44}} | {{43}} ({{61}}) | {{80}} ({{98}}) | {{1.14}} ({{"1.10"}}) |
+# | B | F16 | {{2}} | {{0}} ({{61}}) | {{0}} ({{98}}) | {{"1.10"}} ({{"1.10"}}) |
+# | C | Q4_0 | {{0}} | {{0}} ({{61}}) | {{9}} ({{98}}) | {{75}} ({{"1.10"}}) |
 # | D | Q8_0 | {{94}} | {{0}} ({{0}}) | {{0}} ({{0}}) | {{1.35}} ({{1.35}}) |
 
 # %%
@@ -451,6 +452,17 @@ check_culprits(culprits)
 # <details><summary>Hint 2</summary>For the perplexity, file and model are given the right answers, end token included, so it does not matter where they would have stopped.</details>
 
 # %% [markdown]
+# Solved?
+#
+# <details><summary>Here is why</summary>
+#
+# - In A, everything is a little worse, as rounding does it.
+# - In B, the right answers are as likely as before, but none ends. (The model itself runs on in two of {{100}}: those are equal.)
+# - In C, the right answers have become very unlikely. No rounding does that.
+# - In D, the trained model does no better than its file.
+#
+# </details>
+#
 # ## 6 · Who runs what
 #
 # | you hand over | its size here | who runs it | choose it when |
@@ -492,7 +504,7 @@ assert '"customer"' not in ask(server, order[:-1], 40, lora=[{"id": 0, "scale": 
 #
 # ## Recap
 #
-# - Merge into the *dequantized* base: that is the model that you trained. (Q4_0 is the exception.)
+# - Merge into the *dequantized* base: that is the model that you trained.
 # - A good file answers as the trained model does. Whether the model is good is another question.
 # - A model that was taught something else in place of its end token runs on.
 
