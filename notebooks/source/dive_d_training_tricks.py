@@ -124,8 +124,8 @@ assert knobs.speed["batch 32"] > 2 * high and low / slow > 5
 
 # %% [markdown]
 # The same work, at {{low:,.0f}} to {{high:,.0f}} tokens/s: the GPU mostly waits for Python, whose speed varies ([dive
-# F](dive_f_why_is_it_slow.ipynb)). "Paging makes AdamW {{100 * faster:.0f}} % faster" would be a fairy tale. What lies inside a band has
-# shown nothing. What lies far outside is real, such as eight passes of one sample instead of one pass of eight.
+# F](dive_f_why_is_it_slow.ipynb)). "Paging makes AdamW {{100 * faster:.0f}} % faster" would be a fairy tale: in an adapter
+# this small, no tensor is large enough to be paged (section 2). What lies inside a band has shown nothing. What lies far outside is real, such as eight passes of one sample instead of one pass of eight.
 #
 # **Exercise D.1 ●○○ (3 minutes).** Now the losses. Say `"lower"` if *all* seeds of a knob are below *all* of the base, `"higher"` if all
 # are above, and else `"open"`.
@@ -279,7 +279,7 @@ assert f"{twice / plain - 1:+.0%}" == "+32%" and equal
 #
 # ### So it makes training slower?
 #
-# **Predict.** A step has {{16}} samples. Card A runs four passes of four, without checkpointing. Card B runs one pass of sixteen, with
+# **Predict.** A step has {{16}} samples. Way A runs four passes of four, without checkpointing. Way B runs one pass of sixteen, with
 # it. By how many per cent does B's step take longer?
 
 # %%
@@ -297,8 +297,8 @@ print(told(prediction))
 assert b.most < a.least and four_samples < one_sample
 
 # %% [markdown]
-# **What happened?** B computes half as much again, takes {{a.gigabytes - b.gigabytes:.1f}} GB less, and is *not* slower. (A's time is a
-# range: the record timed each pass with an update, and A needs only one.) The third line says why. Without checkpointing, a pass over
+# **What happened?** B computes half as much again, takes {{a.gigabytes - b.gigabytes:.1f}} GB less, and is not slower, as far as single
+# timings tell. (A's time is a range: the record timed each pass with an update, and A needs only one.) The third line says why. Without checkpointing, a pass over
 # four samples takes no longer than over one: so much of this GPU is idle. A slower card is busy sooner, and gains less.
 #
 # So checkpointing buys room, and room for samples buys speed: **fill the card with samples, then accumulate what is missing.** The slider
@@ -501,16 +501,21 @@ lines = {"not clipped": moves(spiked), "clipped at 1": moves([min(g, 1.0) for g 
 _ = plot_moves(new_axes(height=2.8), lines, dict(zip((20, 60), prediction.values())))
 for step, guess in zip((20, 60), prediction.values()):
     print(f"step {step}, not clipped: {lines['not clipped'][step - 1]:.2f} learning rates ({told(guess)})")
+late = moves([*[1.0] * 2999, 100.0, *[1.0] * 40])
+print(f"the same in step 3,000: {late[2999]:.1f} learning rates, and {late[3039]:.2f} forty steps later")
 print(f"all gradients a hundredth as large: {moves([0.01] * 100)[-1]:.2f} learning rates in step 100")
 
 # %% claims
 assert lines["clipped at 1"][-1] > 0.99 and abs(moves([0.01] * 100)[-1] - 1) < 1e-3
+assert 3.2 < late[2999] < 3.25 and 0.3 < late[3039] < 0.36
 assert 0.5 < lines["not clipped"][19] < 0.6 and lines["not clipped"][59] < 0.1 and lines["not clipped"][99] < 0.15
 
 # %% [markdown]
-# **What happened?** There is no jump. The square of {{100}} raises at once what is *usual*, so the large gradient is divided by a large
-# number. The harm comes later. The average of squares keeps {{0.999}} of itself in each step, and while it remembers, ordinary gradients
-# look small beside it. At step 60 the number moves by a tenth of what it should. Clipping protects the average.
+# **What happened?** A gradient {{100}} times too large moves the number half as far as usual. Its square raises at once what is *usual*, so
+# it is divided by a large number. Late in a run, when the average rests on thousands of steps, one more weighs less in it, and the number
+# jumps by {{late[2999]:.1f}} learning rates. That is still far from {{100}}. In both cases the harm comes later. The average of squares
+# keeps {{0.999}} of itself in each step, and while it remembers, ordinary gradients look small beside it: at step 60 the number moves by a
+# tenth of what it should, and after the late one by a third. Clipping protects the average.
 #
 # And a limit that *every* step exceeds? It scales all steps' gradients by similar factors, and AdamW divides a common factor away, as the
 # last line shows.
@@ -568,7 +573,7 @@ assert min(knobs.orders["lr 1.5e-2"]) > 1.5 and all(len(losses) == 30 for losses
 #
 # ## 6 · The adapter's knobs
 #
-# The last five rows change what is trained. **They are not equal in all else:**
+# The last five rows change how much is trained, or on how much. **They are not equal in all else:**
 
 # %% machinery "What each trains, and what it saw"
 print(f"{'':<12}{'numbers':>11}{'orders seen':>13}{'orders':>9}{'English':>9}")
@@ -579,6 +584,8 @@ for knob in ["as it is", *GROUPS[4]]:
 # %% claims
 assert min(knobs.orders["q, v"]) > max(knobs.orders["rank 4"]) and min(knobs.prose["q, v"]) > max(knobs.prose["rank 4"])
 assert abs(mean["q, k, v, o"][0] - mean["rank 4"][0]) < 0.001
+assert abs(knobs.trained["rank 4"] / knobs.trained["q, k, v, o"] - 2 / 3) < 0.01
+assert mean["q, k, v, o"][1] < mean["as it is"][1] and mean["q, v"][1] < mean["as it is"][1]
 assert min(knobs.prose["q, k, v, o"]) > max(knobs.prose["rank 4"])
 assert (
     min(knobs.prose["rank 64"])
@@ -591,10 +598,12 @@ assert (
 # - **Batch {{32}}** saw four times as many orders. It is more data, not a better step.
 # - **Rank {{4}}** and **rank {{64}}** have the learning rate and the alpha / rank of *as it is*. So each column of B moves equally fast,
 #   but rank {{64}} has sixteen times as many columns as rank {{4}}, and its update grows faster. It may win only because it moves
-#   farther, as with a higher   rate. In the small problem of [dive B](dive_b_why_low_rank.ipynb), most of the advantage goes away once
-#   each rank has its own best   rate.
-# - **Targets** can be compared, since rate and rank are equal. `q, k, v, o` learns the orders as well as rank {{4}} on *all* linear
-#   layers,   with half as many numbers again, and hurts English more. `q, v` is worse in both. So spread a small budget over all layers.
+#   farther, as with a higher rate. In the small problem of [dive B](dive_b_why_low_rank.ipynb), most of the advantage goes away once
+#   each rank has its own best rate.
+# - **Targets** have the rank and the rate of *as it is*, which trains all linear layers, and fewer numbers. They learn the orders less well,
+#   and cost less English. Is that the targets, or the amount? Rank {{4}} on *all* layers learns the orders as well as
+#   `q, k, v, o` at rank {{16}} does, with two thirds of its numbers, and costs less English than both. So spread a small budget over all
+#   layers.
 
 # %% machinery "Three learning rates, with their alpha and rank"
 settings = {"the QLoRA authors": (2e-4, 16, 64), "lesson 09's script": (2e-4, 32, 16), "as it is": (1.5e-3, 32, 16)}
@@ -613,9 +622,9 @@ assert [round(product / products[0]) for product in products] == [1, 8, 60]
 # <details><summary>May I copy a learning rate?</summary>
 #
 # Only together with its alpha and rank (lesson 06). The QLoRA authors' script for 7B, <code>finetune_guanaco_7b.sh</code>, has a rate of
-# {{0.0002}} with alpha {{16}} and rank {{64}}. Lesson 09's script has the same rate, and moves a weight eight times as far with it, since
-# its alpha / rank is eight times theirs. <i>As it is</i> moves it sixty times as far: {{30}} steps for an easy task, where they took
-# {{1875:,}}. (Their script asks for warm-up as well, but transformers' <code>constant</code> schedule ignores that.) No record here says
+# {{0.0002}} with alpha {{16}} and rank {{64}}. Lesson 09's script has the same rate, but each of its columns of B counts eight times as much,
+# since its alpha / rank is eight times theirs. (It has a quarter as many columns.) With <i>as it is</i> each counts sixty times as much:
+# {{30}} steps for an easy task, where they took {{1875:,}}. (Their script asks for warm-up as well, but transformers' <code>constant</code> schedule ignores that.) No record here says
 # which rate is best for <i>your</i> run: try three, a factor of three apart, for a few dozen steps.
 #
 # </details>
@@ -630,18 +639,18 @@ assert [round(product / products[0]) for product in products] == [1, 8, 60]
 # | checkpointing | {{-change["memory"][0]}} to {{-change["memory"][2]}} % of torch's peak at 7B, the more tokens the more | half as much arithmetic again; nothing in what is learned |
 # | fewer samples at a time | the rest of the activations | speed: fill the card first |
 # | 8-bit optimizer | {{held["QLoRA", 64][0] - held["QLoRA", 64][2]:.2f}} GB at 7B and rank {{64}}, a quarter of that at rank {{16}} | nothing that three seeds show |
-# | paged optimizer | an insurance | nothing while there is room |
+# | paged optimizer | an insurance | not measured: in so small an adapter nothing is paged |
 # | bf16 instead of fp32 | {{sum(knobs.peak["float32"]) / 3 - sum(knobs.peak["as it is"]) / 3:.1f}} GB at {{135}}M | nothing that three seeds show |
-# | warm-up, clipping | first steps that are not bold, one bad sample that does not last | nothing measured |
-# | rate, data, rank | more of your task | more of all else |
-# | all layers | your task *and* all else, beside `q, v` | more numbers |
+# | warm-up, clipping | first steps that are not bold, one bad sample that does not last | no run was made without them |
+# | rate, data, rank | your task, learned faster | other text, worse |
+# | all layers at a low rank | your task with fewer numbers than `q, k, v, o`, and less English lost | nothing that this record shows |
 #
 # ## Recap
 #
 # - A ruler first: equal settings at several seeds. What lies within their spread has shown nothing.
-# - The memory knobs do not change what is learned. Fill the card with samples, checkpointing if need be, and weight by tokens what you
+# - No memory knob changed what is learned by more than a seed does. Fill the card with samples, checkpointing if need be, and weight by tokens what you
 #   accumulate.
-# - Rate, data and rank decide how far the model moves: better on yours, worse on the rest.
+# - Rate, data and rank, up to a point, make the model better on yours, and worse on the rest.
 
 # %%
 # NBVAL_IGNORE_OUTPUT
