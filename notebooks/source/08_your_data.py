@@ -1,8 +1,8 @@
 # %% [markdown]
 # # 08 · Your data
 #
-# You have a task and a file. In this lesson a messy file becomes a data set, a trained adapter and a judgement. At the end, yours
-# does.
+# You have a task and a file. In this lesson a messy file becomes a data set, a trained adapter and a judgement. At the end
+# you do the same with a file of yours.
 #
 # | you need | |
 # |---|---|
@@ -22,7 +22,14 @@ from pathlib import Path
 import qlora_lab
 from qlora_lab.classroom.checks import check_my_file, check_pattern, check_split_by, progress
 from qlora_lab.classroom.lessons.n08.figures import plot_amounts
-from qlora_lab.classroom.lessons.n08.machinery import Terminal, shares_of, short_training, show_scores
+from qlora_lab.classroom.lessons.n08.machinery import (
+    Terminal,
+    shares_by_split,
+    shares_of,
+    short_training,
+    show_scores,
+    without_days,
+)
 from qlora_lab.classroom.lessons.n08.samples import without_end
 from qlora_lab.classroom.plots import new_axes, told
 from qlora_lab.classroom.widgets import show_answers
@@ -65,7 +72,8 @@ run("python -m qlora_lab.data tickets.csv")
 # It cannot know the shop's own column names. So name two: the *prompt*, which the model reads, and the *response*, which it
 # learns to say.
 #
-# **Predict.** The file has {{len(lines) - 1}} rows. How many have both a message and a reply? And what share of their tokens is learned?
+# **Predict.** The file has {{len(lines) - 1}} rows. How many have both a message and a reply? And what share of all tokens belongs to the
+# replies?
 
 # %%
 prediction = {"samples": ..., "share": ...}  # ← your guesses
@@ -77,18 +85,27 @@ print("\n", told(prediction["samples"]), " · ", told(prediction["share"]), sep=
 # %% [markdown]
 # **What happened?** Rows without a message or a reply are left out. Repeated ones are removed in section 5. Always
 # giving the *most frequent answer* is the dullest guess, which a model must beat. And if a word of your language costs far
-# more tokens than an English one, this model hardly knows the language.
+# more tokens than an English one, this model has hardly seen the language.
+#
+# <details><summary>What else does the report say?</summary>
+#
+# - In the first table `p95` is what {{95}} of {{100}} samples do not exceed.
+# - The second one counts letters by script (Latin, Greek, Arabic ...), the tokens that they take, and what a word takes.
+# - *Judged on* are the samples that test the model at the end; *validated on* those that watch the training. See section 5.
+#
+# </details>
 #
 # The last lines matter most: the first sample *token by token*. A **chat template** has put marks around the turns, as this model
 # saw them in its own training. It also added a system message that nobody in the shop wrote.
 #
 # ## 2 · The token that ends an answer
 #
-# The last learned token is `<|im_end|>`, with the id `2`. Some scripts never teach it. They find padding by its id, to give it
-# the label `-100` (*not learned*), and this model pads with `<|im_end|>`.
+# The last learned token is `<|im_end|>`, with the id `2`. Some scripts never teach it. Short samples are padded to the length of
+# long ones, and padding gets the label `-100`, which means *not learned*. Such a script finds it by its id. But this model pads with
+# `<|im_end|>`, so the real one is not learned either.
 #
 # **Predict.** Train for ten steps without that one label, on all but eight tickets, and ask three of the eight. What will the
-# model do after an answer? (Untrained, it knows how to stop.)
+# model do after an answer?
 
 # %%
 vote = ...  # "stops all the same", "runs on" or "says nothing"
@@ -103,7 +120,7 @@ samples = [tokenize_chat(chat, tokenizer) for chat in chats[8:]]
 spoilt = [without_end(sample) for sample in samples]  # the last token is read, but not learned
 print("labels end with", samples[0].labels[-3:], "and", spoilt[0].labels[-3:])
 
-# %%
+# %% machinery "Train a fresh adapter without the label, and another with it; ask both"
 # NBVAL_IGNORE_OUTPUT
 # because another processor rounds otherwise, and then a word may differ
 asked = [chat[:-1] for chat in chats[:3]]
@@ -119,9 +136,10 @@ lengths = [[len(tokenizer(text)["input_ids"]) for text in texts] for texts in an
 assert min(lengths[0]) >= 36 and max(lengths[1]) < 30, lengths
 
 # %% [markdown]
-# **What happened?** Without the label the model runs on until the limit of {{40}} tokens. With it, it stops. The same weights
-# serve all positions, and wherever there was a label, training made some word likelier, never the end token. That carries over
-# to the place after the answer. If *your* model babbles, look at its last learned token first.
+# **What happened?** Without the label the model runs on until the limit of {{40}} tokens. With it, it stops. (After ten steps the
+# answers are poor either way.) Wherever there was a label, training made the right word likelier, and all others less likely, the
+# end token among them. The same weights serve all positions, so this carries over to the place after the answer. If *your*
+# model babbles, look at its last learned token first.
 #
 # ## 3 · Which turns are learned
 #
@@ -134,12 +152,13 @@ for learn in ("last", "all"):
     print(in_short(tokenize_chat(talk, tokenizer, learn), tokenizer, learn, width=60), end="\n\n")
 
 # %% [markdown]
-# Taught the last answers only, a model never learns to ask back. When it is *judged*, only the last answer counts.
+# Choose `last` if the earlier answers are not worth learning. When a model is *judged*, the last answer counts, and the turns before
+# it are given.
 #
 # ## 4 · Questions that it has seen
 #
 # To know what a model has learned, ask it what it was not trained on. So `train_qlora` **holds out** a fifth of the samples to
-# judge on (rounded down: {{len(chats) // 5}} of {{len(chats)}}), and a tenth to validate on, each at most `--eval-samples`, by default `50`.
+# judge on (rounded down: {{len(chats) // 5}} of {{len(chats)}}), at most `--eval-samples`, by default `50`.
 #
 # But {{7}} of those {{16}} are *nearly the same* as one of the others. The report compares **shingles**, all groups of three
 # words in a row. Samples that share {{70}} % of theirs are nearly the same:
@@ -151,18 +170,31 @@ print(*tickets, sep="\n")
 print(f"{len(one & other)} of {len(one | other)} shingles are in both: {len(one & other) / len(one | other):.0%}")
 
 # %% [markdown]
-# Most often a customer has asked again, and a model may recognise instead of understand. So draw whole customers, and keep all
-# tickets of one on the same side. (In your data it may be the author, the patient or the day.)
+# Most often a customer has asked again, and a model may remember the answer. So draw whole customers, and keep all tickets of one
+# on the same side. (In your data it may be the author, the patient or the day.)
 
 # %%
 run("python -m qlora_lab.data tickets.csv --columns prompt=message,response=reply --split-by customer", only="hold out")
 
 # %% [markdown]
-# The line in brackets is about luck. The error that luck typically makes is called the **standard error**. A share of n answers is
-# seldom off by more than two of them, at most `0.98 / √n`. With {{400}} answers that is {{98 / 400**0.5:.0f}} points.
+# The line in brackets is about luck. The error that luck typically makes is called the **standard error**; for a share p of n answers
+# it is `√(p (1 - p) / n)`, at most `0.5 / √n`. Shares are seldom off by more than two of them (exactly, {{1.96}}). With {{400}} answers
+# {{98 / 400**0.5:.0f}} points are left.
 #
-# **Exercise 8.1 ●●○ (3 minutes).** Finish such a split. `rows` are dicts; rows with the same value of `column` go to the same
-# list, and `share` of the *values* (rounded down) to the second.
+# Does the split matter? On a GPU, ten such files were split in both ways, and a model trained on each:
+
+# %% machinery "Read the record: how many held-out tickets were right, and how many of later customers"
+splits = json.loads((records / "splits-nvidia-h200.json").read_text(encoding="utf-8"))
+promised = shares_by_split(splits)
+for name, (share, count) in promised.items():
+    print(f"{name:<22}{share:4.0%} of {count:5,} tickets exactly right")
+
+# %% [markdown]
+# Split at random, the score promised more than later customers got; split by customer, it did not. That is what one expects, but
+# luck alone could make it ([the evidence](../docs/decisions.md)).
+#
+# **Exercise 8.1 ●●○ (3 minutes).** Finish a split by a column. `rows` are dicts; rows with the same value of `column` go to the
+# same list, and `share` of the *values* (rounded down) to the second.
 
 
 # %%
@@ -201,7 +233,7 @@ assert sum(map(len, parts.values())) == 81 and len(parts["test"]) == 16
 
 # %% [markdown]
 # Every ten steps `--validate-every 10` measures the loss on the **validation** tickets, and `--keep best` saves the adapter with the
-# lowest. Those tickets have chosen the adapter and would flatter it. So it is judged on the **test** tickets.
+# lowest. These tickets have chosen it, so on them it looks better than it is. It is judged on the **test** tickets.
 #
 # **Predict.** What share of the test tickets will get *exactly* the shop's reply?
 
@@ -237,27 +269,33 @@ print(told(guess))
 # NBVAL_IGNORE_OUTPUT
 # because another processor rounds otherwise, and then an answer may differ
 rows = [json.loads(line) for line in (scratch / "run" / "answers.jsonl").read_text(encoding="utf-8").splitlines()]
-reply, times = Counter(row["expected"] for row in rows).most_common(1)[0]
-print(f"always the most frequent reply: {times} of {len(rows)} right")
+expected, given = [row["expected"] for row in rows], [row["after"]["answer"] for row in rows]
+print(f"always the most frequent reply: {Counter(expected).most_common(1)[0][1]} of {len(rows)} right")
 wrong = {row["expected"]: row for row in rows if not row["after"]["exact"]}  # of each reply, one
 told_by = [(row["asked"][-1]["content"], row["expected"], row["after"]["answer"]) for row in wrong.values()]
 named = sum(any(day in chat[-1]["content"] for day in DAYS) for chat in chats)
-print(f"{named} of {len(chats)} replies name a day")
-show_answers(told_by, ("ticket", "the shop's reply", "the model's"))
+in_test = sum(any(day in text for day in DAYS) for text in expected)
+print(f"{named} of all {len(chats)} replies name a day, and {in_test} of these {len(rows)}")
+for what, same in {"as it is": str, "without the day": without_days(DAYS)}.items():
+    right = sum(same(one) == same(other) for one, other in zip(expected, given))
+    print(f"the reply {what}: {right} of {len(rows)} right")
+show_answers(told_by[:3], ("ticket", "the shop's reply", "the model's"))
 
 # %% claims
 report = json.loads((scratch / "run" / "report.json").read_text(encoding="utf-8"))
 shares = report["after"]
 assert 0.25 < shares["exact_match"]["test"] < 0.85 < shares["f1"]["test"], shares
-assert all(any(day in expected for day in DAYS) for _, expected, _ in told_by), told_by
+assert all(any(day in reply for day in DAYS) for _, reply, _ in told_by), told_by
+assert right >= 15 and not any(day in chat[0]["content"] for day in DAYS for chat in chats)
 
 # %% [markdown]
 # **What happened?** Half of the shop's replies name a *day* that is not in the message, because a colleague looked it up. The
-# model makes one up, and one of five is right by chance. So even a perfect model gets only about {{1 - named / len(chats) * 4 / 5:.0%}} right.
+# model makes one up, and with five working days one of five is right by luck. So even a perfect model gets about
+# `1 - {{named}}/{{len(chats)}} × 4/5` = {{1 - named / len(chats) * 4 / 5:.0%}} of such tickets right. Without the day, this model gets nearly all right.
 #
 # The fault is in the data: **the answer holds what the question does not.** A model then learns to invent. Put the fact into the
 # prompt (`ships on: Monday`), or take it out of the reply. And read answers before you believe a score: a run's `report.html` has
-# them all.
+# all.
 #
 # ## 6 · How to judge free text
 #
@@ -278,15 +316,16 @@ teams = Counter(chat[-1]["content"].split()[-1] for chat in chats)
 print(teams)
 
 # %% [markdown]
-# **Normalized match** ignores case, punctuation and articles. **Token F1** counts the words that answer and reference share, so
-# a wrong order number costs no more than another wording. `regex:...` compares one value, which every reply must have, and
-# `json` goes field by field. Choose the score by the mistake that would cost you most.
+# The fourth is about another customer's invoice, and only the last score notices. **Normalized match** ignores case,
+# punctuation and articles. **Token F1** is {{1}} if answer and reference have the same words, {{0}} if they share none; to it, a wrong
+# order number is one wrong word. `regex:...` compares one value: what the pattern's *group*, its part in brackets, finds (`\d+` is any
+# number of digits). Every reply must have it. Choose the score by the mistake that would cost you most.
 #
-# And look at the dullest guess: if {{95}} of {{100}} tickets went to one team, always naming it would be {{95}} % right. (Here the
-# largest has {{max(teams.values())}} of {{len(chats)}}.)
+# And look at the dullest guess: if {{95}} of {{100}} tickets went to one team, always naming it would be {{95}} % right. (Here no
+# team has more than {{max(teams.values())}} of {{len(chats)}}.)
 #
 # **Exercise 8.2 ●○○ (2 minutes).** The shop wants tickets to reach the right *team*. Write a pattern (without `regex:`) whose group
-# is the team, wherever else its name may stand, and which accepts two blanks before it.
+# finds the team at the end of the reply, even if its name stands elsewhere, too, or there are two blanks before it.
 
 # %%
 ### BEGIN SOLUTION
@@ -321,8 +360,8 @@ for split, shares in exact.items():
 # **What happened?** {{200}} examples do all that {{2000}} do, and {{50}} do most of it. On `shifted` orders all fail alike: more data
 # *of the same kind* did not help. Start with {{100}} to {{200}} that differ, read the wrong answers, and add examples of those.
 #
-# **How many steps?** As long as the validation loss falls. `--patience 3` stops after three validations without a new lowest one;
-# beyond that, a model learns its samples by heart.
+# **How many steps?** As long as the validation loss falls. In section 5 it still fell at the end. `--patience 3` stops after three
+# validations without a new lowest one; beyond that, a model learns its samples by heart.
 #
 # **What is forgotten?** In section 5 the perplexity of English prose went up: the model lost some of its English. The oldest cure
 # is **replay**, mixing in some of what should be kept. Here are the orders' runs again, without it, and with one paragraph of
@@ -350,31 +389,45 @@ mine = report["after"]["perplexity"]["prose"] / report["before"]["perplexity"]["
 assert log(mine) > max(kept[False]) - start, (mine, start)
 
 # %% [markdown]
-# That keeps all of it. If your model should still chat, give chats to `--replay FILE`: they become a tenth of the training.
+# That keeps all of it (even a little more, since one author wrote the replayed and the judged paragraphs). If your model should still
+# chat, give chats to `--replay FILE`: they become a tenth of the training.
+#
+# <details><summary>Why did my run of section 5 lose more?</summary>
+#
+# Its learning rate was higher ({{0.002}} against {{record['settings']['learning_rate']}}), its batches were smaller, and its task was another. Which of these did it was not
+# measured here; dive D shows that a higher rate alone forgets more. The paragraphs are others, too: section 5 judged the first
+# {{16}}, this table every second one.
+#
+# </details>
 #
 # ## 8 · Settings for your file
 #
 # | setting | begin with | how we know |
 # |---|---|---|
-# | base model | the largest *instruct* model whose QLoRA run fits on your card; the bundled one is for practice | lessons 02 and 09 |
-# | `--lr` | `2e-3` for 135M, `5e-4` for 1B to 3B, `2e-4` for 7B; a third if the loss jumps up | measured here; custom; the QLoRA paper's |
+# | base model | the largest *instruct* model (one that was trained to answer) whose QLoRA run fits on your card | common practice; lessons 02 and 09 |
+# | `--lr`, 135M | `2e-3`; from `1.5e-3` to `5e-3`, lesson 01's orders are learned alike | measured (dive D) |
+# | `--lr`, 1B to 3B | `5e-4` | in between; not measured |
+# | `--lr`, 7B | `2e-4`; a third of it if the loss jumps up | the QLoRA paper's |
 # | `--rank`, `--alpha` | `16` and `32` | lesson 06, dive B |
 # | `--batch-size` | `4` on a CPU, `8` to `16` on a GPU if they fit | lesson 02 |
-# | `--steps` | samples × `3` / batch size; validate ten times, with `--keep best --patience 3` | section 7 |
+# | `--steps` | `3` × samples to train on / batch size, but `20` at least; validated ten times, `--keep best --patience 3` | common practice; section 7 |
 # | `--max-length` | the most tokens in the report: longer samples are left out | section 1 |
-# | memory to leave free | a GB, and three with many tokens a step | lesson 02 |
+# | memory | lesson 02's sum and what it leaves free | measured (lesson 02) |
 #
 # [Decisions before a run](../docs/decisions.md) has the evidence, and says where there is none.
 #
 # ## 9 · Your file
 #
 # **Exercise 8.3 ●●● (7 minutes).** Name a file of *your* task: twelve samples or more in a layout of section 1. A table with two
-# columns is enough, such as terms and what they mean. No file? The hint has a task that this small model can learn. Lesson 11 and
-# lesson 13 (which wants {{50}} samples) can use the run if `my_run` is a folder of yours.
+# columns is enough, such as terms and what they mean. (Writing one takes longer.) No idea? The hint has a task that this small model
+# can learn.
+#
+# The run is removed with this notebook unless `my_run` is a folder of yours. Keep it: lesson 11 can use it, and with {{50}} samples
+# lesson 13.
 
 # %%
 my_columns = ""  # what section 4 had: "--columns prompt=...,response=... --split-by ..."
-my_run = scratch / "my-run"  # removed when the notebook closes; "runs/mine" would stay
+my_run, my_steps = scratch / "my-run", 24  # "runs/mine" in its place would stay
 ### BEGIN SOLUTION
 ### STUB: my_file = ...  # the path of your file, such as "my.jsonl"
 my_file = scratch / "my.jsonl"
@@ -382,10 +435,11 @@ names = (
     "Ana Ben Carla Daniel Elif Femi Greta Hugo Ines Jonas Kemal Lena Mara Nils Olga Pablo Rosa Sven Tara Yusuf".split()
 )
 days = "Monday Tuesday Wednesday Thursday Friday".split()
-pairs = [
-    (f"{name} will come {days[n % 5]} at {8 + 3 * n % 10}", f"{days[n % 5]}, {8 + 3 * n % 10}:00, {name}")
-    for n, name in enumerate(names)
-]
+forms = ("{name} will come {day} at {hour}", "{day} at {hour} I meet {name}", "lunch with {name}, {day}, {hour}")
+pairs = []
+for n, name in enumerate(names):  # no day and hour twice
+    facts = {"name": name, "day": days[n % 5], "hour": 8 + 3 * n % 11}
+    pairs.append((forms[n % 3].format(**facts), "{day}, {hour}:00, {name}".format(**facts)))
 my_file.write_text("".join(json.dumps({"prompt": p, "response": r}) + "\n" for p, r in pairs))
 ### END SOLUTION
 
@@ -397,23 +451,25 @@ check_my_file(my_file, my_columns)
 # <code>{"prompt": "Ana will come Monday at 9", "response": "Monday, 9:00, Ana"}</code></details>
 
 # %% [markdown]
-# This reports on your file, trains for {{24}} steps and judges the adapter on a fifth of it. Read the answers, since a share of so
-# few means little. With more samples, change `--steps` as in section 8.
+# This reports on your file, trains, and judges the adapter on a fifth of the file. Read the answers, since a share of so few means
+# little.
 
-# %%
+# %% machinery "Report, train and judge"
 # NBVAL_IGNORE_OUTPUT
 # because another processor rounds otherwise, and the time is the machine's
 if my_file is not ...:
     mine = f"{run.path(my_file)} {my_columns}"
     run(f"python -m qlora_lab.data {mine}")
     run(
-        f"python -m qlora_lab.train_qlora --data {mine} --steps 24 --batch-size 4 --lr 2e-3 --validate-every 8 "
+        f"python -m qlora_lab.train_qlora --data {mine} --steps {my_steps} --batch-size 4 --lr 2e-3 --validate-every 8 "
         f"--keep best --judge f1 --eval-samples 20 --output {run.path(my_run)} --quiet"
     )
 
 # %% [markdown]
 # Are they bad? Ask in this order: Does the data report show what you meant? Does each answer follow from its question?
-# Does the validation loss still fall at the end? (Another try needs another `my_run`.) Now ask your model something new:
+# Does the validation loss still fall at the end? (Another try needs another `my_run`.)
+#
+# Now ask your model something new:
 #
 # ```python
 # from peft import PeftModel

@@ -128,6 +128,8 @@ def test_the_score_of_one_answer_to_everything_is_told(tmp_path, tokenizer):
     text = describe(report_on(path, tokenizer, "tiny"), tokenizer)
     said = "always giving the most frequent answer (mine.jsonl, line 2) would be right for 3 of 6 samples (50%)\n"
     assert said in text
+    path = lines(tmp_path / "mine.jsonl", *[qa(f"What is {n}?", "DABCABCD"[n]) for n in range(8)])
+    assert "(mine.jsonl, line 1) would be right for 2 of 8" in describe(report_on(path, tokenizer, "tiny"), tokenizer)
     path = lines(tmp_path / "mine.jsonl", *[qa(f"What is {n}?", f"{n}.") for n in range(6)])
     assert "most frequent answer" not in describe(report_on(path, tokenizer, "tiny"), tokenizer)
     path = lines(tmp_path / "mine.jsonl", *[{"text": LONG}] * 6)

@@ -1,12 +1,13 @@
-"""Machinery of 08_your_data: commands as in a terminal, a short training, a table of scores, a record."""
+"""Machinery of 08_your_data: commands as in a terminal, a short training, tables of scores, two records."""
 
 import contextlib
 import importlib
 import io
 import os
+import re
 import shlex
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from qlora_lab.evaluation.scores import Score
@@ -68,6 +69,12 @@ def show_scores(answers: Iterable[str], reference: str, scores: Iterable[Score])
         print(f"{is_exact(answer, reference):<8}{values}{answer}")
 
 
+def without_days(days: Iterable[str]) -> Callable[[str], str]:
+    """A function that makes "a day" of each of these words in a text."""
+    pattern = re.compile("|".join(days))
+    return lambda text: pattern.sub("a day", text)
+
+
 def shares_of(record: dict) -> dict[str, dict[int, list[float]]]:
     """From the record of `experiments amounts`: by split and number of orders, the share exactly right at each seed."""
     shares = {"test": {}, "shifted": {}}
@@ -76,4 +83,18 @@ def shares_of(record: dict) -> dict[str, dict[int, list[float]]]:
             for split, by_amount in shares.items():
                 bits = run["exact"][split]
                 by_amount.setdefault(int(run["amount"]), []).append(bits.count("1") / len(bits))
+    return shares
+
+
+def shares_by_split(record: dict) -> dict[str, tuple[float, int]]:
+    """From the record of `experiments splits`: by kind of tickets, the share exactly right, and of how many."""
+    kinds = {
+        "held out at random": ("at random", "held out"),
+        "held out by customer": ("by customer", "held out"),
+        "later customers": ("", "later"),
+    }
+    shares = {}
+    for name, (way, kind) in kinds.items():
+        bits = "".join(run["exact"][kind] for run in record["runs"] if way in (run["way"], ""))
+        shares[name] = bits.count("1") / len(bits), len(bits)
     return shares
