@@ -146,6 +146,8 @@ assert not results[7].values["double"] and str(results[7].values["dtype"]) == "t
 #   repository on your machine, with your rights. Only an architecture that transformers lacks needs it; then read the file first.
 # - **Claim 11: false** (online tutorials). It trains without it, in all three ways, with the versions of this course. The call turns every 16-bit parameter into
 #   float32, embeddings and head included, and that costs memory. (It also switches gradient checkpointing on. Do that yourself if you leave it out.)
+#   The older way, *reentrant*, once needed the call: it gives no gradients if a layer's input requires none, as behind frozen embeddings.
+#   Today transformers itself makes the embeddings' output require a gradient when it switches checkpointing on.
 #
 # **Exercise 13.1 ●●○ (3 minutes).** Judge a tutorial. You get its settings and whether the GPU has bf16 (the T4, which Colab lends, has
 # not: there, float16 is right). Return the names of the settings that are wrong *or missing*. Those that matter are `load_in_4bit`,
