@@ -74,19 +74,8 @@ def edit(old: str, new: str, to: str) -> None:
 # --- Sessions ---------------------------------------------------------------------------------------------------------
 
 
-WORDS = (  # what the script's lines begin with that a session tells
-    "in 4 bits",
-    "train",
-    "validation",
-    "test",
-    "read",
-    "learned",
-    "asked",
-    "expected",
-    "answered",
-    "exact match",
-    "always the most frequent answer",
-)
+BEFORE = ("in 4 bits", "train", "validation", "test", "read", "learned")  # what the script says first, by name,
+AFTER = ("asked", "expected", "answered", "exact match", "always the most frequent answer")  # and at its end
 
 
 @dataclass
@@ -144,9 +133,13 @@ def _listen(seen: Session, text: str) -> None:
             step = max(seen.losses, default=seen.began) + 1
             seen.losses[step] = float(told["loss"])
             print(f"step {step:>2}  loss {seen.losses[step]:.4g}")
-    elif found := re.match(rf"({'|'.join(WORDS)}): +(.*)", text):
-        seen.words[found[1]] = found[2]
-        print(textwrap.fill(text.rstrip(), 110, subsequent_indent=9 * " "))
+    elif found := re.match(rf"({'|'.join(BEFORE + AFTER)}): +(.*)", text):
+        name, said = found[1], found[2]
+        seen.words[name] = said
+        if name in AFTER:
+            print(f"{name}: {said}")
+        elif not seen.began:  # a session that goes on has told them before
+            print(textwrap.fill(f"{name}: {said}", 110, subsequent_indent=9 * " "))
 
 
 def last_line(errors: str) -> str:

@@ -18,6 +18,7 @@ import pathlib, sys
 from time import sleep
 out = pathlib.Path(sys.argv[sys.argv.index("--output") + 1])
 begun = max([int(path.name[11:]) for path in out.glob("checkpoint-*")], default=0)
+print("train: 3 samples", flush=True)
 for step in range(begun + 1, 7):
     print(f"\\r   {{'loss': '{1 / step:.4g}', 'grad_norm': '1'}}", flush=True)
     if step % 2 == 0:
@@ -49,11 +50,14 @@ def script(tmp_path, monkeypatch) -> str:
 
 def test_a_session_that_is_killed_is_gone_on_with(script, capsys):
     first = machinery.session(script, kill_after=3)
-    assert first.losses == {1: 1.0, 2: 0.5, 3: 0.3333} and first.validated == {2: 0.5} and not first.words
-    assert capsys.readouterr().out.splitlines()[-2:] == ["step  3  loss 0.3333", "killed"]
+    assert first.losses == {1: 1.0, 2: 0.5, 3: 0.3333} and first.validated == {2: 0.5}
+    assert first.words == {"train": "3 samples"}
+    said = capsys.readouterr().out.splitlines()
+    assert said[1] == "train: 3 samples" and said[-2:] == ["step  3  loss 0.3333", "killed"]
     second = machinery.session(script)
     assert second.began == 2 and list(second.losses) == [3, 4, 5, 6]
     assert second.words["exact match"].startswith("0 of 1;")
+    assert capsys.readouterr().out.splitlines()[1] == "step  3  loss 0.3333"  # what it read is told once
     assert [second.words[name] for name in ("asked", "expected", "answered")] == ["a", "b", "c"]
 
 
