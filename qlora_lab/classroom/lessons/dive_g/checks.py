@@ -48,54 +48,35 @@ def check_cards_needed(cards_needed: Callable[..., int]) -> Verdict:
     return right("How small a card may be is decided by what every card holds, however many there are.")
 
 
-RUNS = [  # as rows of the record: one card, and three
-    {"shape": "llama-7b", "cards": 1, "batch_size": 16, "length": 512, "milliseconds": 800.0},
-    {"shape": "llama-13b", "cards": 3, "batch_size": 4, "length": 256, "milliseconds": 500.0},
-]
-
-
-def row_of(run: dict) -> dict:
-    tokens = run["cards"] * run["batch_size"] * run["length"]
-    return run | {"tokens_per_second": tokens / (run["milliseconds"] / 1e3)}
-
-
 @exercise("G.2", "hide the wires", item="memory", points=3, todo="complete `tokens_to_hide`")
 def check_tokens_to_hide(tokens_to_hide: Callable[..., int]) -> Verdict:
-    """tokens_to_hide(run, shape, processes, bytes_per_second): least tokens for which each pass takes as long."""
-    for run, name, processes, speed in [
-        (row_of(RUNS[0]), "llama-65b", 2, 25e9),
-        (row_of(RUNS[1]), "llama-7b", 8, 1.25e9),
-    ]:
-        shape, measured = SHAPES[name], SHAPES[run["shape"]]
+    """tokens_to_hide(pace, shape, processes, bytes_per_second): least tokens for which each pass takes as long.
+
+    pace: operations a second that a card gets done, 6 for each weight of a linear layer and token.
+    """
+    for pace, name, processes, speed in [(4e14, "llama-65b", 2, 25e9), (9e13, "llama-7b", 8, 1.25e9)]:
+        shape = SHAPES[name]
         parts = traffic(shape, processes=processes, sharding="full", rank=16)
-        pace = run["tokens_per_second"] / run["cards"] * measured.linear_parameters() / shape.linear_parameters()
-        forward = parts["weights"] / 2 / speed * pace * 6 / 2
-        backward = (parts["weights"] / 2 + parts["gradients"]) / speed * pace * 6 / 4
+        operation = shape.linear_parameters() / pace  # seconds, one for each weight
+        forward = parts["weights"] / 2 / speed / (2 * operation)
+        backward = (parts["weights"] / 2 + parts["gradients"]) / speed / (4 * operation)
         of_data = sum(traffic(shape, processes=processes, sharding="data", rank=16).values())
         mistakes = [
             (math.floor(forward), "Rounded down, the computing ends first: round up."),
             (
-                math.ceil(sum(parts.values()) / speed * pace),
+                math.ceil(sum(parts.values()) / speed / (6 * operation)),
                 "A pass cannot hide the other's traffic: take each by itself, and return the larger.",
             ),
             (math.ceil(backward), "That is enough for the backward pass: return the larger of both."),
             (math.ceil(2 * forward), "Each pass gathers half of what `traffic` counts as weights."),
-            (math.ceil(run["cards"] * forward), "`tokens_per_second` are those of all cards of the run: divide them."),
-            (
-                math.ceil(forward * shape.linear_parameters() / measured.linear_parameters()),
-                "What the run achieves, it achieves with the weights of *its* shape.",
-            ),
-            (math.ceil(forward / 1e3), "`milliseconds` are thousandths of a second."),
-            (math.ceil(forward * 1e3), "`milliseconds` are thousandths of a second."),
-            (math.ceil(of_data / speed * pace * 6 / 4), 'That is data parallel traffic: say sharding="full".'),
-            (math.ceil(3 * forward), "Of the 6 operations, 2 are the forward pass's, and 4 the backward pass's."),
+            (math.ceil(of_data / speed / (4 * operation)), 'That is data parallel traffic: say sharding="full".'),
+            (math.ceil(forward / 2), "The forward pass has 2 operations for each weight and token."),
             (math.ceil(forward / 3), "Of the 6 operations, 2 are the forward pass's, and 4 the backward pass's."),
             (
-                math.ceil(forward * 4 / 6),
-                "The run's pace counts 6 operations a weight and token: it used checkpointing.",
+                math.ceil(forward * shape.linear_parameters() / shape.parameters()),
+                "The pace counts the weights of linear layers: take `shape.linear_parameters()`.",
             ),
         ]
-        came = call(tokens_to_hide, dict(run), shape, processes, speed)
-        source = f"tokens_to_hide({run['shape']}'s run, {name}, {processes}, {speed:g})"
-        expect_number(source, came, math.ceil(forward), mistakes)
+        came = call(tokens_to_hide, pace, shape, processes, speed)
+        expect_number(f"tokens_to_hide({pace:g}, {name}, {processes}, {speed:g})", came, math.ceil(forward), mistakes)
     return right("The forward pass decides: it has half of the weights to wait for, and a third of the computing.")

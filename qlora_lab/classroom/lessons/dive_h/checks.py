@@ -8,57 +8,7 @@ from qlora_lab.classroom.judging import Verdict, call, described, exercise, expe
 VERDICTS = ("fits", "works, but", "hardly pays")
 
 
-@exercise("H.1", "merging one layer", item="train", points=1, todo="complete `merged_weight`")
-def check_merged_weight(merged_weight: Callable) -> Verdict:
-    """merged_weight(weight, A, B, alpha): the weight that does alone what the layer and its adapter do together.
-
-    Tensors of shapes (out, in), (rank, in) and (out, rank).
-    """
-    import torch
-
-    draw = torch.Generator().manual_seed(0)
-    for outputs, inputs, rank, alpha in [(6, 10, 2, 8.0), (12, 5, 3, 1.5)]:
-        weight, a, b = (
-            torch.randn(shape, generator=draw) for shape in ((outputs, inputs), (rank, inputs), (outputs, rank))
-        )
-        given = [tensor.clone() for tensor in (weight, a, b)]
-        came = call(merged_weight, *given, alpha)
-        if not isinstance(came, torch.Tensor):
-            return wrong(f"merged_weight gives {described(came)}, expected a tensor.")
-        if came.shape != weight.shape:
-            turned = " Is it transposed?" if came.shape == weight.T.shape else ""
-            shape = tuple(came.shape)
-            return wrong(
-                f"merged_weight gives the shape {shape}, expected the weight's, {tuple(weight.shape)}.{turned}"
-            )
-        product = b @ a
-        if torch.allclose(came, weight + alpha / rank * product, rtol=1e-3, atol=1e-4):
-            if not torch.equal(given[0], weight):
-                return wrong(
-                    "The result is right, but the weight was changed on the way: the base should stay as it is."
-                )
-            continue
-        mistakes = [
-            (weight + product, "This is W + B A: the factor alpha / rank is missing."),
-            (weight + alpha * product, "This is W + alpha · B A: divide by the rank."),
-            (weight + product / rank, "This is W + B A / rank: multiply by alpha."),
-            (weight + rank / alpha * product, "The factor is upside down: alpha / rank."),
-            (
-                weight + alpha / inputs * product,
-                "You divided by the number of inputs: the rank is A's *first* dimension.",
-            ),
-            (weight + alpha / outputs * product, "You divided by the number of outputs: the rank is B's *second* one."),
-            (alpha / rank * product, "This is the correction alone: add it to the weight."),
-            (weight - alpha / rank * product, "You subtracted: that would unmerge."),
-            (weight, "The weight is unchanged."),
-        ]
-        likely = (why for mistake, why in mistakes if torch.allclose(came, mistake, rtol=1e-3, atol=1e-4))
-        off = (came - weight - alpha / rank * product).abs().max()
-        return wrong(f"The weight is off by up to {off:.3g}. {next(likely, 'Expected W + alpha / rank · B A.')}")
-    return right("One matrix does the work of three: no extra time per token, and no way to take the adapter off.")
-
-
-@exercise("H.2", "which base was it merged into?", item="accuracy", points=3, todo="complete `which_base`")
+@exercise("H.1", "which base was it merged into?", item="accuracy", points=3, todo="complete `which_base`")
 def check_which_base(which_base: Callable) -> Verdict:
     """which_base(merged, delta, original, rounded): "dequantized", "requantized" or "pristine".
 
@@ -101,6 +51,55 @@ CONFUSED = {
 }
 
 
+@exercise("H.2", "two adapters in one", item="train", points=2, todo="complete `joined`")
+def check_joined(joined: Callable) -> Verdict:
+    """joined(first, second): A and B of the one adapter, of scale 1, that adds what both add together.
+
+    Each of the two is (A, B, scale), of shapes (rank, in) and (out, rank); their ranks may differ.
+    """
+    import torch
+
+    draw = torch.Generator().manual_seed(0)
+    for ranks, scales in [((3, 3), (2.0, 0.5)), ((2, 4), (0.5, 1.5))]:
+        (A1, B1), (A2, B2) = (
+            (torch.randn(rank, 6, generator=draw), torch.randn(5, rank, generator=draw)) for rank in ranks
+        )
+        s1, s2 = scales
+        came = call(joined, (A1.clone(), B1.clone(), s1), (A2.clone(), B2.clone(), s2))
+        pair = isinstance(came, (tuple, list)) and len(came) == 2
+        if not pair or not all(isinstance(tensor, torch.Tensor) and tensor.ndim == 2 for tensor in came):
+            return wrong(f"joined gives {described(came)}, expected the pair A, B of matrices.")
+        A, B = came
+        if (A.shape[1], B.shape[0]) != (6, 5) or A.shape[0] != B.shape[1]:
+            shapes = f"{tuple(A.shape)} and {tuple(B.shape)}"
+            return wrong(f"A and B have the shapes {shapes}, expected (rank, in) and (out, rank) of one rank.")
+        first, second = B1 @ A1, B2 @ A2
+        mistakes = [
+            (first + second, "Both scales are missing: yours has scale 1, so they belong into A or B."),
+            (s1**2 * first + s2**2 * second, "Each scale is in twice: multiply A by it or B, not both."),
+            (s1 * first, "That is the first one alone."),
+            (s2 * second, "That is the second one alone."),
+            (s2 * first + s1 * second, "Each adapter has the other one's scale."),
+        ]
+        if A1.shape == A2.shape:
+            A_sum, B_sum = A1 + A2, s1 * B1 + s2 * B2
+            scaled = (s1**0.5 * B1 + s2**0.5 * B2) @ (s1**0.5 * A1 + s2**0.5 * A2)
+            crossed = "You added A to A and B to B: then B1 meets A2 as well, and B2 meets A1."
+            mistakes += [
+                (B_sum @ A_sum, crossed),
+                ((B1 + B2) @ A_sum, crossed),
+                (scaled, crossed),
+                ((B1 + B2) @ (s1 * A1 + s2 * A2), crossed),
+            ]
+        expected = s1 * first + s2 * second
+        if not torch.allclose(B @ A, expected, rtol=1e-3, atol=1e-4):
+            likely = (why for mistake, why in mistakes if torch.allclose(B @ A, mistake, rtol=1e-3, atol=1e-4))
+            off = (B @ A - expected).abs().max()
+            why = next(likely, "Expected B A = scale1 · B1 A1 + scale2 · B2 A2.")
+            return wrong(f"With ranks {ranks[0]} and {ranks[1]}, B A is off by up to {off:.3g}. {why}")
+    return right("Rows below rows and columns beside columns: ranks add up, and so do the corrections.")
+
+
 @exercise("H.3", "how many adapters fit?", item="memory", points=1, todo="complete `adapters_that_fit`")
 def check_adapters_that_fit(adapters_that_fit: Callable) -> Verdict:
     """adapters_that_fit(card, merged, base, adapter): how many adapters plan A and plan B can keep ready.
@@ -136,8 +135,15 @@ def unseen_configs() -> dict:
     import transformers
 
     return {
-        "Llama-3-8B": transformers.LlamaConfig(
-            vocab_size=128_256, intermediate_size=14_336, num_key_value_heads=8, architectures=["LlamaForCausalLM"]
+        "Qwen2.5-1.5B": transformers.Qwen2Config(
+            vocab_size=151_936,
+            hidden_size=1536,
+            intermediate_size=8960,
+            num_hidden_layers=28,
+            num_attention_heads=12,
+            num_key_value_heads=2,
+            tie_word_embeddings=True,
+            architectures=["Qwen2ForCausalLM"],
         ),
         "Gemma-2-2B": transformers.Gemma2Config(
             num_hidden_layers=26,
@@ -149,8 +155,8 @@ def unseen_configs() -> dict:
             vocab_size=256_000,
             architectures=["Gemma2ForCausalLM"],
         ),
-        "T5-large": transformers.T5Config(
-            d_model=1024, d_ff=4096, num_layers=24, num_heads=16, architectures=["T5ForConditionalGeneration"]
+        "Llama-3-8B": transformers.LlamaConfig(
+            vocab_size=128_256, intermediate_size=14_336, num_key_value_heads=8, architectures=["LlamaForCausalLM"]
         ),
         "Qwen3-30B-A3B": transformers.Qwen3MoeConfig(
             num_hidden_layers=48,
@@ -167,9 +173,9 @@ def unseen_configs() -> dict:
 
 
 WHY = {  # by model: what was overlooked
-    "Llama-3-8B": "Its embedding and head take 2.1 GB, its linears 3.6 GB.",
+    "Qwen2.5-1.5B": "Its tied table takes 0.47 GB in 16 bits, its linears 0.68 GB in 4.",
     "Gemma-2-2B": "Its vocabulary has 256,000 tokens: in 16 bits the embedding alone outweighs all linears in 4.",
-    "T5-large": "Its class lists `wo`, 29 % of the linears, in `_keep_in_fp32_modules`: those stay in 16 or 32 bits.",
+    "Llama-3-8B": "Its embedding and head take 2.1 GB, its linears 3.6 GB.",
     "Qwen3-30B-A3B": "128 experts a layer, held as 3-D parameters: nothing replaces those.",
 }
 
@@ -196,61 +202,3 @@ def check_verdicts(verdicts: dict) -> Verdict:
         if verdicts[name] != expected:
             return wrong(f"{name} {said}. {WHY[name]}")
     return right("A gigabyte of weights says little; where in the model they sit says it all.")
-
-
-@exercise("H.5", "a 4-bit model's real parameters", item="quantization", points=2, todo="complete `real_parameters`")
-def check_real_parameters(real_parameters: Callable) -> Verdict:
-    """real_parameters(model): how many numbers the model's parameters stand for, packed 4-bit weights included."""
-    from math import prod
-
-    from torch import bfloat16
-
-    for name, model in _models().items():
-        parameters = list(model.parameters())
-        packed = [p for p in parameters if getattr(p, "quant_state", None) is not None]
-        dense = sum(p.numel() for p in parameters) - sum(p.numel() for p in packed)
-        expected = dense + sum(prod(p.quant_state.shape) for p in packed)
-        held = dense + sum(p.numel() for p in packed)
-        twice = dense + 2 * sum(p.numel() for p in packed)
-        state = model.state_dict()
-        constants = sum(value.numel() for key, value in state.items() if ".weight." in key)
-        tied = sum(p.numel() for p in parameters if p.dtype == bfloat16)
-        padded = "15 weights fill 8 bytes, and the last half byte is padding. Ask `quant_state` for the real shape."
-        mistakes = [
-            (held, "You counted a byte as one weight: two 4-bit codes hide in each."),
-            (twice, padded),
-            (expected + tied, "A tied matrix is one parameter with two names: `model.parameters()` gives it once."),
-            (2 * held, "You doubled everything. Embeddings and adapters are not packed."),
-            (sum(p.numel() for p in parameters if p.requires_grad), "Those are the trainable ones alone."),
-            (expected - dense, "Those are the packed weights alone: the others count too."),
-            (dense, "The packed weights are missing."),
-            (expected + constants, "Scales and code tables are not parameters: they say how to read them."),
-            (held + constants, "`state_dict()` holds scales and code tables too, and codes by the byte."),
-        ]
-        came = call(real_parameters, model)
-        expect_number(f"real_parameters of {name}", came, expected, mistakes)
-    return right(
-        "PEFT and transformers double what is packed. A bare `numel()` finds 3.5 billion parameters in LLaMA-7B."
-    )
-
-
-def _models() -> dict:
-    """Small models by description: dense, 4-bit, 4-bit with an odd number of weights, 4-bit beside a tied head."""
-    import torch
-    from bitsandbytes.nn.modules import Linear4bit
-    from torch import nn
-
-    def four_bits(inputs: int, outputs: int) -> nn.Module:
-        return Linear4bit(inputs, outputs, bias=False, quant_type="nf4").to("cpu")
-
-    tied = nn.Sequential(nn.Embedding(10, 64, dtype=torch.bfloat16), four_bits(64, 64), nn.Linear(64, 10, bias=False))
-    tied[2].weight = tied[0].weight
-    adapted = nn.Sequential(four_bits(64, 96), nn.Linear(64, 4, bias=False), nn.Linear(4, 96, bias=False))
-    for linear in (tied[1], adapted[0]):
-        linear.weight.requires_grad_(False)
-    return {
-        "a dense Linear(7, 5)": nn.Linear(7, 5),
-        "a 4-bit Linear(64, 96) with an adapter of rank 4": adapted,
-        "a 4-bit Linear(64, 64) between tied embeddings (10, 64)": tied,
-        "a 4-bit Linear(5, 3)": nn.Sequential(four_bits(5, 3)),
-    }

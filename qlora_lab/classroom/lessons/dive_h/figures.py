@@ -2,7 +2,7 @@
 
 from matplotlib.axes import Axes
 
-from qlora_lab.classroom.plots import BLUE, GREY, ORANGE, VERMILION, fix_ticks
+from qlora_lab.classroom.plots import BLUE, GREEN, GREY, ORANGE, VERMILION, fix_ticks, numbers_in
 
 
 def plot_snapped(
@@ -45,31 +45,32 @@ def plot_snapped(
     return left
 
 
-def plot_losses(ax: Axes, losses: dict[str, float], lines: dict[str, float], guess: dict[str, float]) -> Axes:
-    """Horizontal bars of validation losses (nats per token), references as vertical lines, guesses as diamonds."""
-    names = list(losses)
-    for y, loss in enumerate(losses.values()):
-        ax.barh(y, loss, 0.6, color=BLUE)
-        beside = max(loss, guess.get(list(losses)[y], 0.0), *(line for line in lines.values() if 0 < line - loss < 0.1))
-        ax.text(beside, y, f"   {loss:.3f}", va="center", fontsize=9)
-    for (name, value), style in zip(lines.items(), ["--", ":"], strict=False):
-        ax.axvline(value, color="black", linestyle=style, linewidth=1, label=f"{name}: {value:.3f}")
-    if guess:
-        at = [names.index(name) for name in guess]
-        ax.plot(list(guess.values()), at, "D", color=VERMILION, markersize=8, label="your guess")
-    limit = 1.25 * max(*losses.values(), *lines.values(), *guess.values())
-    ax.set(yticks=range(len(names)), yticklabels=names, xlim=(0, limit), xlabel="validation loss (nats per token)")
-    ax.invert_yaxis()
-    ax.tick_params(axis="y", length=0)
-    ax.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.45, 1), ncols=3, fontsize=9)
+def plot_left(ax: Axes, left: dict[str, tuple[float, float]], guesses: dict) -> Axes:
+    """An arrow for each merge: as high as what is left of the adapter, as long to the right as the rest.
+
+    left: by merge, both as multiples of the adapter. guesses: heights by merge, drawn as diamonds if they are numbers.
+    """
+    ax.axhline(1, color=GREY, linestyle=":", linewidth=1)
+    for (name, (kept, rest)), colour in zip(left.items(), (BLUE, ORANGE, GREEN), strict=True):
+        ax.annotate("", (rest, kept), (0, 0), arrowprops={"arrowstyle": "->", "color": colour, "linewidth": 2})
+        up = 2 if kept > 0.5 else -2  # beside the tip, and away from the other arrows
+        at = "bottom" if up > 0 else "top"
+        ax.annotate(name, (rest, kept), (6, up), textcoords="offset points", color=colour, va=at)
+    if made := numbers_in(guesses):
+        ax.plot([left[name][1] for name in made], list(made.values()), "D", color=VERMILION, label="your guess")
+        ax.legend(frameon=False, loc="upper center")
+    furthest = max(rest for _, rest in left.values())
+    tallest = max(1.0, *(kept for kept, _ in left.values()), *made.values())
+    ax.set(xlim=(-0.02 * furthest, 1.2 * furthest), ylim=(-0.2, 1.3 * tallest))
+    ax.set(xlabel="everything else that changed (1 = as large as the adapter)", ylabel="adapter that is left")
     return ax
 
 
-def plot_preflight(ax: Axes, shares: dict[str, tuple[float, float, str]], guess: dict[str, float]) -> Axes:
+def plot_preflight(ax: Axes, shares: dict[str, tuple[float, float, str]], guess: dict) -> Axes:
     """Stacked horizontal bars: what of a model's 16-bit bytes is still there after loading in 4 bits (per cent).
 
     shares: by model, the 4-bit weights' part and the part left in 16 bits, both of the 16-bit size, and a text.
-    guess: by model, the learner's guess of the whole.
+    guess: by model, the learner's guess of the whole; what is no number is not drawn.
     """
     names = list(shares)
     four = [part for part, _, _ in shares.values()]
@@ -78,7 +79,8 @@ def plot_preflight(ax: Axes, shares: dict[str, tuple[float, float, str]], guess:
     ax.barh(names, left, 0.6, four, color=ORANGE, hatch="//", edgecolor="white", label="left in 16 bits")
     for y, (part, rest, text) in enumerate(shares.values()):
         ax.text(part + rest + 1, y, text, va="center", fontsize=9)
-    ax.plot(list(guess.values()), [names.index(n) for n in guess], "D", color=VERMILION, label="your guess")
+    if made := numbers_in(guess):
+        ax.plot(list(made.values()), [names.index(name) for name in made], "D", color=VERMILION, label="your guess")
     ax.set(xlim=(0, 135), xlabel="bytes after loading (% of the model in 16 bits)", xticks=range(0, 101, 25))
     ax.invert_yaxis()
     ax.tick_params(axis="y", length=0)

@@ -3,7 +3,7 @@
 import math
 
 from qlora_lab.classroom.checks import check_cards_needed, check_tokens_to_hide
-from qlora_lab.memory import SHAPES, estimate, traffic
+from qlora_lab.memory import estimate, traffic
 
 
 def fits(shape, card, knobs, size="total", share=0.95, sharding="full"):
@@ -27,47 +27,41 @@ def received(shape, processes, sharding="full"):
     return traffic(shape, processes=processes, sharding=sharding, rank=16)
 
 
-def passes(run, shape, processes, speed, achieved=None, halves=2, sharding="full"):
+def passes(pace, shape, processes, speed, halves=2, sharding="full", forward_share=2, weights=None):
     """Tokens that the forward pass needs, and the backward pass."""
     parts = received(shape, processes, sharding)
-    operations = 6 * SHAPES[run["shape"]].linear_parameters() * run["batch_size"] * run["length"]
-    achieved = achieved or operations / (run["milliseconds"] / 1e3)
-    flops_a_token = shape.linear_parameters() / achieved
-    gathered, summed = parts["weights"] / halves / speed, parts["gradients"] / speed
-    return gathered / (2 * flops_a_token), (gathered + summed) / (4 * flops_a_token)
+    tokens_a_second = pace / (weights or shape.linear_parameters())  # at one operation a weight
+    gathered, summed = parts.get("weights", 0) / halves, parts["gradients"]
+    return gathered / speed * tokens_a_second / forward_share, (gathered + summed) / speed * tokens_a_second / 4
 
 
 def tokens(*of, **otherwise):
     return math.ceil(max(passes(*of, **otherwise)))
 
 
-def together(run, shape, processes, speed):
-    moved = sum(received(shape, processes).values())
-    pace = run["tokens_per_second"] / run["cards"] * SHAPES[run["shape"]].linear_parameters()
-    return math.ceil(moved / speed * pace / shape.linear_parameters())
+def by_trying(pace, shape, processes, speed):
+    """Seconds of both passes with more and more tokens, until each has as long to compute as to receive."""
+    parts = received(shape, processes)
+    half = parts["weights"] / 2
+    enough = 0
+    for bytes_of_pass, operations in ((half, 2), (half + parts["gradients"], 4)):
+        low, high = 0, 10**9
+        while low + 1 < high:
+            middle = (low + high) // 2
+            computes = operations * shape.linear_parameters() * middle / pace
+            low, high = (low, middle) if computes >= bytes_of_pass / speed else (middle, high)
+        enough = max(enough, high)
+    return enough
 
 
-def pace_with(run, weights, tokens_a_second):
-    return 6 * weights * tokens_a_second
-
-
-def of_all_cards(run, *of):
-    weights = SHAPES[run["shape"]].linear_parameters()
-    return tokens(run, *of, achieved=pace_with(run, weights, run["tokens_per_second"]))
-
-
-def of_the_wrong_shape(run, shape, *of):
-    pace = run["tokens_per_second"] / run["cards"]
-    return tokens(run, shape, *of, achieved=pace_with(run, shape.linear_parameters(), pace))
-
-
-def data_parallel(*of):
-    return math.ceil(passes(*of, sharding="data")[1])
+def together(pace, shape, processes, speed):
+    return math.ceil(sum(received(shape, processes).values()) / speed * pace / (6 * shape.linear_parameters()))
 
 
 RIGHT = [
     (check_cards_needed, (cards_needed,)),
     (check_tokens_to_hide, (tokens,)),
+    (check_tokens_to_hide, (by_trying,)),
 ]
 
 WRONG = [  # and what the learner must be told
@@ -86,19 +80,8 @@ WRONG = [  # and what the learner must be told
     (check_tokens_to_hide, together, "cannot hide the other's traffic"),
     (check_tokens_to_hide, lambda *of: math.ceil(passes(*of)[1]), "enough for the backward pass"),
     (check_tokens_to_hide, lambda *of: tokens(*of, halves=1), "gathers half"),
-    (check_tokens_to_hide, of_all_cards, "of all cards of the run"),
-    (check_tokens_to_hide, of_the_wrong_shape, "the weights of *its* shape"),
-    (
-        check_tokens_to_hide,
-        lambda run, *of: tokens({**run, "milliseconds": 1e3 * run["milliseconds"]}, *of),
-        "thousandths",
-    ),
-    (
-        check_tokens_to_hide,
-        lambda run, *of: tokens({**run, "milliseconds": run["milliseconds"] / 1e3}, *of),
-        "thousandths",
-    ),
-    (check_tokens_to_hide, data_parallel, "data parallel traffic"),
-    (check_tokens_to_hide, lambda *of: math.ceil(3 * max(passes(*of))), "2 are the forward pass's"),
-    (check_tokens_to_hide, lambda *of: math.ceil(2 / 3 * max(passes(*of))), "it used checkpointing"),
+    (check_tokens_to_hide, lambda *of: math.ceil(passes(*of, sharding="data")[1]), "data parallel traffic"),
+    (check_tokens_to_hide, lambda *of: math.ceil(passes(*of, forward_share=4)[0]), "has 2 operations"),
+    (check_tokens_to_hide, lambda *of: math.ceil(passes(*of, forward_share=6)[0]), "2 are the forward pass's"),
+    (check_tokens_to_hide, lambda *of: tokens(*of, weights=of[1].parameters()), "take `shape.linear_parameters()`"),
 ]
