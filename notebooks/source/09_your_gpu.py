@@ -142,7 +142,7 @@ check_as_chat(as_chat)
 # **Look.** Before training, the script prints the first sample token by token, and stops if no end token is learned.
 #
 # **Judge.** At the end it answers every test question, and counts what is right to the letter. A model must beat the count
-# beside it: what always giving the most frequent answer would get.
+# beside it, of always giving the most frequent answer.
 #
 # <details><summary>What is such a count worth?</summary>
 #
@@ -548,7 +548,8 @@ assert 15 < CARDS["H100"]["FLOP/s"] / CARDS["T4"]["FLOP/s"] < 15.5
 #
 # <details><summary>Why only a third, if it is busy?</summary>
 #
-# Its products reach about two thirds of the data sheet's speed, and the many small operations between them wait for memory. A card that
+# Its products reach about two thirds of the data sheet's speed, and the many small operations between them wait for memory. (With four
+# samples at a time it reached a fifth. All this was measured at rank {{64}}.) A card that
 # reads its memory fast for its FLOP/s, such as the RTX {{3090}}, should do better than a third, and the L4 worse.
 #
 # </details>
@@ -566,7 +567,7 @@ for name in ("T4", "L4", "RTX 3090"):
 
 # %% [markdown]
 # **Exercise 9.4 ●●● (3 minutes).** Make a plan for your model and your amount of data, with checkpointing on and a third of the best
-# speed. Leave a GB free: `estimate` may be off by a tenth. (A card of your own takes some minutes more.) `print(*SHAPES)` shows the models' names.
+# speed. Leave a GB free: `estimate` may be off by a tenth. `print(*SHAPES)` shows the models' names.
 
 # %%
 ### BEGIN SOLUTION
