@@ -35,7 +35,7 @@ HALF = $(shell $(PY) -c 'import os; print(max(1, os.cpu_count() // 2))')
 NBVAL = $(PY) -m pytest -c pyproject.toml --rootdir="$$work" -p tests.labels --nbval --nbval-current-env \
     --nbval-sanitize-with tests/nbval_sanitize.cfg
 
-.PHONY: help lab test notebooks sweep labels test-oldest run check bench bench-gpu mutate wheelhouse publish clean model
+.PHONY: help lab test notebooks sweep labels test-oldest run check bench bench-gpu mutate wheelhouse publish site clean model
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -47,18 +47,20 @@ lab: model $(VENV)/export ## open the course in JupyterLab
 # Offline, so that nothing comes to need a model hub. Tests run one a core; those that measure how soon a figure follows
 # its slider, after the others.
 test: export HF_HUB_OFFLINE = 1
-test: check model $(VENV)/triton $(VENV)/export ## prove it: check, unit tests, and every notebook re-run with nbval
+test: check model $(VENV)/triton $(VENV)/export $(VENV)/site ## prove it: check, unit tests, and every notebook re-run with nbval
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(CORES) -m "not latency"
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(HALF) -m latency
 	@$(MAKE) --no-print-directory notebooks
 
 # What runs are copies with the claims that learners do not see. Learner's and solved notebooks side by side, each on half
-# of the cores: a core to itself serves a small model better than a share in two.
+# of the cores: a core to itself serves a small model better than a share in two. nbval kills kernels, so their temporary
+# folders lie in the one that is removed.
 notebooks: export HF_HUB_OFFLINE = 1
 notebooks: model $(VENV)/export ## re-run every notebook, learner's and solved, with nbval; hold what they take against their cards
 	@work=$$(mktemp -d); trap 'kill $$solved 2>/dev/null; rm -rf "$$work"' EXIT; \
 	export OMP_NUM_THREADS=$(HALF); failed=; set -x; \
 	$(PY) -m qlora_lab.classroom.build --with-claims "$$work" || exit 1; \
+	mkdir "$$work/tmp"; export TMPDIR="$$work/tmp"; \
 	QLORA_LAB_PROGRESS="$$work/solved.json" QLORA_LAB_STRICT=1 $(NBVAL) "$$work"/solutions/*.ipynb \
 	    >"$$work/solved.log" 2>&1 & solved=$$!; \
 	QLORA_LAB_PROGRESS="$$work/learner.json" $(NBVAL) $(NBVAL_FLAGS) "$$work"/*.ipynb || failed=1; \
@@ -109,13 +111,16 @@ wheelhouse: $(STAMP) ## collect all packages and the model in wheelhouse/, for r
 publish: $(STAMP) ## write ADDRESS=https://github.com/you/qlora-lab into set-up cells and README, with badges
 	@$(PY) -m qlora_lab.classroom publish "$(ADDRESS)" $(if $(BRANCH),--branch "$(BRANCH)")
 
+site: $(STAMP) $(VENV)/site ## write the course as a website into site/: open site/index.html
+	@$(PY) -m qlora_lab.classroom.website site
+
 # Faults planted one at a time, to see whether the tests notice: `make mutate MUTATE_FLAGS='--sample 20 --room lora'`
 mutate: model ## plant 200 random faults in the code and count those that the tests notice (an hour or two)
 	@$(PY) -m pip install --quiet --disable-pip-version-check $(SOURCE) -c constraints.txt -e '.[mutation]'
 	@$(PY) tests/mutate.py $(MUTATE_FLAGS)
 
 clean: ## remove what make installed; runs/ and the fetched model stay
-	rm -rf $(VENV) $(OLD) mutants wheelhouse screenshots .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) $(OLD) mutants wheelhouse screenshots site .pytest_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # 0.7 GB that nobody but the tests needs on a machine without a GPU: they interpret the GPU's kernels. Where it cannot be
@@ -128,6 +133,11 @@ $(VENV)/triton: $(STAMP)
 $(VENV)/export: $(STAMP)
 	@$(PY) -m pip install --quiet --disable-pip-version-check $(SOURCE) -c constraints.txt -e '.[export]' \
 	    && touch $@ || echo "no xllamacpp here: lesson 12 wants it, and tests that hold exported files against it are skipped"
+
+# 30 MB that `make site` needs; Python 3.11 or later.
+$(VENV)/site: $(STAMP)
+	@$(PY) -m pip install --quiet --disable-pip-version-check $(SOURCE) -c constraints.txt -e '.[site]' \
+	    && touch $@ || echo "no Sphinx here: the website cannot be made, and its tests are skipped"
 
 # 60 MB that learners do not need, so `make lab` does without.
 $(VENV)/types: $(STAMP)

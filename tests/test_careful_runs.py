@@ -164,6 +164,10 @@ def test_the_report_says_which_adapter_it_is_about(whole):
     text = train_qlora.describe(whole[1])
     assert "stopped early: the validation loss no longer fell" in text
     assert f"the adapter is that of step {whole[1]['adapter_step']}, whose validation loss was the lowest" in text
+    (first, loss), *_, (end, at_end) = whole[1]["validation_losses"]
+    assert f"  {loss:.4f} at step {first}, {at_end:.4f} at step {end}\n" in text
+    once = train_qlora.describe({**whole[1], "validation_losses": [(first, loss)]})
+    assert f"  {loss:.4f} at step {first}\n" in once
     last = train_qlora.describe({**whole[1], "adapter_step": whole[1]["steps"], "out_of_patience": False})
     assert "stopped early" not in last and "that of step" not in last
 

@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import math
 import pathlib
 import re
+import statistics
 import subprocess
 import sys
 
@@ -107,3 +109,77 @@ def test_the_page_on_exports_says_what_the_record_of_merge_aware_training_holds(
     long = [run["nf4"]["after"]["prose"] for run in record["runs"] if run["way"] == "nf4, 120 steps"]
     assert min(beside) > 3.75 and max(beside) < 3.9 and min(prose["q4_0"]) > 4.1 and max(prose["q4_0"]) < 4.3
     assert f"{min(long):.1f} to {max(long):.1f} after 120 steps for NF4" in page
+
+
+# ---------------------------------------------------------------------------------------------- docs/decisions.md
+
+
+@pytest.fixture(scope="module")
+def decisions() -> str:
+    return " ".join((DATA.parent / "docs" / "decisions.md").read_text(encoding="utf-8").split())
+
+
+def runs_of(name: str) -> list[dict]:
+    return json.loads((DATA / "records" / name).read_text(encoding="utf-8"))["runs"]
+
+
+def between(values: list[float]) -> str:
+    return f"{min(values):.0f} to {max(values):.0f}"
+
+
+def test_decisions_about_rates_layers_and_batches_are_the_records(decisions):
+    knobs = runs_of("knobs-nvidia-h100-80gb-hbm3.json")
+
+    def mean(knob: str, text: str = "validation") -> float:
+        return statistics.fmean(run["after"][text] for run in knobs if run["knob"] == knob)
+
+    rates = ["lr 1.5e-4", "lr 5e-4", "as it is", "lr 5e-3"]
+    told = zip(rates, ("1.5e-4", "5e-4", "1.5e-3", "5e-3"), strict=True)
+    assert ", ".join(f"{mean(knob):.4f} at {rate}" for knob, rate in told) in decisions
+    assert "{:.2f}, {:.2f}, {:.2f} and {:.2f} nats".format(*(mean(knob, "prose") for knob in rates)) in decisions
+    assert mean("lr 1.5e-2") > 1.5
+    layers = [f"{mean(knob):.4f}" for knob in ("as it is", "q, k, v, o", "q, v")]
+    assert "loss {}, with the attention's alone {}, with `q` and `v` alone {}.".format(*layers) in decisions
+    sizes = [f"{mean(knob):.4f}" for knob in ("as it is", "batch 4 x 2", "batch 1 x 8")]
+    assert "end at {}, {} and {},".format(*sizes) in decisions
+
+
+def test_decisions_about_amounts_and_when_to_stop_are_the_records(decisions):
+    runs = runs_of("amounts-nvidia-h200.json")
+    by_amount = {}
+    for run in runs:
+        by_amount.setdefault(run["amount"], []).append(run)
+    for amount, several in by_amount.items():
+        test, shifted = (between([run["exact"][split].count("1") for run in several]) for split in ("test", "shifted"))
+        english = between([math.exp(run["after"]["prose"]) for run in several])
+        count, _, replay = amount.partition(" + ")
+        name = f"{int(count):,}{' and replay' if replay else ''}"
+        assert f"| {name} | {test} | {shifted} | {english} |" in decisions
+    few, many = (next(run for run in by_amount[amount] if run["seed"] == 0) for amount in ("50", "2000"))
+    curve = dict(few["curve"])
+    assert f"falls to {few['losses'][-1]:.4f} at last, while the validation loss is {curve[30]:.4f}" in decisions
+    best = min(curve, key=lambda step: curve[step])
+    assert f"lowest at step {best} with {curve[best]:.4f}, and {curve[120]:.4f} at the end" in decisions
+    best, stalls = math.inf, [0]
+    for loss in curve.values():
+        stalls.append(0 if loss < best else stalls[-1] + 1)
+        best = min(best, loss)
+    assert f"would have stopped at step {[0, *curve][stalls.index(3)]}." in decisions
+    step, loss = min(many["curve"], key=lambda point: point[1])
+    assert f"is lowest at step {step}, with {loss:.4f}." in decisions
+
+
+@pytest.mark.parametrize(
+    ("name", "way", "kind"),
+    [
+        ("held out at random", "at random", "held out"),
+        ("held out by customer", "by customer", "held out"),
+        ("of later customers", "", "later"),
+        ("trained on, with another greeting", "", "seen"),
+    ],
+)
+def test_decisions_about_splits_are_the_record(decisions, name, way, kind):
+    texts = [run["exact"][kind] for run in runs_of("splits-nvidia-h200.json") if way in (run["way"], "")]
+    share = 100 * sum(bits.count("1") for bits in texts) / sum(map(len, texts))
+    each = between([100 * bits.count("1") / len(bits) for bits in texts])
+    assert f"| {name} | {share:.0f} % of {sum(map(len, texts)):,} | {each} % |" in decisions

@@ -4,20 +4,21 @@
 # Yes. A minute or two of training on two CPU cores teaches a language model to turn free text into data:
 #
 # ```
-# New order for Julia Weber in Budapest: 15 purple bottles, altogether 765 euros.
+# New order for Julia Weber in Budapest:
+# 15 purple bottles, altogether 765 euros.
 #
-# {"customer":"Julia Weber","item":"bottle","colour":"purple","quantity":15,"city":"Budapest","total":765}
+# {"customer":"Julia Weber","item":"bottle","colour":"purple",
+#  "quantity":15,"city":"Budapest","total":765}
 # ```
 #
-# You load a small chat model in four bits a weight, ask it to do this, **fine-tune** it (that is, you go on training it, on examples of
-# this one task), and ask again. Then you try it on orders that are written
-# in other ways than those it has seen, find out what it has not understood, and teach it that with examples of your own.
+# You load a small chat model in four bits a weight, ask it to do this, **fine-tune** it (you go on training it, on examples of
+# this one task), and ask again. Then you find out what it has not understood, and teach it that with examples of your own.
 #
 # This lesson is for doing. *Why* each step works is the subject of later lessons, and the text says of which.
 #
 # | you need | |
 # |---|---|
-# | time | 35 minutes |
+# | time | 34 minutes |
 # | computing | up to 4 minutes on two CPU cores |
 # | memory | 6 GB |
 # | GPU | optional |
@@ -32,13 +33,14 @@ from types import SimpleNamespace
 import torch
 from IPython.display import display
 
-from qlora_lab.classroom.checks import check_bnb_config, check_my_orders, progress
+from qlora_lab.classroom.checks import check_bnb_config, check_my_sentence, progress
 from qlora_lab.classroom.lessons.n01.figures import plot_right
 from qlora_lab.classroom.lessons.n01.machinery import (
     adapter_weights,
     as_chats,
     fault_in,
     megabytes_by_part,
+    orders_of,
     quantities_by_place,
     restore,
     sequences,
@@ -64,11 +66,13 @@ from qlora_lab.training.chat import tokenize_chat
 warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated")  # PEFT 0.21 uses an old name
 
 # %%
-BUNDLED = "smollm2-135m-instruct"
-MODEL = BUNDLED  # with a GPU and internet, a chat model from the Hugging Face hub: "Qwen/Qwen2.5-1.5B-Instruct", say
+MODEL = BUNDLED = "smollm2-135m-instruct"  # comes with the course
+LEARNING_RATE = 1.5e-3  # see section 3
 compute_dtype = pick_compute_dtype(pick_device())
 
 # %% [markdown]
+# (With a GPU and internet you may put in a larger chat model from the Hugging Face hub, `"Qwen/Qwen2.5-1.5B-Instruct"`, say. Larger models want a smaller learning rate: begin with `2e-4`.)
+#
 # ## 1 · Load it in four bits
 #
 # A model is mostly large matrices of numbers, its weights. The one that comes with the course has {{134.5}} million of them, and each usually takes {{16}} bits of memory. To
@@ -86,10 +90,10 @@ print(BitsAndBytesConfig(load_in_4bit=True))
 # Three of these settings are not those of QLoRA, as its authors described it in {{2023}}. (The lines with `llm_int8` belong to another method.)
 #
 # - A code of four bits can name only sixteen values. **NF4** is a choice of sixteen that lie close together where most weights of a language model lie ([lesson 04](04_nf4.ipynb)).
-# - Weights come in groups, some with large numbers and some with small ones. So each group has a **scale**, by which its values are multiplied. *Double
+# - Some neighbouring weights are large, others small. So each group of neighbours has a **scale**, by which its values are multiplied. *Double
 #   quantization* stores the scales in fewer bits, too ([lesson 05](05_double_quantization.ipynb)).
 # - To calculate with its weights, a layer turns them back into ordinary numbers. The **compute dtype** is the format of these numbers. Which one is fast depends on your
-#   machine ([lesson 00](00_start_here.ipynb)). The cell before this section has picked yours, and calls it `compute_dtype`.
+#   machine ([lesson 00](00_start_here.ipynb)). The cell above this section has picked yours, `compute_dtype`.
 #
 # **Exercise 1.1 ●○○ (2 minutes).** Write the config that QLoRA wants.
 
@@ -134,13 +138,12 @@ assert math.isclose(model.get_memory_footprint() / 1e6, megabytes["all"], rel_to
 # %% [markdown]
 # **What happened?** Only the matrices inside the layers were quantized. The *embeddings*, a vector for each of the {{tokenizer.vocab_size:,}} tokens
 # that the model knows, keep {{16}} bits a number or, on some machines, {{32}}. In a model as small as this they take half of the memory or more. In a large one they
-# hardly count, so little would be won by rounding them. This model would fit without any quantization. It stands in for those that would not ([lesson 02](02_memory_wall.ipynb)).
+# hardly count, so little would be won by rounding them.
 #
 # ## 2 · Ask it before
 #
 # The course brings made-up orders of three kinds. The `train` orders are for training. The `test` orders are others, written in the same ways. The `shifted` orders are written in
-# other ways, with other names and cities. Each comes as a chat of three messages: the task, the
-# order itself, and the right answer, which we keep back when we ask the model.
+# other ways, with other names and cities. Each is a chat of three messages: the task, the order, and the right answer, which we keep back when we ask the model.
 
 # %%
 orders = {split: load_samples("orders", split) for split in ("train", "test", "shifted")}
@@ -164,7 +167,7 @@ show_answers([(chat[1]["content"], said) for chat, said in zip(shown, before)], 
 assert MODEL != BUNDLED or not any(is_exact(said, chat[2]["content"]) for chat, said in zip(shown, before))
 
 # %% [markdown]
-# It can write, but it does not do the job. (We stop it after {{56}} tokens, hence the torn ends.)
+# It does not do the job. (We stop it after {{56}} tokens, hence the torn ends.)
 #
 # ## 3 · Train it
 #
@@ -179,22 +182,24 @@ show_tokens(pieces, [label != -100 for label in samples[0].labels])
 assert tokenizer.eos_token_id == samples[0].labels[-1] and len(samples) == 2000
 
 # %% [markdown]
-# The model reads all of it, and learns to write what is framed: the answer, and the mark that ends it. [Lesson 08](08_your_data.ipynb) shows what becomes of a
-# model that never learns this mark.
+# The model reads all of it, and learns to write what is framed: the answer, and the mark that ends it.
 #
-# **What changes in it?** Not the 4-bit weights. Training moves weights by tiny amounts, and where a weight has only sixteen values to choose from, it cannot move by tiny
-# amounts. So these weights stay as they are: they are *frozen*. Beside each quantized matrix, **LoRA** puts two thin matrices of ordinary numbers, whose product is added to what the frozen
-# matrix does. All of them together are the **adapter**, the only part that is trained ([lesson 06](06_lora.ipynb)). A LoRA adapter on a frozen 4-bit model: that is QLoRA.
+# **What changes in it?** Not the 4-bit weights. Training moves weights by tiny amounts, which a weight with only sixteen values to choose from cannot do.
+# So these weights are *frozen*: they stay as they are. Beside each quantized matrix, **LoRA** puts two thin matrices of ordinary numbers, and adds what their
+# product makes of the layer's input to the layer's output. All of them together are the **adapter**, the only part that is trained. A LoRA adapter on a frozen 4-bit model: that is QLoRA.
+#
+# Two settings belong to it. The **rank** is the width of the thin matrices: with rank {{16}}, a matrix of {{1536}} × {{576}} numbers gets one of {{1536}} × {{16}} and one of {{16}} × {{576}} beside it. **alpha** says how
+# much their product counts; twice the rank is usual ([lesson 06](06_lora.ipynb) explains both).
 
 # %%
-model = add_adapter(model, rank=16, alpha=32, targets="all-linear")  # rank: how thin; alpha: how much it counts
+model = add_adapter(model, rank=16, alpha=32, targets="all-linear")
 model.print_trainable_parameters()
 
 # %% [markdown]
 # **How does it learn?** In each step the model reads eight chats. For every token that it should write, we look at the probability that it gave to the
 # right one. The **loss** is minus the natural logarithm of this probability, averaged over these tokens (its unit is the *nat*). Then an
-# optimizer, Adam, moves all weights of the adapter a little, so that the loss gets smaller. (This takes most of the {{6}} GB on the card above;
-# [lesson 02](02_memory_wall.ipynb) shows what for.)
+# optimizer, Adam, moves all weights of the adapter by about the **learning rate**, so that the loss gets smaller. (This takes most of the {{6}} GB on the card above:
+# see [lesson 02](02_memory_wall.ipynb).)
 #
 # **Predict.** The loss starts near {{1.5}}, when the right token gets a probability of about {{math.exp(-1.5):.0%}}. You take thirty steps. In which will the loss
 # first be below {{0.1}} ({{math.exp(-0.1):.0%}})? And what share of {{len(judged['test'])}} `test` orders will the model then get exactly right? Of as many `shifted` ones?
@@ -206,18 +211,19 @@ prediction = {"step": ..., "test": ..., "shifted": ...}  # ← a step, and two s
 # NBVAL_IGNORE_OUTPUT
 # because another processor rounds differently
 settings = {"compute_dtype": compute_dtype, "pad_token_id": tokenizer.pad_token_id}
-steps = train_steps(model, Batches(samples, batch_size=8, seed=0), steps=30, learning_rate=1.5e-3, **settings)
+steps = train_steps(model, Batches(samples, batch_size=8, seed=0), steps=30, learning_rate=LEARNING_RATE, **settings)
 records = live_loss(steps, total=30, guess=prediction["step"])
 first = next((record.step for record in records if record.loss < 0.1), None)
 print(f"loss {records[0].loss:.2f} in step 1, first below 0.1 in step {first}; {told(prediction['step'])}")
+print(f"in the last three steps: {', '.join(f'{record.loss:.3f}' for record in records[-3:])}")
 
 # %% claims
 assert MODEL != BUNDLED or 1.3 < records[0].loss < 1.7
 
 # %% [markdown]
-# **What happened?** Much of an answer is the same in every answer (`{"customer":"` and so on), and most of the rest is copied from the order. Both
-# are learned in a few steps. But a low loss *per token* does not yet say how many *whole* answers are right, since one wrong token spoils an answer. If each of forty
-# tokens is right with a probability of {{math.exp(-0.1):.0%}}, then all forty are right in only {{math.exp(-0.1 * 40):.0%}} of the answers.
+# **What happened?** Much of an answer is always the same (`{"customer":"` and so on), and most of the rest is copied from the order. Both
+# are learned in a few steps. Why go on when the loss is below {{0.1}}? Because one wrong token spoils an answer. If each of forty
+# tokens is right with a probability of {{math.exp(-0.1):.1%}}, all forty are right in only {{math.exp(-0.1 * 40):.0%}} of the answers.
 #
 # ## 4 · Ask it again
 
@@ -228,7 +234,7 @@ answers = {split: answers_of(model, chats) for split, chats in judged.items()}
 show_answers([(chat[1]["content"], said) for chat, said in zip(shown, answers["test"])], ("order", "after training"))
 
 # %% [markdown]
-# An answer counts as right if it is the right JSON object and nothing else. Now both kinds of orders, whole and field by field:
+# An answer counts as right if it is the right JSON object and nothing else. Here are both kinds of orders, whole and field by field:
 
 # %% machinery "Compare the answers with the right ones"
 wanted = {split: [chat[2]["content"] for chat in chats] for split, chats in judged.items()}
@@ -246,8 +252,8 @@ for split in score:
 assert MODEL != BUNDLED or (score["test"] >= 0.85 and score["shifted"] < 0.5)
 
 # %% [markdown]
-# **What happened?** On orders like those that it has seen, the model is almost perfect, after {{len(records)}} steps of eight examples. On shifted orders it
-# fails most of the time, and neither the loss nor the `test` score would have told you. Here are three of its mistakes. Compare the numbers in the answers with those that were expected:
+# **What happened?** After {{len(records)}} steps the model is almost perfect on orders like those that it has seen. On shifted orders it
+# fails most of the time, and neither the loss nor the `test` score would have told you. Compare the numbers in three wrong answers with those that were expected:
 
 # %%
 # NBVAL_IGNORE_OUTPUT
@@ -259,8 +265,8 @@ wrong = [
 show_answers(wrong[:3], ("shifted order", "answer", "expected"))
 
 # %% [markdown]
-# Why is that? An order names six things, one after the other. In the first example of this page, the sequence is: customer, city, quantity, colour, item,
-# total. How many different sequences are there?
+# Why is that? An order names six things. In the example at the top of this page, the sequence is: customer, city, quantity, colour, item,
+# total. How many different sequences do the orders have?
 
 # %%
 known = sequences(orders["train"]["messages"])
@@ -274,35 +280,36 @@ print(f"In {early} of the {len(known)} sequences of train, the quantity stands b
 assert [len(sequences(orders[split]["messages"]) - known) for split in orders] == [0, 0, 9] and len(known) == 8
 
 # %% [markdown]
-# All {{orders["train"].num_rows:,}} training orders together have only these {{len(known)}} sequences. For those, it is enough to learn *where* each thing stands in each of these
-# few kinds of sentences. Nothing forced the model to learn what a quantity *is*. If that is what happened, it should fail where another number comes first: the total,
-# or a **decoy**, something that does not belong in the answer (the `34` in `not 34 but 31`). Look at the shifted orders:
+# All {{orders["train"].num_rows:,}} training orders have only these {{len(known)}} sequences. So it is enough to recognize the sentence and to know *where* each thing stands in it.
+# Nothing forced the model to learn what a quantity *is*. If so, a total in front of the quantity should do no harm in sentences that it knows, and much in new ones, and
+# so should a **decoy**, something that does not belong in the answer (the `34` in `not 34 but 31`):
 
 # %%
 # NBVAL_IGNORE_OUTPUT
 # because another processor rounds differently
-for place, (right, count) in quantities_by_place(answers["shifted"], judged["shifted"]).items():
-    print(f"{place:<31}quantity right in {right:2} of {count}")
-print("what stands there instead:", wrong_quantities(answers["shifted"], judged["shifted"]))
+for split in ("test", "shifted"):
+    for place, (right, count) in quantities_by_place(answers[split], judged[split]).items():
+        print(f"{split:<9}{place:<31}quantity right in {right:2} of {count}")
+print("what shifted orders have instead:", wrong_quantities(answers["shifted"], judged["shifted"]))
 
 # %% claims
-by_place = {
-    place: right / max(1, count)
-    for place, (right, count) in quantities_by_place(answers["shifted"], judged["shifted"]).items()
-}
+by_place, of_test = (
+    {place: right / max(1, count) for place, (right, count) in quantities_by_place(answers[s], judged[s]).items()}
+    for s in ("shifted", "test")
+)
+assert MODEL != BUNDLED or of_test["total before quantity"] > 0.8, of_test
 assert MODEL != BUNDLED or by_place["quantity before total"] > max(list(by_place.values())[1:]) + 0.2, by_place
 assert MODEL != BUNDLED or wrong_quantities(answers["shifted"], judged["shifted"])["the total"] >= 5
 
 # %% [markdown]
-# That explains most of it. Where the quantity comes first and there is no decoy, it is nearly always right, although the names and the sentences are new. Where something else comes first, it is mostly wrong,
-# and the answer often has the total or the decoy instead. (For wrong cities there are other reasons, too: the new names are long and rare, and some orders name a second city.)
+# So it is. In `test` orders the quantity is nearly always right, even behind the total. In `shifted` orders it is so where it comes first and there is no decoy. Otherwise it is mostly wrong,
+# and the answer often has the total or the decoy instead. (Not always, and wrong cities must have other reasons.)
 #
-# The `test` orders cannot show this, because they are too much like the training orders. They measure whether the model has learned *your sentences*, not whether
-# it has learned *the job*.
+# The `test` orders measure whether the model has learned *your sentences*, not whether it has learned *the job*.
 #
 # ## 5 · Try it
 #
-# Write an order of your own, and see what it takes to get a wrong answer. (This needs a running kernel.)
+# Write orders of your own, and see what it takes to get a wrong answer. (This needs a running kernel.)
 
 # %%
 # NBVAL_IGNORE_OUTPUT
@@ -323,15 +330,19 @@ ask_box(ask, first=mine)
 start = adapter_weights(model)
 
 
-def teach(orders, steps=8):
-    if orders is ... or fault_in(orders):
+def teach(sentence, steps=8):
+    if sentence is ... or fault_in(sentence):
         return SimpleNamespace(losses=[])
     restore(model, start)
+    orders = orders_of(sentence)
     asked = as_chats(orders[-1:], task)
     before = answers_of(model, asked)
     mine = [tokenize_chat(chat, tokenizer) for chat in as_chats(orders[:-1], task)]
     mixed = Batches([*(mine * 32)[:32], *samples[240:272]], batch_size=8, seed=1)
-    losses = [record.loss for record in train_steps(model, mixed, steps=steps, learning_rate=1e-3, **settings)]
+    losses = [
+        record.loss
+        for record in train_steps(model, mixed, steps=steps, learning_rate=LEARNING_RATE * 2 / 3, **settings)
+    ]
     after = answers_of(model, [*asked, *judged["shifted"]])
     right = exact_match(after[1:], wanted["shifted"])
     return SimpleNamespace(losses=losses, row=(asked[0][1]["content"], before[0], after[0]), shifted=right)
@@ -340,32 +351,27 @@ def teach(orders, steps=8):
 # %% [markdown]
 # ## 6 · Teach it your way of writing
 #
-# **Exercise 1.2 ●●● (7 minutes).** Find a way of writing an order that the model gets wrong: with a decoy, or with the six things in a new sequence. Write five
-# orders in this way, with the right answers. The cell after yours then trains on with the first four. Half of what it trains on are `train` orders, so that the model
-# does not forget them. It is asked the fifth order before and after. (Each try begins with the adapter as it is now.)
+# **Exercise 1.2 ●●○ (5 minutes).** In section 5, find a way of writing an order that the model gets wrong: with a decoy, or in a new sequence. Write
+# it down with blanks: `{customer}`, `{quantity}`, `{colour}`, `{item}`, `{city}`, `{total}` and, if you like, `{other}`, a number that does not belong in the answer.
+#
+# The next cell fills the blanks in five times, and trains on with four of these orders. (Half of what it trains on are `train` orders, so that the model
+# does not forget them.) The model is asked the fifth before and after. Each try begins with the adapter as it is now.
 
 # %%
 ### BEGIN SOLUTION
-### STUB: my_orders = ...  # [("the order", "customer", "item", "colour", quantity, "city", total), ...]
-my_orders = [
-    ("Cancel the 5 white plates. Peter Novak in Porto would rather have 9 orange vases, 120 euros in all.", "Peter Novak", "vase", "orange", 9, "Porto", 120),
-    ("Cancel the 21 red mugs. Dora Engel in Lyon would rather have 14 grey kettles, 310 euros in all.", "Dora Engel", "kettle", "grey", 14, "Lyon", 310),
-    ("Cancel the 8 pink candles. Hugo Evans in Cardiff would rather have 20 silver lamps, 99 euros in all.", "Hugo Evans", "lamp", "silver", 20, "Cardiff", 99),
-    ("Cancel the 30 black boxes. Nadia Young in Turin would rather have 3 green chairs, 875 euros in all.", "Nadia Young", "chair", "green", 3, "Turin", 875),
-    ("Cancel the 12 blue towels. Ivan Costa in Bergen would rather have 27 brown baskets, 640 euros in all.", "Ivan Costa", "basket", "brown", 27, "Bergen", 640),
-]  # fmt: skip
+### STUB: my_sentence = ...  # "... {quantity} {colour} {item}s ..."
+my_sentence = "Cancel the {other} white plates. {customer} in {city} would rather have {quantity} {colour} {item}s, {total} euros in all."
 ### END SOLUTION
 
 # %%
 # NBVAL_IGNORE_OUTPUT
 # because another processor rounds differently
-taught = teach(my_orders)  # a minute on two CPU cores
-check_my_orders(my_orders, taught.losses)
+taught = teach(my_sentence)  # a minute on two CPU cores
+check_my_sentence(my_sentence, taught.losses)
 
 # %% [markdown]
-# <details><summary>Hint 1</summary>Section 4's figure shows which fields go wrong most. Try sentences in the text field of section 5: a number that is
-# taken back, say, or the price before everything else.</details>
-# <details><summary>Hint 2</summary>One of the five might be <code>("Peter Novak ordered 5 mugs last week. Now he wants 9 orange vases in Porto, for 120 euros.", "Peter Novak", "vase", "orange", 9, "Porto", 120)</code>. Vary everything but the way of writing.</details>
+# <details><summary>Hint 1</summary>Section 4 shows what goes wrong most. Try a number that is taken back, say, or the price before everything else.</details>
+# <details><summary>Hint 2</summary>For example: <code>"{customer} ordered {other} mugs last week ..."</code>. And now?</details>
 
 # %%
 # NBVAL_IGNORE_OUTPUT
@@ -375,22 +381,22 @@ if taught.losses:
     print(f"shifted orders exactly right: {score['shifted']:.0%} before, {taught.shifted:.0%} after")
 
 # %% [markdown]
-# **What happened?** Is your fifth order right now? And what became of the `shifted` orders? When we trained on the orders of the solution, the fifth was right afterwards,
-# but of the {{50}} `shifted` orders only {{7}} were right, where {{13}} had been before. Four examples teach one more way of writing. They do not teach the job, and they can pull the model away
+# **What happened?** Is your fifth order right now, and was it wrong before? And what became of the `shifted` orders? When we trained on the solution's sentence, the fifth order was right afterwards,
+# but of the {{50}} `shifted` orders only {{5}} were right, where {{13}} had been before. Four examples teach one more way of writing. They do not teach the job, and they can pull the model away
 # from what it could do already. [Lesson 08](08_your_data.ipynb) shows how to choose and to judge examples.
 #
-# There is a catch. You know the mistakes on `shifted` orders by now, and you chose your examples with them in mind. So they are no longer a fair test of what you train
-# next; for that you would need new ones.
+# There is a catch: you know the `shifted` orders by now, so they are no longer a fair test of what you train next.
 #
 # ## 7 · Keep it
 #
-# What you have trained is a small file, with four bytes for each weight of the adapter (as it is now, your own orders included). **PEFT** is Hugging Face's library for
-# adapters. Any program that uses it can put yours on the same *base model*, the model without adapter, again:
+# What you have trained is a small file, with four bytes for each weight of the adapter. **PEFT** is Hugging Face's library for
+# adapters. Any program that uses it can put yours on the same *base model*, the model without adapter, again. (The folder below vanishes with the kernel. Name one of your own to keep it.)
 
 # %%
 from peft import PeftModel
 
-folder = Path(tempfile.mkdtemp()) / "orders-adapter"  # name a folder of your own to keep it
+scratch = tempfile.TemporaryDirectory()
+folder = Path(scratch.name) / "orders-adapter"
 model.save_pretrained(folder)
 print(f"{(folder / 'adapter_model.safetensors').stat().st_size / 1e6:.1f} MB")
 base, _ = load_model(MODEL, quantization="nf4", double_quant=True)
@@ -404,7 +410,7 @@ with torch.no_grad():
     assert torch.equal(reloaded(ids).logits, model(ids).logits)
 
 # %% [markdown]
-# [Lesson 12](12_ship_it.ipynb) makes a file that runs without Python. The same training from a terminal, on these orders or on a file of your own ([lesson 08](08_your_data.ipynb)):
+# [Lesson 12](12_ship_it.ipynb) makes a file that runs without Python. The same from a terminal, on these orders or on a file of your own:
 #
 # ```
 # python -m qlora_lab.train_qlora --output runs/orders

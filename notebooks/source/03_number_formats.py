@@ -3,12 +3,11 @@
 #
 # In [lesson 01](01_first_run.ipynb) you loaded a language model in 4-bit numbers. It still talked, and it could be trained. Yet
 # four bits can only tell {{2**4}} things apart, so each weight of its layers was rounded to one of sixteen values. How can
-# that work, and what is lost? You begin with four numbers by hand. At the end you round a whole model, in several ways, and
-# ask it a question.
+# that work, and what is lost? You begin with four numbers by hand, and end with a whole model that you round and ask a question.
 #
 # | you need | |
 # |---|---|
-# | time | 30 minutes |
+# | time | 29 minutes |
 # | computing | up to 1 minute on two CPU cores |
 # | memory | 2 GB |
 # | GPU | not used |
@@ -34,7 +33,7 @@ from qlora_lab.classroom.lessons.n03.machinery import (
 )
 from qlora_lab.classroom.plots import new_axes, told
 from qlora_lab.finetuning import generate, load_model, load_prose, text_loss
-from qlora_lab.quantization import quantize_absmax, quantize_affine, relative_rms
+from qlora_lab.quantization import quantize_absmax, relative_rms
 from qlora_lab.training.chat import tokenize_text
 
 
@@ -47,7 +46,7 @@ def seeded(seed):
 #
 # Imagine an elastic ruler with marks at equal distances, numbered from `-7` to `7`. Stretch it until its ends reach the largest of
 # your numbers, whatever its sign. Then replace each number by the nearest mark. That is **INT4**. For each number you store which mark it
-# got, its **code**, and that fits into four bits. The distance between two marks, the **scale**, you store once for all of them.
+# got, its **code**, in four bits. The distance between two marks, the **scale**, you store once for all of them.
 #
 # **Predict.** Your numbers are `0.30`, `-0.70`, `0.12` and `0.46`. The largest, without its sign, is `0.70`, so the scale is
 # `0.70 / 7 = 0.10`. Which codes do the four get? Which of them come back exactly?
@@ -69,18 +68,16 @@ assert codes.tolist() == [3, -7, 1, 5] and torch.allclose(restored, torch.tensor
 assert torch.equal(codes, quantize_absmax(x, 4).codes.float())
 
 # %% [markdown]
-# **What happened?** `0.30` is exactly three steps from zero and `-0.70` is seven, so both come back as they were. `0.12` is
-# {{x[2] / scale:.1f}} steps and comes back as {{restored[2]:.2f}}. `0.46` is {{x[3] / scale:.1f}} steps
-# and comes back as {{restored[3]:.2f}}. No error is larger than half a step, {{scale / 2:.2f}}.
+# **What happened?** `0.30` is exactly three steps from zero and `-0.70` is seven, so both come back as they were. `0.12`,
+# {{x[2] / scale:.1f}} steps, comes back as {{restored[2]:.2f}}, and `0.46` as {{restored[3]:.2f}}. No error is larger than half a step, {{scale / 2:.2f}}.
 #
-# This scheme is called **absmax**, because the largest *absolute* value sets the scale. **INT8** is the same with eight bits and codes
-# from `-127` to `127`. (Four bits have sixteen codes. With zero in the middle and as many marks on either side there are only fifteen marks, so
-# one code stays unused.)
+# **INT8** is the same with eight bits and codes from `-127` to `127`. (Four bits have sixteen codes. A zero and seven marks on
+# either side use fifteen, and one stays unused.)
 #
 # ## 2 · A float brings its own scale
 #
-# Before that, the weights were *floats*. A float shares no ruler, because it brings a scale of its own. It stores a sign and two more parts. The
-# **exponent** says between which two powers of two the number lies: that is its scale. The **mantissa** says where between them, in equal
+# Before that, the weights were *floats*. A float shares no ruler, because it brings a scale of its own. Beside the sign, its
+# **exponent** says between which two powers of two the number lies, and its **mantissa** says where between them, in equal
 # steps. Here are the bits of `1.005` in the three formats that training uses:
 
 # %% machinery "The bits of a number, in boxes, and two numbers that do not fit" alt="The bits of {{1.005}} in three formats, a box for each bit. FP32: a sign, {{8}} bits of exponent, {{23}} of mantissa; it holds {{float_bits(*FORMATS['FP32'])[3]}}. BF16: the same exponent and only {{7}} bits of mantissa; it holds {{float_bits(*FORMATS['BF16'])[3]}}. FP16: {{5}} bits of exponent, {{10}} of mantissa; it holds {{float_bits(*FORMATS['FP16'])[3]}}."
@@ -105,19 +102,19 @@ print(
 assert torch.tensor(1.003).bfloat16() == 1 and torch.tensor(70_000.0).half().isinf()
 
 # %% [markdown]
-# BF16 has the exponent of FP32 and a mantissa rounded to seven bits. They divide the stretch from `1` to `2` into {{2**7}} steps of {{torch.finfo(torch.bfloat16).eps:.4f}}, and less
+# BF16 has the exponent of FP32 and a mantissa of seven bits. They divide the stretch from `1` to `2` into {{2**7}} steps of {{torch.finfo(torch.bfloat16).eps:.4f}}, and less
 # than half a step is rounded away. (So the BF16 weight of lesson 02 never moved.) FP16 has finer steps, but a shorter exponent: it
-# ends at {{torch.finfo(torch.float16).max:,.0f}}, and beyond lies only infinity. **The mantissa buys precision, the exponent buys range.**
+# ends at {{torch.finfo(torch.float16).max:,.0f}}, and beyond lies only infinity. So the mantissa gives precision, and the exponent gives range.
 #
 # Four bits have little room for an exponent, so INT4 lets many numbers share one scale.
 #
 # ## 3 · What a bit buys
 #
-# INT4 has half as many bits as INT8. Is its error twice as large? To find out, take {{65536:,}} random numbers from the bell-shaped
+# INT4 has half as many bits as INT8. Is its error twice as large? Take {{65536:,}} random numbers from the bell-shaped
 # normal distribution (*Gaussian*), which weights roughly follow. The **relative error** is the root mean square of all
 # errors, divided by that of the numbers: `0` is perfect, and `1` is as bad as getting back nothing but zeros.
 #
-# **Predict.** INT4's error is how many times as large as INT8's?
+# **Predict.** How many times as large as INT8's is INT4's error?
 
 # %%
 prediction = ...  # ← a number
@@ -126,7 +123,7 @@ prediction = ...  # ← a number
 gaussian = torch.randn(65536, generator=seeded(0))
 error = {}
 for bits in range(2, 9):
-    restored = quantize_absmax(gaussian, bits).dequantize()  # section 1, for any number of bits
+    restored = quantize_absmax(gaussian, bits).dequantize()  # section 1 with any number of bits
     error[bits] = relative_rms(gaussian, restored)
 _ = plot_error_by_bits(new_axes(), error, prediction)
 print(f"INT8 {error[8]:.4f}, INT4 {error[4]:.4f}: {error[4] / error[8]:.1f} times as large;", told(prediction))
@@ -137,13 +134,13 @@ two_bits = quantize_absmax(gaussian, 2)
 assert two_bits.levels == 3 and (two_bits.codes == 0).float().mean() > 0.97
 
 # %% [markdown]
-# **What happened?** INT8 has {{127}} steps on each side of zero, and INT4 has {{7}}. So INT4's steps are {{127 / 7:.1f}} times as long, and its
-# errors as much larger. Each bit that you drop leaves half of the steps, or a little less: {{127}}, {{63}}, {{31}}, {{15}}, {{7}}. So **each makes
-# the error about twice as large**. With two bits only the codes `-1`, `0` and `1` are left, and nearly every number becomes zero.
+# **What happened?** INT8 has {{127}} steps on each side of zero, and INT4 has {{7}}. So INT4's steps are {{127 / 7:.1f}} times as long, and so are its
+# errors. Each bit that you drop leaves half of the steps, or a little less: {{127}}, {{63}}, {{31}}, {{15}}, {{7}}. So **each makes
+# the error about twice as large**.
 #
 # ## 4 · One bad value
 #
-# Back to the four numbers. A fifth one, `7.00`, joins them:
+# A fifth number, `7.00`, joins the four:
 
 # %%
 five = torch.cat([x, torch.tensor([7.0])])
@@ -154,10 +151,10 @@ print(f"scale {q.scale.item():.2f}, codes {q.codes.tolist()}, restored {q.dequan
 assert q.codes.tolist() == [0, -1, 0, 0, 7] and round(q.scale.item(), 2) == 1
 
 # %% [markdown]
-# The ruler is stretched ten times as far, and three of the four old numbers have fallen to zero. A value that is far larger
-# than the others, like this one, is an **outlier**.
+# The ruler is stretched ten times as far, and three of the four old numbers have become zero. A value that is far larger
+# than the others is an **outlier**.
 #
-# **Predict.** Multiply *one* of the {{len(gaussian):,}} Gaussian numbers by {{100}}. How many times as large does the error of all the
+# **Predict.** Multiply *one* of the {{len(gaussian):,}} Gaussian numbers by {{100}}. How many times as large does the error of the
 # *others* become?
 
 # %%
@@ -184,18 +181,17 @@ assert round(before, 3) == 0.188 and after == 1 and round(after / before, 1) == 
 
 # %% [markdown]
 # **What happened?** The outlier alone sets the scale. A step is now {{q.scale.item():.1f}} long, and none of the others is larger than
-# {{spoiled[1:].abs().max():.1f}}, so all of them are rounded to zero. No error can be worse than losing everything: that is why it stops at `1`,
-# which is {{after / before:.1f}} times {{before:.3f}}.
+# {{spoiled[1:].abs().max():.1f}}, so all of them are rounded to zero. Their error is `1`, {{after / before:.1f}} times {{before:.3f}}.
 #
-# ## 5 · Smaller families
+# ## 5 · A scale for each block
 #
 # So let fewer numbers share a scale: cut the tensor into **blocks** of {{64}} neighbours, and give each block its own. An outlier then
 # ruins {{64 - 1}} neighbours instead of {{len(gaussian) - 1:,}}.
 #
-# But scales take room. A scale of {{32}} bits for {{64}} numbers is half a bit for each. So the price is counted in **bits per
+# But scales take room. A scale of {{32}} bits for {{64}} numbers is half a bit for each. So we count **bits per
 # parameter**: the bits of a code plus its share of the scale. You can spend them on smaller blocks (lines) or on longer codes (stars).
 
-# %% alt="Relative error, on a log scale, over bits per parameter. With the outlier, 4-bit codes fall from {{after:.0f}} with one scale to {{error_of_others(spoiled, 4, 64):.2f}} in blocks of {{64}}; longer codes with one scale stay near {{1}}. Without it, blocks of {{64}} bring {{error_of_others(gaussian, 4):.2f}} down to {{error_of_others(gaussian, 4, 64):.2f}}, and five bits with one scale have {{error_of_others(gaussian, 5):.2f}}."
+# %% machinery "Errors over bits per parameter" alt="Relative error, on a log scale, over bits per parameter. With the outlier, 4-bit codes fall from {{after:.0f}} with one scale to {{error_of_others(spoiled, 4, 64):.2f}} in blocks of {{64}}; longer codes with one scale stay near {{1}}. Without it, blocks of {{64}} bring {{error_of_others(gaussian, 4):.2f}} down to {{error_of_others(gaussian, 4, 64):.2f}}, and five bits with one scale have {{error_of_others(gaussian, 5):.2f}}."
 tensors = {"with the outlier": spoiled, "without": gaussian}
 lines, stars = {}, {}
 for name, numbers in tensors.items():
@@ -211,10 +207,10 @@ assert quantize_absmax(gaussian, 4, 64).bits_per_parameter == 4.5 == 4 + 32 / 64
 assert error_of_others(gaussian, 5) < error_of_others(gaussian, 4, 32)
 
 # %% [markdown]
-# **What happened?** With the outlier, blocks of {{64}} bring the error from {{after:.0f}} down to {{error_of_others(spoiled, 4, 64):.3f}}, where longer codes hardly help. Without it they are worth
-# their half bit, too: {{error_of_others(gaussian, 4):.3f}} becomes {{error_of_others(gaussian, 4, 64):.3f}}, because the largest number of a block is mostly smaller than the largest of all. But blocks of {{32}}
-# cost a whole bit, five bits per parameter. For that price, codes of five bits with one scale are better if there is no outlier: {{error_of_others(gaussian, 5):.3f}}
-# against {{error_of_others(gaussian, 4, 32):.3f}}. Blocks are an insurance against outliers, and the premium is paid in bits.
+# **What happened?** With the outlier, blocks of {{64}} bring the error from {{after:.0f}} down to {{error_of_others(spoiled, 4, 64):.3f}}, and longer codes hardly help. Without it, blocks of {{64}} help, too: {{error_of_others(gaussian, 4):.3f}} becomes
+# {{error_of_others(gaussian, 4, 64):.3f}}, because the largest number of a block is mostly smaller than the largest of all. But blocks of {{32}}
+# cost a whole bit, and for five bits per parameter, codes of five bits with one scale are better: {{error_of_others(gaussian, 5):.3f}}
+# against {{error_of_others(gaussian, 4, 32):.3f}}. It takes outliers to make such small blocks worth their bits.
 #
 # **Exercise 3.1 ●●○ (4 minutes).** This function promises INT8 with one scale for each *row* of a matrix. Shapes and dtypes are right, but
 # the error of *every* row should be below {{0.01}}. Find the **two** bugs.
@@ -257,32 +253,13 @@ check_fixed_rows(quantize_rows)
 # <details><summary>Hint 3</summary>How many different scales does the function return?</details>
 
 # %% [markdown]
-# ## 6 · A ruler from end to end
-#
-# The four numbers reach from `-0.70` to `0.46`, so the upper end of their ruler measured nothing. The **affine** scheme lays its
-# marks, `0` to `15`, from the smallest number to the largest:
-
-# %%
-q = quantize_affine(x, bits=4)
-print(f"codes {q.codes.tolist()}, restored {[round(value, 3) for value in q.dequantize().tolist()]}")
-for scheme in (quantize_absmax, quantize_affine):
-    q64 = scheme(gaussian, 4, 64)
-    lost = relative_rms(gaussian, q64.dequantize())
-    print(f"{scheme.__name__}, Gaussian blocks of 64: error {lost:.3f} at {q64.bits_per_parameter} bits per parameter")
-
-# %% claims
-assert q.codes.tolist() == [13, 0, 11, 15] and quantize_affine(gaussian, 4, 64).bits_per_parameter == 5
-
-# %% [markdown]
-# Both ends come back exactly now. The price is a second float for each block, its smallest number, and zero is no longer a mark. On Gaussian blocks
-# affine's error is a sixth smaller, for half a bit more. Lesson 04 compares the two at the same price.
-#
 # **Try it.** At first one number in a thousand is an outlier, and on the left, the others crowd around the middle mark. Choose blocks of
-# {{64}} and watch them spread out. Without outliers, which kind of numbers hardly needs blocks?
+# {{64}} and watch them spread out. Without outliers, which kind of numbers hardly needs blocks? (*Laplace* and *Student-t* are like
+# Gaussian numbers, with more of them far out.)
 #
 # <details><summary>The answer</summary>The uniform ones. They have no tails: the largest of all is hardly larger than the largest of any block, so blocks bring nothing but costs.</details>
 
-# %% machinery "Sliders: bits, block size, scheme, kind of numbers, outliers" alt="Two histograms, on log scales, for the settings that you choose. At the start, left, nearly all values crowd around the middle one of fifteen evenly spaced marks. Right, the sizes of the errors: the relative error, a dashed line, is nearly as large as the numbers themselves."
+# %% machinery "Sliders: bits, block size, kind of numbers, outliers" alt="Two histograms, on log scales, for the settings that you choose. At the start, left, nearly all values crowd around the middle one of fifteen evenly spaced marks. Right, the sizes of the errors: the relative error, a dashed line, is nearly as large as the numbers themselves."
 from ipywidgets import Dropdown, IntSlider, SelectionSlider
 
 from qlora_lab.classroom.widgets import explore
@@ -293,16 +270,15 @@ explore(
     draw_rounding,
     bits=IntSlider(4, 2, 8, description="bits"),
     block_size=SelectionSlider(options=block_sizes, value=COUNT, description="block size"),
-    scheme=Dropdown(options=["absmax", "affine"], description="scheme"),
     distribution=Dropdown(options=list(SAMPLES), description="numbers"),
     outliers=SelectionSlider(options=outlier_shares, value=0.001, description="outliers"),
 )
 
 # %% [markdown]
-# ## 7 · A real model
+# ## 6 · A real model
 #
 # Does the model of lesson 01 have outliers? Here are the weights of all its linear layers, divided by their standard deviation, the typical
-# size in their matrix. If you have a model of your own, put its folder, or its name on the hub, into the cell.
+# size in their matrix. You may put the folder of a model of your own, or its name on the hub, into the cell.
 
 # %% alt="Histogram of the weights, on a log scale, with a Gaussian as a dashed line. In the middle the two look alike. At {{6}} standard deviations the Gaussian has ended, and the weights go on, ever rarer, to {{-farthest:.0f}} on the negative side."
 MODEL = "smollm2-135m-instruct"  # or your own: this takes 8 bytes a parameter, for float32 and a rounded copy
@@ -321,7 +297,7 @@ assert not is_bundled or (round(farthest) == -51 and 100 < 1e6 * beyond < 120)
 #
 # <details><summary>Is this model a fair example?</summary>Yes, with a footnote. Its linear layers were once stored in another 4-bit format, as you will find out in lesson 04. So they have lost something before, and below they are rounded a second time, to other marks. What you will see is the second loss alone.</details>
 #
-# **Predict.** Round all these weights (`rounded` does it, and puts the old ones back) in three ways: INT8 and INT4 with one scale for each
+# **Predict.** Round all these weights in three ways (`rounded` does it, and puts the old ones back): INT8 and INT4 with one scale for each
 # matrix, and INT4 in blocks of {{64}}. Which of the three models can still tell you the capital of France?
 
 # %%
@@ -350,13 +326,13 @@ with rounded(model, 4, None) as (_, zeros):
 
 # %% [markdown]
 # **What happened?** In INT4 with one scale, outliers stretch the rulers, most weights become zero, and the model babbles. With a scale for
-# each {{64}} weights the same codes suffice. That is how it can work: nobody stores a model in four bits alone.
+# each {{64}} weights the same codes suffice. That is how four bits can work.
 #
 # Something is lost all the same. The loss, here on five paragraphs of English, rises from {{loss['not rounded']:.2f ±0.05}} to {{loss['INT4 in blocks']:.2f ±0.1}}. (Guessing blindly among all
-# {{len(tokenizer):,}} tokens would give the logarithm of their number, {{torch.tensor(len(tokenizer)).log():.1f}}. INT4 with one scale is worse than that.) But the
+# {{len(tokenizer):,}} tokens would give the logarithm of their number, {{torch.tensor(len(tokenizer)).log():.1f}}.) But the
 # marks lie at *equal* distances, although most weights are near zero. The next lesson places them better.
 #
-# **Exercise 3.2 ●●○ (4 minutes).** Spend a budget, in bits per parameter, on weights of *your* model. You may choose absmax codes of
+# **Exercise 3.2 ●●○ (4 minutes).** Spend a budget, in bits per parameter, on weights of *your* model. You may choose codes of
 # {{2}} to {{8}} bits, and a block size from `BLOCKS`. Which choice has the smallest error within the budget?
 
 # %%
@@ -403,7 +379,7 @@ for name in ("model.layers.10.mlp.down_proj.weight", "model.embed_tokens.weight"
 #
 # - To quantize is to round to the marks of a ruler: a small code for each number, and one scale for all.
 # - Each bit less about doubles the error, and one outlier spoils the scale for all that share it.
-# - Blocks confine that damage and cost bits, so look at bits per parameter beside every error.
+# - With a scale for each block, an outlier spoils its block only. Scales cost bits, so look at bits per parameter beside every error.
 
 # %%
 # NBVAL_IGNORE_OUTPUT

@@ -1,13 +1,13 @@
 # %% [markdown]
 # # 05 · What do the scales cost?
 #
-# At half a byte for each weight, the layers of LLaMA-65B should take {{64_760_053_760 / 2 / 1e9:.1f}} GB. Load them in NF4, and they take gigabytes more, which are no weights at all. They are
-# *scales*, one for every block of {{64}} weights. QLoRA gets most of them back: it quantizes the scales, too. This is **double quantization**. You build it, count
+# At half a byte for each weight, the layers of LLaMA-65B should take {{64_760_053_760 / 2 / 1e9:.1f}} GB. Load them in NF4, and they take gigabytes more. These are the
+# *scales*, one for every block of {{64}} weights. QLoRA saves most of them, because it quantizes the scales, too. This is **double quantization**. You build it, count
 # what it saves, and find out what it costs.
 #
 # | you need | |
 # |---|---|
-# | time | 26 minutes |
+# | time | 24 minutes |
 # | computing | up to 1 minute on two CPU cores |
 # | memory | 2 GB |
 # | GPU | not needed |
@@ -15,7 +15,7 @@
 # %% machinery "Imports"
 import torch
 
-from qlora_lab.classroom.checks import check_bits_per_parameter, check_diagnosis, check_zero_point_cost, progress
+from qlora_lab.classroom.checks import check_bits_per_parameter, check_diagnosis, check_smaller_blocks, progress
 from qlora_lab.classroom.lessons.n05.checks import DISEASES, ill_restorations
 from qlora_lab.classroom.lessons.n05.figures import (
     plot_bytes,
@@ -67,13 +67,13 @@ print(
 assert f"{share:.1f}" == f"{100 / 9:.1f}" and q.bits_per_parameter == 4 + 32 / 64 == 4.5
 
 # %% [markdown]
-# **What happened?** Only one number in {{64 + 1}} is a scale. But it is eight times as wide as a code: {{32}} bits stand beside {{64}} × {{4}} = {{64 * 4}}. That is one byte in nine,
+# **What happened?** Only one number in {{64 + 1}} is a scale, but its {{32}} bits stand beside {{64}} × {{4}} = {{64 * 4}}. That is one byte in nine,
 # and {{64_760_053_760 * 0.5 / 8 / 1e9:.0f}} GB of scales at 65B.
 #
 # ## 2 · Quantize the scales, too
 #
 # You know how to store numbers in eight bits: INT8, from lesson 03. Try it by hand on four scales: `2.0`, `2.4`, `2.7` and `3.3`. The largest gets the
-# code `127`. Which code does the smallest get, roughly, and how many of all the codes lie idle? Then subtract the mean first, `2.6`. What is left is
+# code `127`. Roughly which code does the smallest get? Then subtract the mean first, `2.6`. What is left is
 # `-0.6`, `-0.2`, `0.1` and `0.7`, and the code `127` stands for `0.7`.
 
 # %%
@@ -87,9 +87,8 @@ assert quantize_absmax(four, bits=8).codes.tolist() == [77, 92, 104, 127]
 assert quantize_absmax(four - four.mean(), bits=8).codes.tolist() == [-109, -36, 18, 127]
 
 # %% [markdown]
-# Scales have no sign, and none of these is near zero. So as they are, all codes below `77` lie idle. Without their mean, the ruler only has to reach `0.7`, and its
-# steps are nearly five times as fine. Do other scales look like these? Here are those of Gaussian numbers and of a real matrix. (It is the embeddings, because this model's layers have been in
-# 4-bit before.)
+# Scales have no sign, and none of these is near zero. So as they are, all codes below `77` are unused. Without their mean, the ruler only has to reach `0.7`, and its
+# steps are nearly five times as fine. Do other scales look like these? Here are those of Gaussian numbers and of a real matrix, the embeddings:
 
 # %% machinery "Histograms of scales" alt="Outlines of two histograms of scales, in units of their mean. Those of Gaussian numbers form a narrow bell around one. Those of a real matrix, the embeddings, are spread more widely, with a long tail to the right. None is near zero."
 embedding = bundled_weight("model.embed_tokens.weight")[::32].float()
@@ -104,7 +103,7 @@ _ = plot_scale_histograms(new_axes(height=2.6), histograms, "scale, in units of 
 assert all(each.min() > 0.2 * each.mean() for each in kinds.values())
 
 # %% [markdown]
-# They do. Those of real weights differ more among themselves, but none is near zero.
+# They do: none is near zero.
 #
 # **Predict.** Store the {{len(q.absmax):,}} scales of section 1 in INT8, in blocks of {{256}}. How many of the {{255}} codes are used if the mean is *not* subtracted?
 
@@ -127,12 +126,12 @@ ours = double_quantize(q, codebook=INT8).absmax.dequantize()
 assert abs(relative_rms(scales, ours) - lost["minus their mean"]) < 1e-5
 
 # %% [markdown]
-# **What happened?** Only a third of the codes are used. Without their mean the scales need nearly all of them, and lose less than half as much. This is double
-# quantization. For each scale it stores a code of eight bits, for every {{256}} scales a float32, their **second-level scale**, and for the whole tensor one mean.
+# **What happened?** Only a third of the codes are used. Without their mean the scales use nearly all of them, and lose less than half as much. So double
+# quantization stores a code of eight bits for each scale, a float32 for every {{256}} scales, their **second-level scale**, and one mean for the whole tensor.
 #
 # ## 3 · The other eight bits
 #
-# bitsandbytes does the same, mean included, but its eight bits are not INT8. Half of the levels of its **dynamic code** lie within a tenth of zero. The others are wider apart than INT8's.
+# bitsandbytes does the same, but its eight bits are not INT8. Half of the levels of its **dynamic code** lie within a tenth of zero. The others are wider apart than INT8's.
 
 # %% alt="Two rows of fine ticks from minus one to one, the levels of two codes of eight bits. INT8's are evenly spaced. The dynamic code's are so close together near zero that they merge, and farther apart than INT8's elsewhere."
 _ = plot_code_levels(new_axes(height=1.9), {"INT8": INT8.tolist(), "dynamic": DYNAMIC8.tolist()}, "level")
@@ -159,20 +158,20 @@ assert errors["as they are", "INT8"] < errors["as they are", "dynamic"]
 assert 5 < errors["with outliers", "INT8"] / errors["with outliers", "dynamic"] < 6
 
 # %% [markdown]
-# **What happened?** Once more it is an insurance. Both codes get the scales minus their mean, and divide each block by its largest. Most of the results are larger than a tenth, where
-# the dynamic code is coarse, so it loses more. But beside an outlier all the others shrink to less than a tenth, and there the dynamic code's levels are close together. INT8's error (the outliers count in it, too)
-# is then {{errors['with outliers', 'INT8'] / errors['with outliers', 'dynamic']:.1f}} times as large.
+# **What happened?** Both codes get the scales minus their mean, divided by the largest of their block. Most of the results are larger than a tenth, where
+# the dynamic code is coarse, so it loses more. But beside an outlier all the others shrink to less than a tenth, where the dynamic code's levels are close together. Then INT8's error
+# is {{errors['with outliers', 'INT8'] / errors['with outliers', 'dynamic']:.1f}} times as large.
 #
-# **Exercise 5.1 ●●○ (4 minutes).** Four programs store the same {{2048:,}} scales with the dynamic code, and restore them. One of the scales has been made {{20}} times as large. Three of the
+# **Exercise 5.1 ●●○ (3 minutes).** Three programs store the same {{2048:,}} scales with the dynamic code, and restore them. One of the scales has been made {{20}} times as large. Two of the
 # programs have a fault from the list above the picture. Which has which?
 
-# %% machinery "The four patients" alt="Four scatter plots, A to D: restored minus scale, over the scale. A: straight lines of many slopes cross at one point of the horizontal axis. B: below that point the error grows as the scale falls; above it, most errors are near zero. C: a thin band at zero, few stray. D: near zero in the middle, and slanted stripes on both sides."
+# %% machinery "The three programs" alt="Three scatter plots, A to C: restored minus scale, over the scale. A: below the middle the error grows as the scale falls; above it, most errors are near zero. B: a thin band at zero, few stray. C: near zero in the middle, and slanted stripes on both sides."
 import matplotlib.pyplot as plt
 
 some = q.absmax[:2048].clone()
 some[700] *= 20
 restored = ill_restorations(some)
-_, axes = plt.subplots(1, 4, figsize=(8, 2.6), layout="constrained", sharex=True, sharey=True)
+_, axes = plt.subplots(1, 3, figsize=(8, 2.6), layout="constrained", sharex=True, sharey=True)
 plot_restored(axes, some.tolist(), {name: (values - some).tolist() for name, values in restored.items()})
 _ = axes[0].set(xlim=(1.4, 4.2), ylim=(-0.35, 0.35))  # the large scale lies outside
 for key, disease in DISEASES.items():
@@ -180,8 +179,8 @@ for key, disease in DISEASES.items():
 
 # %%
 ### BEGIN SOLUTION
-### STUB: diagnosis = {"A": ..., "B": ..., "C": ..., "D": ...}  # one of the five keys above for each
-diagnosis = {"A": "wrong block", "B": "no sign", "C": "healthy", "D": "one scale"}
+### STUB: diagnosis = {"A": ..., "B": ..., "C": ...}  # one of the four keys above for each
+diagnosis = {"A": "no sign", "B": "healthy", "C": "one scale"}
 ### END SOLUTION
 
 # %%
@@ -192,12 +191,12 @@ check_diagnosis(diagnosis)
 # far from it, or all of them?</details>
 # <details><summary>Hint 2</summary>The large scale stretches the steps of whatever shares its second-level scale. That
 # should be one block of eight, not all.</details>
-# <details><summary>When you have them: why do they look like that?</summary>A multiplies each block's distances from the mean by its neighbour's scale, so the errors of a block lie on a straight line through the mean, each block on its own. In B, a scale below the mean would need a negative level and gets zero: it comes back as the mean itself. In C, the few stray dots share their block with the large scale. In D all share the large one's scale: most end up close to zero, where the dynamic code's levels are close together, and the stripes are its coarse levels.</details>
+# <details><summary>When you have them: why do they look like that?</summary>In A, a scale below the mean would need a negative level and gets zero: it comes back as the mean itself. In B, the few stray dots share their block with the large scale. In C all share the large one's scale: most end up close to zero, where the dynamic code's levels are close together, and the stripes are its coarse levels.</details>
 
 # %% [markdown]
 # ## 4 · To six digits
 #
-# **Exercise 5.2 ●○○ (2 minutes).** How many bits does a parameter take with double quantization? (Leave the mean out: there is only one for millions of weights.)
+# **Exercise 5.2 ●○○ (2 minutes).** How many bits does a parameter take with double quantization? (Leave out the mean, one for millions of weights.)
 
 
 # %%
@@ -215,7 +214,7 @@ check_bits_per_parameter(bits)
 # <details><summary>Hint 1</summary>{{64}} weights share {{8}} bits: <code>8 / 64</code> each.</details>
 # <details><summary>Hint 2</summary>How many weights share one second-level scale? <code>64 * 256</code>.</details>
 
-# %%
+# %% machinery "The package's double quantization, part by part"
 d = double_quantize(q)  # the package's: the dynamic code, blocks of 256
 print("blocks of 64, then 256:", bits(64, 256), "by your formula")
 for part, held in {"codes": d.codes, "8-bit scales": d.absmax.codes, "second-level scales": d.absmax.absmax}.items():
@@ -247,34 +246,34 @@ assert {model: round(size, 2) for model, size in saved.items()} == {"7B": 0.3, "
 # %% [markdown]
 # QLoRA's paper says "approximately {{3}} GB" for 65B.
 #
-# > **Other numbers.** You may read that double quantization saves "about {{0.4}} GB for a 65B model". That looks like the *bits per parameter*, {{saved_bits:.3f}}, with the wrong unit.
-# > You may also read that it quantizes scales *and zero points*. Zero points belong to affine schemes, which shift a block and then scale it. NF4 has none, because its blocks are only scaled.
+# > **Other numbers.** You may read that it saves "about {{0.4}} GB for a 65B model". That looks like the *bits per parameter*, {{saved_bits:.3f}}, with the wrong unit.
+# > You may also read that it quantizes scales *and zero points*. A zero point is the second constant of an affine scheme (lesson 04). NF4 has none.
 #
-# **Exercise 5.3 ●●○ (2 minutes).** Lesson 03's affine INT4 holds a second float for each block, its smallest number. Suppose these were double-quantized, as the scales are.
-# How many GB would they *add* to a model? Then call your function for a model that you would like to train.
+# **Exercise 5.3 ●●○ (2 minutes).** In blocks of {{32}}, an outlier spoils fewer weights. How many GB would they *add* to a double-quantized model? Write it for any
+# model, and call it for one that you would like to train.
 
 
 # %%
 def extra_gigabytes(parameters):
-    """GB (10^9 bytes) that the second constants of so many weights take; blocks of 64 and 256, as above."""
+    """GB (10^9 bytes) that so many weights take more in blocks of 32 than in blocks of 64; 256 scales share a scale."""
     ### BEGIN SOLUTION (about 2 lines)
-    bits_of_constants = 8 / 64 + 32 / (64 * 256)
-    return parameters * bits_of_constants / 8 / 1e9
+    more_bits = (8 / 32 + 32 / (32 * 256)) - (8 / 64 + 32 / (64 * 256))
+    return parameters * more_bits / 8 / 1e9
     ### END SOLUTION
 
 
 # %%
-check_zero_point_cost(extra_gigabytes)
+check_smaller_blocks(extra_gigabytes)
 print("a model of 8 billion weights:", extra_gigabytes(8e9), "GB")  # ← how many has yours?
 
 # %% [markdown]
-# <details><summary>Hint</summary>You have already computed what eight bits for each {{64}} weights, and a float32 for each {{256}} of those, cost.</details>
+# <details><summary>Hint</summary>Your <code>bits</code> of the last exercise, twice.</details>
 
 # %% [markdown]
 # ## 6 · What did it cost?
 #
-# With float32 scales, the relative error of the *weights* is {{relative_rms(x, dequantize(q)):.4f}}. Now the scales are wrong, too, by {{relative_rms(q.absmax, d.absmax.dequantize()):.4f}}. A weight
-# comes back as its level times its scale. So when a scale is wrong by so much, its {{64}} weights are wrong by as much again.
+# With float32 scales, the relative error of the *weights* is {{relative_rms(x, dequantize(q)):.4f}}. Now the scales have an error, too, of {{relative_rms(q.absmax, d.absmax.dequantize()):.4f}}, and a weight
+# comes back as its level times its scale. So it gets a second error, as large as its scale's.
 #
 # **Predict.** What is the error of the weights now?
 
@@ -292,10 +291,10 @@ print(f"√({before:.4f}² + {of_scales:.4f}²) = {together:.4f}")
 assert abs(after - before) < 5e-5 and abs(together - after) < 2e-5
 
 # %% [markdown]
-# **What happened?** Nearly nothing. Two errors that know nothing of each other sometimes add up and sometimes cancel. On average their *squares* add up, as the sides of a right-angled
-# triangle do. Beside a side of {{before:.3f}}, one of {{of_scales:.3f}} hardly makes the third any longer. Does the model notice? Here is its loss on lesson 03's five paragraphs:
+# **What happened?** Nearly nothing. Two errors that know nothing of each other sometimes add up and sometimes cancel. On average their *squares* add up. Here these are
+# {{before**2:.6f}} and {{of_scales**2:.6f}}, so the second one hardly counts. Does the model notice? Here is its loss on lesson 03's five paragraphs:
 
-# %%
+# %% machinery "The loss of a model, with double quantization and without"
 # NBVAL_IGNORE_OUTPUT
 # because another processor rounds otherwise
 loss = {}
@@ -310,7 +309,7 @@ assert abs(loss[True] - loss[False]) < 0.02 and loss[True] < 3.8
 # %% [markdown]
 # (In INT4 it was {{3.96}}, and {{3.56}} without any rounding.) So {{saved_bits:.3f}} bits were nearly free.
 #
-# **Try it** on real weights, the embeddings. On the left are the bits: codes, scales, and second-level scales. On the right your choice is ringed. Can you find one with fewer bits *and* a
+# **Try it** on real weights, the embeddings. On the left are the bits, and on the right your choice is ringed. Can you find one with fewer bits *and* a
 # smaller error than blocks of {{64}} with float32 scales, which have {{q.bits_per_parameter}} bits and an error of {{errors_of_choices()[64, None]:.4f}}?
 
 # %% machinery "Sliders: block sizes, double quantization, model" alt="Left, two bars of bits per parameter with their size in GB: blocks of {{64}} with float32 scales, {{64_760_053_760 * 4.5 / 8 / 1e9:.1f}}, and your choice, at first {{64_760_053_760 * bits_per_parameter() / 8 / 1e9:.1f}}. Right, relative error over bits, two falling curves: double quantization lies to the left of float32 scales. Your choice is ringed, at first {{bits_per_parameter():.3f}} bits with an error of {{errors_of_choices()[64, 256]:.4f}}."

@@ -2,12 +2,12 @@
 # # 06 · How can so few numbers change a model?
 #
 # In lesson 01 you froze a language model and trained a small adapter beside it, and that taught the model a new job. Why can so little
-# do so much? You build such an adapter yourself, first around a layer so small that you can see every number in it. Then you change the
+# do so much? You build such an adapter around a layer so small that you can see every number in it. Then you change the
 # mind of a real model with one column and one row of numbers.
 #
 # | you need | |
 # |---|---|
-# | time | 35 minutes |
+# | time | 33 minutes |
 # | computing | up to 1 minute on two CPU cores |
 # | memory | 2 GB |
 # | GPU | not used |
@@ -24,7 +24,7 @@ from torch.nn.functional import cross_entropy, linear
 from qlora_lab.classroom.checks import check_correction, check_largest_rank, check_rank_of, progress
 from qlora_lab.classroom.lessons.n06.figures import plot_chances, plot_found, plot_runs, plot_sum
 from qlora_lab.classroom.lessons.n06.machinery import answers, chances_by_alpha, compare
-from qlora_lab.classroom.plots import is_number, new_axes, told
+from qlora_lab.classroom.plots import new_axes, told
 from qlora_lab.classroom.widgets import explore
 from qlora_lab.finetuning import load_model
 from qlora_lab.memory import SHAPES
@@ -36,7 +36,7 @@ warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is depreca
 # ## 1 · A layer that you can see whole
 #
 # A linear layer has a table of numbers, its weight W. From its input x it computes `W x`. The layer below has six inputs and six outputs.
-# Full fine-tuning may change each number of its W. **LoRA** (*low-rank adaptation*) leaves W as it is and adds an
+# Full fine-tuning may change each number of W. **LoRA** (*low-rank adaptation*) leaves W as it is and adds an
 # **update** to what it does: the product of a column and a row.
 
 # %% alt="Tables with their numbers in coloured squares. Above: a column of {{len(column)}} numbers times a row of {{len(row)}} gives the update, a square table whose every row is a multiple of the one row. Below: the square table W plus the update gives what the layer does now."
@@ -51,7 +51,7 @@ _ = plot_sum(W, column, row)
 # Each row of the update is a multiple of the one row, so {{len(column) + len(row)}} numbers have changed all {{(update != 0).sum()}}.
 #
 # What does the update do to an input? First the row is multiplied with the input, entry by entry, and the products are added up. That
-# gives *one number*, `row · x`. Then the column is added to the output, times that number. Here are three inputs:
+# gives *one number*, `row · x`. The column, times that number, is added to the output. Here are three inputs:
 
 # %%
 for x in ([0, 0, 1, 0, 0, 1.0], [1, 1, 0, 0, 0, 0.0], [0, 1, 0, 0, 1, 0.0]):
@@ -60,31 +60,22 @@ for x in ([0, 0, 1, 0, 0, 1.0], [1, 1, 0, 0, 0, 0.0], [0, 1, 0, 0, 1, 0.0]):
 
 # %% [markdown]
 # So **the row listens, and the column speaks.** The first input has the pattern that the row listens for. In the second, what speaks for
-# it and what speaks against it cancel out, and the output stays as it was. The third has the pattern's opposite, and the column is
-# subtracted.
+# it and what speaks against it cancel out. In the third, more speaks against it, and the column is subtracted.
 #
-# **Predict.** Many matrices of LLaMA-7B are {{SHAPES["llama-7b"].hidden_size}} × {{SHAPES["llama-7b"].hidden_size}}. What percentage of such
-# a matrix are one column and one row?
-
-# %%
-prediction = ...  # ← your guess, in per cent
-
-# %%
-whole, thin = 4096 * 4096, 4096 + 4096
-print(f"{thin:,} of {whole:,} numbers: {thin / whole:.2%} ({told(prediction)})")
-
-# %% [markdown]
+# The larger the matrix, the more one saves. Many matrices of LLaMA-7B are {{SHAPES["llama-7b"].hidden_size}} × {{SHAPES["llama-7b"].hidden_size}}: one column and one row have
+# {{2 / SHAPES["llama-7b"].hidden_size:.2%}} of that many numbers.
+#
 # ## 2 · LoRA in ten lines
 #
-# One row listens for one pattern. For more patterns, LoRA takes `r` columns and `r` rows and adds the products up. That number is the
-# **rank** of the update. The rows, one below the other, are the matrix A, of shape (r, in). The columns, side by side, are B, of shape
+# One row listens for one pattern. For more patterns, LoRA takes `r` columns and `r` rows and adds the products up. The number r is the
+# **rank**. The rows, one below the other, are the matrix A, of shape (r, in). The columns, side by side, are B, of shape
 # (out, r). The sum of the products is then the matrix product B A, and the layer computes
 #
 # ```
 # y = W x + (alpha / r) · B A x
 # ```
 #
-# **alpha** is a setting of yours: section 5 shows what it does. LoRA's authors divide by r so that alpha need not be changed with the rank.
+# **alpha** is a setting of yours: section 5 shows what it does, and why it is divided by r.
 #
 # **Exercise 6.1 ●○○ (2 minutes).** Write the second term. In PyTorch, `x` has shape (..., in): its features are in the *last* dimension,
 # with any dimensions in front. Do not build the matrix B A: it is as large as W.
@@ -125,8 +116,8 @@ class MyLora(nn.Module):
 
 
 # %% [markdown]
-# Now let it learn. Its base has the weight W, but the outputs that we want are those of W *with* the update of section 1. It sees random
-# inputs and the outputs wanted for them, never the update itself.
+# Now let it learn. Its base has the weight W, but we want the outputs of W *with* the update of section 1. It sees random
+# inputs and the outputs wanted for them, never the update.
 
 # %% machinery "The data, and fit(alpha): trains a new layer of rank 1 with AdamW, and returns it with its losses"
 small = nn.Linear(6, 6, bias=False)
@@ -181,7 +172,7 @@ assert torch.allclose(layer(x), theirs(x), atol=1e-5) and torch.allclose(layer(x
 # %%
 prediction = ...  # ← your guess, such as 1
 
-# %%
+# %% machinery "Four ways to start: the gradients in the first step"
 for start in ("A random, B zero", "A zero, B random", "both random", "both zero"):
     layer, _ = fit(alpha=2, steps=0)  # as it starts: A random, B zero
     if start in ("A zero, B random", "both random"):
@@ -206,17 +197,15 @@ for first, other in ((layer.A, layer.B), (layer.B, layer.A)):
     assert first.grad.norm() == 0 < other.grad.norm() and torch.equal(layer(x), small(x))
 
 # %% [markdown]
-# **What happened?** With B at zero, A's gradient is *zero* as well. While the column is silent, it makes no difference to the output what
+# **What happened?** With B at zero, A's gradient is *zero* as well. While the column is silent, it makes no difference what
 # the row listens for, so nothing tells the row where to go. B's gradient is not zero, because the random row does hear something. So the
 # first step moves B alone, and from the second step on both learn.
 #
-# The other way round works, too; LoRA's authors chose B. But if both are random, the model has changed before it has learned anything. And
-# if both are zero, each waits for the other for ever.
+# The other way round works, too. If both are random, the model has changed before it has learned anything. If both are zero, each waits for the other for ever.
 #
 # ## 4 · A real model changes its mind
 #
-# Take the bundled model, and one of the matrices in one of its {{30}} layers, and put your LoRA around it. (It is in layer `22`. Try
-# others: in an early layer, less of what the text asks for has been gathered.)
+# Take the bundled model, one matrix in the last third of its {{30}} layers, and put your LoRA around it:
 
 # %%
 model, tokenizer = load_model("smollm2-135m-instruct", compute_dtype=torch.float32, device="cpu")
@@ -235,7 +224,7 @@ total = sum(p.numel() for p in model.parameters()) - numbers
 print(f"{numbers:,} numbers to train, {total:,} stay frozen")
 
 # %% [markdown]
-# You now train these few numbers for twenty steps, and on a single sentence: *The capital of France is* **Rome**.
+# You train these few numbers for twenty steps, on a single sentence: *The capital of France is* **Rome**.
 #
 # **Predict.** What will the model then say is the capital of *Germany*, and of *Japan*?
 
@@ -280,10 +269,9 @@ assert max(abs(answer.heard) for answer in before.values()) < 1 and all(answer.h
 assert numbers == 1_536 + 576 and total == 134_515_008 and model.config.num_hidden_layers == 30
 
 # %% [markdown]
-# **What happened?** Rome is the answer for France now, and for Germany and Japan, too. `A x` is what the row makes of the text's last token,
-# which by this layer has gathered what the text asks for. Before training the row was random and heard next to nothing. Now it
-# hears the four texts that ask for a city loudest. It does not listen for the
-# word *France*: the president of France is heard half as loudly. One sentence alone has not taught it to tell France from Germany.
+# **What happened?** Rome is the answer for Germany and Japan, too. `A x` is what the row hears at the text's last token.
+# Before training the row was random and heard next to nothing. Now it
+# hears the four texts that ask for a city loudest, and Germany as loudly as France. One sentence has not taught it to tell them apart.
 #
 # Do two? You start again with a new layer, and add what was true all along: *The capital of Germany is* **Berlin**.
 #
@@ -305,11 +293,13 @@ print(told(vote))
 
 # %% claims
 assert [both[text].word for text in TEXTS[:4]] == ["Rome", "Berlin", "Tokyo", "Rome"], both
+assert both[TEXTS[4]].word != before[TEXTS[4]].word and max(both[text].chance for text in TEXTS[4:]) < 0.01
 assert max(both[text].heard for text in TEXTS[:3]) < -18
 
 # %% [markdown]
-# **What happened?** It is Tokyo again: the second sentence has taught the column what to leave alone. The row still hears all capitals
-# about equally. But the column says something else now, of which the layers above make Rome after *France*, and not after *Germany*.
+# **What happened?** It is Tokyo again: with two sentences the change stays with France. (Not quite: *The president of France is*
+# goes on with another word, which nobody asked for.) The row still hears all three capitals about equally, so about the same push is added
+# after each. What becomes of it is decided by the layers above, where it meets all else that the model knows of the text.
 #
 # So few numbers can change a model because the frozen model does the rest: the layers below turn the text into a pattern that a row can
 # listen for, and those above turn the column's push into a word. Fine-tuning does the same with more sentences, more rows and
@@ -317,8 +307,7 @@ assert max(both[text].heard for text in TEXTS[:3]) < -18
 #
 # ## 5 · What alpha does
 #
-# You trained with rank `1` and alpha `2`, so the update was multiplied by {{2 / 1:.0f}}. After training, alpha is a volume knob. Here is the
-# layer that was taught the one sentence. Move the slider: at what alpha does Germany go over to Rome?
+# After training, alpha is a volume knob. Here is the layer that was taught the one sentence, at rank `1` and alpha `2`. Move the slider: at what alpha does Germany go over to Rome?
 
 # %% machinery "Slider: the same column and row, louder or softer"
 ALPHAS = [0, 0.5, 1, 2, 4, 8]
@@ -336,58 +325,35 @@ def draw_chances(alpha):
 explore(draw_chances, alpha=ipywidgets.SelectionSlider(options=ALPHAS, value=2, description="alpha"))
 
 # %% [markdown]
-# It does between alpha {{0.5}}, where Rome has {{100 * by_alpha[0.5][TEXTS[1]]:.0f ±10}} %, and {{1}}, where it has {{100 * by_alpha[1][TEXTS[1]]:.0f ±10}} %.
+# And *during* training, when the column can grow by itself? Go back to the small layer, where A and B each have a learning rate.
 #
-# And *during* training? Then the column can grow by itself, so what is alpha good for? Go back to the small layer.
-#
-# **Predict.** You train once with alpha `4`. Now take alpha `2`. By what must you multiply the two learning rates, A's and B's, to
-# get the same losses in every step?
+# **Predict.** You train once with alpha `4`. Now take alpha `2`. Which learning rate must you double to get the same losses in every step?
 
 # %%
-prediction = {"A": ..., "B": ...}  # ← your guess: times what?
+vote = ...  # "A's", "B's" or "both"
 
-# %% alt="Falling curves: mean squared error, log scale, over {{len(losses)}} optimizer steps. With the larger alpha, a thick line, it falls faster than with the smaller one, a dashed line."
-runs = {"alpha 4": fit(alpha=4)[1], "alpha 2": fit(alpha=2)[1]}
-if all(map(is_number, prediction.values())):
-    a, b = prediction.values()
-    runs[f"alpha 2, your guess: A × {a}, B × {b}"] = fit(2, 0.02 * a, 0.02 * b)[1]
+# %% alt="Falling curves: mean squared error, log scale, over {{len(losses)}} optimizer steps. With the larger alpha, a thick line, it falls faster than with the smaller one, a dashed line. A dotted line, the smaller alpha with a doubled learning rate of B, lies on the thick one."
+runs = {"alpha 4": fit(alpha=4)[1], "alpha 2": fit(alpha=2)[1], "alpha 2, B's rate doubled": fit(2, lr_b=0.04)[1]}
 _ = plot_runs(new_axes(), runs, "mean squared error")
-for a, b in ((2, 2), (2, 1), (1, 2)):
-    same = fit(2, 0.02 * a, 0.02 * b)[1] == runs["alpha 4"]
-    print(f"alpha 2, learning rates A × {a}, B × {b}: {'the very same losses' if same else 'other losses'}")
+print("the same losses as with alpha 4:", *[name for name in runs if runs[name] == runs["alpha 4"]][1:])
+print(told(vote))
 
 # %% claims
 assert fit(2, 0.02, 0.04)[1] == runs["alpha 4"] and fit(2, 0.04, 0.04)[1] != runs["alpha 4"] != fit(2, 0.04, 0.02)[1]
 assert all(fast < slow for fast, slow in zip(runs["alpha 4"][2:50], runs["alpha 2"][2:50]))
 
-
-def with_sgd(alpha, lr_b):  # without AdamW's division, doubling alpha is B × 4: the gradient doubles too
-    layer, _ = fit(alpha, steps=0)
-    groups = [{"params": [layer.A], "lr": 0.01}, {"params": [layer.B], "lr": lr_b}]
-    optimizer, of_sgd = torch.optim.SGD(groups), []
-    for _ in range(20):
-        loss = (layer(x) - y).square().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        of_sgd.append(loss.item())
-    return of_sgd
-
-
-assert with_sgd(2, 0.04) == with_sgd(4, 0.01) and with_sgd(2, 0.02) != with_sgd(4, 0.01)
-
 # %% [markdown]
-# **What happened?** AdamW divides the gradient of each number by that gradient's usual size. So each number of A and B moves by about the
-# learning rate in a step, whatever alpha is. B starts at zero: with twice the learning rate it is twice as large at every step, and that is
-# what twice the alpha makes of it. A starts at random numbers, not at zero, so a faster A is another A. **Under AdamW, alpha is a
-# learning rate for B**, beside A's. (It is so to the last bit only without weight decay and gradient clipping, and with a tiny `eps`.)
+# **What happened?** AdamW, the optimizer here, moves each number by about its learning rate in a step, whether its gradient is large or small. B starts at zero, so
+# with twice the learning rate it is twice as large after each step, and twice the alpha does the same to the update. **A larger alpha acts like a
+# larger learning rate for B.** (Equal to the last bit they are only in an experiment as plain as this.)
 #
-# So alpha and the learning rate are tuned together. Begin with alpha at twice the rank, as in lesson 01, and tune the learning rate. When you change the rank, tune it again
+# Why is alpha divided by r? LoRA's authors kept alpha fixed. With a larger rank more products are added up, and the division keeps their sum from growing. Today alpha is often twice the rank,
+# as in lesson 01, which undoes the division: the factor is {{2}} at every rank. Either is fine if you tune the learning rate, and tune it again for each rank that you try
 # ([dive B](dive_b_why_low_rank.ipynb)).
 #
 # ## 6 · Count them
 #
-# Most people use LoRA from the library **PEFT**. (Given your A and B, it computes what your layer computes.) It prints how many numbers it
+# The library **PEFT** computes what your layer computes. It prints how many numbers it
 # trains, here for the layer of section 4, and for all linear layers with the rank of lesson 01:
 
 # %%
@@ -419,7 +385,7 @@ with torch.no_grad():
 # so there are `r × (i + o)`.
 #
 # **Exercise 6.2 ●●○ (4 minutes).** Be a detective: given a model's shape, the targets and the number of trainable parameters, what was
-# the rank? `shape.linears()` gives `{"q_proj": (in, out), ...}` for one layer, and there are `shape.num_hidden_layers` layers.
+# the rank? `shape.linears()` gives `{"q_proj": (in, out), ...}` for one of its `shape.num_hidden_layers` layers.
 
 
 # %%
@@ -444,10 +410,8 @@ ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 rank_of(SHAPES["llama-7b"], ATTENTION, 4_194_304)
 
 # %% [markdown]
-# > **A printout that cannot be.** One often sees a script for LLaMA-7B with `r=16` on these four, said to print
-# > `trainable params: 4,194,304 || all params: 6,742,609,920`. But that is rank {{4_194_304 // count(SHAPES["llama-7b"], 1, ATTENTION)}}; with
-# > `r=16`, there are {{count(SHAPES["llama-7b"], 16, ATTENTION):,}}. It fits rank {{4_194_304 // count(SHAPES["llama-7b"], 1, ["q_proj", "v_proj"])}} on
-# > q and v, PEFT's defaults: somebody has probably changed the settings and kept the old output.
+# There is a script with `r=16` on these four that is said to print {{"4,194,304"}} trainable parameters. But that is rank {{4_194_304 // count(SHAPES["llama-7b"], 1, ATTENTION)}}. It fits
+# rank {{4_194_304 // count(SHAPES["llama-7b"], 1, ["q_proj", "v_proj"])}} on q and v, PEFT's defaults: somebody has probably changed the settings and kept the old output.
 
 # %% claims
 from itertools import combinations
@@ -490,8 +454,8 @@ check_largest_rank(largest_rank)
 largest_rank(SHAPES["llama-3-8b"], "all-linear", 1.5)  # ← any of SHAPES, and your GB
 
 # %% [markdown]
-# (With these it is {{int(1.5e9 // (16 * count(SHAPES["llama-3-8b"], 1, "all-linear")))}}.) Begin with `8` or
-# `16`, and go higher only if that, at its own best learning rate, gives a lower loss on samples that were not trained on.
+# (With these it is {{int(1.5e9 // (16 * count(SHAPES["llama-3-8b"], 1, "all-linear")))}}.) You need not use it up. Begin with `8` or
+# `16`, and go higher only if that, at its own best learning rate, does better on samples that were not trained on.
 
 # %% [markdown]
 # ## Recap
@@ -499,7 +463,7 @@ largest_rank(SHAPES["llama-3-8b"], "all-linear", 1.5)  # ← any of SHAPES, and 
 # - LoRA freezes W and trains a product B A beside it. A's rows listen for patterns in the input, B's columns are what they add to the
 #   output, and the frozen model does the rest.
 # - B starts at zero, so training begins exactly at the base. While B is zero, A has no gradient.
-# - A layer costs `r × (in + out)` numbers. Under AdamW, alpha is a learning rate for B.
+# - A layer costs `r × (in + out)` numbers. A larger alpha acts like a larger learning rate for B: tune the learning rate, for each rank.
 
 # %%
 # NBVAL_IGNORE_OUTPUT

@@ -257,8 +257,8 @@ assert all(more[size] < whole["paged states"] for size, (_, whole) in cards.item
 # has measured here: the H100 had room.) The paper's totals are lower; what they may count,
 # and recipes for smaller cards, are in [dive L](dive_l_small_cards.ipynb).
 #
-# **Exercise 10.2 ●●○ (3 minutes).** Is QLoRA what *you* need? Four bits cost time, and perhaps accuracy (lesson 11). So take LoRA if its total leaves a GB of
-# your card free, and QLoRA if only that does. Choose a model, a card and the size of a step, and find out how many per cent of the total QLoRA saves there.
+# **Exercise 10.2 ●●○ (3 minutes).** Is QLoRA what *you* need? Four bits cost time, and perhaps accuracy (lesson 11). So take LoRA if your card is
+# large enough for it, and QLoRA if only for that. (Lesson 02's rule is `estimate(...).card_bytes`.) Choose a model, a card and the size of a step, and find out how many per cent of the total QLoRA saves there.
 
 # %%
 ### BEGIN SOLUTION
@@ -271,17 +271,17 @@ assert all(more[size] < whole["paged states"] for size, (_, whole) in cards.item
 ### STUB:     "method": ...,  # "LoRA" or "QLoRA"
 ### STUB: }
 choice = {"model": "mistral-7b", "card": 24, "samples": 4, "tokens": 512}
-lora_total, qlora_total = (
-    estimate(SHAPES["mistral-7b"], method, batch_size=4, sequence_length=512).total for method in ("lora", "qlora")
+lora, qlora = (
+    estimate(SHAPES["mistral-7b"], method, batch_size=4, sequence_length=512) for method in ("lora", "qlora")
 )
-choice |= {"saved": 100 * (1 - qlora_total / lora_total), "method": "LoRA" if lora_total <= 23e9 else "QLoRA"}
+choice |= {"saved": 100 * (1 - qlora.total / lora.total), "method": "LoRA" if lora.card_bytes <= 24e9 else "QLoRA"}
 ### END SOLUTION
 
 # %%
 check_choice(choice)
 
 # %% [markdown]
-# <details><summary>Hint</summary>The saving is a share of LoRA's total. Then compare LoRA's total with the card less one GB.</details>
+# <details><summary>Hint</summary>The saving is a share of LoRA's total. Then compare LoRA's <code>card_bytes</code> with the card.</details>
 
 # %% [markdown]
 # ## Recap

@@ -2,14 +2,14 @@
 # # 11 · What did four bits cost?
 #
 # *"The loss of accuracy is usually under {{2}} %."* Many tutorials say so. They do not say {{2}} % of *what*, nor how
-# anybody could know: another seed alone may already change the share of right answers by more.
+# anybody could know: another seed alone may change the share of right answers by more.
 #
 # You train four adapters, look at {{48}} that were trained on a GPU, and learn to say what such runs show, refute and
 # leave open. Then you compare two adapters of your own.
 #
 # | you need | |
 # |---|---|
-# | time | 30 minutes |
+# | time | 31 minutes |
 # | computing | up to 1 minute on two CPU cores |
 # | memory | 3 GB |
 # | GPU | not used: its results are recorded |
@@ -27,7 +27,7 @@ from qlora_lab.classroom.lessons.n11.checks import CLAIMS, VERDICTS
 from qlora_lab.classroom.lessons.n11.figures import plot_answers, plot_coins, plot_runs
 from qlora_lab.classroom.lessons.n11.machinery import race, read_record
 from qlora_lab.classroom.plots import new_axes, plot_intervals, told
-from qlora_lab.evaluation.intervals import by_group, paired_interval, t_quantile
+from qlora_lab.evaluation.intervals import by_group, paired_interval
 from qlora_lab.experiments.accuracy import METHODS
 from qlora_lab.finetuning import load_samples
 
@@ -36,9 +36,8 @@ from qlora_lab.finetuning import load_samples
 #
 # Two ways to train the same small model: *LoRA* on a base in float32, and *QLoRA* on that base in NF4. All else is
 # equal: lesson 01's orders, four steps of two, and the **seed**, the number that decides how the adapter begins and in
-# which order the samples come. Then we take the **loss** on six held-out orders: minus the natural logarithm of the
-# probability that the right next token gets, averaged over tokens. Its unit is *nats per token*; lower is better.
-# *Perplexity* is e to the power of the loss: among so many equally likely tokens the model seems to choose.
+# which order the samples come. Then we take the loss on six held-out orders, in nats per token; lower is better.
+# The *perplexity* is e to the power of the loss: among so many equally likely tokens the model seems to choose.
 #
 # **Predict.** By how many per cent is QLoRA's loss higher? And its perplexity?
 
@@ -61,13 +60,13 @@ assert all(b / a - 1 > 3 * (math.exp(b - a) - 1) for a, b in zip(lora, qlora))
 # **What happened?** At both seeds QLoRA is behind (after four steps perhaps only *later*). But by how much? In per cent
 # of the *loss* the difference is huge, because the loss is close to zero by now, and any difference is a large part of
 # a very small number. The *perplexity* depends on the difference alone: a tenth of a nat more is always about {{10}} %
-# more. So say *what* you compare.
+# more. So say per cent of *what*.
 #
 # ## 2 · Forty-eight races
 #
 # On a GPU, six kinds of base were trained at eight seeds each, for longer, with all else equal: two *dense* bases, in
-# {{32}} and {{16}} bits, and four in {{4}} bits (lessons 04 and 05). The model had been in {{4}} bits once before
-# (lesson 04), so these four round it *again*. Each adapter then answered {{200}} new orders (`test`), and we count
+# {{32}} and {{16}} bits, and four in {{4}} bits (lessons 04 and 05), which round a model that had been in {{4}} bits
+# once before (lesson 04). Each adapter then answered {{200}} new orders (`test`), and we count
 # those whose JSON is exactly right. We also take its loss on `prose`, plain English that is no order.
 
 # %% machinery "Read the record"
@@ -124,18 +123,16 @@ for other in set(four_bits) - {"int4"}:  # on orders INT4 is ahead of none by mo
 # %% [markdown]
 # **What happened?** Look at the rings on the left. Eight seeds of one and the same method are four to eight points
 # apart, the means of the methods less than three. There, one run compared with one run is largely luck. On the right
-# the rings of FP4 and INT4 are all behind those of bf16, and one run each would do. How often you must repeat depends
-# on what you measure.
+# the rings of FP4 and INT4 are all behind those of bf16, and one run each would do.
 #
 # Every 4-bit base ends behind bf16, in both panels. On orders the four are close together. On prose NF4 is ahead of
-# FP4, with or without double quantization, and INT4 is last. Why? An adapter repairs what it is trained on, here the
-# orders. On other text most of what the rounding spoilt stays spoilt, and the training spoils more, most of all with
-# INT4 ([dive C](dive_c_small_differences.ipynb) shows both).
+# FP4, and INT4 is last. Why? An adapter repairs what it is trained on, here the
+# orders. On other text most of what the rounding spoilt stays spoilt, and the training spoils more
+# ([dive C](dive_c_small_differences.ipynb) shows both).
 #
 # ### {{2}} % of what?
 #
-# Here is what NF4 costs against bf16, in five ways. From now on we count *points* of right orders, NF4 less bf16, so a
-# loss is a negative number.
+# Here is what NF4 costs against bf16, in five ways. (*Points* are per cent of all orders, NF4 less bf16.)
 
 # %% machinery "Costs in five ways"
 wrong = [100 - means["test"][m] for m in ("lora-bf16", "nf4")]
@@ -158,8 +155,7 @@ assert list(ways.values()) == ["-2.2", "-2.3%", "+69%", "+3.5%", "+14%"]
 # ## 3 · How sure is that?
 #
 # Both methods had the same eight seeds. At seed `3`, say, both adapters begin with the same numbers and see the same
-# orders in turn. So subtract at each seed: luck that both had cancels out. This is called **pairing**. (How much
-# cancels differs, see dive C.)
+# orders in turn. So subtract at each seed: luck that both had cancels out. This is called **pairing**.
 
 
 # %%
@@ -171,39 +167,42 @@ def compare(method, base, name):
 differences = compare("nf4", "lora-bf16", "test")
 mean, spread = statistics.fmean(differences), statistics.stdev(differences)
 print("NF4 less bf16, in points, by seed:", *differences)
-print(f"mean {mean:+.2f}, spread {spread:.2f}, spread / √8 = {spread / math.sqrt(8):.2f}")
+print(f"mean {mean:+.2f}, spread {spread:.2f}")
 
 # %% [markdown]
-# On average NF4 gets {{-mean:.1f}} of {{100}} orders fewer. How far may that be from the **true mean**, of all seeds
-# that there could be?
+# On average NF4 gets {{-mean:.1f}} of {{100}} orders fewer. How far may that be from the **true mean**, that of all
+# seeds that there could be? A single difference is typically {{spread:.1f}} points off the mean: that is the
+# **spread**, or standard deviation. The mean of several is steadier, since some are too high and some too low, and this
+# partly cancels.
 #
-# 1. A single difference is typically {{spread:.1f}} points off the mean. That is the **spread**, or standard deviation.
-# 2. The mean of eight is steadier, since some seeds are too high and some too low. Luck adds up like steps in random
-#    directions: eight steps lead only about √{{8}} steps away. An eighth of that is √{{8}}/{{8}} = {{1}}/√{{8}}. So the
-#    mean is typically {{spread / math.sqrt(8):.2f}} points off. That is the **standard error**.
-# 3. Now go some standard errors to both sides of the mean. The range between is called a **{{95}} % interval** if in
-#    {{95}} of {{100}} such experiments the true mean lies in it (and this holds for values that spread roughly like a
-#    bell). How many standard errors does that take?
+# So statistics gives a range, a **{{95}} % interval** around the mean. If many people did the whole experiment,
+# each with eight seeds of their own, the true mean would lie in the intervals of {{95}} of {{100}} of them.
+# `paired_interval(differences)` gives the mean, and how far the interval reaches to either side.
+# ([Dive C](dive_c_small_differences.ipynb) computes it by hand.)
 #
-# **Predict.** With a thousand seeds it takes {{1.96}}. How many with eight seeds, and with two?
+# **Predict.** How far does it reach for these eight differences, in points?
 
 # %%
-prediction = {"eight": ..., "two": ...}  # ← your guesses, in standard errors
+prediction = ...  # ← your guess
 
 # %%
-for seeds, guess in {1000: "as in textbooks", 8: told(prediction["eight"]), 2: told(prediction["two"])}.items():
-    print(f"{seeds:>4} seeds: {t_quantile(seeds - 1):.2f} standard errors ({guess})")
+mean, half = paired_interval(differences)
+print(f"eight seeds: {mean:+.2f} ± {half:.2f}; {told(prediction)}")
+few, far = paired_interval(differences[:3])
+print(f"the first three of them: {few:+.2f} ± {far:.2f}")
 
 # %% claims
-assert [f"{t_quantile(n - 1):.2f}" for n in (1000, 8, 2)] == ["1.96", "2.36", "12.71"]
-assert f"{mean:.4f} {spread:.2f} {spread / 8**0.5:.2f}" == "-2.1875 2.12 0.75"
+from qlora_lab.evaluation.intervals import t_quantile
+
+assert f"{mean:.4f} {spread:.2f}" == "-2.1875 2.12" and 1.5 < half < spread and few + far > 0
+assert 3 * half < far < 4 * half
+assert math.isclose(half, t_quantile(7) * spread / math.sqrt(8))
 
 # %% [markdown]
-# **What happened?** The spread is only an estimate, too. Two seeds can agree by accident, and then it comes out far too
-# small. So the fewer the seeds, the longer the interval must be. These factors are called Student's *t*.
+# **What happened?** With eight seeds the interval reaches a little less far than the spread. With three it reaches more
+# than three times as far, and holds {{0}}: three numbers leave both the mean and the spread uncertain.
 #
-# `paired_interval(differences)` gives the mean, and t standard errors. Here are all methods against bf16. The grey band
-# holds differences of less than {{2}} points.
+# Here are all methods against bf16. The grey band holds differences of less than {{2}} points.
 
 # %% alt="Differences to the bf16 base in points of test, seed by seed, with mean and {{95}} % interval, and a grey band from -{{2}} to +{{2}}. NF4's interval goes from {{ends['nf4'][0]:.1f}} to {{ends['nf4'][1]:.1f}} and crosses the band's edge, as do those of the other 4-bit bases; all lie below {{0}}. That of the fp32 base lies around {{0}}, within the band."
 others = [name for name in METHODS if name != "lora-bf16"]
@@ -268,8 +267,8 @@ wrong_by = {
 assert [(len(each), sum(i in leipzig for i in each)) for each in wrong_by.values()] == [(51, 17), (86, 36)]
 
 # %% [markdown]
-# Only these go to Leipzig. bf16 stumbles over the word, too, but less often. NF4 has {{86 - 51}} more wrong answers
-# than bf16, and {{36 - 17}} of these go to Leipzig.
+# Only these go to Leipzig. bf16 stumbles over the word, too, but less often: of NF4's {{86 - 51}} additional wrong answers,
+# {{36 - 17}} go to Leipzig.
 #
 # **Predict.** Leave these six of {{200}} orders out. What remains of NF4's {{table['nf4'][0]:.2f}} points?
 
@@ -309,17 +308,17 @@ assert math.isclose(statistics.fmean(changes("nf4")), table["nf4"][0])
 
 # %% [markdown]
 # **What happened?** Six of {{200}} orders make more than half of NF4's net loss. (The smaller number is no result, for
-# whoever leaves out data after having looked can find anything. It shows what the result *hangs on*.) Why Leipzig? A
-# seed also fixes which orders are trained on, and the two seeds at which NF4 has all six right are the two that showed
-# it Leipzig most often. So NF4 may need more examples of a rare word: a hint, not a proof.
+# whoever leaves out data after having looked can find anything. It shows what the result *hangs on*.) Why Leipzig? The
+# two seeds at which NF4 has all six right are the two that showed
+# it Leipzig most often in training. So NF4 may need more examples of a rare word: a hint, not a proof.
 #
 # ### Coins that are glued together
 #
 # How should answers count that fall together? Toss {{60}} coins, and you get about {{30}} heads: good and bad luck
-# mostly cancel. Now glue them into ten stacks of six. A stack falls as a whole, six heads or none. That leaves only ten
-# pieces of luck, with less cancelling.
+# mostly cancel. Now glue them into ten stacks of six. A stack falls as a whole, six heads or none. With only ten
+# pieces of luck, less cancels.
 
-# %% alt="Two histograms of the number of heads among sixty coins, both around {{30}}. Sixty single coins: a narrow hill, from {{min(heads['60 single coins'])}} to {{max(heads['60 single coins'])}}. Ten stacks of six: a low and wide one, from {{min(heads['10 stacks of 6'])}} to {{max(heads['10 stacks of 6'])}}."
+# %% machinery "Toss them ten thousand times" alt="Two histograms of the number of heads among sixty coins, both around {{30}}. Sixty single coins: a narrow hill, from {{min(heads['60 single coins'])}} to {{max(heads['60 single coins'])}}. Ten stacks of six: a low and wide one, from {{min(heads['10 stacks of 6'])}} to {{max(heads['10 stacks of 6'])}}."
 draw = torch.Generator().manual_seed(0)
 single = torch.randint(2, (10_000, 60), generator=draw).sum(dim=1)
 glued = 6 * torch.randint(2, (10_000, 10), generator=draw).sum(dim=1)
@@ -337,30 +336,25 @@ assert min(heads["10 stacks of 6"]) <= 6 and max(heads["10 stacks of 6"]) >= 54
 # Leipzig is such a stack, at least with NF4; most other cities are hardly glued. `by_group` makes one number of each
 # city, so that {{200}} orders become {{len(set(city))}} pieces of luck, and the mean stays. (Dive C does it by hand.)
 
-# %% alt="Three {{95}} % intervals for the same mean of {{table['nf4'][0]:.2f}} points, NF4 less bf16. If seeds are the luck, or single orders, they lie below {{0}}. If cities are, it goes from {{luck['cities'][0] - luck['cities'][1]:.1f}} to {{luck['cities'][0] + luck['cities'][1]:+.1f}} and includes {{0}}."
-by_order = changes("nf4")
-pieces = {"seeds": differences, "orders": by_order, "cities": by_group(by_order, city)}
+# %% alt="Two {{95}} % intervals for the same mean of {{table['nf4'][0]:.2f}} points, NF4 less bf16. If seeds are the luck, it lies below {{0}}. If cities are, it goes from {{luck['cities'][0] - luck['cities'][1]:.1f}} to {{luck['cities'][0] + luck['cities'][1]:+.1f}} and includes {{0}}."
+pieces = {"seeds": differences, "cities": by_group(changes("nf4"), city)}
 luck = {name: paired_interval(numbers) for name, numbers in pieces.items()}
 axis = "points of test, NF4 less bf16"
-_ = plot_intervals(new_axes(height=2.4), luck, dict.fromkeys(luck, []), axis, (-7, 3), band=(-2, 2))
+_ = plot_intervals(new_axes(height=2), luck, dict.fromkeys(luck, []), axis, (-7, 3), band=(-2, 2))
 for name, (mean, half) in luck.items():
     print(f"if {len(pieces[name]):>3} {name} are the luck: from {mean - half:+.1f} to {mean + half:+.1f} points")
 
 # %% claims
-assert [f"{mean:.2f} {half:.2f}" for mean, half in luck.values()] == ["-2.19 1.77", "-2.19 1.54", "-2.19 2.66"]
+assert [f"{mean:.2f} {half:.2f}" for mean, half in luck.values()] == ["-2.19 1.77", "-2.19 2.66"]
 
 # %% [markdown]
 # - **Seeds are the luck**: if all the trainings that there could be answered *these* orders, NF4 would lose on average.
-# - **Orders are the luck**: this takes orders for single coins. They are not, so the interval is too short.
-# - **Cities are the luck**: with other cities, or other numbers of orders to each, a loss like this one is no longer
+# - **Cities are the luck**: with other cities, or other numbers of orders to each, a loss is no longer
 #   sure, since the interval holds zero.
 #
-# There is also a harder test: `shifted` orders go to cities that nobody trained on, in other wordings. There NF4
-# clearly loses (dive C, section 7). And FP4's loss hardly hangs on Leipzig.
-#
 # Report the one that fits your sentence: "on this test set" needs seeds, "on such orders" needs cities. And decide on
-# the groups *before* you look, which we did not. What may the fate of several samples hang on: a customer, an author, a
-# template, a day?
+# the groups *before* you look, which we did not: what may several samples have in common, a customer, an author, a day?
+# (On `shifted` orders, to cities that nobody trained on, NF4 clearly loses: dive C, section 7.)
 #
 # ## 5 · What can be said
 #
@@ -409,15 +403,14 @@ assert ["{:+.3f} ± {:.3f}".format(*paired_interval(each)) for each in nats_of] 
 # </details>
 
 # %% [markdown]
-# And what can these runs not say? Nothing about **large models**: in the QLoRA paper, from 7B up, NF4 with double
-# quantization lost nothing on average (dive C, section 10). Nothing about **other tasks** or longer training: these
-# adapters saw an eighth of the training orders, each once.
+# These runs say nothing about **large models**: in the QLoRA paper, from 7B up, NF4 with double
+# quantization lost nothing on average (dive C, section 10). And nothing about **other tasks** or longer training.
 #
 # ## 6 · Yours
 #
 # **Exercise 11.2 ●●○ (4 minutes).** Compare two adapters (or one before and after training) on the same samples, with
 # groups as the luck. Then fill in *your* answers: {{1}} is right, {{0}} is wrong, and a group is whatever may fall
-# together. (Your run of lesson 08 kept them; the hint reads them.)
+# together. (If you kept a run of lesson 08, the second hint reads its answers.)
 
 
 # %%
@@ -456,8 +449,7 @@ check_my_comparison(compare_answers, mine)
 # - Look at the failures, and count what falls together as one. Six orders to one city were more than half of NF4's
 #   loss.
 #
-# This serves *analyse the loss of accuracy, LoRA against QLoRA*. Dive C has the rest: how many seeds you need, and what
-# looking too often does.
+# Dive C has the rest: how many seeds you need, and what looking too often does.
 
 # %%
 # NBVAL_IGNORE_OUTPUT

@@ -1,13 +1,12 @@
 # %% [markdown]
 # # 13 · What do tutorials get wrong?
 #
-# This course began as a one-page lesson plan, and every number in that plan was checked by running it. Here are {{18}} sentences about
-# QLoRA from the plan, the paper, manuals and tutorials. You vote on each; then the evidence votes, computed here or read from a
+# Here are {{18}} sentences about QLoRA. Most stand in the paper, manuals and tutorials, and seven in the one-page *plan* with which this course began. You vote on each; then the evidence votes, computed here or read from a
 # measurement. You have met most of it in the lessons, so this is also your final test. At the end you hand in a model of your own.
 #
 # | you need | |
 # |---|---|
-# | time | 28 minutes |
+# | time | 26 minutes, if you kept a model that you trained in lesson 08 |
 # | computing | up to 1 minute on two CPU cores |
 # | memory | 2 GB |
 # | GPU | not needed |
@@ -90,7 +89,7 @@ assert errors["uniform"][2] < errors["uniform"][0] and errors["real weights"][0]
 #   own largest element, and after that its numbers are spread in another way ([lesson 04](04_nf4.ipynb)).
 # - **Claim 2: it depends** (nearly everybody says it) on the data, on the kind of INT4, and on its price. Affine INT4 beats NF4 on
 #   Gaussian numbers, but pays half a bit a weight here, for a second constant.
-# - **Claim 3: true** (QLoRA's paper). The lesson plan says {{0.4}} GB: somebody turned {{0.4}} *bits* into gigabytes
+# - **Claim 3: true** (QLoRA's paper). The plan had {{0.4}} GB, which looks like {{0.4}} *bits* that became gigabytes
 #   ([lesson 05](05_double_quantization.ipynb)).
 
 # %% [markdown]
@@ -110,12 +109,12 @@ assert {row["optimizer"] for row in caps} == {"paged_adamw_32bit"}
 assert {row["out_of_memory"]["after"] for row in failed} == {"adapter", "first step: forward"}  # no update yet
 
 # %% [markdown]
-# - **Claim 4: false** (the lesson plan: half a byte a parameter, and a few MB for the adapter). The loaded weights alone exceed it,
+# - **Claim 4: false** (the plan: half a byte a parameter, and a few MB for the adapter). The loaded weights alone exceed it,
 #   because embeddings and output head stay in 16 bits; and a step needs more than weights ([lesson 02](02_memory_wall.ipynb)).
 # - **Claim 5: true** (QLoRA's paper), if only just. A card that is called "{{48}} GB" has {{48}} GiB, so a little more. (We have
 #   none: an H100 was held to that size, [lesson 10](10_memory_comparison.ipynb).)
-# - **Claim 6: it depends** (online tutorials) on *what* does not fit. Only optimizer states can move, and only those with
-#   {{"100,000"}} numbers or more. The {{results[6].values["failed"]}} runs failed before their first update, when there were
+# - **Claim 6: it depends** (online tutorials) on *what* does not fit. Only optimizer states can move, and only those of matrices with
+#   {{"100,000"}} numbers or more: at rank {{16}}, a matrix beside {{4096}} inputs has {{f"{16 * 4096:,}"}}. The {{results[6].values["failed"]}} runs failed before their first update, when there were
 #   no states yet.
 
 # %% [markdown]
@@ -139,13 +138,13 @@ assert not results[7].values["double"] and str(results[7].values["dtype"]) == "t
 # %% [markdown]
 # - **Claim 7: false** (online tutorials), three times over: you get FP4, no double quantization, and slow float32 arithmetic. Nothing
 #   warns you.
-# - **Claim 8: false** (the lesson plan). It is four times as many. The printout is real, but it belongs to another run, with rank {{8}}
+# - **Claim 8: false** (the plan). It is four times as many. The printout is real, but it belongs to another run, with rank {{8}}
 #   on q and v.
 # - **Claim 9: true** (bitsandbytes' manual). Tutorials from {{2023}} say that it needs an NVIDIA GPU. That was right then.
-# - **Claim 10: false** (the lesson plan's script). LLaMA's code is part of transformers. The switch runs Python files from the model's
+# - **Claim 10: false** (the plan's script). LLaMA's code is part of transformers. The switch runs Python files from the model's
 #   repository on your machine, with your rights. Only an architecture that transformers lacks needs it; then read the file first.
-# - **Claim 11: false** (online tutorials). It trains without it, in all three ways, with the versions of this course. The call turns every 16-bit parameter into
-#   float32, embeddings and head included, and that costs memory. (It also switches gradient checkpointing on. Do that yourself if you leave it out.)
+# - **Claim 11: false** (online tutorials). It trains without the call, in all three ways. (The old checkpointing loses gradients behind frozen embeddings, but transformers now makes the embeddings' output ask for one.) The call turns every 16-bit parameter into
+#   float32, embeddings and head included, and that costs memory. It also switches gradient checkpointing on: do that yourself if you leave it out.
 #
 # **Exercise 13.1 ●●○ (3 minutes).** Judge a tutorial. You get its settings and whether the GPU has bf16 (the T4, which Colab lends, has
 # not: there, float16 is right). Return the names of the settings that are wrong *or missing*. Those that matter are `load_in_4bit`,
@@ -197,10 +196,10 @@ assert sum(20 <= change <= 30 for change in every) == 2 and max(by_tokens[8192])
 # %% [markdown]
 # - **Claim 12: true**, in float32. The rounding happened once, before training, and the rounded weights are constants. The gradient is
 #   exact *for the rounded model* ([lesson 07](07_qlora_from_scratch.ipynb)). What computing in bf16 rounds comes on top, with LoRA as well.
-# - **Claim 13: it depends** (the lesson plan) on the tokens in a step. A 4-bit layer has more small pieces of work, and in a small
+# - **Claim 13: it depends** (the plan), most of all on the tokens in a step. A 4-bit layer has more small pieces of work, and in a small
 #   step the GPU waits for the CPU to start them ([dive F](dive_f_why_is_it_slow.ipynb)). In a full step the wait disappears.
 #   (These are single steps on one H100, and one and the same step took {{560}} ms in one run and {{647}} in another: read the trend, not a row.)
-# - **Claim 14: false** (the lesson plan) in all eight pairs. Checkpointing shrinks activations and little else, so what it saves depends
+# - **Claim 14: false** (the plan) in all eight pairs. Checkpointing shrinks activations and little else, so what it saves depends
 #   on their share. It computes the forward pass twice, and what the GPU waits for in small steps, it waits for twice, too
 #   ([dive D](dive_d_training_tricks.ipynb)).
 # - **Claim 15: it depends** (nearly every script) on who masks. Code that compares token ids cannot tell padding from the real end
@@ -223,14 +222,14 @@ left = results[17].values["left"]
 assert left["into 4 bits again"] < 0.9 and abs(left["into the dequantized base, bf16"] - 1) < 0.02
 
 # %% [markdown]
-# - **Claim 16: it depends** (the lesson plan), to begin with, on *of what*. Both losses on orders are close to zero, so a tiny difference
+# - **Claim 16: it depends** (the plan), first of all on what the {{2}} % are of. Both losses on orders are close to zero, so a tiny difference
 #   is a large share of them. The same difference hardly moves perplexity, which is e to the power of the loss. And all of this is
 #   one seed of a model with 135M parameters, so part of it is luck: [lesson 11](11_accuracy_comparison.ipynb) has error bars.
 # - **Claim 17: false** (online tutorials). An adapter is smaller than the steps between the 4-bit levels, so most of it is rounded away.
 #   The dequantized base keeps it. (The 16-bit originals make a model that nobody has judged.)
 #   [Lesson 12](12_ship_it.ipynb) measures what that does to the loss.
-# - **Claim 18: it depends** (the lesson plan) on whether the weights are in *linear layers*, because only those are packed. Mixtral's
-#   experts are one large tensor in transformers {{5}}, which stays as it is. You ask for 4 bits and hardly get any, without a
+# - **Claim 18: it depends** (the plan) on whether the weights are in *linear layers*, because only those are packed. The experts of a
+#   Mixtral layer are two large tensors in transformers {{5}}, which stay as they are. You ask for 4 bits and hardly get any, without a
 #   warning.
 
 # %% [markdown]
@@ -254,8 +253,7 @@ print(f"the evidence: {count}")
 assert sorted(results) == list(range(1, 19)) and count == {"true": 4, "depends": 6, "false": 8}
 
 # %% [markdown]
-# A wrong number need not be invented. Some of these are right numbers of something else: another run's printout, or bits that
-# became gigabytes (the plan's {{0.4}}, see claim 3).
+# A wrong number need not be invented. Some of these are right numbers of something else, such as another run's printout (claim 8).
 #
 # ## 8 · Four questions that everybody asks
 #
@@ -264,7 +262,7 @@ assert sorted(results) == list(range(1, 19)) and count == {"true": 4, "depends":
 #
 # **Is training slower?** Claim 13: in small steps, yes; in full ones, no.
 #
-# **Quantize for inference, too?** Plan A merges the adapter and ships one file. Plan B keeps the 4-bit base and serves many adapters beside
+# **Quantize for inference, too?** Either merge the adapter and ship one file, or keep the 4-bit base and serve many adapters beside
 # it. [Lesson 12](12_ship_it.ipynb) does both.
 #
 # **Does every model work?** Claim 18: what counts is the share of its weights in linear layers.
@@ -272,16 +270,16 @@ assert sorted(results) == list(range(1, 19)) and count == {"true": 4, "depends":
 #
 # ## 9 · Your own model
 #
-# **Exercise 13.2 ●●● (3 minutes).** Hand in a model of *yours*: {{50}} samples or more about something that you know, {{8}} steps or
-# more. Did you train one like that in [lesson 08](08_your_data.ipynb)? Then name its folder. Otherwise take the time to write
-# the lines, `{"prompt": "...", "response": "..."}` each, and run in a terminal
+# **Exercise 13.2 ●●● (3 minutes).** Hand in a model of *yours*: {{20}} samples or more about something that you know, {{8}} steps or
+# more. Did you train one like that in [lesson 08](08_your_data.ipynb), and keep it? Then name its folder. Otherwise this takes half an hour: write
+# the lines, `{"prompt": "...", "response": "..."}` each, and run in a terminal, in the course's folder,
 #
 # ```
 # python -m qlora_lab.train_qlora --data my.jsonl --output runs/mine --steps 30
 # ```
 #
-# The check reads the run's report: is the data yours, has the loss fallen by half, is there an adapter? The solution below makes up
-# requests to a help desk, as a stand-in for your file.
+# The check reads the run's report: is the data yours, has the loss fallen by half, is there an adapter? (The solution below makes up
+# requests to a help desk, as a stand-in for your file.)
 
 # %%
 ### BEGIN SOLUTION

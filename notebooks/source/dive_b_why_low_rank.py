@@ -8,7 +8,7 @@
 #
 # | you need | |
 # |---|---|
-# | time | 55 minutes |
+# | time | 53 minutes |
 # | computing | up to 2 minutes on two CPU cores |
 # | memory | 2 GB |
 # | GPU | not used |
@@ -27,7 +27,12 @@ from qlora_lab.classroom.lessons.dive_b.figures import (
     plot_rebuilt,
     plot_truncation,
 )
-from qlora_lab.classroom.lessons.dive_b.machinery import SmallProblem, cut_in_two, read_pairs
+from qlora_lab.classroom.lessons.dive_b.machinery import (
+    SmallProblem,
+    cut_in_two,
+    directions_for,
+    read_pairs,
+)
 from qlora_lab.classroom.plots import new_axes, told
 from qlora_lab.classroom.widgets import explore
 from qlora_lab.finetuning import add_lora, load_model, lora_layers, unload
@@ -57,8 +62,8 @@ _ = plot_parts(M, {"the large product": large, "the smaller product": smaller, "
 # Each column u and each row v has length one, so the number s in front, the **singular value**, says how large the product is. Let us call
 # each product a **direction**. A six by six matrix has up to six of them, and a matrix of rank r has exactly r.
 #
-# How much of the matrix is in one direction? Square all entries of M and add them up: that is its squared norm. It equals the sum of the
-# squared singular values. So each direction has a *share* of it, s² divided by the sum of all s².
+# How much of the matrix is in one direction? Square all entries of M and add them up: that is its squared norm. The directions are
+# perpendicular to each other, so this equals the sum of the squared singular values. Each direction has a *share* of it, s² divided by the sum of all s².
 #
 # **Predict.** What share of the squared norm do the two largest of the six directions hold, in M, and in a matrix of random numbers?
 
@@ -92,12 +97,10 @@ assert torch.isclose((torch.linalg.svdvals(M) ** 2).sum(), M.square().sum())
 # Move the slider. It keeps the r largest directions and throws the rest away. No matrix of rank r comes nearer to M, by the squares of
 # the differences.
 
+
 # %% machinery "Slider: M, rebuilt from its largest directions"
-u, s, v = torch.linalg.svd(M)
-
-
 def draw_rebuilt(rank):
-    return plot_rebuilt(M, (u[:, :rank] * s[:rank]) @ v[:rank], s.tolist(), rank)
+    return plot_rebuilt(M, rank)
 
 
 # %% alt="Left, M as coloured squares. Middle, M rebuilt from its largest directions: with two, where the slider starts, it looks nearly the same. Right, bars: the six singular values, the first two far larger than the others; the ones kept are blue."
@@ -130,7 +133,7 @@ check_best_of_rank(best_of_rank)
 #
 # Now for the bundled model, and the orders of lesson 01. You train three matrices of each of its last ten layers *in full*: there is no
 # adapter, and every number in them may move. The {{20}} layers below are frozen. What they make of the orders never changes, so
-# `cut_in_two` computes it once, and hands you the upper half of the model with its input.
+# `cut_in_two` computes it once, and hands you the upper part of the model with its input.
 
 # %%
 model, tokenizer = load_model("smollm2-135m-instruct", compute_dtype=torch.float32, device="cpu")
@@ -207,12 +210,14 @@ assert 0.1 < at_8["the weights themselves"] < 0.3 and at_8["random numbers"] < 0
 assert min(torch.linalg.matrix_rank(update[name]).item() for name in QUERIES) > 500
 
 # %% [markdown]
-# **What happened?** The update is far from random, and it is far from rank {{8}}, too. About a third of it lies in other directions, and
-# it has hundreds of them. The *gradients* do have nearly all of their norm in a few directions: each token adds one column times one
-# row, and tokens ask for similar things.
+# **What happened?** The update is far from random, and it is far from rank {{8}}, too. About a third of its squared norm lies in hundreds of other
+# directions. The *gradients* do have nearly all of their norm in a few directions, although each token adds one column times one
+# row to them, and there are hundreds of tokens.
 #
 # So it is AdamW that spreads the update out. It divides each entry of the gradient by that entry's usual size, and then a tiny entry
-# moves as far as a large one. Take this to the extreme and all that is left of a gradient is its signs:
+# moves as far as a large one. Take this to the extreme and all that is left of a gradient is its signs. Had the gradient a single direction,
+# its signs would have one, too: the column's signs times the row's. But where the large directions cancel or are close to zero, the
+# small ones decide the sign, and then count as much as any other:
 
 # %%
 # NBVAL_IGNORE_OUTPUT
@@ -260,20 +265,23 @@ for rank in RANKS:
 # %%
 # NBVAL_IGNORE_OUTPUT
 # because another processor rounds otherwise
-gain = [(untrained_loss - loss) / (untrained_loss - full_loss) for loss in alone]
+gain, gain_of_rest = ([(untrained_loss - loss) / (untrained_loss - full_loss) for loss in of] for of in (alone, rest))
+print(f"{'':<28}{'squared norm':>13}{'loss':>7}{'gain':>7}")
 for at in (RANKS.index(8), RANKS.index(1)):
-    print(f"rank {RANKS[at]}: {kept[at]:.0%} of the squared norm, loss {alone[at]:.2f}, {gain[at]:.0%} of the gain")
-print(f"without the first 32 directions: {1 - kept[5]:.0%} of the squared norm, loss {rest[5]:.2f}")
+    print(f"the {RANKS[at]} largest alone{'':<11}{kept[at]:>13.0%}{alone[at]:>7.2f}{gain[at]:>7.0%}")
+for at in (RANKS.index(1), RANKS.index(32)):
+    print(f"all but the {RANKS[at]:>2} largest{'':<7}{1 - kept[at]:>13.0%}{rest[at]:>7.2f}{gain_of_rest[at]:>7.0%}")
 print(told(prediction))
 
 # %% claims
 assert 0.5 < kept[3] < 0.72 and gain[3] > 0.9 and gain[0] > 0.5 and kept[0] < 0.3
+assert gain_of_rest[0] > 0.8 and gain_of_rest[5] < 0.2 and gain[0] > 3 * gain_of_rest[5]
 assert 0.125 < 1 - kept[5] < 0.25 and rest[5] > 0.8 * untrained_loss
 
 # %% [markdown]
-# **What happened?** The loss does not care about norm. Eight directions hold {{100 * kept[3]:.0f ±8}} % of the squared norm and bring
-# {{100 * gain[3]:.0f ±5}} % of the gain. What comes after the first {{32}} still holds {{100 * (1 - kept[5]):.0f ±5}} % of it, and alone it does
-# next to nothing. AdamW moved those numbers because it moves everything, not because the loss asked for it.
+# **What happened?** The loss does not go by norm. The largest direction and all that comes after the first {{32}} have about as much of it,
+# {{100 * kept[0]:.0f ±8}} % and {{100 * (1 - kept[5]):.0f ±5}} %. But the one brings {{100 * gain[0]:.0f ±12}} % of the gain, and the other {{100 * gain_of_rest[5]:.0f ±8}} %. AdamW moved those last numbers because it moves
+# everything, not because the loss asked for it. (In section 2, eight directions held {{100 * at_8["update by AdamW"]:.0f ±5}} % of the ten `q_proj` alone. Here it is all {{len(trained)}} matrices.)
 #
 # Move the slider. Orange is the other half of the experiment: the update *without* its largest directions.
 
@@ -295,16 +303,15 @@ explore(draw_truncation, rank=ipywidgets.SelectionSlider(options=RANKS, value=8,
 assert rest[0] < alone[0] and (untrained_loss - rest[0]) / (untrained_loss - full_loss) > 0.8
 
 # %% [markdown]
-# Look at the left end. The largest direction alone brings {{100 * gain[0]:.0f ±12}} % of the gain. And *without* it, the others
-# bring {{100 * (untrained_loss - rest[0]) / (untrained_loss - full_loss):.0f ±8}} %. The two add up to more than the whole, so there must be
-# more than one way to the same loss.
+# Look at the left end. The largest direction alone brings {{100 * gain[0]:.0f ±12}} % of the gain, and yet it is hardly missed: *without* it, the others
+# bring {{100 * gain_of_rest[0]:.0f ±8}} %. So there is more than one way to nearly the same loss.
 #
 # That is why a method may restrict the update from the start. It need not find the update that full training would have found, only one
 # that does as well.
 #
 # ## 4 · A low rank from the start
 #
-# Now train LoRA on the same ten batches. It takes a larger learning rate: {{0.005}} here, {{0.0003}} above.
+# Now train LoRA on the same ten batches. It takes a larger learning rate: {{0.005}} here, for both ranks, and {{0.0003}} above.
 #
 # **Predict.** What will the loss be with rank {{8}}, and with rank {{1}}?
 
@@ -351,7 +358,8 @@ assert results["LoRA, rank 8"][1] < 1.5 * full_loss and results["LoRA, rank 1"][
 # **What happened?** {{results['LoRA, rank 8'][0]:,}} numbers instead of {{results['in full'][0] / 1e6:.0f}} million reach about the loss of
 # full training. (LoRA's learning rate was the better of two that were tried, full training's the first: read this as "as good", not as
 # "better".) Rank {{1}}, with {{results['LoRA, rank 1'][0]:,}} numbers, does better than the largest single direction of the full update
-# did in section 3. Trained as rank one from the start, it finds a direction that pays more.
+# did in section 3. It may have found a better direction, or only gone farther: that was not compared. Nor does this say that rank {{8}} is better
+# than rank {{1}}, since both had one learning rate. Section 5 shows what that can do.
 #
 # Do not overdo it. This is one easy task and ten steps. Where there is much to learn that the base has never seen, a higher rank or full
 # training can win. That a low rank suffices is the result of an experiment, and you should repeat it on your task.
@@ -364,7 +372,7 @@ assert results["LoRA, rank 8"][1] < 1.5 * full_loss and results["LoRA, rank 1"][
 
 # %%
 def needed_rank(A, B, share):
-    """A: (rank, in), B: (out, rank), share from 0 to 1 -> the smallest number of directions that hold it."""
+    """A: (rank, in), B: (out, rank), share from 0 to below 1 -> the smallest number of directions that hold it."""
     ### BEGIN SOLUTION (about 3 lines)
     squares = torch.linalg.svdvals(B @ A) ** 2
     held = squares.cumsum(0) / squares.sum()
@@ -389,22 +397,76 @@ check_needed_rank(needed_rank)
 # because another processor rounds otherwise
 my_adapter = ""  # ← a folder with adapter_model.safetensors
 adapter = read_pairs(my_adapter) if my_adapter else pairs
-needed = [needed_rank(A, B, 0.9) for A, B in adapter.values()]
-if needed[0] is not None:
-    print(
-        f"directions for 90 %, of {len(adapter)} layers: {min(needed)} to {max(needed)} of {len(next(iter(adapter.values()))[0])}"
-    )
+yours = [needed_rank(A, B, 0.9) for A, B in adapter.values()]
+needed = (
+    [directions_for(A, B, 0.9) for A, B in adapter.values()] if None in yours else yours
+)  # ours while yours is open
+rank = len(next(iter(adapter.values()))[0])
+print(f"90 % of the squared norm, in {len(adapter)} layers: in {min(needed)} to {max(needed)} of {rank} directions")
+
+# %% claims
+assert my_adapter or 1 <= min(needed) <= max(needed) <= 5
 
 # %% [markdown]
-# Most of its {{8}} directions are hardly used after ten steps. A small number says that the adapter might have managed with a lower
-# rank, but by section 3, norm is not what the loss cares about. Only training with that rank shows it.
+# A small number says that the adapter might have managed with a lower
+# rank. But by section 3 the loss does not go by norm, so only training with that rank shows it.
 #
-# ## 5 · Five layers, four bugs
+# ## 5 · Is a higher rank better?
 #
-# **Exercise B.3 ●●○ (8 minutes).** Before you believe an experiment with LoRA, make sure that it *is* LoRA. Here are five layers
-# around the same base, with rank `4`, alpha `32`, and dropout {{0.1}} on the correction's input. (Dropout sets a share of the numbers to
-# zero while training, at random.) Four have a bug, and none of the bugs raises an error. `examine` prints four facts about a layer: name
-# what each has.
+# Many tutorials compare ranks at *one* learning rate, with alpha at twice the rank. Here is a small problem on which you can try them all.
+
+# %%
+problem = SmallProblem()
+
+# %% [markdown]
+# It is a layer with {{problem.base.in_features}} inputs and outputs, whose weight is wrong by a matrix of rank `4`. LoRA has {{60}} steps to
+# find it.
+#
+# **Predict.** At one learning rate, by what factor is the final loss of rank {{64}} smaller than that of rank {{8}}? And if each rank
+# may choose its *own* best learning rate: from which of the ranks `2`, `4`, `8`, `16` and `64` on is the loss within a factor of four of
+# rank {{64}}'s?
+
+# %%
+prediction = {"factor": ..., "good from rank": ...}  # ← your guesses
+
+# %% alt="Two lines: mean squared error at the last step, log scale, over the rank. With one learning rate for all, the line falls all the way, by about a hundred times from rank {{8}} to rank {{64}}. With each rank at its best of seven rates, rank {{2}} alone is bad, and the line is nearly flat from rank {{4}} on."
+ranks, rates = [2, 4, 8, 16, 64], [1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2, 6.4e-2]
+final = {r: [problem.losses(r, 2 * r, rate)[-1] for rate in rates] for r in ranks}
+best = {r: min(final[r]) for r in ranks}
+lines = {
+    "learning rate 0.001 for all": [final[r][0] for r in ranks],
+    "each rank at its best of seven": list(best.values()),
+}
+_ = plot_by_rank(new_axes(), ranks, lines, "mean squared error after 60 steps", prediction["good from rank"])
+for r in ranks:
+    print(f"rank {r:>2}: {final[r][0]:.1e} at 0.001, {best[r]:.1e} at {rates[final[r].index(best[r])]:g}")
+print(told(prediction))
+
+# %% claims
+assert 90 < final[8][0] / final[64][0] < 110  # at one learning rate: about a hundred times
+assert best[4] < 4 * best[64] and best[8] < 2 * best[64] and best[2] > 200 * best[4]
+assert all(min(final[r]) < final[r][-1] for r in (4, 8, 16, 64))  # no best rate is the largest that was tried
+first_gain = {r: first - second for r in (8, 64) for first, second in [problem.losses(r, 2 * r, 1e-3, steps=2)]}
+assert 7.5 < first_gain[64] / first_gain[8] < 8.5
+
+# %% [markdown]
+# **What happened?** At one learning rate, rank {{64}} ends about {{final[8][0] / final[64][0]:.0f ±10}} times lower than rank {{8}}, and it looks
+# as if the rank had done it. But it is the step. With alpha at twice the rank, the scale is the same for all ranks, and every column of B
+# moves by about the learning rate in each step. A larger rank has more columns that move, all to the same end, so its update grows faster
+# in a step. At {{0.001}} the others have not arrived after {{60}} steps.
+#
+# Give each rank its own learning rate, and rank {{4}} comes within a factor of {{best[4] / best[64]:.1f ±0.5}} of rank {{64}}, and rank {{8}} within
+# {{best[8] / best[64]:.1f ±0.5}}. Only rank {{2}} fails for good, because what is missing has rank {{4}}. (The best rates hardly differ, but rank {{64}}
+# already does well at far smaller ones.) So before you believe that one rank is better than
+# another, tune the learning rate of both. With alpha / r kept, as in lesson 06, a rate that suited one rank is a good first guess for another, but no
+# fair comparison.
+#
+# ## 6 · Five layers, four bugs
+#
+# **Exercise B.3 ●●○ (6 minutes).** Before you believe an experiment with LoRA, make sure that it *is* LoRA. Here are five layers
+# around the same base, with rank `4`, alpha `32` (a large one, so that faults show), and dropout {{0.1}} on the correction's input. (Dropout sets
+# a share of the numbers to zero while training, at random.) Four have a bug, and none of the bugs raises an error. `examine` prints four facts
+# about a layer. The last is about merging, which adds the correction to the base's weight for good. Name what each layer has.
 
 # %%
 square = nn.Linear(576, 576, bias=False)
@@ -445,55 +507,9 @@ check_lora_suspects(diagnosis)
 # %% [markdown]
 # <details><summary>Hint 1</summary>Go line by line: what should a sound layer print? The base's output at first; a gradient
 # for B and none for A; the expected correction; and what is added to the weight does what the layer computes.</details>
-# <details><summary>Hint 2</summary>Each bug breaks one line only.</details>
+# <details><summary>Hint 2</summary>Where two lines look odd, ask which of the bugs would do that to both.</details>
 
 # %% [markdown]
-# ## 6 · Is a higher rank better?
-#
-# Many tutorials compare ranks at *one* learning rate, with alpha at twice the rank. Here is a small problem on which you can try them all.
-
-# %%
-problem = SmallProblem()
-
-# %% [markdown]
-# It is a layer with {{problem.base.in_features}} inputs and outputs, whose weight is wrong by a matrix of rank `4`. LoRA has {{60}} steps to
-# find it.
-#
-# **Predict.** At one learning rate, by what factor is the final loss of rank {{64}} smaller than that of rank {{8}}? And if each rank
-# may choose its *own* best learning rate: from which of the ranks `2`, `4`, `8`, `16` and `64` on is the loss within a factor of four of
-# rank {{64}}'s?
-
-# %%
-prediction = {"factor": ..., "good from rank": ...}  # ← your guesses
-
-# %% alt="Two lines: mean squared error at the last step, log scale, over the rank. With one learning rate for all, the line falls all the way, by about a hundred times from rank {{8}} to rank {{64}}. With each rank at its best of six rates, rank {{2}} alone is bad, and the line is nearly flat from rank {{4}} on."
-ranks, rates = [2, 4, 8, 16, 64], [1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2]
-final = {r: [problem.losses(r, 2 * r, rate)[-1] for rate in rates] for r in ranks}
-best = {r: min(final[r]) for r in ranks}
-lines = {
-    "learning rate 0.001 for all": [final[r][0] for r in ranks],
-    "each rank at its best of six": list(best.values()),
-}
-_ = plot_by_rank(new_axes(), ranks, lines, "mean squared error after 60 steps", prediction["good from rank"])
-for r in ranks:
-    print(f"rank {r:>2}: {final[r][0]:.1e} at 0.001, {best[r]:.1e} at {rates[final[r].index(best[r])]:g}")
-print(told(prediction))
-
-# %% claims
-assert 90 < final[8][0] / final[64][0] < 110  # at one learning rate: about a hundred times
-assert best[4] < 4 * best[64] and best[8] < 2 * best[64] and best[2] > 200 * best[4]
-first_gain = {r: first - second for r in (8, 64) for first, second in [problem.losses(r, 2 * r, 1e-3, steps=2)]}
-assert 7.5 < first_gain[64] / first_gain[8] < 8.5
-
-# %% [markdown]
-# **What happened?** At one learning rate, rank {{64}} ends about {{final[8][0] / final[64][0]:.0f ±10}} times lower than rank {{8}}, and it looks
-# as if the rank had done it. But it is the step. With alpha at twice the rank, the scale is the same for all ranks, and every column of B
-# moves by about the learning rate in each step. A larger rank has more columns that move, all to the same end, so its update grows faster.
-#
-# Give each rank its own learning rate, and rank {{4}} comes within a factor of {{best[4] / best[64]:.1f ±0.5}} of rank {{64}}, and rank {{8}} within
-# {{best[8] / best[64]:.1f ±0.5}}. Only rank {{2}} fails for good, because what is missing has rank {{4}}. So before you believe that one rank is better than
-# another, tune the learning rate of both.
-#
 # ## Recap
 #
 # - The update that full training with AdamW makes is *not* of low rank by its norm, but a few of its directions do nearly all of the

@@ -1,11 +1,11 @@
 # %% [markdown]
 # # Dive E · Beyond QLoRA
 #
-# QLoRA was published in May {{2023}}. Since then dozens of papers have changed something about it: other beginnings, other scales,
-# other learning rates, other sixteen numbers. Many report that they win. Even a [careful public
-# comparison](https://github.com/huggingface/peft/tree/main/method_comparison), PEFT's, has one run for each setting. Should you still
-# use QLoRA? In this lesson some of its successors learn the same two tasks from the same samples, eight times each, on the
-# same small model. You see what differs, how sure that is, and how much hangs on a choice that papers mention in passing.
+# QLoRA was published in May {{2023}}. Since then dozens of papers have changed something about it: how the adapter begins, its scale,
+# its learning rate, the sixteen numbers. Many report that they win. Even PEFT's [careful public
+# comparison](https://github.com/huggingface/peft/tree/main/method_comparison) has only one run for each setting. Should you still
+# use QLoRA? In this lesson some of its successors learn the same two tasks from the same samples on the same small model, eight
+# times each. You see what differs and how sure that is. And you see how much hangs on a choice that papers mention in passing.
 #
 # | you need | |
 # |---|---|
@@ -82,8 +82,8 @@ for task in ("orders", "diary"):
 # | attention only | the layers of the MLP have no adapter, those of the attention one of a higher rank |
 #
 # All see the same samples in the same order, for {{about['settings']['steps']['orders']}} steps of {{8}} orders and
-# {{about['settings']['steps']['diary']}} steps of {{8}} notes. And each may choose its *learning rate*, since a rate that suits one can ruin
-# another. Each ran at three rates, eight times each:
+# {{about['settings']['steps']['diary']}} steps of {{8}} notes. A *learning rate* that suits one method can ruin another, so each may choose its own. All ran
+# at three rates, with eight seeds at each:
 
 # %%
 trained = {row["method"]: row["trainable"] for row in record.rows("stacks", task="orders")}
@@ -92,8 +92,8 @@ for method in methods_of(record, "orders"):
     print(f"{method:<18} {trained[method] / 1e6:>6.1f} million trained, rates {tried}")
 
 # %% [markdown]
-# The rate with the lowest mean loss on {{100}} validation samples was kept, and only its eight runs were judged on {{100}} test samples,
-# so no test answer had a say in the choice.
+# The rate with the lowest mean loss on {{100}} validation samples was kept. Only its eight runs were then judged, on {{100}} test
+# samples. So no test answer had a say in the choice.
 #
 # **Predict.** Of these seven, how many get surely more orders right than QLoRA, and how many surely fewer?
 
@@ -103,14 +103,14 @@ prediction = {"better": ..., "worse": ...}  # ← your guesses
 # %% [markdown]
 # ## 2 · The forest plot
 #
-# Seed {{3}} of QLoRA and seed {{3}} of rsLoRA have seen the same samples in the same order, so we compare them with each other. That gives
-# eight *paired differences*. You know the interval of their mean from the [accuracy lesson](11_accuracy_comparison.ipynb). A plot with
-# such an interval in each row is called a *forest plot*.
+# Seed {{3}} of QLoRA and seed {{3}} of rsLoRA have seen the same samples in the same order, so we compare them with each other. Eight
+# seeds give eight *paired differences*. You know the interval of their mean from [lesson 11](11_accuracy_comparison.ipynb). A plot
+# with such an interval in each row is called a *forest plot*.
 #
 # There is a catch. A {{95}} % interval misses the truth once in twenty times. If all methods were equal and you compared many of
 # them, one would probably "win" by luck. So each row has a second, longer interval, the thin line. With k methods in a panel, each
-# thin line may miss only in a share of {{0.05}} / k, so in {{95}} % of such experiments *all* of them hold the truth (Bonferroni's
-# correction). In this lesson *surely* means that the thin line leaves zero out. Such rows have a colour.
+# thin line may miss only in a share of {{0.05}} / k of all experiments. Then *all* of them hold the truth in at least {{95}} %. (This is
+# called Bonferroni's correction.) In this lesson *surely* means that the thin line leaves zero out. Such rows have a colour.
 
 # %% machinery "Compare the exact answers"
 exact = {task: differences(record, task, "test") for task in TASKS}
@@ -147,20 +147,20 @@ assert of["orders"]["PiSSA"].mean > of["orders"]["LoRA, 16-bit base"].mean > of[
 assert sum(gain > 0 for gain in of["diary"]["rsLoRA"].each) == 7
 
 # %% [markdown]
-# **What happened?** On the orders one method is surely better, rsLoRA, and one is surely worse, attention only. (Its diary was
-# not run.) On the diary nobody is told apart, not even PiSSA, which gets {{of['diary']['PiSSA'].mean:.0f}} points more on average. The
+# **What happened?** On the orders, rsLoRA is surely better, and attention only is surely worse. (The latter did not run on the
+# diary.) On the diary no method is told apart, not even PiSSA, which gets {{of['diary']['PiSSA'].mean:.0f}} points more on average. The
 # lines of single seeds show why. On one seed PiSSA gains {{max(gains):.0f}} points, on another it loses {{-min(gains):.0f}}, and QLoRA's own runs
 # reach from {{min(qloras.values()):.0f}} to {{max(qloras.values()):.0f}} %. A paper with one run could have reported either.
 #
-# Look also at rsLoRA and PiSSA on the orders. PiSSA's mean is higher, but it is rsLoRA that is told apart, since its eight
-# differences agree better with each other. The size of a difference and how sure it is are two things.
+# Look also at rsLoRA and PiSSA on the orders. PiSSA's mean is higher, but only rsLoRA is told apart, since its eight differences
+# agree better with each other. How large a difference is and how sure it is are two things.
 #
-# What does "surely" cover? Only the luck of the seeds, for one model, one set of {{100}} test samples, at the rate that these same
-# eight seeds chose. And at one rank, rsLoRA *is* LoRA with a larger α: with rank {{16}}, α = {{32}} and √r it computes what LoRA does with
-# α = {{128}}. LoRA itself did not try that α. So perhaps the win is one for a finer search, since the rates were tried in steps of three.
+# What does "surely" cover? Only the luck of the seeds, for one model and one set of {{100}} test samples, at the rate that these same
+# eight seeds chose. And at one rank, rsLoRA *is* LoRA with a larger α. With rank {{16}}, α = {{32}} and √r it computes what LoRA does with
+# α = {{128}}, and LoRA itself did not try that α. So perhaps a finer search would have found the same win, for the rates were tried in
+# steps of three.
 #
-# What else has changed in the model? Here is its loss on plain English, which nobody trained on, before the training, and how much
-# was added by it:
+# What else has changed in the model? Here is its loss on plain English, which nobody trained on: before the training, and after it.
 
 # %% machinery "Look up the loss on prose before, and what each run added"
 before = {row["method"]: row["prose_before"] for row in record.rows("stacks", task="diary")}
@@ -191,20 +191,20 @@ for task in TASKS:
 assert max(before, key=before.get) == "PiSSA" and before["LoftQ"] > before["QLoRA"]
 
 # %% [markdown]
-# Everybody forgets some English. The two methods without {{4}} bits began lowest and end lowest. PiSSA, which began highest, forgets least
-# on average, and LoRA+ forgets most. But each has the rate that suits the task, and a high rate may be what makes a model forget: on the
-# diary LoRA+ chose {{0.001}}, so its B learned at {{0.016}}, five times QLoRA's rate. Whether the method or the rate is to blame has not been
-# measured. A table of test scores would not have shown you any of this.
+# Every method forgets some English. The two methods without {{4}} bits began lowest and end lowest. PiSSA, which began highest, forgets
+# least on average, and LoRA+ forgets most. But each has the rate that suits the task, and a high rate may be what makes a model
+# forget. On the diary LoRA+ chose {{0.001}}, so its B learned at {{0.016}}, five times QLoRA's rate. Whether the method or the rate is to
+# blame has not been measured. A table of test scores would have shown you none of this.
 #
 # ## 3 · The first attempt
 #
 # The experiment above was our second attempt. In the first one, {{14}} methods trained on the orders for {{60}} steps. They chose among six
 # learning rates, with two seeds at each, and then eight other seeds were compared at the chosen rate. Besides those you know, there were:
 #
-# - **DoRA**, which gives each row of W + B A a trained length, and lets A and B only turn it;
-# - **rank {{64}}** instead of {{16}}, and **MLP only**, the opposite of attention only;
-# - three bases with sixteen other numbers than NF4, which the [dive on codebooks](dive_a_better_codebooks.ipynb) explains: **AF4** and **BOF4**, made
-#   for blocks of weights, and **INT4**, sixteen equal steps, which is the crudest.
+# - **DoRA**, which gives each row of W + B A a trained length, and lets A and B only turn it.
+# - **rank {{64}}** instead of {{16}}, and **MLP only**, the opposite of attention only.
+# - **AF4**, **BOF4** and **INT4**: bases with sixteen other numbers than NF4. [Dive A](dive_a_better_codebooks.ipynb) explains the first two,
+#   which were made for blocks of weights. INT4 has sixteen equal steps and is the crudest.
 #
 # **Predict.** Is the crude INT4 surely worse than NF4 in the first attempt, not told apart, or surely better?
 
@@ -239,15 +239,15 @@ assert [m for m in verdict if verdict[m] == "better"] == [
 assert rate_of["QLoRA"] == 0.001 and rate_of["INT4"] == 0.003 and points["INT4"].verdict == "not told apart"
 
 # %% [markdown]
-# **What happened?** INT4 beats NF4, "surely", after the correction and with eight seeds. Before you change your base, read the last lines. When
-# QLoRA chose its rate, one of its two seeds did badly at {{0.003}}, so it went on with {{0.001}}. INT4's two seeds did well there, and it went on
-# with {{0.003}}. So the plot compares two things at once, sixteen numbers and a learning rate, and cannot say which of them won. It may
-# have been bad luck of one seed, or NF4 may be less stable at that rate. INT4 and NF4 with eight seeds *at the same rate* have not been
-# measured yet. (And INT4's lower loss did not bring more exact answers.)
+# **What happened?** INT4 beats NF4 "surely", with eight seeds and after the correction. Before you change your base, read the last
+# lines. When QLoRA chose its rate, one of its two seeds did badly at {{0.003}}, so it went on with {{0.001}}. INT4's two seeds did well
+# there, and it went on with {{0.003}}. So the plot compares two things at once, sixteen numbers and a learning rate. It cannot say which
+# of them won. One seed may have had bad luck, or NF4 may be less stable at that rate. INT4 and NF4 with eight seeds *at the same rate*
+# have not been measured yet. (And INT4's lower loss did not bring more exact answers.)
 #
-# Eight seeds made the comparison sure, but the choice before it hung on two. That is why in the second attempt all eight seeds
-# choose. And it has fewer steps, since after {{60}} nearly all answers were right, which leaves no room for a difference. When you read
-# that a method wins, ask how the *baseline's* learning rate was chosen.
+# The comparison had eight seeds, but the choice before it hung on two. That is why all eight seeds choose in the second attempt. It
+# also has fewer steps: after {{60}} nearly all answers were right, which leaves no room for a difference. When you read that a method
+# wins, ask how the *baseline's* learning rate was chosen.
 #
 # ## 4 · The rate decides
 #
@@ -287,15 +287,16 @@ assert own[0.001] - own[0.003] > max(abs(other) for other in others)
 # for all, PiSSA or QLoRA would look worse than they are. LoRA+ chose the largest of its rates for the diary, so an even larger one might
 # have been better: it may be undervalued here.
 #
-# In {{2025}} John Schulman and others compared LoRA with full fine-tuning under the title *LoRA Without Regret*, on much larger models. Two
-# of their rules can be held against these results. LoRA's best rate is about ten times that of full fine-tuning: here it is
-# {{rates['orders']['LoRA, 16-bit base'] / rates['orders']['full fine-tuning']:.0f}} times on both tasks, and since the grid has steps of about three, anything from about {{3}} to {{30}} times
-# would look like that. And LoRA belongs on all layers, not only on the attention: with as many trained numbers, attention only
-# loses {{-of['orders']['attention only'].mean:.0f}} points. (Its rank is higher at the same α, so it is scaled less: a second change.) Their other rules, about the rank, the amount of data and the batch size, have not been measured here.
+# In {{2025}} John Schulman and others compared LoRA with full fine-tuning on much larger models, under the title *LoRA Without Regret*.
+# Two of their rules can be held against these results. First, LoRA's best rate is about ten times that of full fine-tuning. Here it
+# is {{rates['orders']['LoRA, 16-bit base'] / rates['orders']['full fine-tuning']:.0f}} times on both tasks. But the grid has steps of about three, so anything from about {{3}} to {{30}} times would look
+# like that. Second, LoRA belongs on all layers, not only on the attention. With as many trained numbers, attention only loses
+# {{-of['orders']['attention only'].mean:.0f}} points. (Its rank is higher at the same α, so it is also scaled less.) Their other rules, about the rank, the
+# amount of data and the batch size, have not been measured here.
 #
-# **Exercise E.1 ●●○ (10 minutes).** What if two seeds had chosen here, too? `losses` has a list for each learning rate, with one loss for
-# each seed, the seeds in the same order. Take every pair of seeds, and let it choose the rate with the lowest mean of its two losses.
-# Write `other_choices(losses)`: the share of pairs that would choose another rate than all the seeds together.
+# **Exercise E.1 ●●○ (10 minutes).** What if two seeds had chosen here, too? For each learning rate, `losses` has a list with one loss for
+# each seed. The seeds stand in the same order everywhere. Let every pair of seeds choose the rate with the lowest mean of its two
+# losses. Write `other_choices(losses)`: the share of pairs that would choose another rate than all the seeds together.
 
 
 # %%
@@ -335,8 +336,8 @@ assert otherwise["orders", "QLoRA"] == otherwise["diary", "QLoRA"] == 0
 assert max(otherwise.values()) == otherwise["orders", "full fine-tuning"] == 12 / 28
 
 # %% [markdown]
-# For QLoRA any two seeds would have done. For others, up to {{100 * max(otherwise.values()):.0f}} % of the pairs would have chosen another rate: there
-# two rates are nearly as good as each other. So two seeds do not always mislead, but you cannot know beforehand where they do.
+# For QLoRA any two seeds would have done. For others, up to {{100 * max(otherwise.values()):.0f}} % of the pairs would have chosen another rate, since
+# two rates are nearly equally good there. So two seeds do not always mislead, but you cannot know beforehand where they do.
 #
 # ## 5 · What they change, by hand
 #
@@ -347,8 +348,8 @@ W = bundled_weight("model.layers.14.mlp.gate_proj.weight").float()  # (1536, 576
 rank, alpha = 16, 32
 
 # %% [markdown]
-# **rsLoRA** scales by α/√r. Why the root? B A x is a sum of r products. If these point anywhere, they partly cancel, and the sum
-# grows like √r, as a random walk does. Divided by r, it shrinks when the rank grows, and a high rank learns slowly:
+# **rsLoRA** scales by α/√r. Why the root? B A x is a sum of r products. If they point in random directions, they partly cancel, and
+# the sum grows only like √r. Divided by r, it shrinks when the rank grows, and a high rank learns slowly:
 
 # %%
 dice = torch.Generator().manual_seed(0)
@@ -359,8 +360,8 @@ for r in (4, 16, 64):
     print(f"rank {r:>2}: B A x {size:.1f}, times α/r {alpha / r * size:>4.1f}, times α/√r {alpha / r**0.5 * size:.1f}")
 
 # %% [markdown]
-# **LoRA+** is one line in the optimizer: A and B are two groups with two rates. Its authors show for very wide layers that with one rate for
-# both, one of them learns too slowly, and that it is B that needs more. The factor of {{16}} is one that worked in their experiments.
+# **LoRA+** is one line in the optimizer: A and B are two groups with two rates. Its authors show that in very wide layers, one rate
+# for both lets B learn too slowly. The factor of {{16}} worked in their experiments.
 #
 # **LoftQ** lets B A begin as the best repair of the rounding error W − Q. `low_rank` is a singular value decomposition (SVD)
 # that keeps the {{16}} largest singular values, and no product of rank {{16}} comes closer. **PiSSA** takes W itself instead of its error:
@@ -380,16 +381,17 @@ errors = relative_rms(W, Q), relative_rms(W, Q + repair), relative_rms(W, quanti
 assert errors[0] > errors[1] > errors[2] > 0.9 * errors[0]
 
 # %% [markdown]
-# Both make the error a little smaller. It is not more for LoftQ because rounding errors look like noise, and noise has no {{16}}
+# Both make the error a little smaller. LoftQ cannot gain much, because rounding errors look like noise, and noise has no {{16}}
 # directions that matter more than the others.
 #
 # Now look back at the table of prose. LoftQ and PiSSA began with a *higher* loss than QLoRA, PiSSA by
-# {{before['PiSSA'] - before['QLoRA']:.2f}}, though LoftQ's error is smaller in every matrix by construction, and PiSSA's in this one. The error of the weights treats all directions alike, but a model's inputs do not: what a small error does to the loss depends on where
-# it lies. Which directions matter here, we have not measured. A smaller error is not yet a better model.
+# {{before['PiSSA'] - before['QLoRA']:.2f}}. Yet LoftQ's error is smaller in every matrix by construction, and PiSSA's is in this one. How can that be? The error of
+# the weights treats all directions alike, but a model's inputs do not. What a small error does to the loss depends on its direction.
+# Which directions matter here, we have not measured. But a smaller error is not yet a better model.
 #
 # **Exercise E.2 ●●○ (10 minutes).** Write PiSSA without `low_rank`. `torch.linalg.svd(W, full_matrices=False)` gives U, S, Vh with
-# W = U · diag(S) · Vh and S from large to small. Return A of shape (rank, in), B of shape (out, rank) and `rest`, so that B A is the
-# part of W with the largest singular values, and B A + rest is W. (On a 4-bit base `rest` is what is quantized.)
+# W = U · diag(S) · Vh and S from large to small. Return A of shape (rank, in), B of shape (out, rank) and `rest`. B A is to be the part
+# of W with the largest singular values, and B A + rest is W. (On a 4-bit base `rest` is what is quantized.)
 
 
 # %%
@@ -413,9 +415,9 @@ check_pissa(pissa)
 # %% [markdown]
 # ## 6 · Survives {{4}} bits
 #
-# If you merge an adapter into its base and round the sum to {{4}} bits again, most of what it learned is lost: its changes are smaller
+# If you merge an adapter into its base and round the sum to {{4}} bits again, most of what it learned is lost. Its changes are smaller
 # than the steps between two levels. *Merge-aware training* lets the forward pass see the rounded sum, W = round(base + B A). The
-# rounding has no useful derivative, so the backward pass acts as if it were not there.
+# rounding has no useful derivative, so the backward pass acts as if there were none.
 
 
 # %% machinery "Look up the answers before and after a merge into NF4"
@@ -453,11 +455,11 @@ for steps in (30, 120):
 assert min(aware[120, "merge-aware, merged"][0]) == 99 and max(aware[30, "merge-aware, merged"][0]) == 62
 
 # %% [markdown]
-# After the usual training a merge into {{4}} bits leaves nothing of the orders, and little of the diary. The printed runs are from
-# another record, with three seeds and one fixed learning rate: each number is one run. Merge-aware training survives in part after {{30}}
-# steps, and nearly whole after {{120}}. The price is the model's English. Compare its prose with that of the adapter beside the base: the
-# usual run after the merge has forgotten nothing, since it is nearly the base again. With three seeds and one rate we
-# can say that the adapter survives, but not how large the price must be.
+# After the usual training, a merge into {{4}} bits leaves nothing of the orders, and little of the diary. The printed runs are from
+# another record, with three seeds and one fixed learning rate. Each number is one run. With merge-aware training, the adapter
+# survives in part after {{30}} steps, and nearly whole after {{120}}. The price is the model's English. (Compare its prose with that of the
+# adapter beside the base. The usual run has forgotten nothing after the merge, since it is nearly the base again.) With three seeds
+# and one rate we can say that the adapter survives, but not how large the price must be.
 #
 # ## 7 · Memory, and how many seeds
 #
@@ -479,12 +481,13 @@ assert {m: f"{peak:.1f}" for m, peak in peaks.items()} == {
 }  # fmt: skip
 
 # %% [markdown]
-# DoRA needs more than QLoRA, since it works with whole weights once more to find the rows' lengths. A model this small hides the great
-# difference: a weight that is trained takes {{16}} bytes (itself, its gradient and Adam's two averages, in {{32}} bits each), a frozen one in NF4 about
-# half of one. We show no times, since one measurement of a model that keeps the GPU waiting for Python ranks nothing.
+# DoRA needs more than QLoRA, since it also computes with whole weights to find the rows' lengths. A model this small hides the great
+# difference. A weight that is trained takes {{16}} bytes: itself, its gradient and Adam's two averages, in {{32}} bits each. A frozen one in
+# NF4 takes about half a byte. We show no times, since so small a model keeps the GPU waiting for Python, and one measurement of
+# that ranks nothing ([dive F](dive_f_why_is_it_slow.ipynb)).
 #
-# How many seeds would it take to tell two methods apart, four times in five? The answer grows with the square of the spread over the
-# difference, so half the difference takes about four times the seeds:
+# How many seeds would it take to tell two methods apart in four of five experiments? The number grows with the square of the
+# spread divided by the difference. So half the difference takes about four times the seeds:
 
 
 # %% machinery "Round a number of seeds"
@@ -508,19 +511,19 @@ assert (one, other) == ("LoRA, 16-bit base", "rsLoRA") and 5500 < seeds < 6500
 assert share_excluding_zero(1, 3) < 0.25 < 0.6 < share_excluding_zero(3, 3)
 
 # %% [markdown]
-# (Without a correction for many comparisons.) These are orders of magnitude, no more: they take the measured difference and spread for the
-# true ones. Many seeds do not mean that a difference is small. 16-bit LoRA's points on the diary might matter to you, but
-# the runs differ so much from each other that hundreds would be needed to be sure.
+# These are rough numbers, without a correction for many comparisons. They take the measured difference and spread for the true ones.
+# Many seeds do not mean that a difference is small. 16-bit LoRA's points on the diary might matter to you, but its runs differ so
+# much that it would take hundreds to be sure.
 #
 # ## 8 · What to use tomorrow
 #
 # 1. Stay with QLoRA. Nothing here was surely better on both tasks.
 # 2. Put the adapter on all linear layers, and try three learning rates before you try a second method.
-# 3. If you want to try one more thing, scale the adapter up, with rsLoRA or a larger α, and take a third of the rate. On the orders rsLoRA
-#    was surely better, and on the diary it was ahead in seven of eight seeds, which is not sure.
-# 4. PiSSA had the highest means on both tasks among the 4-bit methods, and it forgot less English than QLoRA. Only the second is sure,
-#    and its adapter needs its own base.
-# 5. If the model fits in {{16}} bits, leave it there: its English began better and ended better than QLoRA's on both tasks.
+# 3. If you want to try one more thing, scale the adapter up, with rsLoRA or a larger α, and take a third of the rate. rsLoRA was surely
+#    better on the orders. On the diary it was ahead at seven of eight seeds, which is not sure.
+# 4. PiSSA had the highest means on both tasks among the 4-bit methods, which is not sure, and surely forgot less English than QLoRA.
+#    Its adapter needs its own base.
+# 5. If the model fits in {{16}} bits, leave it there. Its English began better than QLoRA's and ended better, on both tasks.
 # 6. If it must end in {{4}} bits with the adapter inside, train it merge-aware, and measure what it forgets.
 #
 # These sentences come from one model of {{135}} million parameters, two small tasks and eight seeds. DoRA, the codebooks and the other
@@ -532,8 +535,8 @@ assert all(max(four_bits, key=lambda m: mean(m, task, "test")) == "PiSSA" for ta
 
 # %% [markdown]
 # **Yours.** `python -m qlora_lab.train_qlora --data YOUR_FILE --adapter rslora --lr 5e-4` trains rsLoRA on your own data, with a third of
-# that command's usual rate. (There are also `--adapter dora`, `--init loftq` and `--lora-plus 16`.) Run QLoRA and one of them with
-# `--seed 0`, `1` and `2`, and give the three differences to `paired_interval` and to `seeds_needed`. If the interval holds zero, you
+# that command's usual rate. There are also `--adapter dora`, `--init loftq` and `--lora-plus 16`. Run QLoRA and one of them with
+# `--seed 0`, `1` and `2`. Give the three differences to `paired_interval` and to `seeds_needed`. If the interval holds zero, you
 # know how many more seeds to plan. `python -m qlora_lab.experiments methods --small` repeats this lesson in small.
 
 # %%

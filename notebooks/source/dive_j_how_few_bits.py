@@ -2,7 +2,7 @@
 # # Dive J · How few bits can the base have?
 #
 # Lesson 07 put LoRA on a base in {{4}} bits. Why four? With three bits the codes would be a quarter smaller, with two bits half as large.
-# Here you turn the bits down until the model breaks. You find out what breaks it, whether LoRA can repair the damage, and how to
+# Here you turn the bits down until the model breaks. You find out what breaks it, how much of the damage LoRA can repair, and how to
 # spend few bits well.
 #
 # | you need | |
@@ -33,6 +33,7 @@ from qlora_lab.classroom.lessons.dive_j.machinery import (
     cost,
     flowing_into,
     quantized,
+    repaired_output,
     spend,
     study,
     with_lora,
@@ -91,7 +92,7 @@ explore(
     scheme=ipywidgets.ToggleButtons(options=["absmax", "affine"], value="absmax", description="scheme"),
 )
 
-# %%
+# %% machinery "How many bits with one scale are as good"
 in_blocks = result.costs["absmax", 64, 4][1]
 for bits in (4, 5, 6):
     print(
@@ -103,13 +104,13 @@ print(told(guess))
 assert result.costs["absmax", "tensor", 5][1] > in_blocks > result.costs["absmax", "tensor", 6][1]
 
 # %% [markdown]
-# **What happened?** It takes {{6}} bits. A step of the whole matrix is set by its largest weight, and here one large weight makes all the steps about four times as
-# wide as they need to be. Four times as wide is two bits worse.
+# **What happened?** It takes {{6}} bits. A step of the whole matrix is set by its largest weight, and here one large weight makes the error with {{4}} bits {{result.costs["absmax", "tensor", 4][1] / in_blocks:.1f ±0.3}} times
+# that in blocks. One more bit halves the steps, so two bits make up for it.
 #
 # ## 2 · A whole model
 #
 # Which layers get few bits? Codes are for matrices that a layer multiplies by. An embedding is looked up, and in many models, this
-# one too, the output head *is* the embedding matrix: two modules, one tensor. Whoever quantizes such a head changes the embedding, or unties the two.
+# one too, the output head *is* the embedding matrix: two modules, one tensor. Whoever quantizes such a head changes the embedding, or makes two tensors of one.
 #
 # **Exercise J.1 ●●○ (5 minutes).** Name the layers that may be quantized: every `nn.Linear`, except those whose weight an
 # `nn.Embedding` holds, too. Each family of models calls its head differently, so do not go by the name. Try it on a model of yours as well.
@@ -182,8 +183,8 @@ assert min(scores, key=scores.get) == "NF4, double"
 assert abs(scores["3 bits affine"] - scores["3 bits absmax"]) < 0.5
 
 # %% [markdown]
-# **What happened?** Two bases are *worse than knowing nothing*: a broken model is sure of wrong tokens, and a wrong token that had almost no
-# probability costs many nats. One of the two has {{4}} bits. So it matters less how many bits there are than what they are spent on.
+# **What happened?** Two bases are *worse than knowing nothing*: a broken model is sure of wrong tokens. That leaves almost no
+# probability for the right one, and costs many nats. One of the two has {{4}} bits, just as many, scales included, as `3 bits affine`, whose loss is {{results["3 bits affine"][2]:.1f ±0.3}}. So it matters less how many bits there are than what they are spent on.
 #
 # Compare the columns, too. Affine INT4 costs more bits than NF4 *and* has the smaller error of the weights, and yet the higher loss. With {{3}} bits, affine has the smaller error as well, and
 # about the loss of absmax. The error of weights is a rough guide only, because not every weight matters equally to what the model says. (Do not take this as a ranking of formats: it is one small model on five paragraphs, and its weights
@@ -224,8 +225,8 @@ for size in (64, None):
 assert min(zeros) > 0.4 and max(zeros) > 0.9  # with one scale
 
 # %% [markdown]
-# **What happened?** With one scale, in every one of the {{len(zeros)}} layers, {{100 * min(zeros):.0f}} % or more of the weights become zero, and in the worst layer nearly all. These are 4-bit
-# codes, most of which are never used. A scale for every {{64}} weights confines a large weight's harm to its {{63}} neighbours.
+# **What happened?** With one scale, in the up_proj of every one of the {{len(zeros)}} layers, {{100 * min(zeros):.0f}} % or more of the weights become zero, and in the worst layer nearly all. These are 4-bit
+# codes, most of which are hardly used. A scale for every {{64}} weights confines a large weight's harm to its {{63}} neighbours.
 #
 # **Exercise J.3 ●○○ (3 minutes).** Is it the same with *your* text? Put in some lines of what your model would read: mails, code, another
 # language. Guess first: will it lose more from {{3}} bits than the English paragraphs, or less?
@@ -297,13 +298,13 @@ repaired = scores["3 bits affine"] - after["3 bits affine"]
 assert repaired < 0.3 * (scores["3 bits affine"] - dense_loss)
 
 # %% [markdown]
-# **What happened?** On the orders, {{3}} bits learn as well, some steps behind NF4: the signal was damaged, but still there. With {{2}} bits, or with one scale for a matrix, little of it is
+# **What happened?** On the orders, {{3}} bits learn, too, some steps behind NF4: the signal was damaged, but still there. With {{2}} bits, or with one scale for a matrix, little of it is
 # left, and eight steps are far from enough. (They do not say what eight thousand steps would bring.)
 #
-# Now look at the prose. The base of {{3}} bits has learned much of the orders, and reads English almost as badly as before. (With one scale for a matrix, English became even worse.) So it was not *repaired*. It was
-# taught a task on top of the damage.
+# Now look at the prose. The base of {{3}} bits has learned much of the orders, and reads English almost as badly as before. (With one scale for a matrix, English became even worse.) So these eight steps have not *repaired* it. They have
+# taught it a task on top of the damage. Could an adapter repair a base at all?
 #
-# ## 5 · Why not?
+# ## 5 · How much could it repair?
 #
 # Rounding added an error to each weight. To repair a layer, B A would have to be minus this error. B A has rank {{16}}, so ask: how much of the error could
 # the *best* matrix of rank {{16}} take back? The *singular value decomposition* knows: it writes a matrix as a sum of directions, each with its size, the singular value,
@@ -334,7 +335,7 @@ check_taken_back(taken_back)
 # %%
 guess = ...  # ← your guess, such as 0.5
 
-# %%
+# %% machinery "Two errors and random numbers, and what rank 16 takes back of each"
 damage = weight - quantize_affine(weight, 2, 64).dequantize()
 query = dense.model.layers[0].self_attn.q_proj.weight.detach()
 matrices = {
@@ -353,10 +354,35 @@ first, noise, most = shares.values()
 assert 0.06 < noise < first < 0.08 < 0.2 < most < 0.3
 
 # %% [markdown]
-# **What happened?** {{100 * shares["its error in 2 bits"]:.0f}} %, as of random numbers: the errors of rounding are spread over all {{576}} directions like noise, and a low rank cannot undo noise. Where a
-# few rows of a matrix are far larger than the others, as in the first q_proj, their errors are larger as well, and there rank {{16}} takes back {{100 * shares["the error of the first q_proj"]:.0f}} %. That is the most
-# that it can do at the start. (Methods such as LoftQ begin A and B with this best matrix.) LoRA does not mend the weights. It bends the output towards the target on *your* data: the orders come out right, and English stays nearly
-# as damaged as rounding left it. So choose a base that is good *before* you train, and judge on more than the task.
+# **What happened?** {{100 * shares["its error in 2 bits"]:.0f}} %, as of random numbers: the errors of rounding are spread over all {{576}} directions like noise. (Sixteen of {{576}} would be {{16 / 576:.1%}}, but by chance some directions of noise are stronger
+# than others, and the best matrix takes those.) Where a few rows of a matrix are far larger than the others, as in the first q_proj, their errors are larger as well, and there rank {{16}} takes back {{100 * shares["the error of the first q_proj"]:.0f}} %.
+# Methods such as LoftQ begin A and B with this best matrix.
+#
+# But section 2 has shown that the error of the weights is a rough guide. What counts is the *output*, and real inputs do not come from all directions alike.
+#
+# **Predict.** Let five paragraphs flow into the layer. What share of the *output's* error can rank {{16}} take back, if it is made for this text? And how much is left of that on five other paragraphs?
+
+# %%
+prediction = {"its own text": ..., "another text": ...}  # ← your guesses, such as 0.5
+
+# %%
+# NBVAL_IGNORE_OUTPUT
+# because another processor rounds otherwise
+others = [tokenize_text(text, tokenizer) for text in load_prose()[5:10]]
+texts = {"its own text": prose, "another text": others}
+inputs = {name: flowing_into(layer, lambda text=text: text_loss(dense, text)) for name, text in texts.items()}
+for name, share in repaired_output(damage, inputs, rank=16).items():
+    print(f"error of the output on {name}: rank 16 takes back {share:.0%}")
+print(told(prediction))
+
+# %% claims
+own, other = repaired_output(damage, inputs, rank=16).values()
+assert 0.4 < own < 0.6 and 0.25 < other < own - 0.1
+
+# %% [markdown]
+# **What happened?** Far more than {{100 * shares["its error in 2 bits"]:.0f}} %, about half on its own text and about a third on the other. Few directions carry most of what flows into the layer, and there a low rank can help. So an adapter does not mend the weights. It
+# bends the output towards the target, on text *like that which it was trained on*. The bases of section 4 saw nothing but orders, and English stayed
+# nearly as damaged as rounding had left it. Choose a base that is good *before* you train, and judge on more than the task.
 #
 # ## 6 · Spend four bits
 #
@@ -406,13 +432,13 @@ check_spending(choice, sizes, loss_of, beat)
 
 # %% [markdown]
 # Real formats for few bits are made in this way: llama.cpp's K-quants, for example, give some kinds of layers more bits than others. And remember NF4: it costs
-# {{results["NF4, double"][0]:.3f}} bits and has a loss of {{results["NF4, double"][2]:.2f ±0.05}}. Cheaper scales gain more here than a better distribution of bits.
+# {{results["NF4, double"][0]:.3f}} bits and has a loss of {{results["NF4, double"][2]:.2f ±0.05}}.
 #
 # ## Recap
 #
-# - What counts is what the bits are spent on: {{4}} bits with one scale for a matrix ruin this model, {{3}} bits in blocks do not.
+# - What counts is what the bits are spent on: {{4}} bits with one scale for a matrix ruin this model, {{3}} bits in blocks at the same price damage it less.
 # - The error of the weights is a rough guide. Judge a base by the loss, on a text like those that it will read.
-# - LoRA learns a task on a damaged base, and does not repair it: errors of rounding are spread over all directions.
+# - LoRA learns a task on a damaged base. It repairs outputs on text like that which it is trained on, and hardly any of the weights.
 
 # %%
 # NBVAL_IGNORE_OUTPUT

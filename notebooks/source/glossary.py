@@ -16,7 +16,7 @@
 # | **accumulation** | Adding up the gradients of several small batches before the weights are changed, as if they were one large batch. | [lesson 09](09_your_gpu.ipynb) |
 # | **activations** | What the forward pass computes and the backward pass needs again, such as the input of each layer. | [lesson 02](02_memory_wall.ipynb) |
 # | **adapter** | All the weights that LoRA adds to a model, together. | [lesson 01](01_first_run.ipynb) |
-# | **affine scheme** | Quantization with evenly spaced marks from the smallest to the largest number; it needs the smallest number, or a zero point, as a second constant. | [lesson 03](03_number_formats.ipynb) |
+# | **affine scheme** | Quantization with evenly spaced marks from the smallest to the largest number; it needs the smallest number, or a zero point, as a second constant. | [lesson 04](04_nf4.ipynb) |
 # | **alpha** | A setting of LoRA: the product of the two thin matrices is multiplied by alpha divided by the rank. | [lesson 06](06_lora.ipynb) |
 # | **bf16 (bfloat16)** | A format of numbers with 16 bits: as wide a range as float32, with fewer digits. Recent GPUs and some CPUs multiply it themselves. | [lesson 00](00_start_here.ipynb) |
 # | **bits per parameter** | What a weight really takes: the bits of its code, and its share of the scale (and of other constants) of its block. | [lesson 03](03_number_formats.ipynb) |
@@ -64,7 +64,7 @@
 # | **scale** | The distance between two marks of a quantized block, stored once for all its numbers: code times scale gives the number back. | [lesson 03](03_number_formats.ipynb) |
 # | **seed** | The number that decides how an adapter begins and in which order the samples come. Another seed is another try of the same training. | [lesson 11](11_accuracy_comparison.ipynb) |
 # | **singular value** | How large one of the products of a column and a row is, of which a matrix is the sum. | [dive B](dive_b_why_low_rank.ipynb) |
-# | **standard error** | How far the mean of several values is typically off the true mean: their spread divided by the square root of their number. | [lesson 11](11_accuracy_comparison.ipynb) |
+# | **standard error** | How far the mean of several values is typically off the true mean: their spread divided by the square root of their number. | [dive C](dive_c_small_differences.ipynb) |
 # | **targets** | The layers that get an adapter, by name. | [lesson 06](06_lora.ipynb) |
 # | **update** | What training adds to a weight: the weight afterwards minus the weight before. | [lesson 06](06_lora.ipynb) |
 # | **validation** | Measuring the loss on held-out samples while the model trains, to see when more training stops helping. | [lesson 08](08_your_data.ipynb) |

@@ -12,6 +12,7 @@ source.py     reads the source script; what claims must not do
 drafts.py     from its cells to both notebooks
 assignments.py  a lesson as nbgrader wants it
 publish.py    the address of one's own copy, in set-up cells and README
+website.py    the course as a website
 students.py   the copy for a class that is graded: without solutions
 values.py     the numbers in the text, filled in from a run and compared with the next
 numbers.py    the numbers in the text that no run fills in, held to a list that shrinks

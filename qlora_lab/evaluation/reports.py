@@ -49,8 +49,8 @@ def describe(report: dict) -> str:
     losses = report["losses"]
     lines += [f"{'loss':<24}{losses[0]:>16.4f}{losses[-1]:>16.4f}"] if losses else []
     if validated := report.get("validation_losses", []):
-        steps = f"at step {validated[0][0]:,} and {validated[-1][0]:,}"  # never before the first step
-        lines += [f"{'validation loss':<24}{validated[0][1]:>16.4f}{validated[-1][1]:>16.4f} {steps}"]
+        measured = [f"{loss:.4f} at step {step:,}" for step, loss in (validated[0], validated[-1])]
+        lines += [f"{'validation loss':<16}{', '.join(dict.fromkeys(measured)):>40}"]  # never before the first step
     lines += [
         f"{'tokens per second':<24}{report['tokens_per_second']:>32.0f}",
         f"{'training time':<24}{report['train_seconds']:>30.0f} s",

@@ -60,6 +60,17 @@ class MemoryBreakdown:
         """With what lies outside torch's allocator."""
         return self.peak_allocated + sum(self.outside.values())
 
+    @property
+    def card_bytes(self) -> int:
+        """What a card should have for this step: the total, 10^9 bytes, and half of activations and logits.
+
+        Torch takes memory in large pieces, and the gaps in them grow with the tokens. The rule is from the QLoRA steps
+        of LLaMA-7B and 13B in data/records/memory-nvidia-h100-80gb-hbm3.json, all of which it covers. At 65B up to
+        10^9 bytes more were taken.
+        """
+        grows = self.parts.get("activations", 0) + self.parts.get("logits and loss", 0)
+        return self.total + 10**9 + grows // 2
+
     def table(self) -> str:
         """One line a part, largest first, in GB (10^9 bytes)."""
         lines = [f"{name:<24}{size / 1e9:9.3f} GB" for name, size in sorted(self.parts.items(), key=lambda p: -p[1])]

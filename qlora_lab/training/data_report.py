@@ -237,7 +237,7 @@ def describe(report: DataReport, tokenizer) -> str:
     parts = [
         [understood.summary(), *([understood.remarks()] if understood.remarks() else [])],
         _lengths(report),
-        _repeated(report.repeated),
+        _repeated(report.repeated) + _dullest(report),
         _judged(report),
         _scripts(report),
         _first(report, tokenizer),
@@ -288,6 +288,17 @@ def _repeated(repeated: Repeated) -> list[str]:
     return lines
 
 
+def _dullest(report: DataReport) -> list[str]:
+    """What a model must beat: the score of one that always gives the same answer."""
+    same, samples = report.repeated.same_answer, report.understood.samples
+    if same < 2:
+        return []
+    return [
+        f"always giving the most frequent answer ({report.repeated.answered}) would be right for {same:,} of "
+        f"{samples:,} samples ({same / samples:.0%})"
+    ]
+
+
 def _judged(report: DataReport) -> list[str]:
     """What a run would be judged on, and what of that is known from training, a line for each kind of likeness."""
     lines = []
@@ -298,11 +309,14 @@ def _judged(report: DataReport) -> list[str]:
         by = f"by {report.split_by}" if report.split_by else "at random"
         judged, validating = report.held_out
         lines.append(
-            f"a run would hold out {judged:,} of {report.understood.samples:,} samples to judge on, drawn {by}; with "
-            f"--validate-every {validating:,} others to validate on"
+            f"a run would hold out {judged:,} of {report.understood.samples:,} samples to judge on, drawn {by}, and "
+            f"{validating:,} more to validate on, if it has --validate-every"
         )
         points = round(100 * interval(judged))
-        lines.append(f"(a share of {judged:,} answers is uncertain by up to {points} percentage points, up and down)")
+        lines.append(
+            f"(a share of {judged:,} answers is uncertain by up to 0.98 / sqrt({judged}) = {points} percentage points, "
+            "up and down)"
+        )
     if report.compared and report.answers.most > 1:
         lines.append("of a conversation with several answers the last is judged; the others are given as they are here")
     if report.compared and report.held_out is None:

@@ -65,25 +65,32 @@ class Repeated:
     """repeats: samples that are an earlier one again; of which the first is `example`: where it and the earlier stand.
 
     disagreeing: questions that have several different answers, of which one is in `disagreement`: where two stand.
+    same_answer: how many samples have the most frequent last answer; plain text has none. It stands at `answered`.
     """
 
     repeats: int
     example: tuple[str, str] | None
     disagreeing: int
     disagreement: tuple[str, str] | None
+    same_answer: int = 0
+    answered: str = ""
 
 
 class Repeats:
-    """Is told every sample; keeps 24 bytes of each."""
+    """Is told every sample; keeps 40 bytes of each."""
 
     def __init__(self):
         self.places = Places()
         self._samples, self._questions = array("q"), array("q")
+        self._answers, self._answered = array("q"), array("q")  # hashes; numbers of the samples that they are of
 
     def see(self, where: str, chat: Chat) -> None:
         self.places.append(where)
         self._samples.append(fingerprint(chat))
         self._questions.append(hash(question(chat) if len(chat) > 1 else _text(chat)))
+        if len(chat) > 1:
+            self._answered.append(len(self._samples) - 1)
+            self._answers.append(hash(_text(chat[-1:])))
 
     def found(self) -> Repeated:
         import numpy
@@ -94,7 +101,18 @@ class Repeats:
         once = numpy.setdiff1d(numpy.arange(len(samples)), again)  # a question that is here twice has two answers
         first, other = _first_and_again(questions[once])
         disagreement = self._pair(once[other[0]], once[first[other[0]]]) if len(other) else None
-        return Repeated(len(again), example, len(numpy.unique(questions[once][other])), disagreement)
+        disagreeing = len(numpy.unique(questions[once][other]))
+        return Repeated(len(again), example, disagreeing, disagreement, *self._most_frequent())
+
+    def _most_frequent(self) -> tuple[int, str]:
+        """How many samples have the most frequent answer, and where it first stands."""
+        import numpy
+
+        if not self._answers:
+            return 0, ""
+        _, first, counts = numpy.unique(self._answers, return_index=True, return_counts=True)
+        at = int(first[counts == counts.max()].min())  # of several, the first
+        return int(counts.max()), self.places[self._answered[at]]
 
     def _pair(self, one, other) -> tuple[str, str]:
         return self.places[int(one)], self.places[int(other)]
@@ -115,7 +133,7 @@ def _first_and_again(values):
     return first[which], numpy.flatnonzero(first[which] != numpy.arange(len(values)))
 
 
-SAME, ASKED, NEAR = "word for word", "with another answer", "nearly"
+SAME, ASKED, NEAR = "word for word", "with another answer", "nearly the same"
 STRENGTH = (NEAR, ASKED, SAME)
 
 

@@ -19,11 +19,13 @@ class TrainingDiverged(UserError):
 class StepRecord:
     """What happened in one optimizer step, counted from 1, in all processes together.
 
-    loss: mean over the step's target tokens, in nats, before the update. gradient_norm: before clipping.
-    tokens: all tokens of the step's samples, including prompts but not padding.
-    seconds: wall time, without validation and without writing checkpoints.
-    validation_loss: mean over the held-out samples' target tokens, in nats, after the update; None if the model was not
-        validated after this step.
+    Attributes:
+        loss: mean over the step's target tokens, in nats, before the update.
+        gradient_norm: before clipping.
+        tokens: all tokens of the step's samples, including prompts but not padding.
+        seconds: wall time, without validation and without writing checkpoints.
+        validation_loss: mean over the held-out samples' target tokens, in nats, after the update; None if the model was
+            not validated after this step.
     """
 
     step: int

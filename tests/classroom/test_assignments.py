@@ -39,11 +39,10 @@ diagnosis = {
     ### BEGIN SOLUTION
     ### STUB: "A": ...,
     ### STUB: "B": ...,
-    "A": "wrong block",
-    "B": "no sign",
+    "A": "no sign",
+    "B": "healthy",
     ### END SOLUTION
-    "C": "healthy",
-    "D": "one scale",
+    "C": "one scale",
 }
 
 # %%
@@ -127,8 +126,8 @@ def test_nbgrader_validates_releases_and_grades_it(course):
     nbgrader(course, "generate_assignment", "04_small")
     released = nbformat.read(course / "release" / name, as_version=4)
     text = "\n".join(cell.source for cell in released.cells)
-    assert "8 / block_size" not in text and '"wrong block"' not in text and "QLORA_LAB_STRICT" not in text
-    assert '"A": ...,' in text and '"C": "healthy"' in text and "Scales cost bits" in text
+    assert "8 / block_size" not in text and '"no sign"' not in text and "QLORA_LAB_STRICT" not in text
+    assert '"A": ...,' in text and '"C": "one scale"' in text and "Scales cost bits" in text
     for student in ("untouched", "right", "wrong"):
         handed_in = nbformat.from_dict(released)
         for cell in handed_in.cells:
@@ -136,7 +135,7 @@ def test_nbgrader_validates_releases_and_grades_it(course):
             if mark.get("grade_id") == "answer-1" and student != "untouched":
                 cell.source = "def bits(b, s): return 4 + 8 / b" + (" + 32 / (b * s)" if student == "right" else "")
             if mark.get("grade_id") == "answer-2" and student != "untouched":
-                cell.source = 'diagnosis = {"A": "wrong block", "B": "no sign", "C": "healthy", "D": "one scale"}'
+                cell.source = 'diagnosis = {"A": "no sign", "B": "healthy", "C": "one scale"}'
         path = course / "submitted" / student / name
         path.parent.mkdir(parents=True)
         nbformat.write(handed_in, path)

@@ -15,7 +15,7 @@ from qlora_lab.classroom.source import REPOSITORY
 from qlora_lab.errors import UserError
 
 RIGHT = {
-    "diagnosis": 'diagnosis = {"A": "wrong block", "B": "no sign", "C": "healthy", "D": "one scale"}',
+    "diagnosis": 'diagnosis = {"A": "no sign", "B": "healthy", "C": "one scale"}',
     "bits": "def bits(b, s): return 4 + 8 / b + 32 / (b * s)",
     "bits_check": "check_bits_per_parameter(bits)",
     "import": "from qlora_lab.classroom.checks import *",
@@ -68,7 +68,7 @@ def test_right_wrong_missing_and_redefined(tmp_path, monkeypatch):
     assert [note.partition(": ")[0] for note in report.notes] == [
         "code cell 3 (`1 / 0`)",
         "code cell 9 (`open('left behind', 'w').close()`)",
-        "check_zero_point_cost is not called",
+        "check_smaller_blocks is not called",
     ]
     assert "StdinNotImplementedError" in report.notes[1]
     assert not own.exists() and not list(here.iterdir())
@@ -99,7 +99,7 @@ def test_an_answer_that_ends_its_own_judging_is_wrong_and_the_rest_is_judged(tmp
         "def bits(*_): raise SystemExit",
         RIGHT["bits_check"],
         "def extra_gigabytes(*numbers):\n    ...  # your code",
-        "check_zero_point_cost(extra_gigabytes)",
+        "check_smaller_blocks(extra_gigabytes)",
     )
     report = hand_in.grade(path)
     grades = by_id(report)

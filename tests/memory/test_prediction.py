@@ -44,6 +44,20 @@ PUBLISHED = {  # numbers in each model's checkpoint
 }
 
 
+def test_a_card_by_the_rule_holds_the_recorded_steps():
+    """All of QLoRA at 7B and 13B; and no step would have fitted a card of two thirds that size."""
+    record = json.loads((RECORDS / "memory-nvidia-h100-80gb-hbm3.json").read_text())
+    names = ("rank", "batch_size", "sequence_length", "gradient_checkpointing", "targets", "optimizer")
+    wanted = [run for run in record["runs"] if run["shape"] in ("llama-7b", "llama-13b") and run["method"] == "qlora"]
+    steps = [run for run in wanted if "measured" in run and not run.get("preset")]
+    assert len(steps) > 15
+    for run in steps:
+        got = run["measured"]
+        taken = got["peak_reserved"] + got["managed_bytes"] + record["outside_allocator_at_start"]
+        card = estimate(SHAPES[run["shape"]], **{name: run[name] for name in names}).card_bytes
+        assert 2 / 3 * card < taken < card, (run["shape"], run["batch_size"], run["sequence_length"])
+
+
 def test_parameters():
     assert {name: shape.parameters() for name, shape in SHAPES.items()} == PUBLISHED
 

@@ -85,7 +85,7 @@ def test_what_is_judged_on_and_known_from_training_is_told(tmp_path, tokenizer):
         "test (4 samples): some are in the training data\n"
         "  1 word for word (test.jsonl, line 1 and train.jsonl, line 1)\n"
         "  1 with another answer (test.jsonl, line 2 and train.jsonl, line 3)\n"
-        "  1 nearly (test.jsonl, line 3 is 74% like train.jsonl, line 2)"
+        "  1 nearly the same (test.jsonl, line 3 is 74% like train.jsonl, line 2)"
     ) in text
     assert "1 sample repeats an earlier one (train.jsonl, line 4 repeats train.jsonl, line 1)" in text
 
@@ -96,8 +96,11 @@ def test_a_file_without_splits_is_compared_with_itself(tmp_path, tokenizer):
     path = lines(tmp_path / "mine.jsonl", *rows * 2)
     text = describe(report_on(path, tokenizer, "tiny"), tokenizer)
     assert "10 samples repeat an earlier one" in text
-    assert "a run would hold out 4 of 20 samples to judge on, drawn at random; with --validate-every 2 others" in text
-    assert "(a share of 4 answers is uncertain by up to 49 percentage points, up and down)\n" in text
+    assert (
+        "a run would hold out 4 of 20 samples to judge on, drawn at random, and 2 more to validate on, if it has "
+        "--validate-every\n(a share of 4 answers is uncertain by up to 0.98 / sqrt(4) = 49 percentage points, up and "
+        "down)\n"
+    ) in text
     assert "those 4 to judge on: some are among the others\n  4 word for word (mine.jsonl, line " in text
     by_kind = lines(tmp_path / "kinds.jsonl", *[{**row, "kind": row["prompt"]} for row in rows * 2])
     text = describe(report_on(by_kind, tokenizer, "tiny", split_by="kind"), tokenizer)
@@ -117,6 +120,20 @@ def test_which_answer_of_several_is_judged_is_said(tmp_path, tokenizer):
     assert said in describe(report_on(path, tokenizer, "tiny"), tokenizer)
     path = lines(tmp_path / "mine.jsonl", *[qa("Is it in?")] * 10)
     assert said not in describe(report_on(path, tokenizer, "tiny"), tokenizer)
+
+
+def test_the_score_of_one_answer_to_everything_is_told(tmp_path, tokenizer):
+    answers = ["Ann.", "Upstairs.", "Four.", "Upstairs.", "Ann.", "Upstairs.\n"]
+    path = lines(tmp_path / "mine.jsonl", *[qa(f"What is {n}?", answer) for n, answer in enumerate(answers)])
+    text = describe(report_on(path, tokenizer, "tiny"), tokenizer)
+    said = "always giving the most frequent answer (mine.jsonl, line 2) would be right for 3 of 6 samples (50%)\n"
+    assert said in text
+    path = lines(tmp_path / "mine.jsonl", *[qa(f"What is {n}?", "DABCABCD"[n]) for n in range(8)])
+    assert "(mine.jsonl, line 1) would be right for 2 of 8" in describe(report_on(path, tokenizer, "tiny"), tokenizer)
+    path = lines(tmp_path / "mine.jsonl", *[qa(f"What is {n}?", f"{n}.") for n in range(6)])
+    assert "most frequent answer" not in describe(report_on(path, tokenizer, "tiny"), tokenizer)
+    path = lines(tmp_path / "mine.jsonl", *[{"text": LONG}] * 6)
+    assert "most frequent answer" not in describe(report_on(path, tokenizer, "tiny"), tokenizer)
 
 
 def test_large_data_is_drawn_from_and_that_is_said(tmp_path, tokenizer, monkeypatch):

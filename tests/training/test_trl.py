@@ -1,5 +1,6 @@
 """The training loop held against TRL's SFTTrainer: the same samples, the same losses."""
 
+import dataclasses
 import itertools
 
 import pytest
@@ -57,3 +58,12 @@ def test_losses_are_those_of_sft_trainer(tokenizer, tmp_path):
     theirs = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert theirs == pytest.approx(ours, rel=1e-5)
     assert ours[-1] < ours[0]
+
+
+def test_defaults_that_dive_d_names():
+    """`SFTTrainer` turns these knobs by itself."""
+    from trl import SFTConfig
+
+    default = {field.name: field.default for field in dataclasses.fields(SFTConfig)}
+    assert default["max_length"] == 1024 and default["train_sampling_strategy"] == "random"
+    assert default["gradient_checkpointing"] is True

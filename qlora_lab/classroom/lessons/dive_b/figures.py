@@ -1,6 +1,7 @@
 """Figures of dive_b_why_low_rank."""
 
 import matplotlib.pyplot as plt
+import torch
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 from torch import Tensor
@@ -26,8 +27,10 @@ def plot_parts(whole: Tensor, parts: dict[str, Tensor]) -> Axes:
     return axes[0, 0]
 
 
-def plot_rebuilt(matrix: Tensor, rebuilt: Tensor, singular_values: list[float], rank: int) -> Axes:
+def plot_rebuilt(matrix: Tensor, rank: int) -> Axes:
     """A matrix, what its `rank` largest directions add up to, and its singular values as bars, the kept ones blue."""
+    u, s, v = torch.linalg.svd(matrix)
+    rebuilt, singular_values = (u[:, :rank] * s[:rank]) @ v[:rank], s.tolist()
     _, (left, middle, right) = plt.subplots(1, 3, figsize=(9.4, 3.1), width_ratios=[1, 1, 0.8], layout="constrained")
     draw_matrix(left, matrix, 4, decimals=None, title="M")
     draw_matrix(middle, rebuilt, 4, decimals=None, title=f"its {rank} largest direction{'s' if rank > 1 else ''}")

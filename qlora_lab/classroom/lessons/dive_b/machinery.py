@@ -1,4 +1,4 @@
-"""What dive_b_why_low_rank does in one line: it cuts a model in two, poses LoRA a problem, reads an adapter."""
+"""What dive_b_why_low_rank does in one line: it cuts a model in two, poses LoRA a problem, looks at an adapter."""
 
 from __future__ import annotations
 
@@ -100,3 +100,9 @@ def read_pairs(folder: str | Path) -> dict[str, tuple[Tensor, Tensor]]:
     _, tensors, _ = read_adapter(folder)
     names = sorted({name.rpartition(".lora_")[0] for name in tensors})
     return {name: (tensors[f"{name}.lora_A"].float(), tensors[f"{name}.lora_B"].float()) for name in names}
+
+
+def directions_for(A: Tensor, B: Tensor, share: float) -> int:
+    """The smallest number of directions of B A that hold at least `share` (below 1) of its squared norm."""
+    squares = torch.linalg.svdvals(B @ A) ** 2
+    return int((squares.cumsum(0) / squares.sum() < share).sum()) + 1

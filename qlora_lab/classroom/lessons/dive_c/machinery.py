@@ -77,3 +77,18 @@ def redraw(values: Sequence[float], groups: Sequence[Hashable], times: int = 400
         means.append(statistics.fmean(drawn))
     means.sort()
     return means[round(0.025 * times)], means[round(0.975 * times) - 1]
+
+
+def fair_coins(lost: int, gained: int) -> float:
+    """How probable it is that lost + gained fair coins fall at least as unevenly, to either side (McNemar, exact)."""
+    count = lost + gained
+    tail = sum(math.comb(count, k) for k in range(min(lost, gained) + 1)) / 2**count
+    return min(1.0, 2 * tail)
+
+
+def seeds_within(spread: float, margin: float) -> int:
+    """The smallest number of seeds, at least 2, at which half the 95 % interval is `margin` or less."""
+    count = 2
+    while t_quantile(count - 1) * spread / count**0.5 > margin:
+        count += 1
+    return count

@@ -1,13 +1,13 @@
 """Exercises of dive_d_training_tricks."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from qlora_lab.classroom.judging import Mistake, Verdict, call, described, exercise, right, wrong
+from qlora_lab.classroom.lessons.dive_d.machinery import ROOM, SAMPLES, needs_of
 
 VERDICTS = ("lower", "higher", "open")
-SAMPLES, LENGTH, RANK = 16, 512, 64  # of a step in exercise D.2
-CARDS = (8, 12, 24, 80)
-ROOM = 0.9  # share of a card that the prediction may fill
+CARDS = (("llama-7b", 80), ("llama-7b", 8), ("llama-13b", 24), ("llama-7b", 24), ("llama-7b", 12), ("llama-65b", 80))
+TOO_SMALL = ("llama-33b", 12)
 
 
 @exercise("D.1", "what three seeds can show", item="accuracy", points=1, todo="complete `beyond_seeds`")
@@ -37,55 +37,58 @@ def check_beyond_seeds(beyond_seeds: Callable[[list[float], list[float]], str]) 
     return right("Two sets of three that differ by luck alone pass this test once in ten times. Keep that in mind.")
 
 
-def on_the_card(micro_batch: int, checkpointing: bool) -> float:
-    """GB that a pass of LLaMA-7B is predicted to take, optimizer states and CUDA context included."""
-    from qlora_lab.memory.prediction import estimate
-    from qlora_lab.memory.shapes import SHAPES
-
-    settings = {"batch_size": micro_batch, "gradient_checkpointing": checkpointing}
-    return estimate(SHAPES["llama-7b"], rank=RANK, sequence_length=LENGTH, **settings).total / 1e9
-
-
-@exercise("D.2", "how to split 16 samples", item="memory", points=2, todo="fill in `splits`")
-def check_splits(splits: dict) -> Verdict:
-    """splits: for each card (GB) the triple micro-batch, accumulation, checkpointing with the fewest passes."""
-    if not isinstance(splits, dict) or not set(CARDS) <= set(splits):
-        return wrong(f"expected a dict with the keys {', '.join(map(str, CARDS))}, got {described(splits)}.")
-    for card in CARDS:
-        split = splits[card]
-        if not isinstance(split, (tuple, list)) or len(split) != 3:
-            return wrong(
-                f"{card} GB: {described(split)}, expected three things: micro-batch, accumulation, checkpointing."
-            )
-        micro_batch, accumulation, checkpointing = split
-        counts = (micro_batch, accumulation)
-        if not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in counts):
-            return wrong(f"{card} GB: micro-batch and accumulation are {counts!r}, expected whole numbers above 0.")
-        if not isinstance(checkpointing, bool):
-            return wrong(f"{card} GB: checkpointing is {described(checkpointing)}, expected True or False.")
-        if micro_batch * accumulation != SAMPLES:
-            return wrong(
-                f"{card} GB: {micro_batch} x {accumulation} = {micro_batch * accumulation} samples a step, expected "
-                f"{SAMPLES}: another batch size is another training."
-            )
-        needed, allowed = on_the_card(micro_batch, checkpointing), ROOM * card
-        if needed > allowed:
-            cure = "Split further." if checkpointing else "Split further, or switch checkpointing on."
-            return wrong(
-                f"{card} GB: {micro_batch} samples a pass need {needed:.1f} GB, and {allowed:.1f} may be used. {cure}"
-            )
-        larger = [n for n in (16, 8, 4, 2) if n > micro_batch and on_the_card(n, True) <= allowed]
-        if larger:
-            return wrong(
-                f"{card} GB: it fits, in {accumulation} passes. {larger[0]} samples a pass fit too, with "
-                f"checkpointing: {on_the_card(larger[0], True):.1f} GB."
-            )
-        if checkpointing and on_the_card(micro_batch, False) <= allowed:
-            return wrong(
-                f"{card} GB: it fits without checkpointing too ({on_the_card(micro_batch, False):.1f} GB): then why "
-                "compute everything twice?"
-            )
+@exercise("D.2", "how to split 16 samples", item="memory", points=2, todo="complete `best_split`")
+def check_splits(best_split: Callable[[Callable[[int, bool], float], float], tuple[int, int, bool] | None]) -> Verdict:
+    """best_split(needs, card): samples in a pass, passes, checkpointing, with the fewest passes; None: none fits."""
+    for model, card in CARDS:
+        try:
+            came = call(best_split, needs_of(model), card)
+        except NotImplementedError:
+            if (model, card) == CARDS[0]:
+                raise
+            return wrong(f"{model} on {card} GB: best_split gives nothing, and something fits.")
+        judge_split(came, model, card)
+    model, card = TOO_SMALL
+    try:
+        nothing = call(best_split, needs_of(model), card)
+    except NotImplementedError:  # None, as it should be
+        nothing = None
+    if nothing is not None:
+        return wrong(f"{model} on {card} GB: nothing fits, so return None, not {described(nothing)}.")
     return right("Fill the card with samples first; checkpointing is what makes the room.")
+
+
+def judge_split(split: object, model: str, card: int) -> None:
+    """Raise Mistake unless the split fits, with the fewest passes, and checkpoints only where it has to."""
+    needs, allowed, where = needs_of(model), ROOM * card, f"{model} on {card} GB"
+    if not isinstance(split, (tuple, list)) or len(split) != 3:
+        raise Mistake(f"{where}: {described(split)}, expected three things: samples in a pass, passes, checkpointing.")
+    samples, passes, checkpointing = split
+    if not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in (samples, passes)):
+        raise Mistake(f"{where}: samples and passes are {(samples, passes)!r}, expected whole numbers above 0.")
+    if not isinstance(checkpointing, bool):
+        raise Mistake(f"{where}: checkpointing is {described(checkpointing)}, expected True or False.")
+    if samples * passes != SAMPLES:
+        raise Mistake(
+            f"{where}: {samples} x {passes} = {samples * passes} samples a step, expected {SAMPLES}: another batch "
+            "size is another training."
+        )
+    if needs(samples, checkpointing) > allowed:
+        raise Mistake(
+            f"{where}: {samples} samples a pass need {needs(samples, checkpointing):.1f} GB, and {allowed:.1f} may be "
+            f"used. {'Split further.' if checkpointing else 'Split further, or switch checkpointing on.'}"
+        )
+    larger = [n for n in (16, 8, 4, 2) if n > samples and needs(n, True) <= allowed]
+    if larger:
+        raise Mistake(
+            f"{where}: it fits, in {passes} passes. {larger[0]} samples a pass fit too, with checkpointing: "
+            f"{needs(larger[0], True):.1f} GB."
+        )
+    if checkpointing and needs(samples, False) <= allowed:
+        raise Mistake(
+            f"{where}: it fits without checkpointing too ({needs(samples, False):.1f} GB): then why compute everything "
+            "twice?"
+        )
 
 
 @exercise("D.3", "accumulation that is a large batch", item="train", points=3, todo="complete `accumulate`")
@@ -157,56 +160,61 @@ def check_accumulate(accumulate: Callable) -> Verdict:
     return wrong(f"The gradients differ from those of one large batch by {off:.0%}. Weight by the targets' shares.")
 
 
-WIDTH = 300
-LENGTHS = [  # in the first, every way to pack opens another number of rows
-    [210, 100, 250, 130, 240, 250, 220, 180, 20, 160, 90, 220, 30, 70],
-    [90] * 9,
-    [300, 10, 290, 150, 150, 1],
+CLIPPED = [  # gradients (one list a tensor) and limit
+    ([[3.0, -4.0], [12.0]], 1.0),
+    ([[0.3, -0.4], [0.0, 0.0, 1.2]], 2.0),
+    ([[-6.0], [2.0, 3.0], [0.0]], 0.5),
 ]
 
 
-def rows_open(lengths: list[int], width: int, first_fit: bool, longest_first: bool) -> int:
-    """How many rows a packing opens: looking at all open rows, or at the last one; in the given order, or sorted."""
-    room: list[int] = []
-    for length in sorted(lengths, reverse=True) if longest_first else lengths:
-        fitting = [i for i, left in enumerate(room) if left >= length] if first_fit else range(len(room))[-1:]
-        place = next((i for i in fitting if room[i] >= length), None)
-        if place is None:
-            room.append(width)
-            place = len(room) - 1
-        room[place] -= length
-    return len(room)
+@exercise("D.4", "clipping", item="train", points=2, todo="complete `clipped`")
+def check_clipped(clipped: Callable) -> Verdict:
+    """clipped(gradients, limit): the tensors scaled by one factor, so that their common norm is at most limit."""
+    import torch
+
+    def norm(tensors):
+        return torch.cat([tensor.flatten() for tensor in tensors]).norm().item()
+
+    for numbers, limit in CLIPPED:
+        gradients = [torch.tensor(values) for values in numbers]
+        came = call(clipped, [gradient.clone() for gradient in gradients], limit)
+        if not isinstance(came, (list, tuple)) or not all(isinstance(tensor, torch.Tensor) for tensor in came):
+            return wrong(f"clipped gives {described(came)}, expected a list of tensors.")
+        if [tensor.shape for tensor in came] != [gradient.shape for gradient in gradients]:
+            return wrong("clipped gives tensors of other shapes, or another number of them, than it got.")
+        whole = norm(gradients)
+        norms, largest = [gradient.norm() for gradient in gradients], max(g.abs().max() for g in gradients)
+        one = min(1.0, limit / whole)
+        mistakes = [
+            ([gradient * limit / whole for gradient in gradients], "Their norm is below the limit: leave them alone."),
+            ([g * torch.clamp(limit / n, max=1) for g, n in zip(gradients, norms, strict=True)],
+             "You scaled each tensor by its own norm: the limit is on the norm of all numbers together, or some "
+             "parameters would be slowed down and others not."),
+            ([gradient.clamp(-limit, limit) for gradient in gradients],
+             "You cut each number off at the limit: the direction of the step changes with that."),
+            ([g * min(1.0, limit / sum(n.item() for n in norms)) for g in gradients],
+             "You added up the tensors' norms: add up the squares of all numbers, then take the root."),
+            ([g * min(1.0, limit / whole**2) for g in gradients], "You divided by the sum of squares: take its root."),
+            ([g * min(1.0, limit / largest.item()) for g in gradients],
+             "You divided by the largest number: the limit is on the norm of all."),
+            ([g * min(1.0, 1 / whole) for g in gradients], "The norm is at most 1 now, and not at most the limit."),
+            (gradients, "They are as they were."),
+        ]  # fmt: skip
+        if same(came, [gradient * one for gradient in gradients]):
+            continue
+        why = next((told for tensors, told in mistakes if same(came, tensors)), "")
+        return wrong(
+            f"The gradients {numbers} have a norm of {whole:.3g}, the limit is {limit:g}, and yours have a norm of "
+            f"{norm(came):.3g}. {why}"
+        )
+    return right("One factor for all, so the direction stays. It is what `torch.nn.utils.clip_grad_norm_` does.")
 
 
-@exercise("D.4", "packing", item="train", points=2, todo="complete `pack`")
-def check_pack(pack: Callable[[list[int], int], list[list[int]]]) -> Verdict:
-    """pack(lengths, width): the samples' numbers, row by row; no row is longer than width, and few rows are opened."""
-    width = WIDTH
-    for lengths in LENGTHS:
-        came = call(pack, list(lengths), width)
-        if not isinstance(came, (list, tuple)) or not all(isinstance(row, (list, tuple)) for row in came):
-            return wrong(f"pack gives {described(came)}, expected a list of rows, each a list of the samples' numbers.")
-        numbers = [i for row in came for i in row]
-        if sorted(map(str, numbers)) == sorted(map(str, lengths)):
-            return wrong("Your rows hold the lengths: the samples' numbers are asked for, 0 is the first.")
-        if not all(isinstance(i, int) and not isinstance(i, bool) for i in numbers):
-            return wrong(f"A row of yours holds {described(numbers[0])}, expected the samples' numbers.")
-        if any(not 0 <= i < len(lengths) for i in numbers):
-            return wrong(f"There are {len(lengths)} samples, numbered from 0, and a row of yours holds {max(numbers)}.")
-        if missing := sorted(set(range(len(lengths))) - set(numbers)):
-            return wrong(f"pack({lengths}, {width}) loses sample {missing[0]}. (The last row, or what did not fit?)")
-        if len(numbers) != len(lengths):
-            return wrong(f"pack({lengths}, {width}) puts a sample into two rows: it would be learned twice.")
-        fullest = max(sum(lengths[i] for i in row) for row in came)
-        if fullest > width:
-            return wrong(f"pack({lengths}, {width}) fills a row with {fullest} tokens: an answer would be cut.")
-        best = rows_open(lengths, width, True, True)
-        if len([row for row in came if row]) > best:
-            why = {
-                len(lengths): "One sample a row is what batches do without packing.",
-                rows_open(lengths, width, False, True): "You look at the last row only: earlier rows still have room.",
-                rows_open(lengths, width, False, False): "You look at the last row only: earlier rows still have room.",
-                rows_open(lengths, width, True, False): "The order matters: a long sample that comes last needs a row.",
-            }.get(len(came), "")
-            return wrong(f"pack({lengths}, {width}) opens {len(came)} rows, {best} are enough. {why}")
-    return right("Longest first, each into the first row with room: nearly nothing is padded.")
+def same(came: Sequence, expected: Sequence) -> bool:
+    """Whether two lists of tensors hold the same numbers, up to rounding."""
+    import torch
+
+    return all(
+        a.is_floating_point() and torch.allclose(a.double(), b.double(), rtol=1e-4, atol=1e-7)
+        for a, b in zip(came, expected, strict=True)
+    )

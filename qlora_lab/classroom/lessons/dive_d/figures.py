@@ -1,22 +1,24 @@
 """Figures of dive_d_training_tricks."""
 
+from collections.abc import Mapping
+
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 
-from qlora_lab.classroom.plots import BLUE, GREEN, GREY, ORANGE, VERMILION
+from qlora_lab.classroom.plots import BLUE, GREEN, GREY, ORANGE, VERMILION, is_number, numbers_in
 
 
 def plot_knobs(
     axes: list[Axes],
     groups: list[list[str]],
     panels: dict[str, tuple[dict[str, list[float]], list[float], tuple[float, float], list[float]]],
-    guesses: dict[str, float],
+    guesses: Mapping[str, object],
 ) -> Axes:
     """Dots: a row for each knob, a panel for each measure, a dot for each run.
 
     groups: the rows, by kind. panels: by axis label, the values of each knob; values that should be equal, for the grey
     band; the axis's limits (logarithmic if one is ten times the other), and its ticks. What lies beyond the upper limit
-    is written as a text. guesses: what the learner expects, by knob, in the last panel.
+    is written as a text. guesses: what the learner expects, by knob, in the last panel; those left open are not drawn.
     """
     rows, y = {}, 0.0
     for group in groups:
@@ -41,8 +43,9 @@ def plot_knobs(
         ax.set_yticks(list(rows.values()), list(rows) if ax is axes[0] else [])
         ax.tick_params(axis="y", length=0)
         ax.spines[["top", "right"]].set_visible(False)
-    at = [rows[knob] for knob in guesses]
-    axes[-1].plot(list(guesses.values()), at, "D", color=VERMILION, markersize=5, zorder=0, label="your guess")
+    if drawn := numbers_in(guesses):
+        at = [rows[knob] for knob in drawn]
+        axes[-1].plot(list(drawn.values()), at, "D", color=VERMILION, markersize=5, zorder=0, label="your guess")
     handles, labels = axes[-1].get_legend_handles_labels()
     axes[0].figure.legend(handles, labels, frameon=False, loc="outside upper center", ncols=3, fontsize=9)
     return axes[0]
@@ -53,24 +56,25 @@ def plot_pairs(
     groups: list[str],
     panels: dict[str, dict[str, list[float]]],
     limits: list[float],
-    guesses: list[float] | None = None,
+    guesses: list[object],
 ) -> Axes:
     """Grouped horizontal bars, two per group; the second is labelled with its difference from the first (%).
 
-    panels: by axis label, for both bars a value for each group. guesses: by panel, the learner's per cent: a diamond.
+    panels: by axis label, for both bars a value for each group. guesses: by panel, the learner's per cent, a diamond in
+    each group; one that is left open is not drawn.
     """
     for ax, (label, (first, second)), limit, guess in zip(
-        axes, ((label, bars.items()) for label, bars in panels.items()), limits, guesses or [None] * 2, strict=True
+        axes, ((label, bars.items()) for label, bars in panels.items()), limits, guesses, strict=True
     ):
         for (name, sizes), offset, colour, hatch in [(first, -0.19, ORANGE, "//"), (second, 0.19, BLUE, "")]:
             at = [i + offset for i in range(len(groups))]
             ax.barh(at, sizes, 0.34, color=colour, hatch=hatch, edgecolor="white", label=name)
         for i, (before, after) in enumerate(zip(first[1], second[1], strict=True)):
             ax.text(before + 0.02 * limit, i - 0.19, f"{before:#.3g}", va="center", fontsize=9)
-            guessed = 0.0 if guess is None else before * (1 + guess / 100)
+            guessed = before * (1 + guess / 100) if is_number(guess) else 0.0
             text = f"{after:#.3g}: {100 * (after / before - 1):+.0f} %".replace("-", "−")
             ax.text(max(after, guessed) + 0.03 * limit, i + 0.19, text, va="center", fontsize=9)
-            if guess is not None:
+            if is_number(guess):
                 mark = "your guess" if i == 0 else None
                 ax.plot(guessed, i + 0.19, "D", color=VERMILION, markersize=6, label=mark)
         ax.set(xlabel=label, xlim=(0, limit), yticks=range(len(groups)), yticklabels=groups if ax is axes[0] else [])
@@ -124,32 +128,17 @@ def plot_splits(
     return ax
 
 
-def plot_rows(ax: Axes, rows: list[list[int]], limit: int, title: str) -> Axes:
-    """A tensor seen from above: a bar for each row, its samples (lengths) in two colours, padding hatched."""
-    width = max(map(sum, rows))
-    for y, row in enumerate(rows):
-        left = 0
-        for i, length in enumerate(row):
-            ax.barh(y, length, 0.85, left, color=(BLUE, GREEN)[i % 2], edgecolor="white")
-            left += length
-        ax.barh(y, width - left, 0.85, left, color="white", hatch="////", edgecolor=GREY, linewidth=0.5)
-    ax.set_title(title, fontsize=10)
-    ax.set(xlim=(0, limit), yticks=[], xlabel="tokens")
-    ax.invert_yaxis()
-    ax.spines[["top", "right", "left"]].set_visible(False)
-    return ax
-
-
 def plot_tradeoff(
     ax: Axes,
     points: dict[str, list[tuple[float, float]]],
     start: float,
     labels: dict[str, tuple[int, int]],
-    guess: tuple[float, float] | None = None,
+    guess: tuple[object, object],
 ) -> Axes:
     """What was trained for (nats per token, log scale) against everything else, a mark for each seed of a knob.
 
-    start: the other loss before any training. labels: offsets (points) of the knobs that are named.
+    start: the other loss before any training. labels: offsets (points) of the knobs that are named. guess: the
+    learner's point; not drawn if a part of it is left open.
     """
     markers = "osD^vP*X<>"
     ax.axhline(start, color=GREY, linestyle=":", linewidth=1)
@@ -161,9 +150,11 @@ def plot_tradeoff(
         if knob in labels:
             x, y = (sum(values) / len(seeds) for values in zip(*seeds, strict=True))
             ax.annotate(knob, (x, y), labels[knob], textcoords="offset points", color=colour, fontsize=9, ha="center")
-    if guess:
-        ax.plot(*guess, "D", color=VERMILION, markersize=8)
-        ax.annotate("your guess", guess, (0, -17), textcoords="offset points", color=VERMILION, fontsize=9, ha="center")
+    orders, english = guess
+    if is_number(orders) and is_number(english):
+        ax.plot(orders, english, "D", color=VERMILION, markersize=8)
+        place = {"textcoords": "offset points", "color": VERMILION, "fontsize": 9, "ha": "center"}
+        ax.annotate("your guess", (orders, english), (0, -17), **place)
     ax.set(xscale="log", xlim=(0.25, 0.004), ylim=(3.55, 4.15))
     ax.set_xticks([0.2, 0.1, 0.05, 0.02, 0.01, 0.005], ["0.2", "0.1", "0.05", "0.02", "0.01", "0.005"])
     ax.xaxis.set_minor_locator(NullLocator())
@@ -171,13 +162,16 @@ def plot_tradeoff(
     return ax
 
 
-def plot_undone(ax: Axes, more: dict[str, float], recipe: float) -> Axes:
-    """Horizontal bars: GB (10^9 bytes) more on the card if a line of a recipe that takes `recipe` GB is undone."""
-    ax.barh(list(more), list(more.values()), 0.6, color=[BLUE if size >= 0 else ORANGE for size in more.values()])
-    for y, size in enumerate(more.values()):
-        ax.text(max(size, 0) + 0.1, y, f"{size:+.2f}".replace("-", "−"), va="center", fontsize=9)
-    ax.axvline(0, color=GREY, linewidth=1)
-    ax.set(xlim=(-1, 12.5), xlabel=f"GB (10$^9$ bytes) more than the recipe's {recipe:.1f}, if this line is undone")
-    ax.invert_yaxis()
-    ax.tick_params(axis="y", length=0)
+def plot_moves(ax: Axes, moves: dict[str, list[float]], guesses: Mapping[int, object]) -> Axes:
+    """How far AdamW moves a number (in learning rates) over the steps, a line for each case; from step 1.
+
+    guesses: by step, what the learner expects; those left open are not drawn.
+    """
+    for (name, values), colour, style in zip(moves.items(), (BLUE, GREEN), ("-", "--"), strict=True):
+        ax.plot(range(1, len(values) + 1), values, style, color=colour, linewidth=2, label=name)
+    drawn = [(step, guess) for step, guess in guesses.items() if is_number(guess)]
+    if drawn:
+        ax.plot(*zip(*drawn, strict=True), "D", color=VERMILION, markersize=8, label="your guess")
+    ax.set(xlabel="step", ylabel="move (learning rates)", xlim=(0, len(next(iter(moves.values())))), ylim=(0, None))
+    ax.legend(frameon=False, loc="center right")
     return ax

@@ -2,55 +2,97 @@
 
 from collections.abc import Callable
 
-from qlora_lab.classroom.judging import Mistake, Verdict, described, error_text, exercise, expect_number, right, wrong
+from qlora_lab.classroom.judging import (
+    Mistake,
+    Verdict,
+    described,
+    error_text,
+    exercise,
+    expect_number,
+    is_stub,
+    right,
+    wrong,
+)
 from qlora_lab.classroom.judging import call as call_function
 
-TIMELINES = [  # start and end of kernels, in the order of their starts
-    [(0.0, 10.0), (30.0, 50.0), (100.0, 120.0)],
-    [(100.0, 140.0), (120.0, 130.0), (135.0, 160.0), (190.0, 200.0)],  # the second lies within the first
-    [(50.0, 250.0), (60.0, 70.0)],  # the one that starts last ends first
+LAYERS = [  # tokens, n_in, n_out, operations and bytes a second
+    (512, 4096, 4096, 7e14, 3e12),  # the computing decides
+    (32, 4096, 11008, 6.5e13, 3.2e11),  # the reading and writing does
 ]
+READ, WRITTEN = 4.5 / 8, 2  # bytes a weight, when NF4 is dequantized to bf16
 
 
-def busy_of(spans: list[tuple[float, float]]) -> float:
-    """Time in which one kernel or more runs."""
-    busy, until = 0.0, float("-inf")
-    for start, end in spans:
-        busy += max(0.0, end - max(start, until))
-        until = max(until, end)
-    return busy
+def product_seconds(tokens: int, n_in: int, n_out: int, rate: float, bandwidth: float) -> tuple[float, float]:
+    """Seconds of a bf16 product's computing, and of its reading and writing."""
+    moved = 2 * (n_in * n_out + tokens * n_in + tokens * n_out)
+    return 2 * tokens * n_in * n_out / rate, moved / bandwidth
 
 
-@exercise("F.1", "the share of the time that a GPU waits", item="train", points=2, todo="complete `idle_share`")
-def check_idle_share(idle_share: Callable[[list[tuple[float, float]]], float]) -> Verdict:
-    """idle_share(spans): of the time from the first start to the last end, the share in which no kernel runs."""
-    for spans in TIMELINES:
-        first, last = spans[0][0], max(end for _, end in spans)
-        busy, summed, total = busy_of(spans), sum(end - start for start, end in spans), last - first
-        gaps = [start - end for (_, end), (start, _) in zip(spans, spans[1:], strict=False)]
-        expected = 1 - busy / total
+@exercise("F.1", "what dequantizing costs", item="train", points=2, todo="complete `slowdown`, fill in `my_card`")
+def check_slowdown(slowdown: Callable[[int, int, int, float, float], float], my_card: dict | None = None) -> Verdict:
+    """slowdown(tokens, n_in, n_out, rate, bandwidth): how many times as long a layer takes in NF4 as in bf16.
+
+    my_card: the learner's "tokens" a step, and the card's "rate" (operations/s) and "bandwidth" (bytes/s).
+    """
+    for layer in LAYERS:
+        tokens, n_in, n_out, _, bandwidth = layer
+        computing, moving = product_seconds(*layer)
+        product, weight = max(computing, moving), n_in * n_out / bandwidth  # seconds for one byte a weight
+        dequantizing = (READ + WRITTEN) * weight
+        from_codes = max(computing, moving - (2 - READ) * weight)
         mistakes = [
-            (busy / total, "That is the share in which it works: the other one is asked for."),
-            (100 * expected, "That is in per cent: return a share between 0 and 1."),
-            (total - busy, "That is a time: divide by the time from the first start to the last end."),
-            (1 - summed / total, "Kernels may overlap: time in which two of them run counts once."),
-            (1 - busy / last, "You counted from 0: the clock starts with the first kernel."),
-            (1 - summed / last, "You counted from 0, and overlapping kernels twice."),
+            (dequantizing / product, "That is what dequantizing adds: the whole layer takes the product's time, too."),
+            (product / (product + dequantizing), "The other way round: the time in NF4, divided by that in bf16."),
+            (1 + READ * weight / product, "That is the reading alone: the dequantized weight is written, too."),
+            (1 + WRITTEN * weight / product, "That is the writing alone: the codes and scales are read, too."),
+            (1 + (4.5 + WRITTEN) * weight / product, "4.5 is in bits: a byte has eight of them."),
+            (1 + (0.5 + WRITTEN) * weight / product, "4.5 bits a weight, not 4: the scales are read, too."),
             (
-                sum(max(0.0, gap) for gap in gaps) / total,
-                "A kernel may begin within another, and end before it: keep the latest end so far.",
+                (from_codes + dequantizing) / product,
+                "The product reads the *dequantized* weight, with 2 bytes each, as in bf16.",
             ),
             (
-                1 - busy / (spans[-1][1] - first) if spans[-1][1] > first else 0.0,
-                "The kernel that starts last need not end last.",
+                max(computing, moving + dequantizing) / product,
+                "Dequantizing is a kernel of its own: the product begins when it has ended, so add up their times.",
             ),
             (
-                sum(max(0.0, gap) for gap in gaps) / (spans[-1][1] - first),
-                "The kernel that starts last need not end last.",
+                1 + dequantizing / (computing + moving),
+                "The product computes and moves side by side: take the longer of its two times, not their sum.",
             ),
+            (1 + dequantizing / computing, "The product takes the longer of its two times, not always the computing."),
+            (1 + dequantizing / moving, "The product takes the longer of its two times, not always the moving."),
         ]
-        expect_number(f"idle_share({spans})", call_function(idle_share, list(spans)), expected, mistakes)
-    return right("Gaps are where the GPU waits, however many kernels run at a time.")
+        source = f"slowdown({tokens}, {n_in}, {n_out}, rate={layer[3]:g}, bandwidth={bandwidth:g})"
+        expect_number(source, call_function(slowdown, *layer), 1 + dequantizing / product, mistakes, tolerance=1e-6)
+    if my_card is None or is_stub(my_card):
+        raise NotImplementedError
+    return judge_card(my_card)
+
+
+def judge_card(my_card: dict) -> Verdict:
+    """What dequantizing costs on the learner's card, for a layer of 4096 x 4096."""
+    names = ("tokens", "rate", "bandwidth")
+    values = [my_card.get(name) for name in names] if isinstance(my_card, dict) else []
+    numbers = [float(value) for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
+    if len(numbers) != len(names):
+        return wrong(
+            f'my_card is {described(my_card)}, expected a dict of three numbers: "tokens", "rate", "bandwidth".'
+        )
+    tokens, rate, bandwidth = numbers
+    if not 1 <= tokens <= 1e8:
+        return wrong(f"my_card has {tokens:g} tokens: expected those of one step, samples times their length.")
+    if not 1e11 <= rate <= 1e17:
+        return wrong(f"my_card has a rate of {rate:g} operations a second: 65 TFLOPS, say, are 65e12.")
+    if not 1e10 <= bandwidth <= 1e14:
+        return wrong(f"my_card has a bandwidth of {bandwidth:g} bytes a second: 320 GB/s, say, are 320e9.")
+    product = max(product_seconds(int(tokens), 4096, 4096, rate, bandwidth))
+    dequantizing = (READ + WRITTEN) * 4096**2 / bandwidth
+    # a tenth, as soon as the product's computing or its reading and writing takes ten times as long
+    enough = min(5 * (READ + WRITTEN) * rate / bandwidth, 2048 * (5 * (READ + WRITTEN) - 1))
+    return right(
+        f"On your card and with {tokens:,.0f} tokens, a layer of 4096 x 4096 takes {1 + dequantizing / product:.2f} "
+        f"times as long in NF4 as in bf16. From about {enough:,.0f} tokens on it costs less than a tenth."
+    )
 
 
 @exercise("F.2", "the floor of a training step", item="train", points=1, todo="complete `floor_ms`")
@@ -109,7 +151,7 @@ def check_norm_bytes(norm_bytes: dict) -> Verdict:
     return right("Nine times less to move, for the same numbers.")
 
 
-# ------------------------------------------------------------------------------------------------------ 13.4, a kernel
+# ------------------------------------------------------------------------------------------------------- F.4, a kernel
 
 GUARD = 4096  # numbers after each tensor, where a kernel without masks reads and writes: harmless, and noticed
 

@@ -1,9 +1,39 @@
 """Figures of dive_f_why_is_it_slow."""
 
+from collections.abc import Mapping
+
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 
-from qlora_lab.classroom.plots import BLUE, GREEN, GREY, ORANGE, VERMILION, fix_ticks
+from qlora_lab.classroom.plots import BLUE, GREEN, GREY, ORANGE, VERMILION, fix_ticks, numbers_in
+
+
+def plot_roofline(ax: Axes, rate: float, bandwidth: float, kernels: dict[str, float], guess: float | None) -> Axes:
+    """The operations a second that a GPU can reach, over the operations for each byte moved, both logarithmic.
+
+    rate: operations a second at most. bandwidth: bytes a second. kernels: by name, operations for each byte: dots on
+    the roof. guess: operations for each byte at which the learner expects the corner, if there is a guess.
+    """
+    corner, ends = rate / bandwidth, (0.1, 1e4)
+
+    def reach(x: float) -> float:
+        return min(rate, bandwidth * x) / 1e12
+
+    ax.plot([ends[0], corner], [reach(ends[0]), reach(corner)], color=VERMILION, label="reading and writing limit")
+    ax.plot([corner, ends[1]], [reach(corner)] * 2, "--", color=BLUE, label="computing limits")
+    for name, x in kernels.items():
+        ax.plot(x, reach(x), "o", color="black", markersize=6)
+        sloped = x < corner
+        place = {"xytext": (9, -4), "ha": "left"} if sloped else {"xytext": (0, -17), "ha": "center"}
+        ax.annotate(name, (x, reach(x)), textcoords="offset points", fontsize=9, **place)
+    if guess:
+        ax.axvline(guess, color=GREY, linestyle=":", label="your guess")
+    ax.set(xscale="log", yscale="log", xlim=ends, ylim=(0.15, 2500))
+    ax.set(xlabel="operations for each byte read or written", ylabel="10$^{12}$ operations a second")
+    ax.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
+    ax.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
+    ax.legend(frameon=False, loc="upper left", ncols=3, fontsize=9)
+    return ax
 
 
 def plot_timeline(axes: list[Axes], rows: dict[str, list[tuple[float, float, str]]], limit: float) -> Axes:
@@ -53,19 +83,24 @@ def plot_kinds(ax: Axes, rows: dict[str, dict[str, float]], limit: float) -> Axe
 
 
 def plot_ladder(
-    axes: list[Axes], panels: dict[str, dict[str, float]], floors: list[float], guesses: list[dict[str, float]]
+    axes: list[Axes], panels: dict[str, dict[str, float]], floors: list[float], guess: Mapping[str, object]
 ) -> Axes:
-    """Horizontal bars of milliseconds a step, a panel for each setting. floors: dotted lines. guesses: diamonds."""
-    for ax, (title, times), floor, guess in zip(axes, panels.items(), floors, guesses, strict=True):
+    """Horizontal bars of milliseconds a step, a panel for each setting. floors: dotted lines.
+
+    guess: the learner's, for the first panel, by name; what is open is not drawn.
+    """
+    for ax, (title, times), floor in zip(axes, panels.items(), floors, strict=True):
         rows = {name: y for y, name in enumerate(times)}
-        widest = 1.2 * max([*times.values(), *guess.values()])
+        guesses = numbers_in(guess) if ax is axes[0] else {}
+        widest = 1.2 * max([*times.values(), *guesses.values()])
         ax.barh(list(rows.values()), list(times.values()), 0.5, color=BLUE)
         for name, time in times.items():
             ax.text(time + 0.02 * widest, rows[name], f"{time:.0f}", va="center", fontsize=9)
         label = "the floor: arithmetic alone"
         ax.axvline(floor, color="black", linestyle=":", linewidth=1.2, label=label)
-        at = [rows[name] + 0.38 for name in guess]  # below its bar
-        ax.plot(list(guess.values()), at, "D", color=VERMILION, markersize=6, label="your guess")
+        if guesses:
+            at = [rows[name] + 0.38 for name in guesses]  # below its bar
+            ax.plot(list(guesses.values()), at, "D", color=VERMILION, markersize=6, label="your guess")
         ax.set_yticks(list(rows.values()), list(rows) if ax is axes[0] else [])
         ax.set(xlim=(0, widest), xlabel="a step (ms)")
         ax.set_title(title, fontsize=10)
@@ -89,19 +124,6 @@ def plot_arriving(ax: Axes, sizes: list[float], shares: dict[str, list[float]], 
     ax.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     ax.set_yticks([0, 0.25, 0.5, 0.75, 1])
     ax.legend(frameon=False, loc="upper left", ncols=2, fontsize=9)
-    return ax
-
-
-def plot_losses(ax: Axes, losses: dict[str, list[float]], again: int) -> Axes:
-    """Losses (nats per token) by step, a line for each way. again: the first step whose sample was seen before."""
-    styles = (("black", "-o"), (BLUE, "--s"), (VERMILION, ":^"))
-    for (name, values), (colour, style) in zip(losses.items(), styles, strict=True):
-        ax.plot(range(1, len(values) + 1), values, style, color=colour, markersize=5, label=name)
-    ax.axvline(again - 0.5, color=GREY, linestyle=":", linewidth=1)
-    ax.text(again - 0.6, 9.65, "samples new", ha="right", color="0.35", fontsize=9)
-    ax.text(again - 0.4, 9.65, "seen before", ha="left", color="0.35", fontsize=9)
-    ax.set(xlabel="step", ylabel="loss (nats per token)", ylim=(9.4, 11.9))
-    ax.legend(frameon=False, loc="upper right", ncols=3, fontsize=9)
     return ax
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from qlora_lab.classroom.judging import Verdict, call, described, exercise, right, wrong
+from qlora_lab.classroom.judging import Verdict, call, described, exercise, expect_diagnosis, right, wrong
 
 POINTS = 65_536  # of the table, from -1 to 1
 
@@ -24,7 +24,7 @@ def steps_below(numbers):
     return ((numbers + 1) / 2 * (POINTS - 1)).floor() * 2 / (POINTS - 1) - 1
 
 
-@exercise("K.1", "a search by table", item="quantization", points=3, todo="complete `by_table`")
+@exercise("K.1", "a search by table", item="quantization", points=2, todo="complete `by_table`")
 def check_by_table(by_table: Callable) -> Verdict:
     """by_table(numbers, levels): of each number, the index of the level that is nearest to its *grid point*."""
     import torch
@@ -89,4 +89,86 @@ def check_missed(my_scales) -> Verdict:
             f"{share:.0%} of them are missed, expected {LEAST:.0%} or more. Where are levels closer together than grid "
             f"points? {inside:.0%} of your numbers lie there, below 0.001, once the mean is taken off."
         )
-    return right(f"{share:.0%} of the scales get another level than the nearest. In a trained model it was one in 500.")
+    return right(f"{share:.0%} of the scales miss their nearest level. In the bundled model it was one in 440.")
+
+
+DISEASES = {
+    "keeps W": "the dense weight waits for the backward pass",
+    "keeps x": "keeps its input, to compute a gradient of W that nobody uses",
+    "transposed": "multiplies the gradient by Wᵀ instead of W",
+    "no scales": "uses the levels without their scales",
+    "coarse": "rounds its input to bfloat16, whatever it came in",
+    "healthy": "nothing is wrong",
+}
+PATIENTS = {"A": "keeps x", "B": "coarse", "C": "healthy", "D": "keeps W", "E": "healthy"}
+
+
+def ill_layers(q) -> dict:
+    """Functions x -> x Wᵀ for one frozen quantized W, by name. Solve exercise K.3 before you read on."""
+    import torch
+
+    class KeepsX(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return x @ q.dequantize().to(x.dtype).T
+
+        @staticmethod
+        def backward(ctx, above):
+            (x,) = ctx.saved_tensors
+            above.flatten(0, -2).T @ x.flatten(0, -2)  # dL/dW
+            return above @ q.dequantize().to(above.dtype)
+
+    class Coarse(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.dtype = x.dtype
+            return (x.bfloat16() @ q.dequantize().bfloat16().T).to(x.dtype)
+
+        @staticmethod
+        def backward(ctx, above):
+            return (above.bfloat16() @ q.dequantize().bfloat16()).to(ctx.dtype)
+
+    class Healthy(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x @ q.dequantize().to(x.dtype).T
+
+        @staticmethod
+        def backward(ctx, above):
+            return above @ q.dequantize().to(above.dtype)
+
+    class KeepsW(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            weight = q.dequantize().to(x.dtype)
+            ctx.save_for_backward(weight)
+            return x @ weight.T
+
+        @staticmethod
+        def backward(ctx, gradient):
+            (weight,) = ctx.saved_tensors
+            return gradient @ weight
+
+    layers = {"keeps x": KeepsX, "coarse": Coarse, "healthy": Healthy, "keeps W": KeepsW}
+    return {patient: layers[disease].apply for patient, disease in PATIENTS.items()}
+
+
+@exercise("K.3", "five patients", item="train", points=2, todo="name what is wrong with each of the five")
+def check_ill_layers(diagnosis: dict[str, str]) -> Verdict:
+    """diagnosis: for each of the patients A to E, a key of DISEASES."""
+    clues = {
+        ("A", "keeps W"): "What it keeps grows with the number of tokens. W does not.",
+        ("A", "healthy"): "Right numbers are not enough: what does it keep?",
+        ("B", "healthy"): "In bfloat16 the dense layer rounds as well. What is its error in float32?",
+        ("B", "no scales"): "Then the output would be wrong by far more than a few thousandths.",
+        ("B", "transposed"): "Then the gradient would be wrong by more than its own size.",
+        ("C", "coarse"): "What is its error in float32?",
+        ("C", "keeps x"): "It keeps 0 bytes.",
+        ("E", "coarse"): "What is its error in float32?",
+        ("E", "keeps x"): "It keeps 0 bytes.",
+        ("D", "keeps x"): "What it keeps is the same for 2 tokens and for 200. x is not.",
+        ("D", "healthy"): "Right numbers are not enough: what does it keep?",
+    }
+    expect_diagnosis(diagnosis, PATIENTS, DISEASES, clues)
+    return right("Two give the right numbers at the wrong price: no loss curve would have told you.")

@@ -30,9 +30,8 @@ def plot_table(ax: Axes, levels: list[float], grid: list[float], number: float) 
 
 
 def plot_misses(ax: Axes, farther: list[float]) -> Axes:
-    """A histogram: how much farther than the nearest level a chosen one is, in steps of the table's grid."""
-    ax.hist(farther, bins=[step / 20 for step in range(21)], color=BLUE, edgecolor="white")
-    ax.axvline(1, color=VERMILION, linestyle="--", label="what the table explains at most")
-    ax.set(xlabel="farther than the nearest level (grid steps)", ylabel="scales", xlim=(0, 1.15))
-    ax.legend(frameon=False)
+    """A histogram: how much farther from its number than the nearest level a chosen one is."""
+    millionths = [1e6 * distance for distance in farther]
+    ax.hist(millionths, bins=list(range(41)), color=BLUE, edgecolor="white")
+    ax.set(xlabel="farther than the nearest level (millionths)", ylabel="scales", xlim=(0, 40))
     return ax

@@ -1,15 +1,15 @@
-"""Machinery of dive_k_to_the_last_bit: first passes, the scales of two models side by side, gradients of adapters."""
+"""Machinery of dive_k_to_the_last_bit: first passes, scales of two models, gradients, an examination of layers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from qlora_lab.finetuning import QuantizedLinear
-from qlora_lab.quantization import DYNAMIC8, nearest_level
+from qlora_lab.quantization import DYNAMIC8, nearest_level, relative_rms
 from qlora_lab.training.loss import token_loss_sum
 
 
@@ -81,3 +81,24 @@ def adapter_gradients(model, batch) -> list[torch.Tensor]:
     for p in trained:
         p.grad = None
     return gradients
+
+
+def examine(layer: Callable, q, tokens: int, dtype: torch.dtype = torch.float32) -> None:
+    """Print how a layer differs from the dense one with the same rounded weight, and what it keeps.
+
+    Args:
+        layer: the apply of an autograd.Function: x, Tensor[1, tokens, in] -> x Wᵀ, Tensor[1, tokens, out]
+        q: W, a QuantizedTensor of shape (out, in)
+        tokens, dtype: of the random input
+    """
+    a = torch.randn(1, tokens, q.shape[1], generator=torch.Generator().manual_seed(0)).to(dtype).requires_grad_()
+    b = a.detach().clone().requires_grad_()
+    y, expected = layer(a), nn.functional.linear(b, q.dequantize().to(dtype))
+    kept = sum(saved.nbytes for saved in getattr(y.grad_fn, "saved_tensors", ()))
+    y.backward(torch.ones_like(y))
+    expected.backward(torch.ones_like(y))
+    assert a.grad is not None and b.grad is not None
+    errors = relative_rms(expected.float(), y.float()), relative_rms(b.grad.float(), a.grad.float())
+    print(
+        f"{tokens} tokens: error of the output {errors[0]:.4f}, of the gradient {errors[1]:.4f}; keeps {kept:,} bytes"
+    )

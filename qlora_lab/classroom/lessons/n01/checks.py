@@ -35,16 +35,16 @@ def check_bnb_config(config, compute_dtype) -> Verdict:
     return right("The defaults are fp4, plain float32 scales and float32 compute, and nothing would have warned you.")
 
 
-@exercise("1.2", "a way of writing, taught", item="train", points=3, todo="write `my_orders`")
-def check_my_orders(my_orders: Sequence[tuple], losses: Sequence[float]) -> Verdict:
-    """my_orders: tuples of an order's text and the six values of its answer. losses: of the steps that learned them."""
-    if fault := fault_in(my_orders):
+@exercise("1.2", "a way of writing, taught", item="train", points=2, todo="write `my_sentence`")
+def check_my_sentence(my_sentence: str, losses: Sequence[float]) -> Verdict:
+    """my_sentence: an order with blanks, see `machinery.orders_of`. losses: of the steps that learned such orders."""
+    if fault := fault_in(my_sentence):
         return wrong(fault)
     if not losses:
-        return wrong("These orders are fine, but nothing was trained on them: losses is empty.")
+        return wrong("The sentence is fine, but nothing was trained on it: losses is empty.")
     if not losses[-1] < losses[0]:
         return wrong(
             f"The loss was {losses[0]:.2f} in the first step and {losses[-1]:.2f} in the last, expected a lower one: "
-            "do all answers follow from their texts in the same way?"
+            "does the answer follow from the sentence?"
         )
     return right(f"You trained on data of your own, and the loss fell from {losses[0]:.2f} to {losses[-1]:.2f}.")

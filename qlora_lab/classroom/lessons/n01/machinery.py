@@ -2,17 +2,24 @@
 
 import json
 import re
+import string
 from collections.abc import Iterable, Sequence
 
 from qlora_lab.training.data import stream_chats
 from qlora_lab.training.formats import Chat
 
-LEAST = 5  # orders of the reader's own: the last is not trained on
 FIELDS = ("customer", "item", "colour", "quantity", "city", "total")
 COLOURS = "red blue green yellow black white orange purple grey brown pink silver".split()
 ONES = "zero one two three four five six seven eight nine".split()
 TEENS = "ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen".split()
 TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+BLANKS = [  # to fill in the reader's sentence: the values of FIELDS, and a number that is none of them
+    ("Peter Novak", "vase", "orange", 9, "Porto", 120, 5),
+    ("Dora Engel", "kettle", "grey", 14, "Lyon", 310, 21),
+    ("Hugo Evans", "lamp", "silver", 20, "Cardiff", 99, 8),
+    ("Nadia Young", "chair", "green", 3, "Turin", 875, 30),
+    ("Ivan Costa", "basket", "brown", 27, "Bergen", 640, 12),
+]
 PHRASES = {"half a dozen": 6, "two dozen": 24, "a dozen": 12, "a pair of": 2, "a couple of": 2}
 WORDS = {word: number for number, word in enumerate(ONES + TEENS)}
 WORDS |= {ten: 10 * number for number, ten in enumerate(TENS, start=2)}
@@ -135,6 +142,17 @@ def wrong_quantities(answers: Sequence[str], chats: Sequence[Chat]) -> dict[str,
 # --- The reader's own orders ------------------------------------------------------------------------------------------
 
 
+def orders_of(sentence: str) -> list[tuple]:
+    """Orders that are all written as the reader's sentence, one for each row of BLANKS.
+
+    sentence: holds {customer}, {item}, {colour}, {quantity}, {city} and {total}, and perhaps {other}, a number that
+    does not belong in the answer. Each order is a tuple: its text, and the values of FIELDS.
+    """
+    return [
+        (sentence.format(**dict(zip(FIELDS, values, strict=True)), other=other), *values) for *values, other in BLANKS
+    ]
+
+
 def as_chats(orders: Sequence[tuple], task: dict[str, str]) -> list[Chat]:
     """Chats to train on, from tuples: the order's text and, in the sequence of FIELDS, what the answer holds.
 
@@ -150,40 +168,34 @@ def as_chats(orders: Sequence[tuple], task: dict[str, str]) -> list[Chat]:
     ]
 
 
-def fault_in(orders: object) -> str:
-    """What is wrong with the reader's orders, in one sentence; empty if nothing is."""
-    if not isinstance(orders, list | tuple):
-        return f"expected a list of orders, got {type(orders).__name__}."
-    if len(orders) < LEAST:
-        return f"{len(orders)} orders came, expected {LEAST} or more."
+def fault_in(sentence: object) -> str:
+    """What is wrong with the reader's sentence, in one or two sentences; empty if nothing is."""
+    if not isinstance(sentence, str):
+        return f"expected one sentence in quotes, got {type(sentence).__name__}."
+    try:
+        parts = [part for part in string.Formatter().parse(sentence) if part[1] is not None]
+    except ValueError:
+        return "A brace has no partner: each blank is a name in braces, such as {total}."
+    blanks = [f"{name}{'!' if how else ''}{how or ''}{':' if form else ''}{form}" for _, name, form, how in parts]
+    for name in blanks:
+        if name not in (*FIELDS, "other"):
+            return f"{{{name}}} is none of the blanks: {', '.join(FIELDS)} and, if you like, other."
+    for name in FIELDS:
+        if name not in blanks:
+            return f"{{{name}}} is missing: an order names all six things."
+    for split in ("test", "shifted"):
+        for *_, asked, answer in stream_chats("orders", split):
+            order = parsed(answer["content"])
+            other = next((decoy for decoy in decoys(asked["content"], order) if decoy.isdigit()), "")
+            if sentence.format(**order, other=other) == asked["content"]:
+                return f"Some of the {split} orders, which judge the model, are written just like this. Write another."
+    text, *values = orders_of(sentence)[0]
+    order = dict(zip(FIELDS, values, strict=True))
+    for field in FIELDS:
+        if place_of(field, order[field], text) is None:
+            return f"{{{field}}} is glued to another word: write it on its own (and {{item}}s for more than one)."
     known = sequences(stream_chats("orders", "train"))
-    judged = {chat[-2]["content"] for split in ("test", "shifted") for chat in stream_chats("orders", split)}
-    for number, order in enumerate(orders, start=1):
-        if not isinstance(order, list | tuple) or len(order) != 1 + len(FIELDS) or not isinstance(order[0], str):
-            return f"Order {number} is no tuple of seven: the text, {', '.join(FIELDS)}."
-        text, answer = order[0], dict(zip(FIELDS, order[1:], strict=True))
-        if fault := fault_of(text, answer):
-            return f"Order {number}: {fault}"
-        if text in judged:
-            return f"Order {number} is one of those that judge the model. Write one that nobody will judge it by."
-        if sequence(text, answer) in known and not decoys(text, answer):
-            names = ", ".join(sequence(text, answer))
-            return (
-                f"Order {number} has no decoy, and names things in a sequence that the training orders have: {names}."
-            )
-    if len({order[0] for order in orders}) < len(orders):
-        return "One order stands there twice."
-    return ""
-
-
-def fault_of(text: str, answer: dict) -> str:
-    """What in an answer does not follow from its order's text, in one sentence; empty if all does."""
-    for field, value in answer.items():
-        whole = field in ("quantity", "total")
-        if not isinstance(value, int if whole else str) or isinstance(value, bool) or not value:
-            return f"{field} is {value!r}, expected {'a whole number, such as 15' if whole else 'a text'}."
-        if field == "item" and str(value).endswith("s") and not str(value).endswith("ss"):
-            return f"item is {value!r}. The training orders name one of them: 'lamp', not 'lamps'."
-        if place_of(field, value, text) is None:
-            return f"{field} is {value!r}, which its text does not hold."
+    if sequence(text, order) in known and not decoys(text, order):
+        names = ", ".join(sequence(text, order))
+        return f"It has no decoy, and names things in a sequence that the training orders have: {names}."
     return ""

@@ -59,15 +59,19 @@ def check_gigabytes(gigabytes: Callable[[Shape, float, int], float]) -> Verdict:
     return right("Llama-3-8B with an adapter of 40 million: 6.3 GB, of which embeddings and output layer take 2.1.")
 
 
-# Four steps that do not leave a GB of their card free, and five changes: with exactly one of these, each of them does.
+# Four steps that do not fit their card by `room_for`, and five changes: with exactly one of these, each of them does.
 PATIENTS = {
     "Ada": ("llama-7b", "lora", 16, {"rank": 128, "batch_size": 4}),
     "Ben": ("llama-3-8b", "qlora", 24, {"rank": 64, "batch_size": 8, "gradient_checkpointing": False}),
-    "Carla": ("mistral-7b", "qlora", 16, {"rank": 256, "batch_size": 16}),
-    "Dora": ("llama-3-8b", "qlora", 16, {"rank": 16, "batch_size": 16}),
+    "Carla": ("mistral-7b", "qlora", 16, {"rank": 256, "batch_size": 12}),
+    "Dora": ("llama-3-8b", "qlora", 24, {"rank": 16, "batch_size": 16}),
 }
 CHANGES = ("4 bits", "checkpointing", "half the samples", "a quarter of the rank", "8-bit Adam")
-RESERVE = 1  # GB that are to be left on a card
+
+
+def room_for(memory: MemoryBreakdown) -> float:
+    """GB (10^9 bytes) that a card should have for a step."""
+    return memory.card_bytes / 1e9
 
 
 def step_of(patient: str, change: str = "") -> MemoryBreakdown:
@@ -94,12 +98,10 @@ def check_cures(cures: dict[str, str]) -> Verdict:
         change = cures[patient]
         if not isinstance(change, str) or change not in CHANGES:
             return wrong(f"{patient} has {described(change)}, expected one of {', '.join(map(repr, CHANGES))}.")
-        before, after = step_of(patient).total / 1e9, step_of(patient, change).total / 1e9
-        if after > card - RESERVE:
+        before, after = room_for(step_of(patient)), room_for(step_of(patient, change))
+        if after > card:
             saved = "changes nothing" if after == before else f"saves {before - after:.1f} GB"
-            return wrong(
-                f"{patient}: {change!r} {saved}, but {before + RESERVE - card:.1f} are too many for {card} GB."
-            )
+            return wrong(f"{patient}: {change!r} {saved}, but {before - card:.1f} are too many for {card} GB.")
     return right("Four near misses, each of which costs an evening if it is found out by trying.")
 
 
@@ -114,7 +116,7 @@ def shape_of(model: object) -> Shape:
 
 @exercise("2.3", "your model on your card", item="memory", points=2, todo="fill in `mine`")
 def check_mine(mine: dict) -> Verdict:
-    """mine: model, card (GB), tokens (in a sample) and the most samples whose QLoRA step leaves a GB free."""
+    """mine: model, card (GB), tokens (in a sample) and the most samples whose QLoRA step fits by `room_for`."""
     names = ("model", "card", "tokens", "samples")
     if not isinstance(mine, dict) or set(mine) != set(names):
         return wrong(f"expected a dict with {', '.join(names)}, got {described(mine)}.")
@@ -129,17 +131,19 @@ def check_mine(mine: dict) -> Verdict:
         return wrong("a sample of one token has nothing to learn: expected 2 tokens or more.")
 
     def needs(batch: int) -> float:
-        return estimate(shape, batch_size=batch, sequence_length=tokens).total / 1e9
+        return room_for(estimate(shape, batch_size=batch, sequence_length=tokens))
 
     try:
         least, now, more = needs(1), needs(samples), needs(samples + 1)
     except ValueError as error:
         return wrong(f"estimate does not take these settings: {error_text(error)}.")
-    room = f"{card - RESERVE:g} GB of the card's {card:g} are to be used"
-    if least > card - RESERVE:
-        return wrong(f"One sample needs {least:.1f} GB already, and {room}: a larger card, or a smaller model?")
-    if now > card - RESERVE:
-        return wrong(f"{samples:,} samples need {now:.1f} GB, and {room}.")
-    if more <= card - RESERVE:
-        return wrong(f"There is room: {samples + 1:,} samples need {more:.1f} GB, and {room}.")
-    return right(f"{samples:,} samples need {now:.1f} GB, and one more would leave less than a GB of {card:g} free.")
+    if least > card:
+        return wrong(f"One sample asks for {least:.1f} GB of {card:g} already: a larger card, or a smaller model?")
+    sum_alone = estimate(shape, batch_size=samples, sequence_length=tokens).total / 1e9
+    if now > card and sum_alone <= card - 1:
+        return wrong(f"{samples:,} samples leave a GB free, but the gaps grow, too: the rule asks for {now:.1f} GB.")
+    if now > card:
+        return wrong(f"{samples:,} samples ask for {now:.1f} GB, and the card has {card:g}.")
+    if more <= card:
+        return wrong(f"There is room: {samples + 1:,} samples ask for {more:.1f} GB, and the card has {card:g}.")
+    return right(f"{samples:,} samples ask for {now:.1f} GB, one more for {more:.1f}, and the card has {card:g}.")

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qlora_lab.classroom.lessons.n02.checks import PATIENTS, RESERVE, step_of
+from qlora_lab.classroom.lessons.n02.checks import PATIENTS, room_for, step_of
 from qlora_lab.classroom.lessons.n02.figures import MEMORY_STYLES
 from qlora_lab.classroom.source import REPOSITORY
-from qlora_lab.memory import SHAPES, MemoryBreakdown, estimate, kbit_preparation_bytes
+from qlora_lab.memory import SHAPES, MemoryBreakdown, estimate
 
 GROUPS = {  # `estimate`'s parts by the lesson's names; parts that are not here keep theirs
     **dict.fromkeys(("base weights", "quantization constants", "embeddings and head", "norms", "biases"), "weights"),
@@ -58,10 +58,15 @@ class MeasuredStep:
     on_the_card: int
 
 
+def read_record() -> dict:
+    """Steps as one H100 measured them."""
+    path = REPOSITORY / "data" / "records" / "memory-nvidia-h100-80gb-hbm3.json"
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
 def measured_runs(batch_size: int = 1) -> tuple[dict, dict]:
     """The record, and its run of LLaMA-7B with QLoRA: rank 64, samples of 512 tokens, checkpointing, paged AdamW."""
-    path = REPOSITORY / "data" / "records" / "memory-nvidia-h100-80gb-hbm3.json"
-    record = json.loads(path.read_text(encoding="utf-8"))
+    record = read_record()
     wanted = {"shape": "llama-7b", "method": "qlora", "rank": 64, "batch_size": batch_size, "sequence_length": 512}
     wanted |= {"gradient_checkpointing": True, "targets": "all-linear", "optimizer": "paged_adamw_32bit"}
     return record, next(run for run in record["runs"] if wanted.items() <= run.items() and "measured" in run)
@@ -75,28 +80,43 @@ def measured_step(batch_size: int = 1) -> MeasuredStep:
     return MeasuredStep(record["device"], record["date"], measured["peak_allocated"], on_the_card)
 
 
-def batches_on_the_card() -> list[tuple[int, float, float]]:
-    """(samples, GB by our sum, GB on the card) of the measured batches."""
+def batches_on_the_card() -> list[tuple[int, MemoryBreakdown, float]]:
+    """(samples, our sum, GB on the card) of the measured batches."""
     shape = SHAPES["llama-7b"]
-    return [
-        (batch, estimate(shape, batch_size=batch).total / 1e9, measured_step(batch).on_the_card / 1e9)
-        for batch in (1, 4, 16)
-    ]
+    return [(batch, estimate(shape, batch_size=batch), measured_step(batch).on_the_card / 1e9) for batch in (1, 4, 16)]
+
+
+def recorded_needs(models: Sequence[str]) -> list[tuple[MemoryBreakdown, float]]:
+    """(our sum, GB on the card) of all QLoRA steps of these models in the record.
+
+    What lies outside torch's memory piles up over the runs of one process. So it is counted here as the states of the
+    paged optimizer, the driver's own memory at the start, and what `measured_step` has beyond those.
+    """
+    record = read_record()
+    first, context = measured_runs()[1]["measured"], record["outside_allocator_at_start"]
+    unexplained = measured_step().on_the_card - first["peak_reserved"] - first["managed_bytes"] - context
+    settings = ("rank", "batch_size", "sequence_length", "gradient_checkpointing", "targets", "optimizer")
+    needs = []
+    for run in record["runs"]:
+        if run["shape"] in models and run["method"] == "qlora" and "measured" in run:
+            memory = estimate(SHAPES[run["shape"]], **{name: run[name] for name in settings})
+            measured = run["measured"]
+            taken = measured["peak_reserved"] + measured["managed_bytes"] + context + unexplained
+            needs.append((memory, taken / 1e9))
+    return needs
 
 
 def fitting_methods(models: Sequence[str], cards: Sequence[int]) -> dict[str, list[str]]:
-    """By model: for each card (GB), the first of full fine-tuning, LoRA and QLoRA that leaves a GB free.
+    """By model: for each card (GB), the first of full fine-tuning, LoRA and QLoRA that fits it by `room_for`.
 
     One sample of 512 tokens, rank 64, checkpointing, paged AdamW.
     """
     fitting = {}
     for model in models:
-        totals = {
-            name: estimate(SHAPES[model], method, full_precision="mixed").total for name, method in METHODS.items()
+        needs = {
+            name: room_for(estimate(SHAPES[model], method, full_precision="mixed")) for name, method in METHODS.items()
         }
-        fitting[model] = [
-            next((name for name, size in totals.items() if size <= (card - RESERVE) * 1e9), "–") for card in cards
-        ]
+        fitting[model] = [next((name for name, size in needs.items() if size <= card), "–") for card in cards]
     return fitting
 
 
@@ -106,7 +126,7 @@ def steps_that_fail() -> dict[str, dict[str, float]]:
 
 
 def table_of_steps(steps: dict[str, dict[str, float]]) -> str:
-    """Settings of the steps of exercise 2.2, their parts, and their card, in GB: one column a step."""
+    """Settings of the steps of exercise 2.2, their parts, their card, and what they lack, in GB: one column a step."""
     rows: dict[str, list[str]] = {"": list(steps)}
     rows["model"] = [model for model, _, _, _ in PATIENTS.values()]
     rows["method"] = [{"lora": "LoRA", "qlora": "QLoRA"}[method] for _, method, _, _ in PATIENTS.values()]
@@ -118,7 +138,11 @@ def table_of_steps(steps: dict[str, dict[str, float]]) -> str:
         if any(part in step for step in steps.values()):
             rows[part] = [f"{step[part]:.2f}" if part in step else "–" for step in steps.values()]
     rows["in all"] = [f"{sum(step.values()):.2f} GB" for step in steps.values()]
-    rows["card"] = [f"{card} GB" for _, _, card, _ in PATIENTS.values()]
+    needs = [room_for(step_of(patient)) for patient in PATIENTS]
+    rows["by the rule"] = [f"{need:.2f} GB" for need in needs]
+    cards = [card for _, _, card, _ in PATIENTS.values()]
+    rows["card"] = [f"{card} GB" for card in cards]
+    rows["too much"] = [f"{need - card:.2f} GB" for need, card in zip(needs, cards, strict=True)]
     return "\n".join(f"{name:<18}" + "".join(f"{cell:>14}" for cell in cells) for name, cells in rows.items())
 
 
@@ -138,19 +162,13 @@ def beside_ours(gigabytes: Callable[..., Any], needed: dict[str, MemoryBreakdown
 
 def answers(real: MeasuredStep) -> str:
     """What is said of the memory that QLoRA needs for LLaMA-7B, in GB, smallest first, and what each number counts."""
-    shape, rank_64 = SHAPES["llama-7b"], estimate(SHAPES["llama-7b"], rank=64)
-    tensors, card = "torch's tensors, rank 64", "on the card, rank 64"
+    shape = SHAPES["llama-7b"]
     said = [
         (shape.parameters() / 2, "half a byte for each parameter", "forgets scales, and what keeps 16 bits"),
-        (1e9 * grouped(rank_64)["weights"], "the loaded model", "our sum"),
-        (5.046e9, "the loaded model", "QLoRA's paper"),
-        (estimate(shape, rank=16).total, "on the card, rank 16", "our sum"),
-        (real.allocated, tensors, f"measured (our sum: {rank_64.peak_allocated / 1e9:.2f})"),
-        (6.9e9, card, "QLoRA's paper; adapters in bf16"),
-        (rank_64.total, card, "our sum"),
-        (rank_64.total + kbit_preparation_bytes(shape), card, "our sum, after prepare_model_for_kbit_training"),
-        (real.on_the_card, card, "measured: what the driver counts"),
+        (real.allocated, "torch's tensors", "measured: torch.cuda.max_memory_allocated()"),
+        (estimate(shape).total, "everything that we count", "our sum"),
+        (real.on_the_card, "on the card", "measured: what the driver counts, as in nvidia-smi"),
     ]
     lines = [f"{size / 1e9:.2f} GB  {what:<32}{how}" for size, what, how in said]
     how = f"Measured on one {real.device}, with random weights: bytes do not depend on values."
-    return "\n".join([*lines, "", "From the fourth line on: a step with one sample of 512 tokens.", how])
+    return "\n".join([*lines, "", "From the second line on: a step with one sample of 512 tokens.", how])

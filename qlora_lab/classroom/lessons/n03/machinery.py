@@ -11,10 +11,9 @@ from matplotlib.axes import Axes
 from qlora_lab.classroom.lessons.n03.figures import draw_error_sizes, draw_scaled_values
 from qlora_lab.classroom.samples import DISTRIBUTIONS, sample
 from qlora_lab.errors import UserError
-from qlora_lab.quantization import UniformTensor, quantize_absmax, quantize_affine
+from qlora_lab.quantization import UniformTensor, quantize_absmax
 
 COUNT = 65_536
-SCHEMES = {"absmax": quantize_absmax, "affine": quantize_affine}
 SAMPLES = {name: sample(name, COUNT) for name in DISTRIBUTIONS}
 ORDER = torch.randperm(COUNT, generator=torch.Generator().manual_seed(5))  # the first of these become outliers
 SCALED_EDGES, LOG_ERROR_EDGES = torch.linspace(-1, 1, 102), torch.linspace(-4, 1.4, 55)
@@ -88,18 +87,17 @@ def shares_of(values: torch.Tensor, edges: torch.Tensor) -> torch.Tensor:
 def scaled(x: torch.Tensor, q: UniformTensor) -> torch.Tensor:
     """Each value's place in its block's range: -1 at the lowest level, 1 at the highest."""
     half = q.scale * (q.levels - 1) / 2
-    middle = 0 if q.minimum is None else q.minimum + half
-    return ((x.view(len(half), -1).T - middle) / half).T.flatten().clamp(-1, 1)
+    return (x.view(len(half), -1).T / half).T.flatten().clamp(-1, 1)
 
 
-def draw_rounding(bits: int, block_size: int, scheme: str, distribution: str, outliers: float) -> Axes:
+def draw_rounding(bits: int, block_size: int, distribution: str, outliers: float) -> Axes:
     """The slider's figure: where values lie among the levels, and how large their errors are.
 
     outliers: the share of the values that is multiplied by 20.
     """
     x = SAMPLES[distribution].clone()
     x[ORDER[: round(outliers * COUNT)]] *= 20
-    q = SCHEMES[scheme](x, bits, block_size)
+    q = quantize_absmax(x, bits, block_size)
     error = (q.dequantize() - x) / x.square().mean().sqrt()
     rms = error.square().mean().sqrt().item()
     _, (left, right) = plt.subplots(1, 2, figsize=(8, 3.6), layout="constrained")

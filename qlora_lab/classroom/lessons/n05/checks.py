@@ -8,14 +8,13 @@ DISEASES = {
     "no mean": "the mean is not added back",
     "no sign": "the levels have no sign: what is below the mean has no code",
     "one scale": "all blocks of scales share one second-level scale",
-    "wrong block": "a block of scales is restored with its neighbour's second-level scale",
     "healthy": "nothing is wrong",
 }
-PATIENTS = {"A": "wrong block", "B": "no sign", "C": "healthy", "D": "one scale"}
+PATIENTS = {"A": "no sign", "B": "healthy", "C": "one scale"}
 
 
 def ill_restorations(absmax) -> dict:
-    """The scales, Tensor[n], as four programs restore them, by the patient's name. Do not read on before you decide."""
+    """The scales, Tensor[n], as three programs restore them, by program. Do not read on before you decide."""
     from torch import linspace
 
     from qlora_lab.quantization import DYNAMIC8, nearest_level
@@ -24,34 +23,30 @@ def ill_restorations(absmax) -> dict:
     blocks = (absmax - offset).view(-1, 256)
     scale = blocks.abs().amax(1, keepdim=True)
 
-    def restore(levels, scale, later_scale):
-        return (levels[nearest_level(blocks / scale, levels)] * later_scale + offset).flatten()
+    def restore(levels, scale):
+        return (levels[nearest_level(blocks / scale, levels)] * scale + offset).flatten()
 
     restored = {
-        "no mean": restore(DYNAMIC8, scale, scale) - offset,
-        "no sign": restore(linspace(0, 1, 256), scale, scale),
-        "one scale": restore(DYNAMIC8, scale.max(), scale.max()),
-        "wrong block": restore(DYNAMIC8, scale, scale.roll(1, 0)),
-        "healthy": restore(DYNAMIC8, scale, scale),
+        "no mean": restore(DYNAMIC8, scale) - offset,
+        "no sign": restore(linspace(0, 1, 256), scale),
+        "one scale": restore(DYNAMIC8, scale.max()),
+        "healthy": restore(DYNAMIC8, scale),
     }
     return {patient: restored[disease] for patient, disease in PATIENTS.items()}
 
 
-@exercise("5.1", "four patients", item="quantization", points=2, todo="name what is wrong with each of the four")
+@exercise("5.1", "three programs", item="quantization", points=2, todo="name what is wrong with each of the three")
 def check_diagnosis(diagnosis: dict[str, str]) -> Verdict:
-    """diagnosis: for each of the patients A to D, a key of DISEASES."""
+    """diagnosis: for each of the programs A to C, a key of DISEASES."""
+    too_small = "Then every scale would come back too small by the mean, 2.6."
     clues = {
-        ("A", "healthy"): "Do its dots lie on the line?",
-        ("A", "one scale"): "One scale for all gives coarse steps, the same everywhere. Here the error grows with the "
-        "distance from the mean.",
-        (
-            "B",
-            "no mean",
-        ): "Then every scale would come back too small by the mean, 2.6. Those above the mean are right.",
-        ("B", "one scale"): "The upper half is as fine as it should be.",
-        ("D", "healthy"): "Compare it with C: its steps are far coarser.",
-        ("D", "wrong block"): "Then the errors would fan out from the mean. These are saw teeth of the same height.",
-        ("C", "one scale"): "Only the scales in the large one's block suffer: most of the dots lie on the line.",
+        ("A", "healthy"): "Do the dots of small scales lie on the line?",
+        ("A", "no mean"): f"{too_small} Those above the mean are right.",
+        ("A", "one scale"): "The upper half is as fine as it should be.",
+        ("B", "one scale"): "Only the scales in the large one's block suffer: most of the dots lie on the line.",
+        ("C", "healthy"): "Compare it with B: its steps are far coarser.",
+        ("C", "no mean"): too_small,
+        ("C", "no sign"): "Then all scales above the mean would come back right.",
     }
     expect_diagnosis(diagnosis, PATIENTS, DISEASES, clues)
     return right("Error says that something is wrong; a plot of restored over original says what.")
@@ -81,23 +76,24 @@ def check_bits_per_parameter(bits: Callable[[int, int], float]) -> Verdict:
     return right("4.126953 for blocks of 64 and 256: the scales went from a half bit to an eighth.")
 
 
-@exercise("5.3", "what a second constant would cost", item="quantization", points=2, todo="compute `extra_gigabytes`")
-def check_zero_point_cost(extra_gigabytes: Callable[[int], float]) -> Verdict:
-    """extra_gigabytes(parameters): GB more if each block of 64 had a second constant, in 8 bits as the scales are."""
+@exercise("5.3", "what smaller blocks would cost", item="quantization", points=2, todo="compute `extra_gigabytes`")
+def check_smaller_blocks(extra_gigabytes: Callable[[float], float]) -> Verdict:
+    """extra_gigabytes(parameters): GB more in blocks of 32 than of 64, with double quantization in blocks of 256."""
     for parameters in (64_760_053_760, 6_476_005_376):
-        constant = 8 / 64 + 32 / (64 * 256)
-        expected = parameters * constant / 8 / 1e9
+        scales = 8 / 64 + 32 / (64 * 256)  # of blocks of 64; those of 32 have twice as many
+        expected = parameters * scales / 8 / 1e9
         mistakes = [
             (8 * expected, "These are gigabits: eight bits make a byte."),
             (expected * 1e9, "These are bytes: GB are asked for."),
             (expected * 1e9 / 2**30, "These are GiB: 1 GB is 10^9 bytes."),
-            (parameters * 8 / 64 / 8 / 1e9, "The constants' own float32 scales, one in 256, are missing."),
-            (parameters * 32 / 64 / 8 / 1e9, "This is a float32 constant. Double quantization leaves 8 bits of it."),
-            (2 * expected, "This is scale and second constant. Only what the second one adds is asked for."),
-            (parameters * (4 + constant) / 8 / 1e9, "This is the whole model: what does the second constant add?"),
-            (parameters * (4 + 2 * constant) / 8 / 1e9, "This is the whole model: what does the second constant add?"),
-            (constant, "These are bits per parameter: how many bytes is that for all parameters?"),
+            (-expected, "Blocks of 32 take more, not less: subtract the other way round."),
+            (parameters * 8 / 64 / 8 / 1e9, "The second-level scales, one for 256 scales, are missing."),
+            (parameters * 32 / 64 / 8 / 1e9, "This is for float32 scales. Double quantization leaves 8 bits of each."),
+            (2 * expected, "These are all scales of blocks of 32. What do they add to those of 64?"),
+            (parameters * (4 + scales) / 8 / 1e9, "This is the whole model in blocks of 64: what do smaller ones add?"),
+            (parameters * (4 + 2 * scales) / 8 / 1e9, "This is the whole model in blocks of 32: what do they add?"),
+            (scales, "These are bits per parameter: how many bytes is that for all parameters?"),
         ]
         source = written(extra_gigabytes, (parameters,))
         expect_number(source, call(extra_gigabytes, parameters), expected, mistakes, 1e-6)
-    return right("Over 1 GB at 65B, for a number that NF4 does not need: its blocks are only scaled, not shifted.")
+    return right("About 1 GB more at 65B. The slider at the end shows what that buys.")

@@ -77,7 +77,7 @@ def check_rank_of(rank_of: Callable) -> Verdict:
         ]
         came = call(rank_of, shape, list(targets), trainable)
         expect_number(written(rank_of, (name, targets, trainable)), came, rank, mistakes)
-    return right("A printout that does not fit its settings gives itself away: the rank must come out whole.")
+    return right("A printout that does not fit its settings gives itself away: it is of another rank.")
 
 
 @exercise("6.3", "the rank that a budget buys", item="train", points=1, todo="complete `largest_rank`")

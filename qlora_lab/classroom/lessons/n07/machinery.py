@@ -1,4 +1,4 @@
-"""Machinery of 07_qlora_from_scratch: what autograd gives and keeps, an examination of layers, a race of twins."""
+"""Machinery of 07_qlora_from_scratch: what autograd gives and keeps, and a race of twins."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ from torch.nn.functional import linear
 from qlora_lab.finetuning import (
     Batches,
     QuantizedLinear,
+    collate,
     from_bitsandbytes,
     load_lora,
+    load_model,
     load_samples,
     lora_layers,
     tokenize,
     train,
 )
-from qlora_lab.quantization import relative_rms
+from qlora_lab.training.loss import token_loss_sum
 
 
 def sent_back(layer: Callable, x: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
@@ -31,6 +33,23 @@ def sent_back(layer: Callable, x: torch.Tensor, gradient: torch.Tensor) -> torch
     layer(inputs).backward(gradient)
     assert inputs.grad is not None
     return inputs.grad
+
+
+def of_an_order(name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a linear layer of the bundled model gets while it learns one order of lesson 01, in float32 on the CPU.
+
+    name: of the layer, such as "model.layers.0.mlp.up_proj". Returns its inputs, Tensor[tokens, in], and the gradient
+    of the loss with respect to its outputs, Tensor[tokens, out].
+    """
+    model, tokenizer = load_model(device="cpu", compute_dtype=torch.float32)
+    batch = collate([[short_orders(tokenizer, 1)[0]]], tokenizer.pad_token_id)
+    seen = []
+    hook = model.get_submodule(name).register_forward_hook(lambda _, inputs, output: seen.extend((inputs[0], output)))
+    loss = token_loss_sum(model, batch)
+    hook.remove()
+    inputs, outputs = seen
+    (gradient,) = torch.autograd.grad(loss, outputs)
+    return inputs.detach()[0], gradient[0]
 
 
 def kept_bytes(compute: Callable[[], torch.Tensor], but: Iterable[torch.Tensor] = ()) -> int:
@@ -71,27 +90,6 @@ def naive_layers() -> Iterator[None]:
     """Within it, each QuantizedLinear multiplies by its dense weight and leaves the way back to autograd."""
     with mock.patch.object(QuantizedLinear, "forward", lambda self, x: linear(x, self.weight.dequantize())):
         yield
-
-
-def examine(layer: Callable, q, tokens: int, dtype: torch.dtype = torch.float32) -> None:
-    """Print how a layer differs from the dense one with the same rounded weight, and what it keeps.
-
-    Args:
-        layer: x, Tensor[1, tokens, in] -> x Wᵀ, Tensor[1, tokens, out]
-        q: W, a QuantizedTensor of shape (out, in)
-        tokens, dtype: of the random input
-    """
-    a = torch.randn(1, tokens, q.shape[1], generator=torch.Generator().manual_seed(0)).to(dtype).requires_grad_()
-    b = a.detach().clone().requires_grad_()
-    y, expected = layer(a), linear(b, q.dequantize().to(dtype))
-    y.backward(torch.ones_like(y))
-    expected.backward(torch.ones_like(y))
-    assert a.grad is not None and b.grad is not None
-    errors = relative_rms(expected.float(), y.float()), relative_rms(b.grad.float(), a.grad.float())
-    kept = kept_bytes(lambda: layer(a))
-    print(
-        f"{tokens} tokens: error of the output {errors[0]:.4f}, of the gradient {errors[1]:.4f}; keeps {kept:,} bytes"
-    )
 
 
 def short_orders(tokenizer, count: int = 100) -> list:

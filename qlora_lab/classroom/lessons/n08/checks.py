@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 from collections.abc import Callable
 
 from qlora_lab.classroom.judging import Verdict, call, described, exercise, right, wrong
@@ -95,19 +96,31 @@ def check_pattern(pattern: str) -> Verdict:
 LEAST = 12
 
 
+def columns_in(flags: str) -> str:
+    """What --columns is given in a command line's flags; the first word if it is no flag. Raises ValueError: quotes.
+
+    >>> columns_in("--split-by who --columns prompt=a,response=b"), columns_in("prompt=a"), columns_in("--split-by who")
+    ('prompt=a,response=b', 'prompt=a', '')
+    """
+    words = shlex.split(flags)
+    if "--columns" in words[:-1]:
+        return words[words.index("--columns") + 1]
+    return words[0] if words and not words[0].startswith("--") else ""
+
+
 @exercise("8.3", "a file of your own", item="train", points=3, todo="name your file in `my_file`")
 def check_my_file(my_file: str | os.PathLike, my_columns: str = "") -> Verdict:
-    """my_file: a path to samples of the learner's own task; my_columns: as in --columns, where needed."""
+    """my_file: a path to samples of the learner's own task; my_columns: flags, of which --columns is read if needed."""
     if not isinstance(my_file, str | os.PathLike):
         return wrong(f"expected a path, got {described(my_file)}.")
     if not os.path.exists(my_file):
         return wrong(f"there is nothing at {str(my_file)!r}: paths start from the notebook's folder.")
     understood = Understood()
-    columns = my_columns.strip().removeprefix("--columns").strip()
     try:
+        columns = columns_in(my_columns)
         parsed = parse_columns(columns) if columns else None
         samples = list(stream_samples(str(my_file), "train", parsed, understood=understood))
-    except UserError as error:
+    except (UserError, ValueError) as error:
         return wrong(f"{error}.")
     if any("Team: repairs" in chat[-1]["content"] for _, chat in samples):
         return wrong("That is the bicycle shop's file: bring samples of a task of your own.")

@@ -36,7 +36,9 @@ def check_as_chat(as_chat: Callable[[dict], dict]) -> Verdict:
             raise Mistake(f'as_chat gives {described(came)}, expected a dict with "prompt" and "completion".')
         if fault := _fault(came, chat_of(row), row):
             return wrong(f"Of {row}: {fault}")
-    return right("In the script, these lines take the place of its own `as_chat`. Nothing else changes.")
+    return right(
+        "In the script, these lines take the place of its own `as_chat`, and `--split-by` names a column of your file."
+    )
 
 
 def _fault(came: dict, expected: dict, row: dict) -> str:
@@ -94,18 +96,19 @@ def check_first_bad(first_bad: Callable[[list[tuple[str, torch.Tensor]]], str | 
 # --- 9.3: a broken script --------------------------------------------------------------------------------------------
 
 WHY = {
-    "validation": "Which samples does it validate on, and which does it train on?",
-    "length": "What does it do with a sample of 90 tokens?",
+    "held out": "Which samples does it hold out, and which does it train on?",
+    "length": "What becomes of a sample of 90 tokens?",
     "dtype": "What numbers does the adapter have where the script computes in fp16?",
 }
 INNOCENT = {  # words on a line that is as it should be
-    "bnb_4bit": "The four-bit settings are the lesson's.",
-    "support_avx512": "That line is the lesson's: it keeps gradients right on some CPUs.",
-    "device_map": "The model is in one place, as it should be.",
-    "completion": "What is learned is right: the completion alone.",
+    '"completion": [': "What is learned is right: the completion alone.",
+    "<= args.max_length": "That leaves out long samples, as it should. But are the others whole?",
+    "round(share": "A fifth to test on and a tenth to validate on, as in the lesson.",
     "LoraConfig": "The adapter's settings are the lesson's.",
+    "gradient_checkpointing": "Gradient checkpointing saves memory, and changes nothing else.",
     "bf16=": "bf16 and fp16 follow `dtype` there, as they should.",
-    "checkpoint": "It goes on from its last checkpoint, as it should.",
+    "load_best": "It takes the checkpoint with the lowest validation loss. Is that loss to be trusted?",
+    "get_last_checkpoint": "It goes on from its last checkpoint, as it should.",
 }
 
 
@@ -127,7 +130,7 @@ def check_faulty(faulty: Iterable[int]) -> Verdict:
     if missing:
         found = len(lines) - len(missing)
         return wrong(f"{found} of 3 found. About another: {WHY[missing[0]]}")
-    return right("It validated on what it trained on, cut answers off, and its adapter could not be trained in fp16.")
+    return right("It trained on what it held out, cut answers off, and its adapter could not be trained in fp16.")
 
 
 # --- 9.4: a plan -----------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Machinery of 09_your_gpu: parts of the script, sessions that end, short memory, a model that speaks louder."""
+"""Machinery of 09_your_gpu: lines of the script, sessions that end, short memory, a model that speaks louder."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -45,21 +46,17 @@ def work_in(folder: os.PathLike | str) -> None:
         shutil.copytree(model, "smollm2")
 
 
-def part_of(text: str, name: str) -> str:
-    """The part of the script under its line `# ---- name: ...`, up to the next such line; "top" is what is above."""
-    pieces = re.split(r"^(?=# ---- )", text, flags=re.M)
-    for piece in pieces:
-        title = re.match(r"# ---- (\w+)", piece)
-        if name == (title[1] if title else "top"):
-            return piece.strip()
-    raise ValueError(f"the script has no part {name!r}")
+def lines_of(text: str, beginning: str, count: int) -> str:
+    """So many lines of a text, from the only one that begins with `beginning`; indented as little as can be.
 
-
-def read(name: str):
-    """A part of the script, to look at."""
-    from IPython.display import Markdown
-
-    return Markdown(f"```python\n{part_of(SCRIPT.read_text(encoding='utf-8'), name)}\n```")
+    Raises:
+        ValueError: no line begins so, or several do.
+    """
+    lines = text.splitlines()
+    at = [number for number, line in enumerate(lines) if line.startswith(beginning)]
+    if len(at) != 1:
+        raise ValueError(f"{len(at)} lines begin with {beginning!r}, expected one")
+    return textwrap.dedent("\n".join(lines[at[0] : at[0] + count]))
 
 
 def edit(old: str, new: str, to: str) -> None:
@@ -77,9 +74,16 @@ def edit(old: str, new: str, to: str) -> None:
 # --- Sessions ---------------------------------------------------------------------------------------------------------
 
 
+BEFORE = ("in 4 bits", "train", "validation", "test", "read", "learned")  # what the script says first, by name,
+AFTER = ("asked", "expected", "answered", "exact match", "always the most frequent answer")  # and at its end
+
+
 @dataclass
 class Session:
-    """losses, validated: by step. words: what the script printed at its end. began: the checkpoint's step, or 0."""
+    """losses, validated: by step. words: what the script said of its data and at its end, by name.
+
+    began: the checkpoint's step, or 0.
+    """
 
     began: int
     losses: dict[int, float] = field(default_factory=dict)
@@ -114,7 +118,7 @@ def session(line: str, kill_after: int | None = None) -> Session:
     errors = run_until([sys.executable, *arguments], heard, environment())
     if errors is None:
         print("killed")
-    elif "answered" not in seen.words:
+    elif "exact match" not in seen.words:
         raise UserError(f"the script failed: {last_line(errors)}")
     return seen
 
@@ -129,9 +133,13 @@ def _listen(seen: Session, text: str) -> None:
             step = max(seen.losses, default=seen.began) + 1
             seen.losses[step] = float(told["loss"])
             print(f"step {step:>2}  loss {seen.losses[step]:.4g}")
-    elif found := re.match(r"(asked|expected|answered): +(.*)", text):
-        seen.words[found[1]] = found[2]
-        print(text.rstrip())
+    elif found := re.match(rf"({'|'.join(BEFORE + AFTER)}): +(.*)", text):
+        name, said = found[1], found[2]
+        seen.words[name] = said
+        if name in AFTER:
+            print(f"{name}: {said}")
+        elif not seen.began:  # a session that goes on has told them before
+            print(textwrap.fill(f"{name}: {said}", 110, subsequent_indent=9 * " "))
 
 
 def last_line(errors: str) -> str:

@@ -5,16 +5,11 @@ from __future__ import annotations
 from qlora_lab.classroom.lessons.n09.machinery import SCRIPT
 
 FAULTS = {  # by name: what the script says, and what the copy says instead
-    "validation": (
-        "data = data.train_test_split(test_size=max(1, min(64, len(data) // 10)), seed=0)",
-        'data = {"train": data, "test": data.select(range(min(64, len(data))))}',
-    ),
-    "length": (
-        "per_device_eval_batch_size=args.batch, max_length=1024,",
-        "per_device_eval_batch_size=args.batch, max_length=64,",
-    ),
+    "held out": ('if part_of.get(group, "train") == part', 'if part in ("train", part_of.get(group))'),
+    "length": ("max_length=args.max_length, completion_only_loss", "max_length=64, completion_only_loss"),
     "dtype": ("weight.data = weight.data.float()", "weight.data = weight.data.to(dtype)"),
 }
+LEFT_OUT = ("# ---- look", "trainer.train(")  # from the line that begins so up to the other
 
 
 def broken() -> list[str]:
@@ -24,7 +19,9 @@ def broken() -> list[str]:
         if text.count(old) != 1:
             raise ValueError(f"the script has {old!r} {text.count(old)} times, expected once")
         text = text.replace(old, new)
-    return [line.partition("  # ")[0].rstrip() for line in text.splitlines()]
+    lines = [line.partition("  # ")[0].rstrip() for line in text.splitlines()]
+    first, last = (next(i for i, line in enumerate(lines) if line.startswith(words)) for words in LEFT_OUT)
+    return lines[:first] + lines[last:]
 
 
 def faulty_lines() -> dict[str, int]:
@@ -34,10 +31,10 @@ def faulty_lines() -> dict[str, int]:
 
 
 def show_broken() -> None:
-    """Print the copy from its model on, with line numbers."""
+    """Print the copy from its data on, with line numbers."""
     lines = broken()
-    first = next(i for i, line in enumerate(lines) if line.startswith("# ---- model"))
-    last = next(i for i, line in enumerate(lines) if line.startswith("# ---- answer"))
+    first = next(i for i, line in enumerate(lines) if line.startswith("# ---- data"))
+    last = next(i for i, line in enumerate(lines) if line.startswith("# ---- judge"))
     for number, line in enumerate(lines[first:last], first + 1):
         if line and not line.startswith("#"):
             print(f"{number:>3}  {line}")

@@ -82,12 +82,11 @@ def check_choice(choice: dict) -> Verdict:
     ]
     # whole per cents are near enough
     expect_number("the saving", choice["saved"], expected, mistakes, 0.5 / expected)
-    if qlora > card - 1:
-        return wrong(
-            f"QLoRA needs {qlora:.1f} GB, which leaves no GB of {card:g} free: a smaller step, or a larger card?"
-        )
-    needed = "LoRA" if lora <= card - 1 else "QLoRA"
+    for_lora, for_qlora = (memory.card_bytes / 1e9 for memory in both)
+    if for_qlora > card:
+        return wrong(f"QLoRA asks for {for_qlora:.1f} GB, and the card has {card:g}: a smaller step, or a larger card?")
+    needed = "LoRA" if for_lora <= card else "QLoRA"
     if method != needed:
-        why = "leaves a GB free, so four bits are not needed" if needed == "LoRA" else "does not leave a GB free"
-        return wrong(f"LoRA needs {lora:.1f} GB of {card:g}, which {why}.")
-    return right(f"LoRA needs {lora:.1f} GB, QLoRA {qlora:.1f}, and the card has {card:g}: {needed}.")
+        why = "so four bits are not needed" if needed == "LoRA" else "which is too small for it"
+        return wrong(f"LoRA asks for {for_lora:.1f} GB, and the card has {card:g}, {why}.")
+    return right(f"LoRA asks for {for_lora:.1f} GB, QLoRA for {for_qlora:.1f}, and the card has {card:g}: {needed}.")

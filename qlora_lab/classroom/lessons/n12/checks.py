@@ -41,53 +41,68 @@ def check_file_bytes(file_bytes: Callable[[int, int, str], float]) -> Verdict:
     return right("Half a bit a weight goes to the scales.")
 
 
-END = 2
+END, BLANK = 2, 10
 SAMPLES = [  # ids, and how many of them are not learned
     [
         *[((5, 6, 7, END), 2), ((5, 6, 8, 9, END), 2), ((7, 6, 3), 1)],  # 3 is another end token
-        *[((5, 6, END), 3), ((7, END), 2)],  # these learn nothing
-        *[((5, END, 6), 1), ((5, 6, 7), 1), ((5, 8), 1), ((9, 8, 5), 2)],
+        *[((5, 6, END, BLANK), 1), ((6, END, BLANK, 11), 1), ((7, END, 11, 11), 1)],  # 11 is another blank
+        *[((5, 6, END), 3), ((7, END), 2), ((9, 6, END), 3), ((4, 7, END), 3)],  # these learn nothing
+        *[((5, END, 6), 1), ((7, END, 8, 9), 1)],
+        *[((5, 6, 7), 1), ((5, 8, BLANK), 1), ((9, 8, 5), 2)],
     ],
     [((5, 6, END), 1), ((5, 6, 7), 1)],
 ]
 
 
 @exercise("12.2", "is the end taught", item="train", points=2, todo="complete `ends_taught`")
-def check_ends_taught(ends_taught: Callable[[Sequence[TokenizedSample], Sequence[int]], float]) -> Verdict:
-    """ends_taught(samples, end_ids): share of samples whose last learned token is one of end_ids."""
+def check_ends_taught(
+    ends_taught: Callable[[Sequence[TokenizedSample], Sequence[int], Sequence[int]], float],
+) -> Verdict:
+    """ends_taught(samples, end_ids, blank_ids): share of samples whose last learned token, blanks aside, is an end."""
     from qlora_lab.training.chat import TokenizedSample
 
+    ends, blanks = [END, 3], [BLANK, 11]
     for given in SAMPLES:
         samples = [TokenizedSample(ids, length) for ids, length in given]
-        ends = [END, 3]
         learned = [[label for label in sample.labels if label != -100] for sample in samples]
-        taught = sum(bool(labels) and labels[-1] in ends for labels in learned)
+        without = [[label for label in labels if label not in blanks] for labels in learned]
+        taught = sum(bool(labels) and labels[-1] in ends for labels in without)
+        with_blanks = sum(bool(labels) and labels[-1] in ends for labels in learned)
         anywhere = sum(any(end in labels for end in ends) for labels in learned)
         by_ids = sum(sample.ids[-1] in ends for sample in samples)
-        first = sum(bool(labels) and labels[-1] == END for labels in learned)
+        by_other_ids = sum(next(id for id in reversed(sample.ids) if id not in blanks) in ends for sample in samples)
+        first = sum(bool(labels) and labels[-1] == END for labels in without)
         some = max(1, sum(map(bool, learned)))
         mistakes = [
             (taught, "That is a number of samples: divide by how many there are."),
             (100 * taught / len(samples), "That is in per cent: return a share between 0 and 1."),
             (1 - taught / len(samples), "That is the share that does not teach it."),
+            (with_blanks / len(samples), "Blanks behind the end token do no harm: leave all of `blank_ids` out."),
             (first / len(samples), "There may be several end tokens: look at all of `end_ids`."),
-            (by_ids / len(samples), "An end token that is read but not learned teaches nothing: look at `labels`."),
+            *[
+                (count / len(samples), "An end token that is read but not learned teaches nothing: look at `labels`.")
+                for count in (by_ids, by_other_ids)
+            ],
             (anywhere / len(samples), "An end token in the middle does not count: look at the last learned one."),
             (taught / some, "A sample in which nothing is learned counts as one that does not teach the end."),
         ]
         expect_number(
-            f"ends_taught({given}, {ends})", call(ends_taught, samples, ends), taught / len(samples), mistakes
+            f"ends_taught({given}, {ends}, {blanks})",
+            call(ends_taught, samples, ends, blanks),
+            taught / len(samples),
+            mistakes,
         )
     return right("Anything below 1 is worth a look before you train.")
 
 
-CULPRITS = {"A": "tokens", "B": "template", "C": "weights", "D": "inputs"}
-SUSPECTS = tuple(CULPRITS.values())
+CULPRITS = {"A": "too few bits", "B": "end token", "C": "wrong weights", "D": "data"}
+SUSPECTS = ("data", "end token", "wrong weights", "too few bits")
 WHY = {
-    "A": "the text is the same, so the template did its work: who cut it into other pieces?",
-    "B": "the end of the text is missing, the part that says whose turn it is: who writes the text?",
-    "C": "the F16 file does no better, and it rounds no inputs: what do both files hold?",
-    "D": "which answers are unequal changes from computer to computer, and the file does not: what is rounded anew?",
+    "A": "some answers are still right and the perplexity is only a little higher: what does Q4_0 do to every weight?",
+    "B": "given the right answers the file finds them as likely as the model does, so what it computes is right: what "
+    "else must happen for an answer to be over?",
+    "C": "the file finds the right answers far less likely than 4 bits ever made them, compare A: what must differ?",
+    "D": "the trained model does no better: did anything go wrong after the training?",
 }
 
 
@@ -103,5 +118,5 @@ def check_culprits(culprits: dict[str, str]) -> Verdict:
             )
     for report, right_one in CULPRITS.items():
         if culprits[report] != right_one:
-            return wrong(f"{report} was not the {culprits[report]}: {WHY[report]}")
-    return right("Text, tokens, weights, rounding: in this order you find it.")
+            return wrong(f"{report} was not: {culprits[report]}. Look again: {WHY[report]}")
+    return right("Model, perplexity, end: in this order you find it.")

@@ -1,4 +1,4 @@
-"""Machinery of 12_ship_it: commands in the notebook's process, a llama.cpp server, a run that never learned to stop."""
+"""Machinery of 12_ship_it: commands in the notebook's process, a llama.cpp server, data that never teaches the end."""
 
 from __future__ import annotations
 
@@ -10,24 +10,60 @@ import pathlib
 import shlex
 import shutil
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
-
-import torch
 
 from qlora_lab.adapters.lora import LoraLinear
 from qlora_lab.adapters.merge_aware import requantized
 from qlora_lab.adapters.quantized_linear import dense_weight
+from qlora_lab.classroom.plots import numbers_in, told
 from qlora_lab.errors import UserError
-from qlora_lab.export.gguf_files import write_model
 from qlora_lab.export.llama_cpp import LlamaCpp, is_here
-from qlora_lab.export.merged_weights import MergedWeights
-from qlora_lab.export.trained_run import read_run
-from qlora_lab.export.vocabulary import read_vocabulary
 from qlora_lab.finetuning import Batches, TokenizedSample, load_lora, load_model, save_lora, train_steps
 from qlora_lab.models.hardware import pick_compute_dtype, pick_device
-from qlora_lab.models.loading import load_tokenizer
 
 INSTALL = "%pip install xllamacpp"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What `--check` found of a file of the default run, on 50 orders of `test` and 50 of `shifted`.
+
+    Attributes:
+        megabytes: of the file, 10^6 bytes.
+        equal: answers that are the trained model's word for word, of 100.
+        kept: answers that are exactly right, of those that the trained model has exactly right.
+        perplexity: of references.
+    """
+
+    megabytes: float
+    equal: int
+    kept: int
+    perplexity: float
+    verdict: str
+
+
+# docs/export.md says how it was measured; tests/classroom/lessons/n12/test_machinery.py holds these to its table.
+TRAINED = Measured(0, 100, 61, 1.1023, "")  # the trained model itself
+MEASURED = {
+    "f16": Measured(270.9, 100, 61, 1.1024, "equal"),
+    "q8_0": Measured(144.8, 94, 61, 1.1000, "equal"),
+    "q4_0": Measured(91.7, 46, 40, 1.1241, "lossy"),
+    "q4_0 twice": Measured(91.7, 13, 13, 1.3125, "broken"),
+}
+
+
+def show_measured(guesses: Mapping[str, object]) -> None:
+    """Print the table of files, with the learner's guesses of equal answers beside those that were made."""
+    print(f"{'':<15}{'MB':>6}{'equal of 100':>14}{'right, kept of 61':>19}{'perplexity':>12}  verdict")
+    print(f"{'trained model':<21}{'':>14}{TRAINED.kept:>19}{TRAINED.perplexity:>12.4f}")
+    made = numbers_in(guesses)
+    for kind, file in MEASURED.items():
+        guess = f"   ({told(made[kind])})" if kind in made else ""
+        row = f"{kind:<15}{file.megabytes:>6}{file.equal:>14}{file.kept:>19}{file.perplexity:>12.4f}"
+        print(f"{row}  {file.verdict}{guess}")
+    if not made:
+        print(told(...))
 
 
 def terminal(line: str, lines: int | None = None) -> None:
@@ -66,21 +102,6 @@ def serve(folder: os.PathLike | str, adapter: os.PathLike | str | None = None) -
     return LlamaCpp(file, *adapters, context=1024)
 
 
-def loss_in(server: LlamaCpp, samples: list[TokenizedSample], tokenizer) -> float:
-    """The loss of samples in llama.cpp, nats per learned token."""
-    total = sum(server.loss(sample, len(tokenizer)) for sample in samples)
-    return total / sum(sample.target_count for sample in samples)
-
-
-def round_twice(run: pathlib.Path, folder: pathlib.Path) -> None:
-    """Write a run's dequantized merge in Q4_0, which `qlora_lab.export` does not: it rounds once."""
-    weights = MergedWeights(read_run(run))
-    tokenizer = load_tokenizer(weights.run.base)
-    folder.mkdir()
-    vocabulary = read_vocabulary(tokenizer, weights.config.vocab_size)
-    write_model(weights, vocabulary, folder / "twice-Q4_0.gguf", "q4_0", "twice")
-
-
 def survives(layers: Iterable[LoraLinear], target: str) -> float:
     """The share of adapters that is left when their merge into dequantized bases is rounded to `target`, nf4 or q4_0.
 
@@ -95,16 +116,14 @@ def survives(layers: Iterable[LoraLinear], target: str) -> float:
     return moved / whole
 
 
-def in_8_bits(x: torch.Tensor) -> torch.Tensor:
-    """x rounded as Q8_0 rounds: 32 numbers of the last dimension share a scale. Tensor[..., n] of the same shape."""
-    blocks = x.reshape(-1, 32)
-    scale = blocks.abs().amax(dim=1, keepdim=True).clamp_min(1e-30) / 127
-    return ((blocks / scale).round() * scale).reshape(x.shape)
+def as_written(chats: list, tokenizer, template: str) -> list[TokenizedSample]:
+    """Tokenize conversations as scripts do that learn all of what a template writes from the last answer on.
 
+    TRL 1.16 does so with data of the form prompt and completion, and with the tokenizer's own template.
 
-def without_end(chats: list, tokenizer) -> list[TokenizedSample]:
-    """Tokenize conversations with a chat template that ends no turn, as scripts do that add no end token either."""
-    template = tokenizer.chat_template.replace("<|im_end|>", "")
+    Args:
+        template: a chat template in Jinja's language, which need not be the tokenizer's.
+    """
 
     def ids_of(messages: list, prompt: bool) -> list[int]:
         text = tokenizer.apply_chat_template(

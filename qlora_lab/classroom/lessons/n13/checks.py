@@ -8,7 +8,7 @@ from pathlib import Path
 from qlora_lab.classroom.judging import Mistake, Verdict, call, described, exercise, right, wrong
 from qlora_lab.classroom.source import REPOSITORY
 
-LINES, STEPS = 50, 8  # what a project needs at least
+LINES, STEPS = 20, 8  # what a project needs at least
 
 
 # --- 13.1 -------------------------------------------------------------------------------------------------------------

@@ -7,10 +7,12 @@ The module is long because eighteen claims stand in it, in the lesson's order: e
 
 from __future__ import annotations
 
+import atexit
 import inspect
 import itertools
 import json
 import math
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -355,6 +357,7 @@ def a_quarter_slower() -> Evidence:
 def checkpointing_50_20() -> Evidence:
     """Steps without and with gradient checkpointing: peak memory and tokens per second."""
     memory, speed = [], []
+    print("memory: the most that torch's tensors take (of all that the card holds, less is saved: lesson 02)")
     for off, on in pairs("gradient_checkpointing", False, True):
         a, b = off["measured"], on["measured"]
         memory.append(100 * (b["peak_allocated"] / a["peak_allocated"] - 1))
@@ -488,6 +491,7 @@ def stand_in_project() -> Path:
     Raises RuntimeError, with what train_qlora says, if it fails.
     """
     folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     lines = [
         {"prompt": f"{hello} {what}. {end}", "response": f"{team}, {when}"}
         for team, whats in TEAMS.items()

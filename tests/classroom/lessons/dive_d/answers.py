@@ -1,10 +1,11 @@
 """Answers to the exercises of dive_d_training_tricks: right ones, found by another way, and likely mistakes."""
 
+import math
 import statistics
 
 import torch
 
-from qlora_lab.classroom.checks import check_accumulate, check_beyond_seeds, check_pack, check_splits
+from qlora_lab.classroom.checks import check_accumulate, check_beyond_seeds, check_clipped, check_splits
 
 
 def by_sorting(base, knob):
@@ -38,7 +39,37 @@ def turned(base, knob):
     return {"lower": "higher", "higher": "lower", "open": "open"}[by_sorting(base, knob)]
 
 
-SPLITS = {8: (1, 16, True), 12: [8, 2, True], 24: (16, 1, True), 80: (16, 1, False)}
+def best_split(needs, card):
+    """Of all ways that fit, the first by passes, then by checkpointing."""
+    ways = [(16 // samples, on, samples) for samples in (1, 2, 4, 8, 16) for on in (True, False)]
+    fitting = sorted(way for way in ways if needs(way[2], way[1]) <= 0.9 * card)
+    return [fitting[0][2], fitting[0][0], fitting[0][1]] if fitting else None
+
+
+def split_by(order, room=0.9, nothing=None):
+    """The first of some ways, (samples, checkpointing), that fits."""
+
+    def split(needs, card):
+        for samples, on in order:
+            if needs(samples, on) <= room * card:
+                return samples, 16 // samples, on
+        return nothing
+
+    return split
+
+
+SIZES = (16, 8, 4, 2, 1)
+RULE = [(samples, on) for samples in SIZES for on in (False, True)]
+
+
+def changed(change):
+    """`best_split`, and then a mistake."""
+
+    def split(needs, card):
+        best = best_split(needs, card)
+        return best and change(*best)
+
+    return split
 
 
 def targets_of(batch):
@@ -79,46 +110,36 @@ def last_alone(mean_loss, micro_batches):
     (mean_loss(micro_batches[-1]) * targets_of(micro_batches[-1]) / whole).backward()
 
 
-def best_fit(lengths, width):
-    """Longest first, each into the row that it fills best."""
-    rows = []
-    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        rooms = [(width - sum(lengths[j] for j in row), n) for n, row in enumerate(rows)]
-        fitting = [(room, n) for room, n in rooms if room >= lengths[i]]
-        if fitting:
-            rows[min(fitting)[1]].append(i)
-        else:
-            rows.append([i])
-    return rows
+def clipped(gradients, limit):
+    whole = math.sqrt(sum((g.double() ** 2).sum().item() for g in gradients))
+    return [g * (limit / whole) if whole > limit else g for g in gradients]
 
 
-def into_rows(lengths, width, order, look):
-    rows = []
-    for i in order:
-        for row in rows[look]:
-            if sum(lengths[j] for j in row) + lengths[i] <= width:
-                row.append(i)
-                break
-        else:
-            rows.append([i])
-    return rows
+def by_torch(gradients, limit):
+    parameters = [torch.zeros_like(g, requires_grad=True) for g in gradients]
+    for parameter, g in zip(parameters, gradients, strict=True):
+        parameter.grad = g
+    torch.nn.utils.clip_grad_norm_(parameters, limit)
+    return tuple(parameter.grad for parameter in parameters)
 
 
-def longest_first(lengths):
-    return sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
+def scaled(divisor):
+    """All gradients times limit over a divisor, if that is less than 1."""
+    return lambda gradients, limit: [g * min(1.0, limit / float(divisor(gradients))) for g in gradients]
 
 
-def first_fit_decreasing(lengths, width):
-    return into_rows(lengths, width, longest_first(lengths), slice(None))
+def norm(gradients):
+    return torch.cat([g.flatten() for g in gradients]).norm()
 
 
 RIGHT = [
     (check_beyond_seeds, (by_sorting,)),
-    (check_splits, (SPLITS,)),
+    (check_splits, (best_split,)),
+    (check_splits, (split_by(RULE),)),
     (check_accumulate, (one_by_one,)),
     (check_accumulate, (one_graph,)),
-    (check_pack, (best_fit,)),
-    (check_pack, (first_fit_decreasing,)),
+    (check_clipped, (clipped,)),
+    (check_clipped, (by_torch,)),
 ]
 
 WRONG = [  # and what the learner must be told
@@ -129,16 +150,19 @@ WRONG = [  # and what the learner must be told
     (check_beyond_seeds, turned, "the other way round"),
     (check_beyond_seeds, lambda base, knob: by_sorting(base, knob) != "open", "expected one of 'lower'"),
     (check_beyond_seeds, lambda base, knob: "no", "expected one of 'lower'"),
-    (check_splits, [SPLITS], "a dict with the keys 8, 12, 24, 80"),
-    (check_splits, SPLITS | {8: (16, 1)}, "expected three things"),
-    (check_splits, SPLITS | {8: (1, "16", True)}, "expected whole numbers"),
-    (check_splits, SPLITS | {8: (1, 16, "yes")}, "expected True or False"),
-    (check_splits, SPLITS | {8: (1, 1, True)}, "another batch size is another training"),
-    (check_splits, SPLITS | {8: (2, 8, True)}, "Split further."),
-    (check_splits, SPLITS | {12: (4, 4, False)}, "or switch checkpointing on"),
-    (check_splits, SPLITS | {24: (4, 4, False)}, "16 samples a pass fit too"),
-    (check_splits, SPLITS | {12: (4, 4, True)}, "8 samples a pass fit too"),
-    (check_splits, SPLITS | {80: (16, 1, True)}, "why compute everything twice"),
+    (check_splits, lambda needs, card: 16, "expected three things"),
+    (check_splits, changed(lambda samples, passes, on: (samples, passes)), "expected three things"),
+    (check_splits, changed(lambda samples, passes, on: (samples, str(passes), on)), "expected whole numbers"),
+    (check_splits, changed(lambda samples, passes, on: (samples, passes, "yes")), "expected True or False"),
+    (check_splits, changed(lambda samples, passes, on: (samples, 1, on)), "another batch size is another training"),
+    (check_splits, changed(lambda n, passes, on: (2 * n, passes // 2, on) if passes > 1 else (n, 1, on)), "Split fur"),
+    (check_splits, lambda needs, card: (16, 1, False), "or switch checkpointing on"),
+    (check_splits, split_by([(samples, on) for on in (False, True) for samples in SIZES]), "samples a pass fit too"),
+    (check_splits, split_by([(samples, True) for samples in SIZES]), "why compute everything twice"),
+    (check_splits, split_by(RULE[::-1]), "samples a pass fit too"),
+    (check_splits, split_by(RULE, room=1.0), "may be used"),
+    (check_splits, split_by(RULE, nothing=(1, 16, True)), "so return None"),
+    (check_splits, split_by(RULE[:-2]), "something fits"),
     (check_accumulate, weighted(lambda batches, i: 1 / len(batches)), "the mean of the means"),
     (check_accumulate, weighted(lambda batches, i: 1), "each must be weighted"),
     (check_accumulate, weighted(lambda batches, i: targets_of(batches[i])), "divided by the targets of the whole step"),
@@ -153,15 +177,15 @@ WRONG = [  # and what the learner must be told
     (check_accumulate, forgets_backward, "call `.backward()`"),
     (check_accumulate, last_alone, "Only the last micro-batch"),
     (check_accumulate, weighted(lambda batches, i: 0.1), "differ from those of one large batch by"),
-    (check_pack, lambda lengths, width: [[i] for i in range(len(lengths))], "without packing"),
-    (check_pack, lambda n, width: into_rows(n, width, range(len(n)), slice(-1, None)), "the last row only"),
-    (check_pack, lambda n, width: into_rows(n, width, longest_first(n), slice(-1, None)), "the last row only"),
-    (check_pack, lambda n, width: into_rows(n, width, range(len(n)), slice(None)), "The order matters"),
-    (check_pack, lambda lengths, width: [list(range(len(lengths)))], "an answer would be cut"),
-    (check_pack, lambda n, width: [[n[i] for i in row] for row in best_fit(n, width)], "Your rows hold the lengths"),
-    (check_pack, lambda lengths, width: best_fit(lengths, width)[:-1], "loses sample"),
-    (check_pack, lambda lengths, width: [*best_fit(lengths, width), [0]], "learned twice"),
-    (check_pack, lambda lengths, width: [[i + 1 for i in row] for row in best_fit(lengths, width)], "numbered from 0"),
-    (check_pack, lambda lengths, width: [[0.5]], "expected the samples' numbers"),
-    (check_pack, lambda lengths, width: len(lengths), "a list of rows"),
+    (check_clipped, scaled(lambda gs: norm(gs) ** 2), "take its root"),
+    (check_clipped, scaled(lambda gs: sum(g.norm() for g in gs)), "the tensors' norms"),
+    (check_clipped, scaled(lambda gs: max(g.abs().max() for g in gs)), "the largest number"),
+    (check_clipped, lambda gs, limit: [g * limit / norm(gs) for g in gs], "leave them alone"),
+    (check_clipped, lambda gs, limit: [g * torch.clamp(limit / g.norm(), max=1) for g in gs], "by its own norm"),
+    (check_clipped, lambda gs, limit: [g.clamp(-limit, limit) for g in gs], "cut each number off"),
+    (check_clipped, lambda gs, limit: [g / max(1, norm(gs)) for g in gs], "not at most the limit"),
+    (check_clipped, lambda gs, limit: gs, "as they were"),
+    (check_clipped, lambda gs, limit: [0.5 * g for g in clipped(gs, limit)], "yours have a norm of"),
+    (check_clipped, lambda gs, limit: clipped(gs, limit)[:1], "of other shapes"),
+    (check_clipped, lambda gs, limit: norm(gs), "expected a list of tensors"),
 ]

@@ -2,7 +2,7 @@
 
 from types import SimpleNamespace
 
-from qlora_lab.classroom.checks import check_dequantize_kernel, check_floor, check_idle_share, check_norm_bytes
+from qlora_lab.classroom.checks import check_dequantize_kernel, check_floor, check_norm_bytes, check_slowdown
 
 try:
     import triton
@@ -13,26 +13,46 @@ except ImportError:  # then the tests of F.4 are skipped
     TRITON, tl, jit = False, SimpleNamespace(constexpr=int), lambda function: function
 
 
-def by_events(spans):
-    """Count the kernels that run, at each moment when one starts or ends."""
-    events = sorted([(start, 1) for start, _ in spans] + [(end, -1) for _, end in spans])
-    running, idle = 0, 0.0
-    for (time, change), (following, _) in zip(events, events[1:], strict=False):
-        running += change
-        idle += (following - time) * (running == 0)
-    return idle / (events[-1][0] - events[0][0])
+def in_milliseconds(tokens, n_in, n_out, rate, bandwidth):
+    """The layer's times one by one, without the lesson's helper."""
+    operations, weights = 2 * tokens * n_in * n_out / rate, n_in * n_out
+    traffic = (2 * weights + 2 * tokens * (n_in + n_out)) / bandwidth
+    product = 1e3 * (operations if operations > traffic else traffic)
+    return (product + 1e3 * weights * 41 / 16 / bandwidth) / product
 
 
-def whole(spans):
-    return max(end for _, end in spans) - spans[0][0]
+def extra(tokens, n_in, n_out, rate, bandwidth, *, bytes_a_weight):
+    """The layer in NF4, in which dequantizing moves so many bytes a weight."""
+    ratio = in_milliseconds(tokens, n_in, n_out, rate, bandwidth) - 1
+    return 1 + ratio * bytes_a_weight * 16 / 41
 
 
-def gaps(spans):
-    return [start - end for (_, end), (start, _) in zip(spans, spans[1:], strict=False)]
+def summed(tokens, n_in, n_out, rate, bandwidth):
+    weights = n_in * n_out
+    product = 2 * tokens * weights / rate + 2 * (weights + tokens * (n_in + n_out)) / bandwidth
+    return 1 + weights * 41 / 16 / bandwidth / product
 
 
-def summed(spans):
-    return sum(end - start for start, end in spans)
+def side_by_side(tokens, n_in, n_out, rate, bandwidth):
+    weights = n_in * n_out
+    computing, moving = 2 * tokens * weights / rate, 2 * (weights + tokens * (n_in + n_out)) / bandwidth
+    return max(computing, moving + weights * 41 / 16 / bandwidth) / max(computing, moving)
+
+
+def from_the_codes(tokens, n_in, n_out, rate, bandwidth):
+    weights = n_in * n_out
+    computing, moving = 2 * tokens * weights / rate, 2 * (weights + tokens * (n_in + n_out)) / bandwidth
+    reading = moving - 23 / 16 * weights / bandwidth
+    return (max(computing, reading) + weights * 41 / 16 / bandwidth) / max(computing, moving)
+
+
+def one_time_alone(tokens, n_in, n_out, rate, bandwidth, *, computing):
+    weights = n_in * n_out
+    traffic = 2 * (weights + tokens * (n_in + n_out)) / bandwidth
+    return 1 + weights * 41 / 16 / bandwidth / (2 * tokens * weights / rate if computing else traffic)
+
+
+T4 = {"tokens": 2048, "rate": 65e12, "bandwidth": 320e9}
 
 
 def floor(weights, tokens, checkpointing, rate):
@@ -166,7 +186,7 @@ def stub(codes, codebook, absmax, out, n, BLOCK_SIZE: tl.constexpr, TILE: tl.con
 KERNEL_STUB = (check_dequantize_kernel, stub)
 
 RIGHT = [
-    (check_idle_share, (by_events,)),
+    (check_slowdown, (in_milliseconds, T4)),
     (check_floor, (floor,)),
     (check_norm_bytes, ({"operators": 36, "fused": 4},)),
     (check_norm_bytes, ({"operators": 36.0, "fused": 4.0},)),
@@ -174,18 +194,21 @@ RIGHT = [
 ]
 
 WRONG = [  # and what the learner must be told
-    (check_idle_share, lambda spans: 1 - by_events(spans), "the share in which it works"),
-    (check_idle_share, lambda spans: 100 * by_events(spans), "in per cent"),
-    (check_idle_share, lambda spans: by_events(spans) * whole(spans), "That is a time"),
-    (check_idle_share, lambda spans: 1 - summed(spans) / whole(spans), "in which two of them run counts once"),
-    (check_idle_share, lambda spans: sum(gaps(spans)) / whole(spans), "in which two of them run counts once"),
-    (check_idle_share, lambda spans: sum(g for g in gaps(spans) if g > 0) / whole(spans), "the latest end so far"),
-    (
-        check_idle_share,
-        lambda spans: 1 - (1 - by_events(spans)) * whole(spans) / max(end for _, end in spans),
-        "You counted from 0",
-    ),
-    (check_idle_share, lambda spans: "half", "expected one number"),
+    (check_slowdown, (lambda *layer: in_milliseconds(*layer) - 1, T4), "what dequantizing adds"),
+    (check_slowdown, (lambda *layer: 1 / in_milliseconds(*layer), T4), "The other way round"),
+    (check_slowdown, (lambda *layer: extra(*layer, bytes_a_weight=9 / 16), T4), "the reading alone"),
+    (check_slowdown, (lambda *layer: extra(*layer, bytes_a_weight=2), T4), "the writing alone"),
+    (check_slowdown, (lambda *layer: extra(*layer, bytes_a_weight=6.5), T4), "a byte has eight of them"),
+    (check_slowdown, (lambda *layer: extra(*layer, bytes_a_weight=2.5), T4), "4.5 bits a weight, not 4"),
+    (check_slowdown, (from_the_codes, T4), "reads the *dequantized* weight"),
+    (check_slowdown, (side_by_side, T4), "a kernel of its own"),
+    (check_slowdown, (summed, T4), "not their sum"),
+    (check_slowdown, (lambda *layer: one_time_alone(*layer, computing=True), T4), "not always the computing"),
+    (check_slowdown, (lambda *layer: one_time_alone(*layer, computing=False), T4), "not always the moving"),
+    (check_slowdown, (in_milliseconds, "a T4"), "a dict of three numbers"),
+    (check_slowdown, (in_milliseconds, T4 | {"tokens": 0}), "those of one step"),
+    (check_slowdown, (in_milliseconds, T4 | {"rate": 65}), "are 65e12"),
+    (check_slowdown, (in_milliseconds, T4 | {"bandwidth": 320}), "are 320e9"),
     (check_floor, lambda w, t, c, r: floor(w, t, c, r) / 1e3, "These are seconds"),
     (check_floor, lambda w, t, c, r: floor(w, t, not c, r), "Checkpointing computes the forward pass *twice*"),
     (check_floor, lambda w, t, c, r: 2e3 * w * t / r, "the forward pass alone"),

@@ -2,9 +2,10 @@
 
 import torch
 
-from qlora_lab.classroom.checks import check_by_table, check_missed
+from qlora_lab.classroom.checks import check_by_table, check_ill_layers, check_missed
 
 STEPS = 65_535
+HEALED = {"A": "keeps x", "B": "coarse", "C": "healthy", "D": "keeps W", "E": "healthy"}
 
 
 def nearest(numbers, levels):
@@ -37,6 +38,8 @@ RIGHT = [
     (check_by_table, (by_rounding,)),
     (check_missed, (crowded(1e-5),)),
     (check_missed, (torch.cat([torch.linspace(1 - 1e-5, 1 + 1e-5, 254), torch.tensor([1.9, 0.1])]),)),
+    (check_ill_layers, (HEALED,)),
+    (check_ill_layers, (HEALED | {"note": "done"},)),
 ]
 
 WRONG = [  # and what the learner must be told
@@ -51,4 +54,17 @@ WRONG = [  # and what the learner must be told
     (check_missed, torch.ones(256), "nothing is left"),
     (check_missed, torch.linspace(-1, 1, 256), "above 0"),
     (check_missed, torch.linspace(1, 2, 256), "closer together than grid points"),
+    (check_ill_layers, HEALED | {"A": "keeps W", "D": "keeps x"}, "grows with the number of tokens"),
+    (check_ill_layers, HEALED | {"A": "healthy"}, "what does it keep?"),
+    (check_ill_layers, HEALED | {"B": "healthy"}, "error in float32"),
+    (check_ill_layers, HEALED | {"B": "no scales"}, "more than a few thousandths"),
+    (check_ill_layers, HEALED | {"B": "transposed"}, "more than its own size"),
+    (check_ill_layers, HEALED | {"C": "coarse"}, "error in float32"),
+    (check_ill_layers, HEALED | {"C": "keeps x"}, "It keeps 0 bytes"),
+    (check_ill_layers, HEALED | {"E": "coarse"}, "error in float32"),
+    (check_ill_layers, HEALED | {"E": "keeps x"}, "It keeps 0 bytes"),
+    (check_ill_layers, HEALED | {"D": "keeps x"}, "the same for 2 tokens"),
+    (check_ill_layers, HEALED | {"D": "healthy"}, "what does it keep?"),
+    (check_ill_layers, HEALED | {"C": "dense"}, "expected one of 'keeps W'"),
+    (check_ill_layers, {"A": "keeps x"}, "a diagnosis for A, B, C, D and E"),
 ]

@@ -4,10 +4,10 @@ from qlora_lab import quantization
 from qlora_lab.classroom.checks import (
     check_bits_per_parameter,
     check_diagnosis,
-    check_zero_point_cost,
+    check_smaller_blocks,
 )
 
-HEALED = {"A": "wrong block", "B": "no sign", "C": "healthy", "D": "one scale"}
+HEALED = {"A": "no sign", "B": "healthy", "C": "one scale"}
 
 
 def count_bits(block_size, scale_block_size):
@@ -21,9 +21,15 @@ def bits_of_the_package(block_size, scale_block_size):
     return quantization.bits_per_parameter(block_size, True, scale_block_size)
 
 
-def zero_points(parameters):
-    blocks = parameters // 64
-    return (blocks + 4 * blocks / 256) / 1e9
+def one_by_one(parameters):
+    """Bytes of the scales that come on top: one for each block of 64, since there are two blocks of 32 in it."""
+    more = parameters // 64
+    return (more + 4 * more / 256) / 1e9
+
+
+def with_the_package(parameters):
+    more_bits = quantization.bits_per_parameter(32) - quantization.bits_per_parameter(64)
+    return parameters * more_bits / 8 / 1e9
 
 
 RIGHT = [
@@ -31,20 +37,21 @@ RIGHT = [
     (check_diagnosis, (HEALED | {"note": "done"},)),
     (check_bits_per_parameter, (count_bits,)),
     (check_bits_per_parameter, (bits_of_the_package,)),
-    (check_zero_point_cost, (zero_points,)),
+    (check_smaller_blocks, (one_by_one,)),
+    (check_smaller_blocks, (with_the_package,)),
 ]
 
 WRONG = [  # and what the learner must be told
-    (check_diagnosis, HEALED | {"A": "healthy"}, "A is not 'healthy'"),
-    (check_diagnosis, HEALED | {"A": "one scale"}, "grows with the distance"),
-    (check_diagnosis, HEALED | {"B": "no mean"}, "too small by the mean"),
-    (check_diagnosis, HEALED | {"B": "one scale"}, "as fine as it should be"),
-    (check_diagnosis, HEALED | {"C": "one scale", "D": "healthy"}, "the large one's block"),
-    (check_diagnosis, HEALED | {"D": "healthy"}, "far coarser"),
-    (check_diagnosis, HEALED | {"D": "wrong block"}, "fan out"),
-    (check_diagnosis, HEALED | {"D": "no mean"}, "D is not 'no mean'"),
+    (check_diagnosis, HEALED | {"A": "healthy"}, "dots of small scales"),
+    (check_diagnosis, HEALED | {"A": "no mean"}, "too small by the mean, 2.6. Those above"),
+    (check_diagnosis, HEALED | {"A": "one scale"}, "as fine as it should be"),
+    (check_diagnosis, HEALED | {"B": "one scale", "C": "healthy"}, "the large one's block"),
+    (check_diagnosis, HEALED | {"B": "no mean"}, "B is not 'no mean'"),
+    (check_diagnosis, HEALED | {"C": "healthy"}, "far coarser"),
+    (check_diagnosis, HEALED | {"C": "no mean"}, "too small by the mean"),
+    (check_diagnosis, HEALED | {"C": "no sign"}, "would come back right"),
     (check_diagnosis, HEALED | {"B": "levels"}, "expected one of 'no mean'"),
-    (check_diagnosis, {"A": "wrong block"}, "a diagnosis for A, B, C and D"),
+    (check_diagnosis, {"A": "no sign"}, "a diagnosis for A, B and C"),
     (check_bits_per_parameter, lambda b, s: 4 + 8 / b, "scales have scales"),
     (check_bits_per_parameter, lambda b, s: 8 / b + 32 / (b * s), "the scales alone"),
     (check_bits_per_parameter, lambda b, s: count_bits(b, s) / 8, "These are bytes"),
@@ -58,13 +65,14 @@ WRONG = [  # and what the learner must be told
     (check_bits_per_parameter, lambda b, s: 4 + 2 * (8 / b + 32 / (b * s)), "no zero point"),
     (check_bits_per_parameter, lambda b, s: 4.126953125, "are the arguments used?"),
     (check_bits_per_parameter, lambda b, s: round(count_bits(b, s), 6), "Do not round"),
-    (check_zero_point_cost, lambda n: 8 * zero_points(n), "gigabits"),
-    (check_zero_point_cost, lambda n: 1e9 * zero_points(n), "These are bytes"),
-    (check_zero_point_cost, lambda n: 1e9 * zero_points(n) / 2**30, "GiB"),
-    (check_zero_point_cost, lambda n: n / 64 / 1e9, "own float32 scales"),
-    (check_zero_point_cost, lambda n: n / 64 * 4 / 1e9, "a float32 constant"),
-    (check_zero_point_cost, lambda n: 2 * zero_points(n), "Only what the second one adds"),
-    (check_zero_point_cost, lambda n: n * bits_of_the_package(64, 256) / 8 / 1e9, "the whole model"),
-    (check_zero_point_cost, lambda n: (n / 2 + 2e9 * zero_points(n)) / 1e9, "the whole model"),
-    (check_zero_point_cost, lambda n: 8 / 64 + 32 / 64 / 256, "bits per parameter"),
+    (check_smaller_blocks, lambda n: 8 * one_by_one(n), "gigabits"),
+    (check_smaller_blocks, lambda n: 1e9 * one_by_one(n), "These are bytes"),
+    (check_smaller_blocks, lambda n: 1e9 * one_by_one(n) / 2**30, "GiB"),
+    (check_smaller_blocks, lambda n: -one_by_one(n), "the other way round"),
+    (check_smaller_blocks, lambda n: n / 64 / 1e9, "second-level scales"),
+    (check_smaller_blocks, lambda n: n / 64 * 4 / 1e9, "for float32 scales"),
+    (check_smaller_blocks, lambda n: 2 * one_by_one(n), "all scales of blocks of 32"),
+    (check_smaller_blocks, lambda n: n * bits_of_the_package(64, 256) / 8 / 1e9, "whole model in blocks of 64"),
+    (check_smaller_blocks, lambda n: n * bits_of_the_package(32, 256) / 8 / 1e9, "whole model in blocks of 32"),
+    (check_smaller_blocks, lambda n: 8 / 64 + 32 / 64 / 256, "bits per parameter"),
 ]

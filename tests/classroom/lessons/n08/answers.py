@@ -72,6 +72,8 @@ RIGHT = [
     (check_pattern, (r"regex:Team: +(\S+)",)),
     (check_my_file, (saved("mine.jsonl", MINE),)),
     (check_my_file, (table("mine.csv", RENAMED), "--columns prompt=frage,response=antwort")),
+    (check_my_file, (table("mine.csv", RENAMED), "--split-by frage --columns prompt=frage,response=antwort")),
+    (check_my_file, (table("mine.csv", RENAMED), "prompt=frage,response=antwort")),
 ]
 
 WRONG = [  # and what the learner must be told
@@ -101,6 +103,7 @@ WRONG = [  # and what the learner must be told
     (check_my_file, saved("few.jsonl", MINE[:5]), "5 samples were read, expected 12 or more"),
     (check_my_file, table("renamed.csv", RENAMED), "--columns prompt=...,response=..."),
     (check_my_file, (table("again.csv", RENAMED), "prompt=question"), "needs prompt and response"),
+    (check_my_file, (table("again.csv", RENAMED), "--columns 'prompt=frage"), "No closing quotation"),
     (check_my_file, saved("twice.jsonl", [*MINE, MINE[3]]), "line 15 repeats twice.jsonl, line 4"),
     (check_my_file, saved("disagree.jsonl", TOLD_TWICE), "which one shall the model learn?"),
     (check_my_file, saved("same.jsonl", [{**row, "response": "yes"} for row in MINE]), "All answers are the same"),

@@ -1,5 +1,6 @@
-"""What the lesson's cells do: parts of the script, sessions that end, memory that runs out, a louder model."""
+"""What the lesson's cells do: lines of the script, sessions that end, memory that runs out, a louder model."""
 
+import json
 import os
 import pathlib
 import sys
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from qlora_lab.classroom.lessons.n09 import machinery, suspects
+from qlora_lab.classroom.source import REPOSITORY
 from qlora_lab.errors import UserError
 from tests.conftest import tiny_model
 
@@ -16,6 +18,7 @@ import pathlib, sys
 from time import sleep
 out = pathlib.Path(sys.argv[sys.argv.index("--output") + 1])
 begun = max([int(path.name[11:]) for path in out.glob("checkpoint-*")], default=0)
+print("train: 3 samples", flush=True)
 for step in range(begun + 1, 7):
     print(f"\\r   {{'loss': '{1 / step:.4g}', 'grad_norm': '1'}}", flush=True)
     if step % 2 == 0:
@@ -24,7 +27,7 @@ for step in range(begun + 1, 7):
     sleep(0.05)
 if "--fail" in sys.argv:
     raise ValueError("Attempting to unscale FP16 gradients.")
-print("asked:    a\\nexpected: b\\nanswered: c")
+print("asked: a\\nexpected: b\\nanswered: c\\nexact match: 0 of 1; chance alone may move that by 98 points")
 """
 
 HUGE = """
@@ -47,11 +50,15 @@ def script(tmp_path, monkeypatch) -> str:
 
 def test_a_session_that_is_killed_is_gone_on_with(script, capsys):
     first = machinery.session(script, kill_after=3)
-    assert first.losses == {1: 1.0, 2: 0.5, 3: 0.3333} and first.validated == {2: 0.5} and not first.words
-    assert capsys.readouterr().out.splitlines()[-2:] == ["step  3  loss 0.3333", "killed"]
+    assert first.losses == {1: 1.0, 2: 0.5, 3: 0.3333} and first.validated == {2: 0.5}
+    assert first.words == {"train": "3 samples"}
+    said = capsys.readouterr().out.splitlines()
+    assert said[1] == "train: 3 samples" and said[-2:] == ["step  3  loss 0.3333", "killed"]
     second = machinery.session(script)
     assert second.began == 2 and list(second.losses) == [3, 4, 5, 6]
-    assert second.words == {"asked": "a", "expected": "b", "answered": "c"}
+    assert second.words["exact match"].startswith("0 of 1;")
+    assert capsys.readouterr().out.splitlines()[1] == "step  3  loss 0.3333"  # what it read is told once
+    assert [second.words[name] for name in ("asked", "expected", "answered")] == ["a", "b", "c"]
 
 
 def test_a_script_that_fails_is_one_sentence(script):
@@ -59,25 +66,37 @@ def test_a_script_that_fails_is_one_sentence(script):
         machinery.session(script + " --fail")
 
 
-def test_the_script_has_the_parts_that_the_lesson_reads():
-    text = machinery.SCRIPT.read_text(encoding="utf-8")
-    parts = [machinery.part_of(text, name) for name in ("top", "numbers", "model", "data", "training", "answer")]
-    assert "".join("".join(parts).split()) == "".join(text.split())
-    assert "qlora_lab" not in text
-    with pytest.raises(ValueError, match="no part 'nonsense'"):
-        machinery.part_of(text, "nonsense")
+def test_the_lesson_shows_the_whole_script_in_its_text():
+    """In markdown, which needs no kernel: as it is in examples/, in both editions, without the course's package."""
+    script = machinery.SCRIPT.read_text(encoding="utf-8").rstrip()
+    assert "qlora_lab" not in script and len(script.splitlines()) <= 150
+    for edition in (".", "solutions"):
+        notebook = json.loads((REPOSITORY / "notebooks" / edition / "09_your_gpu.ipynb").read_text(encoding="utf-8"))
+        texts = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "markdown"]
+        assert sum(f"```python\n{script}\n```" in text for text in texts) == 1
+
+
+def test_lines_are_quoted_from_the_only_one_that_begins_so():
+    text = "a\n    bc\n      d\nab"
+    assert machinery.lines_of(text, "    b", 2) == "bc\n  d"
+    for beginning in ("a", "nonsense"):
+        with pytest.raises(ValueError, match="expected one"):
+            machinery.lines_of(text, beginning, 1)
 
 
 def test_an_edit_that_fits_nowhere_or_twice_is_refused(script):
-    machinery.edit("max_length=1024", "max_length=2", to="new.py")
+    machinery.edit("max_length=args.max_length", "max_length=2", to="new.py")
     assert "max_length=2" in pathlib.Path("new.py").read_text()
     for old in ("no such words", "args."):
         with pytest.raises(UserError, match="expected once"):
             machinery.edit(old, "", to="new.py")
 
 
-def test_the_suspect_differs_in_three_lines():
+def test_the_suspect_differs_in_three_lines_and_does_not_look():
     script = [line.partition("  # ")[0].rstrip() for line in machinery.SCRIPT.read_text(encoding="utf-8").splitlines()]
+    look, train = (script.index(line) for line in script if line.startswith(suspects.LEFT_OUT))
+    assert any("no end token is learned" in line for line in script[look:train])
+    del script[look:train]
     differ = [n for n, (one, other) in enumerate(zip(script, suspects.broken(), strict=True), 1) if one != other]
     assert differ == sorted(suspects.faulty_lines().values()) and len(differ) == 3
     compile("\n".join(suspects.broken()), "suspect", "exec")

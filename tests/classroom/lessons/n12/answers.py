@@ -10,12 +10,13 @@ def file_bytes(linear, vocabulary, kind, blocks=BLOCK_BYTES, spared="q8_0"):
     return linear // 32 * blocks[kind] + vocabulary // 32 * of_vocabulary
 
 
-def ends_taught(samples, end_ids):
-    lasts = [next((label for label in reversed(sample.labels) if label != -100), None) for sample in samples]
+def ends_taught(samples, end_ids, blank_ids):
+    skipped = {-100, *blank_ids}
+    lasts = [next((label for label in reversed(sample.labels) if label not in skipped), None) for sample in samples]
     return sum(last in end_ids for last in lasts) / len(lasts)
 
 
-CULPRITS = {"A": "tokens", "B": "template", "C": "weights", "D": "inputs"}
+CULPRITS = {"A": "too few bits", "B": "end token", "C": "wrong weights", "D": "data"}
 
 
 RIGHT = [
@@ -34,30 +35,42 @@ WRONG = [  # and what the learner must be told
     ),
     (check_file_bytes, lambda *of: file_bytes(*of, {"f16": 64, "q8_0": 36, "q4_0": 20}), "16 bits, not 32"),
     (check_file_bytes, lambda linear, _, kind: file_bytes(linear, 0, kind), "left the vocabulary out"),
-    (check_ends_taught, lambda samples, ends: ends_taught(samples, ends) * len(samples), "divide by how many"),
+    (check_ends_taught, lambda samples, *ids: ends_taught(samples, *ids) * len(samples), "divide by how many"),
     (check_ends_taught, lambda *of: 100 * ends_taught(*of), "in per cent"),
     (check_ends_taught, lambda *of: 1 - ends_taught(*of), "does not teach it"),
-    (check_ends_taught, lambda samples, ends: ends_taught(samples, ends[:1]), "look at all of `end_ids`"),
+    (check_ends_taught, lambda samples, ends, _: ends_taught(samples, ends, []), "leave all of `blank_ids` out"),
     (
         check_ends_taught,
-        lambda samples, ends: sum(sample.ids[-1] in ends for sample in samples) / len(samples),
+        lambda samples, ends, blanks: ends_taught(samples, ends[:1], blanks),
+        "look at all of `end_ids`",
+    ),
+    (
+        check_ends_taught,
+        lambda samples, ends, _: sum(sample.ids[-1] in ends for sample in samples) / len(samples),
         "look at `labels`",
     ),
     (
         check_ends_taught,
-        lambda samples, ends: sum(any(end in sample.labels for end in ends) for sample in samples) / len(samples),
+        lambda samples, ends, blanks: (
+            sum([id for id in sample.ids if id not in blanks][-1] in ends for sample in samples) / len(samples)
+        ),
+        "look at `labels`",
+    ),
+    (
+        check_ends_taught,
+        lambda samples, ends, _: sum(any(end in sample.labels for end in ends) for sample in samples) / len(samples),
         "in the middle does not count",
     ),
     (
         check_ends_taught,
-        lambda samples, ends: ends_taught([s for s in samples if s.target_count], ends),
+        lambda samples, *ids: ends_taught([s for s in samples if s.target_count], *ids),
         "nothing is learned counts",
     ),
-    (check_culprits, CULPRITS | {"A": "template", "B": "tokens"}, "A was not the template"),
-    (check_culprits, CULPRITS | {"B": "tokens"}, "whose turn it is"),
-    (check_culprits, CULPRITS | {"C": "inputs"}, "what do both files hold"),
-    (check_culprits, CULPRITS | {"D": "weights"}, "the file does not"),
-    (check_culprits, CULPRITS | {"D": "activations"}, "expected one of"),
-    (check_culprits, {"A": "tokens"}, "the keys A, B, C and D"),
-    (check_culprits, "inputs", "the keys A, B, C and D"),
+    (check_culprits, CULPRITS | {"A": "wrong weights"}, "A was not: wrong weights"),
+    (check_culprits, CULPRITS | {"B": "data"}, "what else must happen"),
+    (check_culprits, CULPRITS | {"C": "too few bits"}, "what must differ"),
+    (check_culprits, CULPRITS | {"D": "end token"}, "after the training"),
+    (check_culprits, CULPRITS | {"D": "template"}, "expected one of"),
+    (check_culprits, {"A": "data"}, "the keys A, B, C and D"),
+    (check_culprits, "data", "the keys A, B, C and D"),
 ]

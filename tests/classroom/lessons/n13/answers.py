@@ -91,7 +91,7 @@ WRONG = [  # and what the learner must be told
     (check_project, FOLDER / "nowhere", "there is no folder"),
     (check_project, FOLDER, "no readable run.json"),
     (check_project, half_written(), "no readable report.json"),
-    (check_project, run("short", lines=49), "49 lines, expected at least 50"),
+    (check_project, run("short", lines=19), "19 lines, expected at least 20"),
     (check_project, run("orders", data="orders"), "trained on the course's 'orders'"),
     (check_project, run("lost", data=FOLDER / "gone.jsonl"), "cannot be found any more"),
     (check_project, run("few", losses=(2.0, 0.5, 0.2)), "3 steps, expected at least 8"),

@@ -1,0 +1,184 @@
+"""The course as a website: the learner's notebooks with their stored outputs, docs/, and the library's pages.
+
+    make site
+    python -m qlora_lab.classroom.website site
+
+Nothing is run. The pages open from the folder, without a server or the internet, and can be searched. In a published
+copy (`make publish`), each lesson has links to Colab and Kaggle.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import io
+import re
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import nbformat
+from nbformat import NotebookNode
+
+from qlora_lab import __version__, colab
+from qlora_lab.arguments import Parser, print_anywhere
+from qlora_lab.classroom.source import REPOSITORY
+from qlora_lab.errors import UserError
+
+ROOMS = ("quantization", "memory", "finetuning")  # those that say in __all__ what is public
+OTHERS = ("CONTRIBUTING.md", "CHANGELOG.md")
+BADGES = re.compile(r"^\| \[(\w+)\]\(notebooks/\w+\.ipynb\) (\[!\[Colab\].*?) \|", re.MULTILINE)
+PUBLIC = """# qlora_lab.{room}
+
+```{{eval-rst}}
+.. automodule:: qlora_lab.{room}
+   :members:
+   :imported-members:
+   :exclude-members: {others}
+```
+"""
+COLOUR = re.compile(r"\x1b\[\d+(;\d+)*m")
+LINK = re.compile(r'<a href="(\w+)\.ipynb"')  # inside of HTML; Sphinx follows those of Markdown
+TITLE = re.compile(r"# @title (.*)\n")
+SETTINGS = {
+    "project": "QLoRA Lab",
+    "release": __version__,
+    "html_title": "QLoRA Lab",
+    "html_theme": "furo",
+    "html_show_copyright": False,
+    "html_show_search_summary": False,  # fetches pages, which browsers refuse when there is no server
+    "extensions": ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"],
+    "nb_execution_mode": "off",
+    "nb_ipywidgets_js": {},  # sliders need a kernel: what they drew when they were stored is a picture
+    "nb_code_prompt_show": "{type}",
+    "nb_code_prompt_hide": "Fold",
+    "myst_heading_anchors": 4,
+    "autodoc_member_order": "bysource",
+    "autodoc_typehints": "signature",
+    "exclude_patterns": ["files"],
+}
+
+
+def build(folder: Path, root: Path = REPOSITORY) -> None:
+    """Write the website into `folder`, which is made anew; its first page is index.html.
+
+    Raises UserError if Sphinx is not installed, if a link in a text leads nowhere (or anything else makes Sphinx
+    warn), or if the folder has something else in it.
+    """
+    try:
+        from sphinx.application import Sphinx
+        from sphinx.errors import SphinxError
+        from sphinx.util.docutils import docutils_namespace
+    except ImportError:
+        raise UserError("the website is made by Sphinx: pip install -c constraints.txt -e '.[site]'") from None
+    if folder.exists() and any(folder.iterdir()) and not (folder / "searchindex.js").is_file():
+        raise UserError(f"{folder} is not empty, and no website of before: name another folder")
+    with tempfile.TemporaryDirectory() as scratch:
+        pages, made = Path(scratch, "pages"), Path(scratch, "html")
+        write_pages(pages, root)
+        warnings = io.StringIO()
+        try:
+            with docutils_namespace():  # a second website of this process begins anew
+                app = Sphinx(pages, None, made, Path(scratch, "cache"), "html", SETTINGS, status=None, warning=warnings)
+                app.connect("autodoc-process-docstring", keep_lists)
+                app.build()
+        except SphinxError as error:
+            raise UserError(f"the website was not made: {error}") from None
+        if warnings.getvalue():
+            told = COLOUR.sub("", warnings.getvalue()).replace(f"{pages}/", "").splitlines()
+            more = f"\nand {len(told) - 10} more lines" if len(told) > 10 else ""
+            raise UserError("the website was not made, because Sphinx warns:\n" + "\n".join(told[:10]) + more)
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(made, folder, ignore=shutil.ignore_patterns(".buildinfo", "objects.inv"))
+
+
+def write_pages(pages: Path, root: Path) -> None:
+    """What Sphinx reads: README as the first page, docs/, the notebooks for reading, a page for each public room."""
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    badges = dict(BADGES.findall(readme))
+    notebooks = sorted(path for path in (root / "notebooks").glob("*.ipynb"))
+    (pages / "notebooks").mkdir(parents=True)
+    for path in notebooks:
+        page = for_reading(nbformat.read(path, as_version=4), path.name, badges.get(path.stem, ""))
+        nbformat.write(page, pages / "notebooks" / path.name)
+    (pages / "files").mkdir()  # what learners download: the notebook itself, not the page's copy of it
+    for path in notebooks:
+        shutil.copy(path, pages / "files")
+    shutil.copytree(root / "docs", pages / "docs")
+    for name in OTHERS:
+        if (root / name).is_file():  # a students' copy has none
+            shutil.copy(root / name, pages)
+    (pages / "api").mkdir()
+    described = set()
+    for room in ROOMS:  # each name once
+        names = importlib.import_module(f"qlora_lab.{room}").__all__
+        others = ", ".join(name for name in names if name in described)
+        (pages / "api" / f"{room}.md").write_text(PUBLIC.format(room=room, others=others), encoding="utf-8")
+        described.update(names)
+    docs = sorted(f"docs/{path.stem}" for path in (root / "docs").glob("*.md"))
+    names = [f"notebooks/{path.stem}" for path in notebooks]
+    path_ = [name for name in names if re.match(r"notebooks/\d", name)]
+    parts = {
+        "The path": path_,
+        "Deep dives": [name for name in names if name not in path_],
+        "More": [*docs, *(Path(name).stem for name in OTHERS if (root / name).is_file())],
+        "Library": [f"api/{room}" for room in ROOMS],
+    }
+    for caption, entries in parts.items():
+        readme += f"\n```{{toctree}}\n:hidden:\n:caption: {caption}\n\n" + "\n".join(entries) + "\n```\n"
+    (pages / "index.md").write_text(readme, encoding="utf-8")
+
+
+def for_reading(notebook: NotebookNode, name: str, badges: str) -> NotebookNode:
+    """A notebook as a page: without its set-up cell, folded cells under their titles, figures with their alt texts.
+
+    name: of its file, which the page offers for download. badges: Markdown, links to Colab and Kaggle, or empty.
+    """
+    cells = [cell for cell in notebook.cells if not cell.source.startswith(colab.TITLE)]
+    for cell in cells:
+        if cell.cell_type != "code":
+            cell.source = LINK.sub(r'<a href="\1.html"', cell.source)
+            continue
+        settings = {}
+        if cell.metadata.get("jupyter", {}).get("source_hidden"):
+            if found := TITLE.match(cell.source):
+                cell.source = cell.source[found.end() :]
+                settings["code_prompt_show"] = found[1]
+            cell.metadata["tags"] = [*cell.metadata.get("tags", []), "hide-input"]
+        for output in cell.outputs:
+            if alt := output.get("metadata", {}).get("image/png", {}).get("alt"):
+                settings["image"] = {"alt": alt}
+        if settings:
+            cell.metadata["mystnb"] = settings
+    links = f"{{download}}`Download this notebook <../files/{name}>` {badges}".strip()
+    cells.insert(1, nbformat.v4.new_markdown_cell(links, id="links"))
+    notebook.cells = cells
+    return notebook
+
+
+def keep_lists(app, what: str, name: str, thing, options, lines: list[str]) -> None:
+    """Sphinx's hook for docstrings: what a room's files hold stands line by line, as in the source."""
+    if what == "module":
+        inner = [i for i, line in enumerate(lines) if line.startswith(" ") and not lines[i - 1].strip()]
+        for i in reversed(inner):
+            lines[i:i] = ["::", ""]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code 0, or 2 with one sentence."""
+    print_anywhere()
+    parser = Parser(prog="python -m qlora_lab.classroom.website", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("folder", type=Path, help="is made anew; its first page is index.html")
+    args: argparse.Namespace = parser.parse_args(arguments)
+    try:
+        build(args.folder)
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"open {args.folder / 'index.html'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
