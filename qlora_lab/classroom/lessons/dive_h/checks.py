@@ -8,7 +8,7 @@ from qlora_lab.classroom.judging import Verdict, call, described, exercise, expe
 VERDICTS = ("fits", "works, but", "hardly pays")
 
 
-@exercise("H.1", "which base was it merged into?", item="accuracy", points=3, todo="complete `which_base`")
+@exercise("H.1", "which base was it merged into?", item="accuracy", points=2, todo="complete `which_base`")
 def check_which_base(which_base: Callable) -> Verdict:
     """which_base(merged, delta, original, rounded): "dequantized", "requantized" or "pristine".
 

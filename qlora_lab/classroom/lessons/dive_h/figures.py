@@ -51,7 +51,7 @@ def plot_left(ax: Axes, left: dict[str, tuple[float, float]], guesses: dict) -> 
     left: by merge, both as multiples of the adapter. guesses: heights by merge, drawn as diamonds if they are numbers.
     """
     ax.axhline(1, color=GREY, linestyle=":", linewidth=1)
-    for (name, (kept, rest)), colour in zip(left.items(), (BLUE, ORANGE, GREEN), strict=True):
+    for (name, (kept, rest)), colour in zip(left.items(), (BLUE, ORANGE, GREEN, GREY), strict=True):
         ax.annotate("", (rest, kept), (0, 0), arrowprops={"arrowstyle": "->", "color": colour, "linewidth": 2})
         up = 2 if kept > 0.5 else -2  # beside the tip, and away from the other arrows
         at = "bottom" if up > 0 else "top"
@@ -90,7 +90,9 @@ def plot_preflight(ax: Axes, shares: dict[str, tuple[float, float, str]], guess:
 
 def plot_plans(ax: Axes, adapters: list[int], gigabytes: dict[str, list[float]], cards: dict[str, float]) -> Axes:
     """Lines: memory (GB, 10^9 bytes) over the number of adapters served, one line per plan; cards as grey lines."""
-    for (name, sizes), (colour, style) in zip(gigabytes.items(), [(ORANGE, "--"), (BLUE, "-")], strict=True):
+    for (name, sizes), (colour, style) in zip(
+        gigabytes.items(), [(ORANGE, "--"), (GREEN, "-."), (BLUE, "-")], strict=True
+    ):
         ax.plot(adapters, sizes, color=colour, linestyle=style, linewidth=2, label=name)
     for name, size in cards.items():
         ax.axhline(size, color=GREY, linestyle=":", linewidth=1)

@@ -1,17 +1,19 @@
-"""Machinery of dive_h_merging: two small adapters, three merges, and what of an adapter is in a merged model."""
+"""Machinery of dive_h_merging: two small adapters, four merges, and what of an adapter is in a merged model."""
 
 from __future__ import annotations
 
 import functools
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 import qlora_lab
+from qlora_lab.adapters.merge_aware import merge_requantized
 from qlora_lab.adapters.quantized_linear import dense_weight
 from qlora_lab.experiments.record import Record
 from qlora_lab.finetuning import (
@@ -30,6 +32,7 @@ from qlora_lab.finetuning import (
     unload,
 )
 from qlora_lab.models.hardware import pick_compute_dtype, pick_device
+from qlora_lab.quantization import quantize_q4_0
 
 Conversation = list[dict[str, str]]
 
@@ -49,7 +52,7 @@ def as_label(chat: Conversation) -> Conversation:
 
 def train_adapter(
     chats: list[Conversation], folder: Path, steps: int, seed: int = 0
-) -> tuple[nn.Module, object, list[float]]:
+) -> tuple[nn.Module, Any, list[float]]:
     """Train an adapter of rank 16 beside the 4-bit base, 2 conversations a step, and write its files into a folder.
 
     seed: of the random numbers in A, and of the samples' order.
@@ -59,7 +62,7 @@ def train_adapter(
     model, tokenizer = load_model(quantization="nf4")
     samples, _ = tokenize({"messages": chats}, tokenizer, max_length=256)
     add_lora(model, rank=16, alpha=32, seed=seed)
-    settings = {
+    settings: dict[str, Any] = {
         "learning_rate": 3e-3,
         "compute_dtype": pick_compute_dtype(pick_device()),
         "pad_token_id": tokenizer.pad_token_id,
@@ -86,7 +89,10 @@ def weights_of(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, tor
 
 
 def merged_into(way: str, adapter: Path) -> nn.Module:
-    """An ordinary model with the adapter merged in: "dequantized", "requantized" (by PEFT) or "pristine"."""
+    """An ordinary model with the adapter merged in: "dequantized", "requantized" (by PEFT), "pristine" or "Q4_0".
+
+    "Q4_0" adds it to what the 4 bits of NF4 stand for, and rounds the sum to Q4_0.
+    """
     base, _ = load_model(quantization=None if way == "pristine" else "nf4")
     if way == "requantized":
         from peft import PeftModel
@@ -95,9 +101,25 @@ def merged_into(way: str, adapter: Path) -> nn.Module:
             warnings.simplefilter("ignore")  # "may get different generations due to rounding errors"
             base = PeftModel.from_pretrained(base, adapter).merge_and_unload()
         return dequantize_linears(base)  # the same numbers, and a CPU computes faster with dense ones
+    if way == "Q4_0":
+        return dequantize_linears(merge_requantized(load_lora(base, adapter), "q4_0"))
     if way == "dequantized":
         base = dequantize_linears(base)
     return unload(merge(load_lora(base, adapter)))
+
+
+def bases_alone(layers: Iterable[str], tokenizer) -> dict[str, float]:
+    """`validation_loss` of bases without an adapter: of the checkpoint, in NF4, and that rounded to Q4_0.
+
+    layers: the names of those that are rounded.
+    """
+    losses = {"checkpoint": validation_loss(load_model()[0], tokenizer)}
+    base = dequantize_linears(load_model(quantization="nf4")[0])
+    losses["NF4"] = validation_loss(base, tokenizer)
+    for name in layers:
+        weight = base.get_submodule(name).get_parameter("weight")
+        weight.data = quantize_q4_0(weight.data.float()).dequantize().to(weight.dtype)
+    return losses | {"NF4, then Q4_0": validation_loss(base, tokenizer)}
 
 
 @torch.no_grad()
@@ -115,7 +137,7 @@ def left_in(
     """
     along = changed = whole = 0.0
     for name, delta in deltas.items():
-        change = model.get_submodule(name).weight.float() - rounded[name]
+        change = model.get_submodule(name).get_parameter("weight").float() - rounded[name]
         along += (change * delta).sum().item()
         changed += change.square().sum().item()
         whole += delta.square().sum().item()
@@ -135,6 +157,11 @@ def chance_of_first(model: nn.Module, tokenizer, chat: Conversation, token: str)
 def merge_aware_record() -> Record:
     """What `python -m qlora_lab.experiments merge-aware` wrote on a GPU."""
     return Record.read(Path(qlora_lab.__file__).parents[1] / "data" / "records" / "merge-aware-nvidia-h200.json")
+
+
+def prose_after(way: str, where: str) -> list[float]:
+    """Of the record, for each seed: the loss on plain English, nats per token. Arguments as for `exact_after`."""
+    return [run[where]["after"]["prose"] for run in merge_aware_record().rows("runs", way=way)]
 
 
 def exact_after(way: str, where: str) -> list[int]:
