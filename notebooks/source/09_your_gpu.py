@@ -567,7 +567,7 @@ for name in ("T4", "L4", "RTX 3090"):
 
 # %% [markdown]
 # **Exercise 9.4 ●●● (3 minutes).** Make a plan for your model and your amount of data, with checkpointing on and a third of the best
-# speed. Leave a GB free: `estimate` may be off by a tenth. `print(*SHAPES)` shows the models' names.
+# speed. The card must hold `.card_bytes` of the estimate, lesson 02's rule. `print(*SHAPES)` shows the models' names.
 
 # %%
 ### BEGIN SOLUTION

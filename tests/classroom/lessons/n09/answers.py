@@ -95,6 +95,7 @@ WRONG = [  # and what the learner must be told
     (check_plan, plan(gigabytes=19.77), "has gradient checkpointing on"),
     (check_plan, plan(model="llama-3-70b"), "do not fit on a card of 15.6 GB: try a smaller batch"),
     (check_plan, plan(model="llama-3-70b", batch=1), "it needs several cards"),
+    (check_plan, plan(card=T4 | {"GB": plan()["gigabytes"] + 0.5}), "with what lesson 02 leaves free, do not fit"),
     (check_plan, hours(1 / 3), "plan three times as long"),
     (check_plan, hours(3600), "3,600 make an hour"),
     (check_plan, hours(60), "60 make an hour"),
