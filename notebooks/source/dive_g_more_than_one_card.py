@@ -63,6 +63,8 @@ first, second = gradients[:2].sum(), gradients[2:].sum()
 print(f"one card: {gradients.sum():.2f}; two cards: {first:.2f} + {second:.2f} = {first + second:.2f}")
 
 # %% [markdown]
+# (A loss is a mean over tokens. Our loop divides by the tokens of the whole step, on all cards, so it is a sum as well.)
+#
 # The samples of all cards in a step are the *global batch*. Two cards that take {{16}} samples each make steps of {{2 * 16}}. If you
 # want the same steps as before, give each card half of the samples.
 #
