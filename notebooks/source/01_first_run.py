@@ -71,7 +71,7 @@ LEARNING_RATE = 1.5e-3  # see section 3
 compute_dtype = pick_compute_dtype(pick_device())
 
 # %% [markdown]
-# (With a GPU and internet you may put in a larger chat model from the Hugging Face hub, `"Qwen/Qwen2.5-1.5B-Instruct"`, say. Larger models want a smaller learning rate: begin with `2e-4`.)
+# (With a GPU and internet you may put in a larger chat model from the Hugging Face hub, `"Qwen/Qwen2.5-1.5B-Instruct"`, say. Larger models want a smaller learning rate: `5e-4` for this one is common practice, and not measured by us.)
 #
 # ## 1 · Load it in four bits
 #
@@ -198,8 +198,8 @@ model.print_trainable_parameters()
 # %% [markdown]
 # **How does it learn?** In each step the model reads eight chats. For every token that it should write, we look at the probability that it gave to the
 # right one. The **loss** is minus the natural logarithm of this probability, averaged over these tokens (its unit is the *nat*). Then an
-# optimizer, Adam, moves all weights of the adapter by about the **learning rate**, so that the loss gets smaller. (This takes most of the {{6}} GB on the card above:
-# see [lesson 02](02_memory_wall.ipynb).)
+# optimizer, Adam, moves all weights of the adapter by about the **learning rate**, so that the loss gets smaller. (Training takes most of the
+# memory that the table at the top asks for. [Lesson 02](02_memory_wall.ipynb) says what for.)
 #
 # **Predict.** The loss starts near {{1.5}}, when the right token gets a probability of about {{math.exp(-1.5):.0%}}. You take thirty steps. In which will the loss
 # first be below {{0.1}} ({{math.exp(-0.1):.0%}})? And what share of {{len(judged['test'])}} `test` orders will the model then get exactly right? Of as many `shifted` ones?
@@ -383,7 +383,7 @@ if taught.losses:
 # %% [markdown]
 # **What happened?** Is your fifth order right now, and was it wrong before? And what became of the `shifted` orders? When we trained on the solution's sentence, the fifth order was right afterwards,
 # but of the {{50}} `shifted` orders only {{5}} were right, where {{13}} had been before. Four examples teach one more way of writing. They do not teach the job, and they can pull the model away
-# from what it could do already. [Lesson 08](08_your_data.ipynb) shows how to choose and to judge examples.
+# from what it could do already. [Lesson 08](08_your_data.ipynb) shows how to judge examples, and that more of the same kind do not help here: only other kinds can.
 #
 # There is a catch: you know the `shifted` orders by now, so they are no longer a fair test of what you train next.
 #

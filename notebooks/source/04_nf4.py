@@ -503,7 +503,7 @@ assert 7 / 127 * in_4_bits < 0.1 * errors["real weights (embeddings)"]["NF4"][1]
 #
 # - NF4's sixteen levels are quantiles of the normal distribution, dense around zero, in one fixed table.
 # - A block divided by its absmax is not normal any more. So the levels are used unequally, and that suits the error.
-# - At equal bits, with float32 scales, NF4 loses less than these two kinds of INT4. Look at the bits beside every error, and at the past of
+# - On bell-shaped numbers, at equal bits and with float32 scales, NF4 loses less than these two kinds of INT4. Look at the bits beside every error, and at the past of
 #   the weights.
 
 # %%

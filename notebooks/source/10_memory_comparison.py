@@ -135,8 +135,8 @@ assert [f"{count} {then:.1f} {now:.1f}" for count, then, now in errors.values()]
 #
 # The middle column is what the formulas of the day said when a setting was measured. The first ones missed some settings by far, because they had
 # counted a tensor that is not there, or forgotten one. *Held out* are settings that no formula was made with at the time. After ten of them were known, the formulas were mended
-# once more. So the clean test of today's sum is the last {{errors["held out, predicted before they ran"][0]}}: they were predicted before they ran. (Three of them
-# are LoRA, three full fine-tuning.)
+# once more. So the clean test of today's sum is the last {{errors["held out, predicted before they ran"][0]}}: they were predicted before they ran. Three of
+# them are LoRA and three full fine-tuning. QLoRA is not among them, so its error stands on settings that were known.
 #
 # ## 3 · What QLoRA saves
 #
