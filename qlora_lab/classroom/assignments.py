@@ -14,7 +14,7 @@ from pathlib import Path
 from qlora_lab.classroom import values
 from qlora_lab.classroom.checks import CHECKS
 from qlora_lab.classroom.drafts import draft_notebooks, finish, values_in
-from qlora_lab.classroom.source import read_cells, versions
+from qlora_lab.classroom.source import read_cells, split_nbval_markers, versions
 
 CALL = re.compile(r"^(check_\w+)\(", re.MULTILINE)
 STRICT = """### BEGIN HIDDEN TESTS
@@ -43,7 +43,8 @@ def assignment(source: Path) -> dict:
         if cell["cell_type"] == "markdown" and "line" not in cell:
             continue  # a solution, folded away
         if cell["cell_type"] == "code" and "line" in cell and not cell.get("claims"):
-            stub, solution, both = versions(written[cell["line"]].source, cell["line"])
+            texts = versions(written[cell["line"]].source, cell["line"])
+            stub, solution, both = (split_nbval_markers(text)[0] for text in texts)
             checks = [CHECKS[name] for name in CALL.findall(solution) if name in CHECKS]
             if stub != solution:
                 count += 1

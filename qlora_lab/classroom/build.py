@@ -62,11 +62,12 @@ generators among them, is left to you.) The stored notebooks have no claims. CI 
 Hints are markdown cells that begin with `<details>`, after the check cell, and hold nothing else. The build adds the
 solution, folded away, after them.
 
-A cell whose output differs from run to run is marked for nbval, with the reason. nbval wants the marker alone on its
-line (it silently ignores `# NBVAL_IGNORE_OUTPUT: reason`), so the reason is the next line and starts with "because":
+A cell whose output differs from run to run is marked for nbval, with the reason on the next line:
 
     # NBVAL_IGNORE_OUTPUT
     # because tokens per second depend on the machine
+
+Learners do not see these lines: in the notebooks the cell has nbval's tag, `nbval-ignore-output`.
 """
 
 import argparse

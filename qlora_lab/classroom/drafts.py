@@ -13,7 +13,14 @@ from pathlib import Path
 from qlora_lab import colab
 from qlora_lab.classroom import values
 from qlora_lab.classroom.outputs import describe_figures
-from qlora_lab.classroom.source import BuildError, check_claims, check_nbval_markers, read_cells, split_solutions
+from qlora_lab.classroom.source import (
+    BuildError,
+    check_claims,
+    check_nbval_markers,
+    read_cells,
+    split_nbval_markers,
+    split_solutions,
+)
 
 NOTEBOOK_METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -64,7 +71,10 @@ def draft_notebooks(source: Path) -> tuple[dict, dict]:
             continue
         check_nbval_markers(cell)
         stub, solution = split_solutions(cell.source, cell.line)
+        (stub, tags), (solution, _) = split_nbval_markers(stub), split_nbval_markers(solution)
         title, metadata = "", cell.metadata
+        if tags:
+            metadata = metadata | {"tags": [*metadata.get("tags", []), *tags]}
         if cell.machinery:
             if stub != solution:
                 raise BuildError(f"line {cell.line}: an exercise does not belong in a folded cell")

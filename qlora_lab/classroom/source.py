@@ -186,6 +186,19 @@ def check_nbval_markers(cell: Cell) -> None:
         raise BuildError(f"line {cell.line - 1}: mark cells for nbval in a comment, with the reason, not by a tag")
 
 
+def split_nbval_markers(source: str) -> tuple[str, list[str]]:
+    """A cell's source without its markers for nbval and their reasons, and the tags that say the same to nbval."""
+    lines, tags = [], []
+    following = iter(source.split("\n"))
+    for line in following:
+        if marker := NBVAL_MARKER.match(line):
+            tags.append(marker[1].lower().replace("_", "-"))
+            next(following)  # the reason, see check_nbval_markers
+        else:
+            lines.append(line)
+    return "\n".join(lines), tags
+
+
 # --- Claims -----------------------------------------------------------------------------------------------------------
 
 

@@ -1,5 +1,6 @@
 """The workshop turns a source into the two notebooks, runs them, cleans their outputs, and sees when they are stale."""
 
+import json
 import os
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 import jupytext
 import nbformat
 import pytest
-from nbval.plugin import coalesce_streams, find_comment_markers
+from nbval.plugin import coalesce_streams, find_comment_markers, find_metadata_tags
 
 from qlora_lab import colab
 from qlora_lab.classroom import build
@@ -313,6 +314,21 @@ def test_nbval_markers_are_heeded_by_nbval_and_give_a_reason(tmp_path, capsys, t
         assert main(arguments, course(tmp_path / str(arguments), n01=cell(text))) == (1 if told else 0)
         assert told in capsys.readouterr().err
     assert bool(list(find_comment_markers(text))) == ("overlooks" not in told)
+
+
+def test_learners_see_no_marker_and_nbval_its_tag(tmp_path):
+    marked = '# %% tags=["mine"]\nx = 1\n# NBVAL_IGNORE_OUTPUT\n# because time passes\nx\n'
+    notebooks = course(tmp_path, n01=marked + cell("x"))
+    assert main([], notebooks) == 0
+    both = list(notebooks.rglob("*.ipynb"))
+    assert len(both) == 2
+    for path in both:
+        cells = [c for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code"]
+        first, second = cells[-2:]
+        assert "".join(first["source"]) == "x = 1\nx"
+        assert dict(find_metadata_tags(first["metadata"])) == {"check": False}
+        assert first["metadata"]["tags"] == ["mine", "nbval-ignore-output"]
+        assert "tags" not in second["metadata"]
 
 
 def test_nbval_tags_are_refused(tmp_path, capsys):
