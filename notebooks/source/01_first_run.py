@@ -71,7 +71,7 @@ LEARNING_RATE = 1.5e-3  # see section 3
 compute_dtype = pick_compute_dtype(pick_device())
 
 # %% [markdown]
-# (With a GPU and internet you may put in a larger chat model from the Hugging Face hub, `"Qwen/Qwen2.5-1.5B-Instruct"`, say. Larger models want a smaller learning rate: `5e-4` for this one is common practice, and not measured by us.)
+# (With a GPU and internet you may put in a larger chat model from the Hugging Face hub, `"Qwen/Qwen2.5-1.5B-Instruct"`, say. Larger models want a smaller learning rate: try `5e-4`.)
 #
 # ## 1 · Load it in four bits
 #
@@ -198,8 +198,7 @@ model.print_trainable_parameters()
 # %% [markdown]
 # **How does it learn?** In each step the model reads eight chats. For every token that it should write, we look at the probability that it gave to the
 # right one. The **loss** is minus the natural logarithm of this probability, averaged over these tokens (its unit is the *nat*). Then an
-# optimizer, Adam, moves all weights of the adapter by about the **learning rate**, so that the loss gets smaller. (Training takes most of the
-# memory that the table at the top asks for. [Lesson 02](02_memory_wall.ipynb) says what for.)
+# optimizer, Adam, moves all weights of the adapter by about the **learning rate**, so that the loss gets smaller. ([Lesson 02](02_memory_wall.ipynb) says what needs memory.)
 #
 # **Predict.** The loss starts near {{1.5}}, when the right token gets a probability of about {{math.exp(-1.5):.0%}}. You take thirty steps. In which will the loss
 # first be below {{0.1}} ({{math.exp(-0.1):.0%}})? And what share of {{len(judged['test'])}} `test` orders will the model then get exactly right? Of as many `shifted` ones?

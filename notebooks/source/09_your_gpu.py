@@ -599,7 +599,7 @@ check_plan(plan)
 # ## Recap
 #
 # - One script is enough: 4 bits, an adapter in fp32, chats with a learned end, a test set kept apart, and checkpoints.
-# - Out of memory: checkpointing, then a smaller batch with more accumulation. Below rank {{16}}, a smaller rank saves little more.
+# - Out of memory: checkpointing, then a smaller batch with more accumulation. A rank below {{16}} saves little.
 # - NaN on an old card: look for fp16 that overflows, and change the model, or compute in fp32.
 
 # %%

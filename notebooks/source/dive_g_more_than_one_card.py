@@ -377,7 +377,7 @@ for wire, gb in wires.items():
     print(f"{wire:<22}{gb:>7} GB/s: {data / gb:8.3f} s data parallel, {sharded / gb:7.2f} s sharded")
 
 # %% [markdown]
-# (The H200 uses NVLink 4. Speeds are nominal and those of one direction; of PCIe's {{32}} GB/s we count {{25}}.)
+# (The H200 uses NVLink {{4}}. Speeds are nominal and those of one direction; of PCIe's {{32}} GB/s we count {{25}}.)
 #
 # Sharded, the weights are gathered twice, for the forward and for the backward pass. If a step has several *micro-batches*, whose
 # gradients are added up before one update, the weights are gathered twice for each. Data parallel gradients travel once a step,

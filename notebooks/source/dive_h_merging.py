@@ -457,7 +457,7 @@ check_adapters_that_fit(adapters_that_fit)
 # memory, lets transformers and PEFT do to it what they would do, and counts. It has three verdicts. *fits*: at most half of the loaded bytes
 # are in 16 bits. *works, but*: more than half of the bytes are. *hardly pays*: more than half of the *parameters* are.
 #
-# **Predict.** 4 bits are a quarter of 16. How large are these models after loading, in per cent of their size in 16 bits?
+# **Predict.** 4 bits are a quarter of {{16}}. How large are these models after loading, in per cent of their size in 16 bits?
 
 # %%
 prediction = {"LLaMA-7B": ..., "GPT-2": ..., "T5-large": ..., "Mixtral-8x7B": ...}  # ← your guesses, in %
@@ -530,7 +530,7 @@ verdicts = {
 check_verdicts(verdicts)
 
 # %% [markdown]
-# <details><summary>Hint 1</summary>Vocabulary × width is one table, with 2 bytes a number. A head of that size counts again. What
+# <details><summary>Hint 1</summary>Vocabulary × width is one table, with {{2}} bytes a number. A head of that size counts again. What
 # remains of the parameters are, nearly all, linear layers, with about half a byte a number.</details>
 # <details><summary>Hint 2</summary>Where do experts lie, in transformers' newer versions?</details>
 
