@@ -78,7 +78,7 @@ def parser() -> Parser:
         action="append",
         type=_score,
         metavar="SCORE",
-        help=f"a score beside exact match, may be given several times: {', '.join(NAMES)} (its group, or its match)",
+        help=f"a score beside exact match, each kind once: {', '.join(NAMES)} (its group, or its match)",
     )
     p.add_argument("--checkpoint-every", type=count, default=10, metavar="STEPS")
     p.add_argument("--validate-every", type=count, metavar="STEPS", help="also measure the loss on held-out samples")

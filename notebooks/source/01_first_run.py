@@ -93,7 +93,7 @@ print(BitsAndBytesConfig(load_in_4bit=True))
 # - Some neighbouring weights are large, others small. So each group of neighbours has a **scale**, by which its values are multiplied. *Double
 #   quantization* stores the scales in fewer bits, too ([lesson 05](05_double_quantization.ipynb)).
 # - To calculate with its weights, a layer turns them back into ordinary numbers. The **compute dtype** is the format of these numbers. Which one is fast depends on your
-#   machine ([lesson 00](00_start_here.ipynb)). The cell above this section has picked yours, `compute_dtype`.
+#   machine ([lesson 00](00_start_here.ipynb)). The cell above has picked yours.
 #
 # **Exercise 1.1 ●○○ (2 minutes).** Write the config that QLoRA wants.
 

@@ -51,7 +51,7 @@ record = json.loads((records / "amounts-nvidia-h200.json").read_text(encoding="u
 # %% [markdown]
 # ## 1 · What is in the file?
 #
-# Here is a file as people have it: a bicycle shop's support tickets, exported from a spreadsheet.
+# Here are a bicycle shop's support tickets, exported from a spreadsheet.
 
 # %%
 write_tickets(scratch / "tickets.csv")
@@ -60,7 +60,7 @@ print(*lines[:4], sep="\n")
 run("python -m qlora_lab.data tickets.csv")
 
 # %% [markdown]
-# This command trains nothing; it says how a file is read. It takes text, CSV, Parquet and JSON, and knows these layouts:
+# This command says how a file is read. It takes text, CSV, Parquet and JSON, and knows these layouts:
 #
 # | layout | a sample has |
 # |---|---|
@@ -152,8 +152,7 @@ for learn in ("last", "all"):
     print(in_short(tokenize_chat(talk, tokenizer, learn), tokenizer, learn, width=60), end="\n\n")
 
 # %% [markdown]
-# Choose `last` if the earlier answers are not worth learning. When a model is *judged*, the last answer counts, and the turns before
-# it are given.
+# Choose `last` if the earlier answers are not worth learning. When a model is *judged*, only the last answer counts.
 #
 # ## 4 · Questions that it has seen
 #
@@ -171,14 +170,15 @@ print(f"{len(one & other)} of {len(one | other)} shingles are in both: {len(one 
 
 # %% [markdown]
 # Most often a customer has asked again, and a model may remember the answer. So draw whole customers, and keep all tickets of one
-# on the same side. (In your data it may be the author, the patient or the day.)
+# on the same side. (Or of an author, a patient, a day.) If tickets differ in a number only, shingles
+# miss it: then also ask ten in other words.
 
 # %%
 run("python -m qlora_lab.data tickets.csv --columns prompt=message,response=reply --split-by customer", only="hold out")
 
 # %% [markdown]
 # The line in brackets is about luck. The error that luck typically makes is called the **standard error**; for a share p of n answers
-# it is `√(p (1 - p) / n)`, at most `0.5 / √n`. Shares are seldom off by more than two of them (exactly, {{1.96}}). With {{400}} answers
+# it is `√(p (1 - p) / n)`, at most `0.5 / √n`. Shares are seldom off by more than {{1.96}} of them. With {{400}} answers
 # {{98 / 400**0.5:.0f}} points are left.
 #
 # Does the split matter? On a GPU, ten such files were split in both ways, and a model trained on each:
@@ -473,10 +473,11 @@ if my_file is not ...:
 #
 # ```python
 # from peft import PeftModel
+# from qlora_lab.finetuning import generate, load_model
 #
-# base, _ = load_model(quantization="nf4", compute_dtype=dtype)
-# mine = PeftModel.from_pretrained(base, Path(my_run) / "adapter")
-# generate(mine, tokenizer, [[{"role": "user", "content": "..."}]], max_new_tokens=40, dtype=dtype)
+# base, tokenizer = load_model(quantization="nf4")
+# mine = PeftModel.from_pretrained(base, f"{my_run}/adapter")  # your folder
+# generate(mine, tokenizer, [[{"role": "user", "content": "..."}]], max_new_tokens=40, dtype=base.dtype)
 # ```
 #
 # ## Recap

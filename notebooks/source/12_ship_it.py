@@ -50,8 +50,7 @@ print("llama.cpp is here" if is_here() else f"llama.cpp is not here: run {INSTAL
 # %% [markdown]
 # ## 1 · Something to ship
 #
-# `terminal` does what the same line does in a terminal. This one trains for lesson 01's task, on {{96}} samples instead of
-# {{240}}, into the folder `run`.
+# `terminal` runs a line of a terminal. This one trains for lesson 01's task, on {{96}} samples instead of {{240}}.
 
 # %%
 # NBVAL_IGNORE_OUTPUT
@@ -260,7 +259,7 @@ assert why == "stop" and is_exact(answer, order[-1]["content"])
 # For a friend's laptop, copy the folder `shipped`. Install Ollama (from ollama.com) or llama.cpp (`brew install llama.cpp` on a Mac,
 # `winget install llama.cpp` on Windows) there, and type its line from above. After `ollama create`, `ollama run` with the model's name
 # starts a chat. In training, a system message stated the task before each order, and Ollama would take another one. So first write yours,
-# `order[0]["content"]`, behind `SYSTEM` in the `Modelfile`.
+# `order[0]["content"]`, behind `SYSTEM` in the `Modelfile`. (Your data has none? Leave it.)
 #
 # <details><summary>How do I keep the folder?</summary>
 #
@@ -494,12 +493,14 @@ assert '"customer"' not in ask(server, order[:-1], 40, lora=[{"id": 0, "scale": 
 #
 # ## 7 · Your own run
 #
-# With a data file of your own ([lesson 08](08_your_data.ipynb)), in a terminal (`--check` needs `pip install xllamacpp`):
+# With a data file of your own, in a terminal ([lesson 08](08_your_data.ipynb) chooses the flags; `--check` needs
+# `pip install xllamacpp`):
 #
 # ```
-# python -m qlora_lab.train_qlora --data my.jsonl --output runs/mine
+# python -m qlora_lab.train_qlora --data my.jsonl --split-by customer --validate-every 10 --keep best --output runs/mine
 # python -m qlora_lab.export runs/mine --to shipped --as gguf --weights q8_0 --check
-# ollama create mine -f shipped/Modelfile && ollama run mine
+# llama-server -m shipped/*.gguf &
+# curl http://localhost:8080/v1/chat/completions -d '{"messages": [{"role": "user", "content": "..."}]}'
 # ```
 #
 # ## Recap
