@@ -152,7 +152,8 @@ def for_reading(notebook: NotebookNode, name: str, badges: str) -> NotebookNode:
         if settings:
             cell.metadata["mystnb"] = settings
     links = f"{{download}}`Download this notebook <../files/{name}>` {badges}".strip()
-    cells.insert(1, nbformat.v4.new_markdown_cell(links, id="links"))
+    cells.insert(1, nbformat.v4.new_markdown_cell(links))
+    cells[1]["id"] = "links"  # another one each time otherwise
     notebook.cells = cells
     return notebook
 
