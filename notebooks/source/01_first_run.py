@@ -20,7 +20,7 @@
 # |---|---|
 # | time | 34 minutes |
 # | computing | up to 4 minutes on two CPU cores |
-# | memory | 6 GB |
+# | memory | 7 GB |
 # | GPU | optional |
 
 # %% machinery "Imports"

@@ -8,7 +8,7 @@
 # |---|---|
 # | time | 37 minutes |
 # | computing | up to 3 minutes on two CPU cores, and 3 for your own file |
-# | memory | 5 GB |
+# | memory | 4 GB |
 # | GPU | not needed |
 
 # %% machinery "Imports, a folder that is removed when the notebook closes, and `run`, which runs commands in it"

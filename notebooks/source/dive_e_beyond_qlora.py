@@ -11,7 +11,7 @@
 # |---|---|
 # | time | 60 minutes |
 # | computing | up to 1 minute on two CPU cores |
-# | memory | 2 GB |
+# | memory | 1 GB |
 # | GPU | not needed |
 
 # %% machinery "Imports, and the records of one H200"

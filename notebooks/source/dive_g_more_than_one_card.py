@@ -8,8 +8,8 @@
 #
 # | you need | |
 # |---|---|
-# | time | 60 minutes |
-# | computing | up to 7 minutes on two CPU cores |
+# | time | 55 minutes |
+# | computing | up to 3 minutes on two CPU cores |
 # | memory | 1 GB |
 # | GPU | not needed |
 
