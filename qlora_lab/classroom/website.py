@@ -9,7 +9,6 @@ copy (`make publish`), each lesson has links to Colab and Kaggle.
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import io
 import re
@@ -97,7 +96,7 @@ def write_pages(pages: Path, root: Path) -> None:
     """What Sphinx reads: README as the first page, docs/, the notebooks for reading, a page for each public room."""
     readme = (root / "README.md").read_text(encoding="utf-8")
     badges = dict(BADGES.findall(readme))
-    notebooks = sorted(path for path in (root / "notebooks").glob("*.ipynb"))
+    notebooks = sorted((root / "notebooks").glob("*.ipynb"))
     (pages / "notebooks").mkdir(parents=True)
     for path in notebooks:
         page = for_reading(nbformat.read(path, as_version=4), path.name, badges.get(path.stem, ""))
@@ -118,10 +117,10 @@ def write_pages(pages: Path, root: Path) -> None:
         described.update(names)
     docs = sorted(f"docs/{path.stem}" for path in (root / "docs").glob("*.md"))
     names = [f"notebooks/{path.stem}" for path in notebooks]
-    path_ = [name for name in names if re.match(r"notebooks/\d", name)]
+    on_path = [name for name in names if re.match(r"notebooks/\d", name)]
     parts = {
-        "The path": path_,
-        "Deep dives": [name for name in names if name not in path_],
+        "The path": on_path,
+        "Deep dives": [name for name in names if name not in on_path],
         "More": [*docs, *(Path(name).stem for name in OTHERS if (root / name).is_file())],
         "Library": [f"api/{room}" for room in ROOMS],
     }
@@ -171,7 +170,7 @@ def main(arguments: list[str] | None = None) -> int:
     print_anywhere()
     parser = Parser(prog="python -m qlora_lab.classroom.website", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("folder", type=Path, help="is made anew; its first page is index.html")
-    args: argparse.Namespace = parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
     try:
         build(args.folder)
     except (UserError, OSError) as error:

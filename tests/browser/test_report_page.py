@@ -8,20 +8,12 @@ from qlora_lab.evaluation.page import page
 from tests.browser.test_jupyterlab import CHROMIUM, REQUIRED, SHOTS
 from tests.evaluation.test_page import EVIL, REPORT, row
 
-playwright = pytest.importorskip("playwright.sync_api", reason="no Playwright: pip install -e '.[dev]'")
+pytest.importorskip("playwright.sync_api", reason="no Playwright: pip install -e '.[dev]'")
 
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.skipif(CHROMIUM is None and not REQUIRED, reason="no Chromium here: apt install chromium"),
 ]
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as running:
-        browser = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -7,7 +7,7 @@ import pytest
 from qlora_lab.classroom import website
 from tests.browser.test_jupyterlab import CHROMIUM, REQUIRED, SHOTS
 
-playwright = pytest.importorskip("playwright.sync_api", reason="no Playwright: pip install -e '.[dev]'")
+pytest.importorskip("playwright.sync_api", reason="no Playwright: pip install -e '.[dev]'")
 pytest.importorskip("myst_nb", reason="no Sphinx here: pip install -c constraints.txt -e '.[site]'")
 
 pytestmark = [
@@ -45,14 +45,6 @@ def site(tmp_path_factory):
     folder = tmp_path_factory.mktemp("website") / "site"
     website.build(folder)
     return folder
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as running:
-        browser = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
