@@ -16,12 +16,10 @@
 
 # %% machinery "Imports, and the records of one H200"
 import statistics
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
 
-import qlora_lab
 from qlora_lab.adapters.initialization import low_rank
 from qlora_lab.classroom.checks import check_other_choices, check_pissa, progress
 from qlora_lab.classroom.lessons.dive_e.figures import plot_forest, plot_grid, plot_rates
@@ -39,11 +37,11 @@ from qlora_lab.experiments.methods_compared import (
 )
 from qlora_lab.experiments.record import Record
 from qlora_lab.finetuning import load_samples
+from qlora_lab.places import RECORDS
 from qlora_lab.quantization import quantize, relative_rms
 
-folder = Path(qlora_lab.__file__).parents[1] / "data" / "records"
 record, first, merging = (
-    Record.read(folder / f"{name}-nvidia-h200.json") for name in ("methods", "methods-first", "merge-aware")
+    Record.read(RECORDS / f"{name}-nvidia-h200.json") for name in ("methods", "methods-first", "merge-aware")
 )
 about, TASKS = record.content, ("orders", "diary")
 print(f"recorded on one {about['device']}, {about['date']}, by `{about['command']}`")
