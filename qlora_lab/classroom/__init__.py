@@ -24,4 +24,5 @@ templates.py  what these begin with
 languages/    the course in a second language: translations, their rules, figures' labels at run time
 grading/      what learners hand in, run under limits, judged, put into tables
 grade.py      its command line
+course.py     the course in a folder of the learner's, opened in JupyterLab
 """

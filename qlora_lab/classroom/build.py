@@ -94,6 +94,8 @@ from qlora_lab.classroom.languages import edition
 from qlora_lab.classroom.outputs import code_cells, describe_figures, execute, keep_outputs
 from qlora_lab.classroom.source import REPOSITORY, BuildError
 from qlora_lab.classroom.students import copy_course, without_solutions
+from qlora_lab.errors import UserError
+from qlora_lab.places import require_checkout
 
 
 def build(source: Path, *, run: bool) -> None:
@@ -228,13 +230,14 @@ def main(arguments: list[str] | None = None, notebooks: Path = REPOSITORY / "not
 
     errors = []
     try:
+        require_checkout()
         sources = find_sources(notebooks, options.names)
         if options.no_solutions:
             copy_course(notebooks.parent, options.no_solutions)
         if options.numbers:
             write_numbers(sources, all_lessons=not options.names)
             return 0
-    except BuildError as error:
+    except (BuildError, UserError) as error:
         sources, errors = [], [str(error)]
     for source in sources:
         try:

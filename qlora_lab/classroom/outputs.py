@@ -18,6 +18,7 @@ from qlora_lab.classroom.checks import all_exercises
 from qlora_lab.classroom.judging import Progress
 from qlora_lab.classroom.languages.texts import ENGLISH
 from qlora_lab.classroom.source import REPOSITORY, BuildError
+from qlora_lab.places import IMPORTED_FROM
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
@@ -191,7 +192,7 @@ def run(codes: list[str], folder: Path, strict: bool, language: str) -> list[lis
         env["QLORA_LAB_PROGRESS"] = str(Path(temporary) / "progress.json")
         env["QLORA_LAB_LANGUAGE"] = language
         env["QLORA_LAB_TRY_SLIDERS"] = "1"  # a range that a figure cannot be drawn for is an error of the cell
-        env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(REPOSITORY), env.get("PYTHONPATH")]))
+        env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(IMPORTED_FROM), env.get("PYTHONPATH")]))
         if strict:
             env["QLORA_LAB_STRICT"] = "1"
         try:
