@@ -17,8 +17,9 @@ import re
 from pathlib import Path
 
 from qlora_lab.errors import UserError
+from qlora_lab.places import NOTEBOOKS
 
-SOURCES = Path(__file__).resolve().parents[3] / "notebooks" / "source"
+SOURCES = NOTEBOOKS / "source"
 ENGLISH = "en"
 FIELD = re.compile(r"\{(\d+)(?::([^{}]*))?\}")  # of a template
 NUMBER = r" *[-+−]?[\d.,]*\d(?:e[-+]?\d+)?%?|[-+−]?(?:inf|nan)"  # what a field with a format is
@@ -39,7 +40,7 @@ STARTED_IN = started_in()  # at import: a notebook may change its folder later
 
 @functools.lru_cache(maxsize=4)
 def editions(sources: Path = SOURCES) -> list[str]:
-    """The languages, beside English, in which there are lessons: "zh-TW". None where the package has no notebooks."""
+    """The languages, beside English, in which there are lessons: "zh-TW". None in the students' copy."""
     return sorted(path.parent.name for path in sources.glob("*/edition.json"))
 
 
