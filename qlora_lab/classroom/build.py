@@ -91,7 +91,7 @@ from qlora_lab.classroom.files import (
     write_values,
 )
 from qlora_lab.classroom.languages import edition
-from qlora_lab.classroom.outputs import code_cells, describe_figures, execute, keep_outputs
+from qlora_lab.classroom.outputs import describe_figures, execute, keep_outputs, restore_outputs
 from qlora_lab.classroom.source import REPOSITORY, BuildError
 from qlora_lab.classroom.students import copy_course, without_solutions
 from qlora_lab.errors import UserError
@@ -158,9 +158,7 @@ def copy_with_claims(source: Path, folder: Path) -> None:
     """
     check(source)
     for path, draft in targets(source):
-        visible = [cell for cell in code_cells(draft) if not cell.get("claims")]
-        for cell, stored in zip(visible, code_cells(read_notebook(path)), strict=True):
-            cell |= {"outputs": stored["outputs"], "execution_count": stored["execution_count"]}
+        restore_outputs(draft, read_notebook(path))
         kept = values.recall(values_in(draft), values.read_values(source))
         write_notebook(finish(draft, kept, with_claims=True), folder / path.relative_to(source.parents[1]))
 
@@ -245,6 +243,7 @@ def main(arguments: list[str] | None = None, notebooks: Path = REPOSITORY / "not
                 check(source)
             elif options.with_claims:
                 copy_with_claims(source, options.with_claims)
+                edition.copy_all_with_claims(notebooks, source, options.with_claims)
             elif options.no_solutions:
                 write_students(source, options.no_solutions, options.hints or "all")
             elif options.nbgrader:

@@ -46,6 +46,13 @@ def keep_outputs(notebook: dict, old: dict, language: str = ENGLISH) -> None:
     count_anew(notebook, language)
 
 
+def restore_outputs(draft: dict, stored: dict) -> None:
+    """Give the code cells of a draft, but for the claims, the outputs of those of its notebook, one by one."""
+    visible = [cell for cell in code_cells(draft) if not cell.get("claims")]
+    for cell, old in zip(visible, code_cells(stored), strict=True):
+        cell |= {"outputs": old["outputs"], "execution_count": old["execution_count"]}
+
+
 def count_anew(notebook: dict, language: str = ENGLISH) -> None:
     """Let stored outputs of `progress()` count the exercises that there are now; those that cells above solved, too.
 

@@ -37,7 +37,7 @@ from qlora_lab.classroom.files import (
 from qlora_lab.classroom.languages import labels, prose, rules
 from qlora_lab.classroom.languages.entries import in_language, same_code, texts_of
 from qlora_lab.classroom.languages.texts import pattern_of
-from qlora_lab.classroom.outputs import code_cells, execute, keep_outputs
+from qlora_lab.classroom.outputs import code_cells, execute, keep_outputs, restore_outputs
 from qlora_lab.classroom.source import BuildError
 
 LINK = re.compile(r"(?P<before>\]\(|href=\"|src=\")(?!https?:|#|mailto:)(?P<link>[^)\s\"#]+)")
@@ -265,6 +265,17 @@ def build(edition: Edition, source: Path, *, run: bool) -> None:
         write_notebook(finish(draft, kept), path)
 
 
+def copy_with_claims(edition: Edition, source: Path, folder: Path) -> None:
+    """Write copies of both notebooks of a lesson, as CI runs them, into a folder's folder of the language.
+
+    They hold the claims of the English lesson. Raises BuildError if a notebook is out of step with its source.
+    """
+    check(edition, source)
+    for path, draft, kept in translated_targets(edition, source):
+        restore_outputs(draft, read_notebook(path))
+        write_notebook(finish(draft, kept, with_claims=True), folder / path.relative_to(edition.notebooks))
+
+
 def check_values(wanted: list[values.Value], kept: list[values.Kept], now: list[values.Kept]) -> None:
     """Raise BuildError for a value that is not what the English notebook has."""
     for value, theirs, ours in zip(wanted, kept, now, strict=True):
@@ -314,6 +325,13 @@ def work(notebooks: Path, options: argparse.Namespace) -> int:
     for error in errors:
         print(error, file=sys.stderr)
     return 1 if errors else 0
+
+
+def copy_all_with_claims(notebooks: Path, source: Path, folder: Path) -> None:
+    """The copies that CI runs of a lesson in all languages that have it."""
+    for edition in editions(notebooks):
+        if source.stem in edition.lessons():
+            copy_with_claims(edition, source, folder)
 
 
 def check_all(notebooks: Path, sources: list[Path], *, whole: bool, only: str = "") -> list[str]:

@@ -13,6 +13,7 @@ from qlora_lab.classroom.languages import edition
 from qlora_lab.classroom.languages.entries import same_code
 from qlora_lab.classroom.outputs import code_cells
 from qlora_lab.classroom.source import REPOSITORY
+from tests.labels import labels
 
 NOTEBOOKS = REPOSITORY / "notebooks"
 SOURCE = '''\
@@ -273,6 +274,11 @@ def test_there_are_two_notebooks_for_each_lesson():
     assert len([path for path in STORED if ".ipynb_checkpoints" not in path.parts]) == 2 * lessons > 0
 
 
+def card(path: Path) -> dict[str, float]:
+    """What the notebook promises, in a language in which the tests find it."""
+    return labels(json.loads(path.read_text(encoding="utf-8")))
+
+
 @pytest.mark.parametrize("path", STORED, ids=lambda path: path.relative_to(NOTEBOOKS).as_posix())
 def test_the_code_of_a_stored_notebook_is_the_english_one(path):
     """Up to comments and docstrings; the set-up cell knows its folder."""
@@ -281,6 +287,7 @@ def test_the_code_of_a_stored_notebook_is_the_english_one(path):
         code_cells(json.loads(each.read_text(encoding="utf-8"))) for each in (path, NOTEBOOKS.joinpath(*place))
     )
     assert [cell["id"] for cell in ours] == [cell["id"] for cell in theirs]
+    assert card(path) == card(NOTEBOOKS.joinpath(*place))
     for cell, english in zip(ours, theirs, strict=True):
         code, wanted = "".join(cell["source"]), "".join(english["source"])
         if wanted.startswith(colab.TITLE):
