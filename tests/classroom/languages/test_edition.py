@@ -21,7 +21,7 @@ SOURCE = '''\
 # # 99 · What does a demo cost?
 #
 # It takes {{a + 1}} of {{7}} bytes.
-# See [lesson 05](05_double_quantization.ipynb) and [the page](../docs/x.md), `x = 5`.
+# See [lesson 05](05_double_quantization.ipynb) and [the page](../docs/x.md), [here](99_demo.ipynb), `x = 5`.
 #
 # | you need | |
 # |---|---|
@@ -51,7 +51,7 @@ CHINESE = {
     "99 · What": """\
 # 99 · 示範要花多少？
 
-{{7}} 個位元組裡占 {{a + 1}} 個。請看[第 05 課](05_double_quantization.ipynb)和[那一頁](../docs/x.md)，`x = 5`。
+{{7}} 個位元組裡占 {{a + 1}} 個。請看[第 05 課](05_double_quantization.ipynb)和[那一頁](../docs/x.md)，[這裡](99_demo.ipynb)，`x = 5`。
 
 | 你需要 | |
 |---|---|
@@ -136,6 +136,7 @@ def test_an_edition_in_step_says_nothing_and_is_the_english_one_in_other_words(n
     title, setup, table, stub, check, hint, solution, end = sources(notebooks / "zh-TW" / "99_demo.ipynb")
     assert title.startswith("# 99 · 示範要花多少？\n\n7 個位元組裡占 3 個。")  # in another order
     assert "(../05_double_quantization.ipynb)和[那一頁](../../docs/x.md)" in title  # the edition has no lesson 05
+    assert "(99_demo.ipynb)" in title  # but this one
     assert '"notebooks", "zh-TW"' in setup and colab.cell(colab.ADDRESS, "zh-TW") == setup
     assert table == "# @title 數字表\na = 2  # 位元組\nprint(a)"
     assert stub == 'def twice(x):\n    """這個數的兩倍。"""\n    ...  # 你的程式碼（約 1 行）'
