@@ -9,8 +9,8 @@ from typing import Any
 
 from qlora_lab.classroom.lessons.n02.checks import PATIENTS, room_for, step_of
 from qlora_lab.classroom.lessons.n02.figures import MEMORY_STYLES
-from qlora_lab.classroom.source import REPOSITORY
 from qlora_lab.memory import SHAPES, MemoryBreakdown, estimate
+from qlora_lab.places import RECORDS
 
 GROUPS = {  # `estimate`'s parts by the lesson's names; parts that are not here keep theirs
     **dict.fromkeys(("base weights", "quantization constants", "embeddings and head", "norms", "biases"), "weights"),
@@ -60,7 +60,7 @@ class MeasuredStep:
 
 def read_record() -> dict:
     """Steps as one H100 measured them."""
-    path = REPOSITORY / "data" / "records" / "memory-nvidia-h100-80gb-hbm3.json"
+    path = RECORDS / "memory-nvidia-h100-80gb-hbm3.json"
     return json.loads(path.read_text(encoding="utf-8"))
 
 
