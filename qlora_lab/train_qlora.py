@@ -262,6 +262,7 @@ def run(args: argparse.Namespace) -> dict | None:
         "out_of_patience": out_of_patience,
         "before": before,
         "after": after,
+        "dullest_guess": judge.dullest() if judge.conversations else {},
         "judged": {split: len(chats) for split, chats in judge.conversations.items()},
         "tokens_per_second": tokens_per_second(records) or 0.0,
         "train_seconds": sum(record.seconds for record in records),

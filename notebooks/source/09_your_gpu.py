@@ -22,7 +22,6 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
-import qlora_lab
 from qlora_lab.classroom.checks import check_as_chat, check_faulty, check_first_bad, check_plan, progress
 from qlora_lab.classroom.lessons.n09.figures import LARGEST, plot_lives, plot_peaks
 from qlora_lab.classroom.lessons.n09.machinery import (
@@ -38,12 +37,12 @@ from qlora_lab.classroom.lessons.n09.machinery import (
 from qlora_lab.classroom.lessons.n09.suspects import show_broken
 from qlora_lab.classroom.plots import new_axes, told
 from qlora_lab.memory import SHAPES, estimate
+from qlora_lab.places import DATA
 
 disable_progress_bar()
-repository = Path(qlora_lab.__file__).resolve().parents[1]
 folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)  # removed when the kernel ends
 work_in(folder.name)
-with open(repository / "data" / "orders" / "train.jsonl", encoding="utf-8") as lines:
+with open(DATA / "orders" / "train.jsonl", encoding="utf-8") as lines:
     rows = list(itertools.islice(lines, 40))
 Path("orders.jsonl").write_text("".join(rows), encoding="utf-8")
 script = SCRIPT.read_text(encoding="utf-8").rstrip()
@@ -525,7 +524,7 @@ def seconds_at_best(shape, card, tokens):
 prediction = {"one sample": ..., "more": ...}  # ← shares, such as 0.9
 
 # %% machinery "Read the record, and set it beside the best case"
-record = json.loads((repository / "data/records/step-nvidia-h100-80gb-hbm3.json").read_text(encoding="utf-8"))
+record = json.loads((DATA / "records/step-nvidia-h100-80gb-hbm3.json").read_text(encoding="utf-8"))
 measured = {(run["who"], run["batch_size"], run["gradient_checkpointing"]): run for run in record["runs"]}
 shares = {}
 for batch in (1, 16):

@@ -14,10 +14,10 @@ import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from qlora_lab.classroom.source import REPOSITORY
 from qlora_lab.errors import UserError
+from qlora_lab.places import EXAMPLES, IMPORTED_FROM
 
-SCRIPT = REPOSITORY / "examples" / "qlora_hf.py"
+SCRIPT = EXAMPLES / "qlora_hf.py"
 INSTALL = "%pip install trl"
 RECORDED = (  # where memory cannot be limited; CPU of a Linux machine, torch 2.13
     "RuntimeError: [enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: "
@@ -160,7 +160,7 @@ def attempt(line: str, gigabytes: float) -> str | None:
     print("$", line)
     _, *arguments = shlex.split(line)
     command = [sys.executable, "-m", "qlora_lab.classroom.lessons.n09.limited", str(gigabytes), *arguments]
-    path = os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])])
+    path = os.pathsep.join([str(IMPORTED_FROM), *filter(None, [os.environ.get("PYTHONPATH")])])
     told = run_until(command, lambda text: "{'loss'" in text, environment() | {"PYTHONPATH": path})
     if told is None:
         print("the step went through")
