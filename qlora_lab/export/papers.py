@@ -145,6 +145,7 @@ def _loading(settings: Mapping[str, str], report: Mapping, own_tokenizer: bool) 
 
 def _about(settings: Mapping[str, str], report: Mapping) -> list[str]:
     """Settings, scores and versions."""
+    settings = {**settings, "steps": str(report.get("steps", settings.get("steps")))}  # by default none are asked for
     told = [f"- {key}: {value}" for key, value in settings.items() if value != "None" and not _is_path(value)]
     scores = score_lines(report) if {"before", "after"} <= report.keys() else []
     rows = [f"| {label.strip()} | {before} | {after} |" for label, before, after in scores] or ["| not judged | | |"]

@@ -161,14 +161,14 @@ def test_the_card_says_base_data_settings_scores_and_no_path(tmp_path, small_tok
     run = make_run(tmp_path, family_config("llama tied"), small_tokenizer, rank="16")
     before = {"exact_match": {"test": 0.0}, "perplexity": {"prose": 20.0}, "f1": {"test": 0.25}}
     after = {"exact_match": {"test": 0.54}, "perplexity": {"prose": 20.5}, "f1": {"test": 0.75}}
-    report = {"before": before, "after": after, "judged": {"test": 50, "prose": 6}}
+    report = {"steps": 30, "before": before, "after": after, "judged": {"test": 50, "prose": 6}}
     (run / "report.json").write_text(json.dumps(report))
     assert command.main([str(run), "--to", str(tmp_path / "out")]) == 0
     card = (tmp_path / "out" / "README.md").read_text()
     assert str(tmp_path) not in card and "\nvllm serve .\n" in card
     head = card.split("---")[1]
     assert "license" not in head and "base_model" not in head and "tags: [qlora, lora]" in head
-    assert "- rank: 16" in card and "look it up" in card
+    assert "- rank: 16" in card and "- steps: 30" in card and "look it up" in card
     assert "| exact match, test | 0% (0 of 50) | 54% (27 of 50) |" in card
     assert (
         "| token F1, test | 25% (of 50) | 75% (of 50) |" in card and "| perplexity, prose | 20.000 | 20.500 |" in card
