@@ -55,6 +55,8 @@ test: check model $(VENV)/triton $(VENV)/export $(VENV)/site ## prove it: check,
 # What runs are copies with the claims that learners do not see. Learner's and solved notebooks side by side, each on half
 # of the cores: a core to itself serves a small model better than a share in two. nbval kills kernels, so their temporary
 # folders lie in the one that is removed.
+# Of the translated ones two are run, solved: tests/classroom/languages compares the code of the others with the English.
+TRANSLATED := 05
 notebooks: export HF_HUB_OFFLINE = 1
 notebooks: model $(VENV)/export ## re-run every notebook, learner's and solved, with nbval; hold what they take against their cards
 	@work=$$(mktemp -d); trap 'kill $$solved 2>/dev/null; rm -rf "$$work"' EXIT; \
@@ -62,7 +64,7 @@ notebooks: model $(VENV)/export ## re-run every notebook, learner's and solved, 
 	$(PY) -m qlora_lab.classroom.build --with-claims "$$work" || exit 1; \
 	mkdir "$$work/tmp"; export TMPDIR="$$work/tmp"; \
 	QLORA_LAB_PROGRESS="$$work/solved.json" QLORA_LAB_STRICT=1 $(NBVAL) "$$work"/solutions/*.ipynb \
-	    >"$$work/solved.log" 2>&1 & solved=$$!; \
+	    $(foreach lesson,$(TRANSLATED),"$$work"/zh-TW/solutions/$(lesson)*.ipynb) >"$$work/solved.log" 2>&1 & solved=$$!; \
 	QLORA_LAB_PROGRESS="$$work/learner.json" $(NBVAL) $(NBVAL_FLAGS) "$$work"/*.ipynb || failed=1; \
 	wait $$solved || failed=1; cat "$$work/solved.log"; [ -z "$$failed" ]
 
