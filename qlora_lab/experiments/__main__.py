@@ -30,6 +30,7 @@ EXPERIMENTS = {
     "cards": "several_cards",
     "codebooks": "codebooks",
     "sensitivity": "sensitivity",
+    "roofline": "card_roofline",
 }
 
 
