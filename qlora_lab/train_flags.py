@@ -78,7 +78,7 @@ def parser() -> Parser:
         action="append",
         type=_score,
         metavar="SCORE",
-        help=f"a score beside exact match, each kind once: {', '.join(NAMES)} (its group, or its match)",
+        help=f"a score beside exact match, as often as you like: {', '.join(NAMES)} (its group, or its match)",
     )
     p.add_argument("--checkpoint-every", type=count, default=10, metavar="STEPS")
     p.add_argument("--validate-every", type=count, metavar="STEPS", help="also measure the loss on held-out samples")
@@ -170,7 +170,7 @@ def scores_of(args: argparse.Namespace) -> list[Score]:
         raise UserError("--judge scores answers, and --eval-samples is 0: give at least 1")
     names = [score.name for score in scores]
     if twice := [name for name in names if names.count(name) > 1]:
-        raise UserError(f"--judge was given twice for the same score, {twice[0]}: give it once")
+        raise UserError(f"--judge {twice[0]} was given twice: give it once")
     return scores
 
 

@@ -306,9 +306,9 @@ prediction = {"f16": ..., "q8_0": ..., "q4_0": ...}  # ← your guesses
 show_measured(prediction)
 
 # %% claims
-import qlora_lab
+from qlora_lab.places import RECORDS
 
-record = Path(qlora_lab.__file__).parents[1] / "data" / "records" / "merge-aware-nvidia-h200.json"
+record = RECORDS / "merge-aware-nvidia-h200.json"
 shares = []
 for run in json.loads(record.read_text(encoding="utf-8"))["runs"]:
     if run["way"] == "plain, 30 steps":

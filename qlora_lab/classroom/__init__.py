@@ -22,4 +22,5 @@ scaffold.py   a new lesson, exercise or data set; a lesson dropped
 templates.py  what these begin with
 grading/      what learners hand in, run under limits, judged, put into tables
 grade.py      its command line
+course.py     the course in a folder of the learner's, opened in JupyterLab
 """

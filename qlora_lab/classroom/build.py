@@ -96,6 +96,8 @@ from qlora_lab.classroom.outputs import (
 )
 from qlora_lab.classroom.source import REPOSITORY, BuildError, find_all
 from qlora_lab.classroom.students import copy_course, without_solutions
+from qlora_lab.errors import UserError
+from qlora_lab.places import require_checkout
 
 # Notebooks are plain dicts here, as JSON gives them. nbformat and jupytext take two seconds to import and to read the
 # course, which --check cannot spare; the tests compare `read_cells` with jupytext.
@@ -335,13 +337,14 @@ def main(arguments: list[str] | None = None, notebooks: Path = REPOSITORY / "not
 
     errors = []
     try:
+        require_checkout()
         sources = find_sources(notebooks, options.names)
         if options.no_solutions:
             copy_course(notebooks.parent, options.no_solutions)
         if options.numbers:
             write_numbers(sources, all_lessons=not options.names)
             return 0
-    except BuildError as error:
+    except (BuildError, UserError) as error:
         sources, errors = [], [str(error)]
     for source in sources:
         try:

@@ -17,6 +17,7 @@ from qlora_lab.classroom import values
 from qlora_lab.classroom.checks import all_exercises
 from qlora_lab.classroom.judging import Progress
 from qlora_lab.classroom.source import REPOSITORY, BuildError
+from qlora_lab.places import IMPORTED_FROM
 
 COUNT = re.compile(r"\d+ of \d+ exercises solved, \d+ of \d+ points")  # as `progress()` says it
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -183,7 +184,7 @@ def run(codes: list[str], folder: Path, *, strict: bool) -> list[list[dict]]:
         env = {key: value for key, value in os.environ.items() if key not in ("QLORA_LAB_STRICT", "MPLBACKEND")}
         env["QLORA_LAB_PROGRESS"] = str(Path(temporary) / "progress.json")
         env["QLORA_LAB_TRY_SLIDERS"] = "1"  # a range that a figure cannot be drawn for is an error of the cell
-        env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(REPOSITORY), env.get("PYTHONPATH")]))
+        env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(IMPORTED_FROM), env.get("PYTHONPATH")]))
         if strict:
             env["QLORA_LAB_STRICT"] = "1"
         try:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from qlora_lab.classroom.judging import Mistake, Verdict, call, described, exercise, right, wrong
-from qlora_lab.classroom.source import REPOSITORY
+from qlora_lab.places import DATA
 
 LINES, STEPS = 20, 8  # what a project needs at least
 
@@ -146,7 +146,7 @@ def _read(file: Path) -> dict:
 
 def _lines(data: str, folder: Path) -> int:
     """Lines of the training data that the run was given."""
-    if (REPOSITORY / "data" / data / "train.jsonl").is_file() and not Path(data).is_absolute():
+    if (DATA / data / "train.jsonl").is_file() and not Path(data).is_absolute():
         raise Mistake(f"The run was trained on the course's {data!r}: give it a file of your own with --data.")
     file = _found(Path(data), Path.exists, folder.parent, *folder.parents)
     if file is not None and file.is_dir():
