@@ -44,6 +44,7 @@ class _Quantizer(Bnb4BitHfQuantizer):
     """bitsandbytes' quantizer, extended to fused experts."""
 
     device: torch.device
+    fused: list[str]  # dotted names of the parameters that the fused experts have
 
     def _process_model_before_weight_loading(self, model, device_map, **kwargs):
         super()._process_model_before_weight_loading(model, device_map=device_map, **kwargs)
@@ -51,7 +52,7 @@ class _Quantizer(Bnb4BitHfQuantizer):
         replace_experts(
             model, settings.bnb_4bit_quant_type, settings.bnb_4bit_use_double_quant, settings.bnb_4bit_compute_dtype
         )
-        self.device = torch.device(device_map[""])
+        self.device, self.fused = torch.device(device_map[""]), fused_parameters(model)
 
     def param_needs_quantization(self, model, param_name: str, **kwargs) -> bool:
         module, name = get_module_from_name(model, param_name)
@@ -65,11 +66,10 @@ class _Quantizer(Bnb4BitHfQuantizer):
     def update_weight_conversions(self, weight_conversions, *model):
         """Let what becomes a fused parameter be stacked on the CPU: on a GPU it would be there three times."""
         updated = super().update_weight_conversions(weight_conversions, *model)
-        fused = fused_parameters(*model) if model else []
         for converter in updated:
             if isinstance(converter, WeightConverter) and hasattr(converter, "force_cpu"):
                 ends = tuple("." + pattern.removeprefix(".") for pattern in converter.target_patterns)
-                converter.force_cpu |= any(f".{name}".endswith(ends) for name in fused)
+                converter.force_cpu |= any(f".{name}".endswith(ends) for name in self.fused)
         return updated
 
     def is_serializable(self):
