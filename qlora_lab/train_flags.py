@@ -68,7 +68,7 @@ def parser() -> Parser:
     )
     p.add_argument("--optimizer", choices=OPTIMIZERS, help="default: paged_adamw_32bit on a GPU, adamw_torch on a CPU")
     p.add_argument("--gradient-checkpointing", action="store_true", help="less memory for one more forward pass")
-    p.add_argument("--fast", action="store_true", help="on a GPU with bf16: fused kernels in one CUDA graph")
+    p.add_argument("--fast", action="store_true", help="on a GPU: fused kernels in one CUDA graph")
     p.add_argument("--merge-aware", choices=MERGE_TARGETS, help="learn under the rounding of a merge into these 4 bits")
     p.add_argument("--compute-dtype", choices=DTYPES, help="default: bfloat16 where the hardware has it")
     p.add_argument("--replay", metavar="FILE", help="mix in samples of this data, so that what they teach is kept")
@@ -78,7 +78,7 @@ def parser() -> Parser:
         action="append",
         type=_score,
         metavar="SCORE",
-        help=f"a score beside exact match, each kind once: {', '.join(NAMES)} (its group, or its match)",
+        help=f"a score beside exact match, as often as you like: {', '.join(NAMES)} (its group, or its match)",
     )
     p.add_argument("--checkpoint-every", type=count, default=10, metavar="STEPS")
     p.add_argument("--validate-every", type=count, metavar="STEPS", help="also measure the loss on held-out samples")
@@ -170,7 +170,7 @@ def scores_of(args: argparse.Namespace) -> list[Score]:
         raise UserError("--judge scores answers, and --eval-samples is 0: give at least 1")
     names = [score.name for score in scores]
     if twice := [name for name in names if names.count(name) > 1]:
-        raise UserError(f"--judge was given twice for the same score, {twice[0]}: give it once")
+        raise UserError(f"--judge {twice[0]} was given twice: give it once")
     return scores
 
 

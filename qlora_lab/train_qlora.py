@@ -42,6 +42,7 @@ from qlora_lab.memory.meter import peak_memory_bytes, reset_peak
 from qlora_lab.memory.prediction import estimate
 from qlora_lab.memory.shapes import from_config
 from qlora_lab.models.compatibility import build_on_meta, read_config
+from qlora_lab.models.experts import split_targets
 from qlora_lab.models.hardware import DTYPES, pick_compute_dtype
 from qlora_lab.models.loading import load_model, load_tokenizer, locate, quantized_by
 from qlora_lab.models.quiet import quiet_transformers
@@ -162,6 +163,7 @@ def run(args: argparse.Namespace) -> dict | None:
         chunks=settings.loss_chunk is not None,
         checkpoints=settings.gradient_checkpointing,
         max_length=args.max_length,
+        sharded=sharded,
     ):
         _warn(f"note: {note}", accelerator)
 
@@ -260,6 +262,7 @@ def run(args: argparse.Namespace) -> dict | None:
         "out_of_patience": out_of_patience,
         "before": before,
         "after": after,
+        "dullest_guess": judge.dullest() if judge.conversations else {},
         "judged": {split: len(chats) for split, chats in judge.conversations.items()},
         "tokens_per_second": tokens_per_second(records) or 0.0,
         "train_seconds": sum(record.seconds for record in records),
@@ -290,7 +293,11 @@ def require_targets(args: argparse.Namespace) -> None:
     with _collector_off(), quiet_transformers():
         skeleton = build_on_meta(read_config(args.model), torch.float32)
     modules: dict[str, Any] = dict(skeleton.named_modules())
-    layers = [modules[name] for name in find_targets(skeleton, target_names(args), language_only=True)]
+    targets, of_experts = target_names(args), []
+    if isinstance(targets, list):
+        targets, of_experts = split_targets(skeleton, targets)
+    names = find_targets(skeleton, targets, language_only=True) if targets or not of_experts else []
+    layers = [modules[name] for name in names]
     useful = max((min(widths(layer)) for layer in layers), default=args.rank)
     if args.rank > useful:
         raise UserError(f"--rank {args.rank} is more than these layers can use: choose at most {useful}")

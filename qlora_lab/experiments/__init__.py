@@ -35,6 +35,7 @@ kept_activations.py    kept: what a forward pass leaves for its backward pass, b
 
 Speed:
 step_speed.py          step: a training step, ours and what others use
+families.py            families: the fast step's losses and speeds on other models than LLaMA
 step_ways.py           the ways that differ in `train_steps`' arguments, and the plainest loop
 step_profile.py        one step, kernel by kernel
 sft_trainer.py         through TRL's SFTTrainer

@@ -69,7 +69,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if check:
-        (args.to / "check.json").write_text(json.dumps(check.as_dict(), indent=1), encoding="utf-8")
+        text = json.dumps(check.as_dict(), indent=1, ensure_ascii=False)
+        (args.to / "check.json").write_text(text, encoding="utf-8", errors="backslashreplace")
     if args.json:
         print(json.dumps({**dataclasses.asdict(written), "check": check.as_dict() if check else None}))
     else:

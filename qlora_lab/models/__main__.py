@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(fetch(args.name, args.wheel))
         else:
             config = read_config(args.model)
-            looked = preflight(config)
+            looked = preflight(config, experts=True)
             planned = f"\n{plan(looked, read_gains(args.gains, args.model), args.budget)}" if args.budget else ""
             told = f"{looked}\n{try_out(config, four_bits=True)}{planned}"
             print(told.replace("×", "x"))  # not every console has that sign

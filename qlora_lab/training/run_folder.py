@@ -83,12 +83,13 @@ class RunFolder:
     def write(self, name: str, value: dict | list[dict] | str) -> None:
         """Write one of the files atomically: there is the old one or the new one, never half of one.
 
-        value: an object for a JSON file, a list of them for one of JSON lines, or the text itself.
+        value: an object for a JSON file, a list of them for one of JSON lines, or the text itself. Letters of all
+        languages stand there as they are; half a character, which UTF-8 does not have, as an escape.
         """
         if isinstance(value, list):
-            value = "".join(json.dumps(row) + "\n" for row in value)
+            value = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in value)
         part = self.path / f"{name}.part"
-        text = value if isinstance(value, str) else json.dumps(value, indent=1)
+        text = value if isinstance(value, str) else json.dumps(value, indent=1, ensure_ascii=False)
         part.write_text(text, encoding="utf-8", errors="backslashreplace")
         part.replace(self.path / name)
 
@@ -106,7 +107,8 @@ class RunFolder:
         if not path.is_file():
             return []
         try:
-            rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            lines = path.read_text(encoding="utf-8").split("\n")  # splitlines would split within answers, at U+2028
+            rows = [json.loads(line) for line in lines if line]
             _ = [(row["split"], row["expected"], row["before"]["answer"]) for row in rows]
         except (ValueError, LookupError, TypeError) as error:
             raise UserError(f"{path} is damaged: without it, the answers before training will not be shown") from error
