@@ -35,7 +35,7 @@ HALF = $(shell $(PY) -c 'import os; print(max(1, os.cpu_count() // 2))')
 NBVAL = $(PY) -m pytest -c pyproject.toml --rootdir="$$work" -p tests.labels --nbval --nbval-current-env \
     --nbval-sanitize-with tests/nbval_sanitize.cfg
 
-.PHONY: help lab test notebooks sweep labels test-oldest run check bench bench-gpu mutate wheelhouse publish site clean model
+.PHONY: help lab test notebooks sweep labels test-oldest run check bench bench-gpu mutate wheelhouse container publish site clean model
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -109,6 +109,9 @@ bench-gpu: model ## on a GPU: kernels beside the copy bandwidth, training steps 
 wheelhouse: $(STAMP) ## collect all packages and the model in wheelhouse/, for rooms without internet
 	$(PY) qlora_lab/wheelhouse.py collect wheelhouse $(PIP_FLAGS)
 	@rm -rf build
+
+container: ## build the image qlora-lab with Docker: classroom and grader, see docs/instructors.md
+	docker build --tag qlora-lab --build-arg PIP_FLAGS="$(PIP_FLAGS)" .
 
 publish: $(STAMP) ## write ADDRESS=https://github.com/you/qlora-lab into set-up cells and README, with badges
 	@$(PY) -m qlora_lab.classroom publish "$(ADDRESS)" $(if $(BRANCH),--branch "$(BRANCH)")
