@@ -9,6 +9,7 @@ import pytest
 
 from qlora_lab import colab
 from qlora_lab.classroom.build import main
+from qlora_lab.classroom.grading.hand_in import course_checks, read_notebook
 from qlora_lab.classroom.languages import edition
 from qlora_lab.classroom.languages.entries import same_code
 from qlora_lab.classroom.outputs import code_cells
@@ -295,3 +296,10 @@ def test_the_code_of_a_stored_notebook_is_the_english_one(path):
             assert code == colab.cell(colab.ADDRESS, language)
         else:
             assert same_code(code, wanted), code
+
+
+def test_a_translated_notebook_can_be_handed_in():
+    """The grader knows cells by their ids, which are the same in all languages."""
+    notebook = read_notebook(NOTEBOOKS / "zh-TW" / "solutions" / "05_double_quantization.ipynb")
+    name, checks = course_checks(notebook)
+    assert name == "05_double_quantization" and len(checks) == 3
