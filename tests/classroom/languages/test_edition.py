@@ -52,7 +52,8 @@ CHINESE = {
     "99 · What": """\
 # 99 · 示範要花多少？
 
-{{7}} 個位元組裡占 {{a + 1}} 個。請看[第 05 課](05_double_quantization.ipynb)和[那一頁](../docs/x.md)，[這裡](99_demo.ipynb)，`x = 5`。
+{{7}} 個位元組裡占 {{a + 1}} 個。
+請看[第 05 課](05_double_quantization.ipynb)和[那一頁](../docs/x.md)，[這裡](99_demo.ipynb)，`x = 5`。
 
 | 你需要 | |
 |---|---|
