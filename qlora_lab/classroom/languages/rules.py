@@ -69,7 +69,10 @@ def faults(kind: str, english: str, translation: str) -> Iterator[str]:
 
 def broken_bold(text: str) -> Iterator[str]:
     """Bold words whose signs Markdown would show: it wants a space or a sign outside where a sign stands inside."""
-    for line in CODE.sub("x", text).split("\n"):
+    plain = "".join(
+        piece if isinstance(piece, str) else "0" for piece in split_text(text, 0)
+    )  # a value may have powers
+    for line in CODE.sub("x", plain).split("\n"):
         for number, found in enumerate(re.finditer(r"\*\*", line)):
             before, after = line[: found.start()][-1:], line[found.end() :][:1]
             inside, outside = (after, before) if number % 2 == 0 else (before, after)

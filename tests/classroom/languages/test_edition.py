@@ -12,6 +12,7 @@ from qlora_lab.classroom.build import main
 from qlora_lab.classroom.grading.hand_in import course_checks, read_notebook
 from qlora_lab.classroom.languages import edition
 from qlora_lab.classroom.languages.entries import same_code
+from qlora_lab.classroom.languages.rules import broken_bold
 from qlora_lab.classroom.outputs import code_cells
 from qlora_lab.classroom.source import REPOSITORY
 from tests.labels import labels
@@ -224,6 +225,12 @@ def test_what_a_translation_must_keep(notebooks, capsys, before, after, says):
     lines = told(notebooks, capsys)
     assert all(re.search(r"zh-TW/99_demo\.md, \w{8}: ", line) for line in lines)
     assert [line for line in lines if says in line], lines
+
+
+def test_powers_in_a_value_are_no_bold():
+    """Else lesson 03 could not be translated."""
+    text = "**甲：** 兩者是 {{a**2:.3f}} 和 **{{b**2}}，乙。** 丙"
+    assert list(broken_bold(text)) == [] and len(list(broken_bold(text.replace("** 丙", "**丙")))) == 1
 
 
 def test_a_docstring_that_would_become_code_is_refused(notebooks, capsys):
