@@ -69,15 +69,14 @@ def faults(kind: str, english: str, translation: str) -> Iterator[str]:
 
 def broken_bold(text: str) -> Iterator[str]:
     """Bold words whose signs Markdown would show: it wants a space or a sign outside where a sign stands inside."""
-    plain = "".join(
-        piece if isinstance(piece, str) else "0" for piece in split_text(text, 0)
-    )  # a value may have powers
-    for line in CODE.sub("x", plain).split("\n"):
-        for number, found in enumerate(re.finditer(r"\*\*", line)):
-            before, after = line[: found.start()][-1:], line[found.end() :][:1]
+    pieces = split_text(text, 0)  # a value may have powers
+    plain = CODE.sub("x", "".join(piece if isinstance(piece, str) else "0" for piece in pieces))
+    for paragraph in re.split(r"\n\s*\n", plain):
+        for number, found in enumerate(re.finditer(r"\*\*", paragraph)):
+            before, after = paragraph[: found.start()][-1:], paragraph[found.end() :][:1]
             inside, outside = (after, before) if number % 2 == 0 else (before, after)
             if is_sign(inside) and outside and not outside.isspace() and not is_sign(outside):
-                yield line[max(0, found.start() - 8) : found.end() + 4]
+                yield paragraph[max(0, found.start() - 8) : found.end() + 4]
 
 
 def is_sign(character: str) -> bool:

@@ -229,7 +229,7 @@ def test_what_a_translation_must_keep(notebooks, capsys, before, after, says):
 
 def test_powers_in_a_value_are_no_bold():
     """Else lesson 03 could not be translated."""
-    text = "**甲：** 兩者是 {{a**2:.3f}} 和 **{{b**2}}，乙。** 丙"
+    text = "**甲：** 兩者是 {{a**2:.3f}} 和 **{{b**2}}，\n乙。** 丙"
     assert list(broken_bold(text)) == [] and len(list(broken_bold(text.replace("** 丙", "**丙")))) == 1
 
 
