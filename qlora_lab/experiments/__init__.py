@@ -44,5 +44,6 @@ unsloth_speed.py       and what runs in it
 kernel_speed.py        kernels: beside the bandwidth of a copy
 quantization_speed.py  quantization: beside bitsandbytes and a copy, on a CPU too
 several_cards.py       cards: one model on several GPUs
+card_roofline.py       roofline: what a step takes at least on a card, on paper
 side_by_side.py        side-by-side: two trainings on the same cores
 """

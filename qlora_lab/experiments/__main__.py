@@ -31,6 +31,7 @@ EXPERIMENTS = {
     "cards": "several_cards",
     "codebooks": "codebooks",
     "sensitivity": "sensitivity",
+    "roofline": "card_roofline",
 }
 
 
