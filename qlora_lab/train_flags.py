@@ -68,7 +68,7 @@ def parser() -> Parser:
     )
     p.add_argument("--optimizer", choices=OPTIMIZERS, help="default: paged_adamw_32bit on a GPU, adamw_torch on a CPU")
     p.add_argument("--gradient-checkpointing", action="store_true", help="less memory for one more forward pass")
-    p.add_argument("--fast", action="store_true", help="on a GPU with bf16: fused kernels in one CUDA graph")
+    p.add_argument("--fast", action="store_true", help="on a GPU: fused kernels in one CUDA graph")
     p.add_argument("--merge-aware", choices=MERGE_TARGETS, help="learn under the rounding of a merge into these 4 bits")
     p.add_argument("--compute-dtype", choices=DTYPES, help="default: bfloat16 where the hardware has it")
     p.add_argument("--replay", metavar="FILE", help="mix in samples of this data, so that what they teach is kept")

@@ -38,10 +38,12 @@ from qlora_lab.evaluation.kept_answers import before_only, joined, rows_of
 from qlora_lab.evaluation.page import page
 from qlora_lab.evaluation.reports import describe, read_report, side_by_side
 from qlora_lab.evaluation.soundness import require_finite, require_sound
+from qlora_lab.export.papers import adapter_card
 from qlora_lab.memory.meter import peak_memory_bytes, reset_peak
 from qlora_lab.memory.prediction import estimate
 from qlora_lab.memory.shapes import from_config
 from qlora_lab.models.compatibility import build_on_meta, read_config
+from qlora_lab.models.experts import split_targets
 from qlora_lab.models.hardware import DTYPES, pick_compute_dtype
 from qlora_lab.models.loading import load_model, load_tokenizer, locate, quantized_by
 from qlora_lab.models.quiet import quiet_transformers
@@ -162,6 +164,7 @@ def run(args: argparse.Namespace) -> dict | None:
         chunks=settings.loss_chunk is not None,
         checkpoints=settings.gradient_checkpointing,
         max_length=args.max_length,
+        sharded=sharded,
     ):
         _warn(f"note: {note}", accelerator)
 
@@ -280,6 +283,8 @@ def run(args: argparse.Namespace) -> dict | None:
     folder.write("answers.jsonl", answers)
     folder.write("report.json", report)
     folder.write("report.html", page(report, folder.settings, answers))
+    own_tokenizer = (folder.adapter / "tokenizer_config.json").is_file()
+    folder.write("adapter/README.md", adapter_card(folder.settings, report, own_tokenizer))
     return report
 
 
@@ -291,7 +296,11 @@ def require_targets(args: argparse.Namespace) -> None:
     with _collector_off(), quiet_transformers():
         skeleton = build_on_meta(read_config(args.model), torch.float32)
     modules: dict[str, Any] = dict(skeleton.named_modules())
-    layers = [modules[name] for name in find_targets(skeleton, target_names(args), language_only=True)]
+    targets, of_experts = target_names(args), []
+    if isinstance(targets, list):
+        targets, of_experts = split_targets(skeleton, targets)
+    names = find_targets(skeleton, targets, language_only=True) if targets or not of_experts else []
+    layers = [modules[name] for name in names]
     useful = max((min(widths(layer)) for layer in layers), default=args.rank)
     if args.rank > useful:
         raise UserError(f"--rank {args.rank} is more than these layers can use: choose at most {useful}")

@@ -19,7 +19,6 @@ from collections import Counter
 from math import exp
 from pathlib import Path
 
-import qlora_lab
 from qlora_lab.classroom.checks import check_my_file, check_pattern, check_split_by, progress
 from qlora_lab.classroom.lessons.n08.figures import plot_amounts
 from qlora_lab.classroom.lessons.n08.machinery import (
@@ -37,6 +36,7 @@ from qlora_lab.evaluation.scores import parse_score
 from qlora_lab.experiments.tickets import DAYS, write_tickets
 from qlora_lab.finetuning import generate, load_model, load_prose, text_loss
 from qlora_lab.models.hardware import pick_compute_dtype, pick_device
+from qlora_lab.places import RECORDS
 from qlora_lab.training.chat import tokenize_chat, tokenize_text
 from qlora_lab.training.data import read_chats
 from qlora_lab.training.picture import in_short
@@ -45,8 +45,7 @@ dtype = pick_compute_dtype(pick_device())
 folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
 scratch = Path(folder.name).resolve()
 run = Terminal(scratch)
-records = Path(qlora_lab.__file__).parents[1] / "data" / "records"
-record = json.loads((records / "amounts-nvidia-h200.json").read_text(encoding="utf-8"))
+record = json.loads((RECORDS / "amounts-nvidia-h200.json").read_text(encoding="utf-8"))
 
 # %% [markdown]
 # ## 1 · What is in the file?
@@ -186,7 +185,7 @@ run("python -m qlora_lab.data tickets.csv --columns prompt=message,response=repl
 # Does the split matter? On a GPU, ten such files were split in both ways, and a model trained on each:
 
 # %% machinery "Read the record: how many held-out tickets were right, and how many of later customers"
-splits = json.loads((records / "splits-nvidia-h200.json").read_text(encoding="utf-8"))
+splits = json.loads((RECORDS / "splits-nvidia-h200.json").read_text(encoding="utf-8"))
 promised = shares_by_split(splits)
 for name, (share, count) in promised.items():
     print(f"{name:<22}{share:4.0%} of {count:5,} tickets exactly right")

@@ -9,6 +9,7 @@ update     gradients and optimizer states, and what the optimizer itself needs
 from __future__ import annotations
 
 from qlora_lab.memory.activations import end_activation_bytes, first_readers, layer_activations
+from qlora_lab.memory.shapes import MixtureShape
 from qlora_lab.memory.tensors import chosen_linears, dequantization_bytes, model_parts, optimizer_state_bytes
 from qlora_lab.memory.training_step import TrainingStep
 
@@ -66,7 +67,7 @@ def kept_copies(step: TrainingStep) -> int:
     copies = bf16_copies(step) - 2 * step.trained_head + head
     if not step.full:  # in the first layer A is not needed: nobody wants the gradient of its input
         linears = chosen_linears(step.shape, step.targets)
-        copies -= sum(2 * step.rank * linears[name][0] for name in first_readers(linears))
+        copies -= 0 if not linears else sum(2 * step.rank * linears[name][0] for name in first_readers(linears))
     return copies
 
 
@@ -153,6 +154,8 @@ def logits_of(step: TrainingStep) -> int:
 def _around_the_mlp(step: TrainingStep) -> int:
     """In a layer's last linear (down), beside what the layer keeps: the stream around the MLP, the linear's result."""
     around = 2 * step.layer_input
+    if isinstance(step.shape, MixtureShape):  # each token's rows, one for each of its experts, and what they become
+        around += 2 * step.layer_input * step.shape.experts_per_token
     if step.method == "lora" and step.autocast and "down_proj" in chosen_linears(step.shape, step.targets):
         around += step.tokens * (2 + 4) * step.shape.intermediate_size  # x before PEFT's cast, and in fp32
     return around
