@@ -7,7 +7,7 @@ import json
 import pathlib
 from collections.abc import Mapping
 
-from qlora_lab.evaluation.reports import score_lines
+from qlora_lab.evaluation.reports import DULLEST, score_lines
 from qlora_lab.export.go_template import turn_texts
 from qlora_lab.export.vocabulary import Vocabulary
 from qlora_lab.models.bundled import CATALOGUE
@@ -148,9 +148,11 @@ def _about(settings: Mapping[str, str], report: Mapping) -> list[str]:
     settings = {**settings, "steps": str(report.get("steps", settings.get("steps")))}  # by default none are asked for
     told = [f"- {key}: {value}" for key, value in settings.items() if value != "None" and not _is_path(value)]
     scores = score_lines(report) if {"before", "after"} <= report.keys() else []
-    rows = [f"| {label.strip()} | {before} | {after} |" for label, before, after in scores] or ["| not judged | | |"]
-    text = ["## Settings", "", *told, "", "## Scores", "", "| measure | before | after |", "|---|---|---|", *rows, ""]
-    return [*text, _versions(), ""]
+    rows = [[label.strip(), *values] for label, *values in scores] or [["not judged", "", ""]]
+    columns = ["measure", "before", "after", "dullest guess"][: len(rows[0])]
+    table = [f"| {' | '.join(row)} |" for row in (columns, ["---"] * len(columns), *rows)]
+    note = [f"{DULLEST[0].upper()}{DULLEST[1:]}.", ""] if len(columns) == 4 else []
+    return ["## Settings", "", *told, "", "## Scores", "", *table, "", *note, _versions(), ""]
 
 
 def _versions() -> str:
