@@ -165,6 +165,15 @@ def test_the_card_says_base_data_settings_scores_and_no_path(tmp_path, small_tok
     (run / "report.json").write_text(json.dumps(report))
     assert command.main([str(run), "--to", str(tmp_path / "out")]) == 0
     card = (tmp_path / "out" / "README.md").read_text()
+    assert "| measure | before | after |\n|---|---|---|\n" in card  # a report of before there was a dullest guess
+    told = {"exact_match": {"test": 0.06}, "regex:a|(b)": {"test": 0.5}}
+    for moment in (before, after):
+        moment.update({"regex:a|(b)": {"test": 1.0}})
+    (run / "report.json").write_text(json.dumps({**report, "dullest_guess": told}))
+    assert command.main([str(run), "--to", str(tmp_path / "newer")]) == 0
+    newer = (tmp_path / "newer" / "README.md").read_text()
+    assert "| exact match, test | 0% (0 of 50) | 54% (27 of 50) | 6% (3 of 50) |" in newer
+    assert r"| regex:a\|(b), test | 100% (50 of 50) | 100% (50 of 50) | 50% (25 of 50) |" in newer
     assert str(tmp_path) not in card and "\nvllm serve .\n" in card
     head = card.split("---")[1]
     assert "license" not in head and "base_model" not in head and "tags: [qlora, lora]" in head
