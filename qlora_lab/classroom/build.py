@@ -82,6 +82,7 @@ from pathlib import Path
 from qlora_lab.classroom import numbers, values
 from qlora_lab.classroom.assignments import CONFIGURATION, assignment
 from qlora_lab.classroom.drafts import draft_notebooks, finish, values_in
+from qlora_lab.classroom.needs import cells_to_prove
 from qlora_lab.classroom.notebook_json import parse_notebook
 from qlora_lab.classroom.outputs import (
     clean_outputs,
@@ -252,15 +253,23 @@ def copy_with_claims(source: Path, folder: Path) -> None:
     """Write copies of both notebooks of `source`, as CI runs them, into a folder and its folder "solutions".
 
     They hold the claims, and generated ones after each text with values; all other cells have their stored outputs.
+    The solved one lacks the cells that the learner's proves as well, see `needs.cells_to_prove`.
     Raises BuildError if a notebook is out of step with its source.
     """
     check(source)
+    copies = []
     for path, draft in targets(source):
         visible = [cell for cell in code_cells(draft) if not cell.get("claims")]
         for cell, stored in zip(visible, code_cells(read_notebook(path)), strict=True):
             cell |= {"outputs": stored["outputs"], "execution_count": stored["execution_count"]}
         kept = values.recall(values_in(draft), values.read_values(source))
-        write_notebook(finish(draft, kept, with_claims=True), folder / path.relative_to(source.parents[1]))
+        copies.append((finish(draft, kept, with_claims=True), folder / path.relative_to(source.parents[1])))
+    (learner, _), (solved, _) = copies
+    cells = code_cells(solved)
+    proving = {cells[place]["id"] for place in cells_to_prove(code_cells(learner), cells)}
+    solved["cells"] = [cell for cell in solved["cells"] if cell["cell_type"] != "code" or cell["id"] in proving]
+    for notebook, path in copies:
+        write_notebook(notebook, path)
 
 
 def write_assignment(source: Path, folder: Path) -> None:
