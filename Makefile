@@ -56,6 +56,8 @@ test: check model $(VENV)/triton $(VENV)/export $(VENV)/site ## prove it: check,
 # these do not prove (qlora_lab/classroom/needs.py). The path beside all else, each on half of the cores: a core to itself
 # serves a small model better than a share in two. nbval kills kernels, so their temporary folders lie in the one that is
 # removed.
+# Of the translated ones two are run, solved: tests/classroom/languages compares the code of the others with the English.
+TRANSLATED := 05
 notebooks: export HF_HUB_OFFLINE = 1
 notebooks: model $(VENV)/export ## re-run every notebook, learner's and solved, with nbval; hold what they take against their cards
 	@work=$$(mktemp -d); trap 'rm -rf "$$work"' EXIT; mkdir "$$work/tmp"; \
@@ -68,7 +70,8 @@ notebooks-path:
 
 notebooks-beside:
 	@failed=; { set -x; \
-	QLORA_LAB_PROGRESS="$$work/solved.json" QLORA_LAB_STRICT=1 $(NBVAL) "$$work"/solutions/*.ipynb || failed=1; \
+	QLORA_LAB_PROGRESS="$$work/solved.json" QLORA_LAB_STRICT=1 $(NBVAL) "$$work"/solutions/*.ipynb \
+	    $(foreach lesson,$(TRANSLATED),"$$work"/zh-TW/solutions/$(lesson)*.ipynb) || failed=1; \
 	QLORA_LAB_PROGRESS="$$work/dives.json" $(NBVAL) $(NBVAL_FLAGS) "$$work"/[!0-9]*.ipynb || failed=1; \
 	} >"$$work/beside.log" 2>&1; cat "$$work/beside.log"; [ -z "$$failed" ]
 

@@ -19,6 +19,9 @@ class BuildWithCourse(build_py):
         shutil.rmtree(course, ignore_errors=True)  # of an earlier build
         for name in SHIPPED:
             shutil.copytree(name, course / name, ignore=shutil.ignore_patterns(*LEFT_OUT))
+        for path in [*Path().glob("notebooks/source/*/*.labels.json"), *Path().glob("notebooks/source/*/edition.json")]:
+            (course / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, course / path)  # what the lessons' code says in other languages
 
 
 setup(cmdclass={"build_py": BuildWithCourse})

@@ -38,6 +38,7 @@ from qlora_lab.evaluation.kept_answers import before_only, joined, rows_of
 from qlora_lab.evaluation.page import page
 from qlora_lab.evaluation.reports import describe, read_report, side_by_side
 from qlora_lab.evaluation.soundness import require_finite, require_sound
+from qlora_lab.export.papers import adapter_card
 from qlora_lab.memory.meter import peak_memory_bytes, reset_peak
 from qlora_lab.memory.prediction import estimate
 from qlora_lab.memory.shapes import from_config
@@ -282,6 +283,8 @@ def run(args: argparse.Namespace) -> dict | None:
     folder.write("answers.jsonl", answers)
     folder.write("report.json", report)
     folder.write("report.html", page(report, folder.settings, answers))
+    own_tokenizer = (folder.adapter / "tokenizer_config.json").is_file()
+    folder.write("adapter/README.md", adapter_card(folder.settings, report, own_tokenizer))
     return report
 
 

@@ -133,7 +133,7 @@ MAY_IMPORT = {
     "qlora_lab/train_flags.py": ("torch", ARGUMENTS, ERRORS, FACTS, *LEARNING),
     "qlora_lab/data.py": ("tqdm", ARGUMENTS, ERRORS, MODELS, TRAINING, "qlora_lab.train_flags"),
     "qlora_lab/train_data.py": ("torch", ERRORS, *LEARNING, "qlora_lab.train_flags"),
-    "qlora_lab/train_qlora.py": (LIBRARIES, ARGUMENTS, ERRORS, FACTS, *LEARNING, MEMORY, *COMMAND_LINE),
+    "qlora_lab/train_qlora.py": (LIBRARIES, ARGUMENTS, ERRORS, FACTS, *LEARNING, EXPORT, MEMORY, *COMMAND_LINE),
 }
 
 

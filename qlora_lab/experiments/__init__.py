@@ -31,6 +31,7 @@ memory_steps.py        one of them, measured phase by phase
 paged_memory.py        managed memory, counted and used again
 allocator_history.py   what was alive when the most was
 memory_comparison.py   what was recorded beside what is predicted
+mixtures.py            mixtures: experts in 4 bits, what is predicted and what is measured
 kept_activations.py    kept: what a forward pass leaves for its backward pass, by the byte
 
 Speed:
@@ -44,5 +45,6 @@ unsloth_speed.py       and what runs in it
 kernel_speed.py        kernels: beside the bandwidth of a copy
 quantization_speed.py  quantization: beside bitsandbytes and a copy, on a CPU too
 several_cards.py       cards: one model on several GPUs
+card_roofline.py       roofline: what a step takes at least on a card, on paper
 side_by_side.py        side-by-side: two trainings on the same cores
 """

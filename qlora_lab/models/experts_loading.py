@@ -17,7 +17,7 @@ from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 from transformers.quantizers.quantizers_utils import get_module_from_name
 from transformers.utils.quantization_config import QuantizationMethod
 
-from qlora_lab.models.experts import FourBitExperts, fused_parameters, replace_experts
+from qlora_lab.models.experts import FourBitExperts, four_bit_experts, fused_parameters, replace_experts
 
 NAME = "bitsandbytes_4bit_with_experts"
 
@@ -44,6 +44,7 @@ class _Quantizer(Bnb4BitHfQuantizer):
     """bitsandbytes' quantizer, extended to fused experts."""
 
     device: torch.device
+    fused: list[str]  # dotted names of the parameters that the fused experts have
 
     def _process_model_before_weight_loading(self, model, device_map, **kwargs):
         super()._process_model_before_weight_loading(model, device_map=device_map, **kwargs)
@@ -51,7 +52,7 @@ class _Quantizer(Bnb4BitHfQuantizer):
         replace_experts(
             model, settings.bnb_4bit_quant_type, settings.bnb_4bit_use_double_quant, settings.bnb_4bit_compute_dtype
         )
-        self.device = torch.device(device_map[""])
+        self.device, self.fused = torch.device(device_map[""]), fused_parameters(model)
 
     def param_needs_quantization(self, model, param_name: str, **kwargs) -> bool:
         module, name = get_module_from_name(model, param_name)
@@ -65,15 +66,20 @@ class _Quantizer(Bnb4BitHfQuantizer):
     def update_weight_conversions(self, weight_conversions, *model):
         """Let what becomes a fused parameter be stacked on the CPU: on a GPU it would be there three times."""
         updated = super().update_weight_conversions(weight_conversions, *model)
-        fused = fused_parameters(*model) if model else []
         for converter in updated:
             if isinstance(converter, WeightConverter) and hasattr(converter, "force_cpu"):
                 ends = tuple("." + pattern.removeprefix(".") for pattern in converter.target_patterns)
-                converter.force_cpu |= any(f".{name}".endswith(ends) for name in fused)
+                converter.force_cpu |= any(f".{name}".endswith(ends) for name in self.fused)
         return updated
 
     def is_serializable(self):
-        return False  # nothing would read it
+        return not self.fused and super().is_serializable()  # nothing would read them
+
+    def _dequantize(self, model, dtype=None):
+        model = super()._dequantize(model, dtype)
+        for name, experts in four_bit_experts(model).items():
+            model.set_submodule(name, experts.dequantize(dtype))
+        return model
 
 
 def including_experts(settings):

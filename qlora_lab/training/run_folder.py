@@ -5,7 +5,7 @@ before.json     the judgement before training
 log.jsonl       a line for each step, as soon as it is taken: see `step_log.py`
 tracked.json    the run's name for a tracker, with --track; tensorboard/ has what TensorBoard is told
 checkpoints/    see `checkpoints.py`
-adapter/        in PEFT's format; with --keep best, the best one that was validated
+adapter/        in PEFT's format, with a model card; with --keep best, the best one that was validated
 answers.jsonl   what was asked, expected and answered, before training and after
 report.json     the finished run
 report.html     the same for a browser, with the answers side by side and the loss as a curve
@@ -154,6 +154,7 @@ def save_adapter(model, folder: pathlib.Path, tokenizer=None, writes: bool = Tru
     else:
         model.save_pretrained(part, state_dict=gathered or None)
         add_fingerprint(part, fingerprint_of({**dict(model.named_parameters()), **gathered}.items()))
+        (part / "README.md").unlink(missing_ok=True)  # PEFT's, an empty form: a card is written when there are scores
     if tokenizer is not None:
         tokenizer.save_pretrained(part)
     if folder.exists():

@@ -8,7 +8,7 @@ from qlora_lab.classroom.plots import BLUE, GREEN, GREY, ORANGE, VERMILION, fix_
 from qlora_lab.experiments.methods_compared import Difference
 
 LOSSES = (0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.3)  # ticks
-GRID_STYLES = dict(
+GRID_STYLES: dict[str, tuple[str, str, str]] = dict(
     zip(
         ("rank 16", "full", "rank 64", "rank 4", "rank 1"),
         ((BLUE, "o", "-"), (ORANGE, "s", "--"), (GREEN, "^", "-."), (VERMILION, "D", ":"), (GREY, "v", "-")),

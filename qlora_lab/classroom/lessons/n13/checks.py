@@ -126,9 +126,10 @@ def check_project(project) -> Verdict:
 
 
 def _found(path: Path, test: Callable[[Path], bool], *more: Path) -> Path | None:
-    """The path, seen from here, the folder above (a notebook runs in notebooks/) or `more`; None if it is nowhere."""
+    """The path, seen from here, the folders above (a notebook runs in notebooks/, or in a folder of it for another
+    language) or `more`; None if it is nowhere."""
     path = path.expanduser()
-    candidates = [path, *(base / path for base in (Path.cwd().parent, *more))]
+    candidates = [path, *(base / path for base in (*Path.cwd().parents[:2], *more))]
     return next((candidate for candidate in candidates if test(candidate)), None)
 
 

@@ -96,7 +96,11 @@ def _attend_memory_efficient(q, k, v, samples: Samples, kind: Attention) -> tupl
 
 
 def _memory_efficient_backward(gradient, q, k, v, out, kept: tuple, samples: Samples, kind: Attention):
-    """`attend_backward` with PyTorch's memory-efficient attention."""
+    """`attend_backward` with PyTorch's memory-efficient attention.
+
+    While it runs it takes 4 bytes for each of S * heads * longest * head_dim numbers: 134 MB for 8 samples of up to
+    1024 tokens in a layer of LLaMA-7B.
+    """
     starts, longest, kv_heads = samples.starts, min(samples.longest, len(q)), k.shape[1]
     logsumexp, *random = kept
     k, v = (_for_each_head(tensor, q.shape[1]) for tensor in (k, v))
