@@ -35,7 +35,7 @@ HALF = $(shell $(PY) -c 'import os; print(max(1, os.cpu_count() // 2))')
 NBVAL = $(PY) -m pytest -c pyproject.toml --rootdir="$$work" -p tests.labels --nbval --nbval-current-env \
     --nbval-sanitize-with tests/nbval_sanitize.cfg
 
-.PHONY: help lab test notebooks sweep labels test-oldest run check bench bench-gpu mutate wheelhouse container publish site clean model
+.PHONY: help lab test notebooks notebooks-path notebooks-beside sweep labels test-oldest run check bench bench-gpu mutate wheelhouse container publish site clean model
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -52,21 +52,28 @@ test: check model $(VENV)/triton $(VENV)/export $(VENV)/site ## prove it: check,
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(HALF) -m latency
 	@$(MAKE) --no-print-directory notebooks
 
-# What runs are copies with the claims that learners do not see. Learner's and solved notebooks side by side, each on half
-# of the cores: a core to itself serves a small model better than a share in two. nbval kills kernels, so their temporary
-# folders lie in the one that is removed.
+# What runs are copies with the claims that learners do not see: the learner's notebooks whole, and of the solved ones what
+# these do not prove (qlora_lab/classroom/needs.py). The path beside all else, each on half of the cores: a core to itself
+# serves a small model better than a share in two. nbval kills kernels, so their temporary folders lie in the one that is
+# removed.
 # Of the translated ones two are run, solved: tests/classroom/languages compares the code of the others with the English.
 TRANSLATED := 05
 notebooks: export HF_HUB_OFFLINE = 1
 notebooks: model $(VENV)/export ## re-run every notebook, learner's and solved, with nbval; hold what they take against their cards
-	@work=$$(mktemp -d); trap 'kill $$solved 2>/dev/null; rm -rf "$$work"' EXIT; \
-	export OMP_NUM_THREADS=$(HALF); failed=; set -x; \
+	@work=$$(mktemp -d); trap 'rm -rf "$$work"' EXIT; mkdir "$$work/tmp"; \
 	$(PY) -m qlora_lab.classroom.build --with-claims "$$work" || exit 1; \
-	mkdir "$$work/tmp"; export TMPDIR="$$work/tmp"; \
+	TMPDIR="$$work/tmp" OMP_NUM_THREADS=$(HALF) $(MAKE) --no-print-directory --jobs=2 --keep-going work="$$work" \
+	    notebooks-path notebooks-beside
+
+notebooks-path:
+	QLORA_LAB_PROGRESS="$$work/path.json" $(NBVAL) $(NBVAL_FLAGS) "$$work"/[0-9]*.ipynb
+
+notebooks-beside:
+	@failed=; { set -x; \
 	QLORA_LAB_PROGRESS="$$work/solved.json" QLORA_LAB_STRICT=1 $(NBVAL) "$$work"/solutions/*.ipynb \
-	    $(foreach lesson,$(TRANSLATED),"$$work"/zh-TW/solutions/$(lesson)*.ipynb) >"$$work/solved.log" 2>&1 & solved=$$!; \
-	QLORA_LAB_PROGRESS="$$work/learner.json" $(NBVAL) $(NBVAL_FLAGS) "$$work"/*.ipynb || failed=1; \
-	wait $$solved || failed=1; cat "$$work/solved.log"; [ -z "$$failed" ]
+	    $(foreach lesson,$(TRANSLATED),"$$work"/zh-TW/solutions/$(lesson)*.ipynb) || failed=1; \
+	QLORA_LAB_PROGRESS="$$work/dives.json" $(NBVAL) $(NBVAL_FLAGS) "$$work"/[!0-9]*.ipynb || failed=1; \
+	} >"$$work/beside.log" 2>&1; cat "$$work/beside.log"; [ -z "$$failed" ]
 
 sweep: export HF_HUB_OFFLINE = 1
 sweep: model ## train, reload, merge, pack and chunk a tiny model of each architecture that transformers has

@@ -1,7 +1,8 @@
 """A pytest plugin beside nbval: what each notebook takes, held against the label on its card.
 
     pytest -p tests.labels --nbval ... notebooks/*.ipynb                   fails if a run exceeds its label by half
-    pytest -p tests.labels --record-labels FILE --nbval ... notebooks/*.ipynb   and writes down what was measured
+    pytest -p tests.labels --record-labels FILE --nbval ... notebooks/*.ipynb   and writes down what was measured; what
+                                                                               the file says of others stays
 
 `make notebooks` gives it copies of the notebooks that hold the course's claims as well: the time of these counts, too.
 
@@ -89,12 +90,12 @@ def pytest_sessionfinish(session):
             "device": f"{os.cpu_count()} CPU cores, {platform.machine()}, no GPU",
             "date": datetime.date.today().isoformat(),
             "versions": {name: version(name) for name in ("torch", "transformers", "peft", "bitsandbytes")},
-            "notebooks": {
-                path.stem: {name: round(value, 2) for name, value in took.items()}
-                for path, took in sorted(measured.items())
-            },
         }
-        pathlib.Path(target).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        now = {path.stem: {name: round(value, 2) for name, value in took.items()} for path, took in measured.items()}
+        file = pathlib.Path(target)
+        before = json.loads(file.read_text(encoding="utf-8"))["notebooks"] if file.exists() else {}
+        record["notebooks"] = dict(sorted({**before, **now}.items()))
+        file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -1,12 +1,8 @@
 """The notebooks' sliders, moved: every figure follows within 100 ms, at the notebook's own sample size."""
 
-import ast
-import dis
 import itertools
 import pathlib
 import time
-import types
-from collections.abc import Iterator
 
 import ipywidgets
 import matplotlib
@@ -15,6 +11,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 
 from qlora_lab.classroom import widgets
+from qlora_lab.classroom.needs import names_of
 from qlora_lab.classroom.source import read_cells
 
 matplotlib.use("agg")
@@ -66,48 +63,6 @@ def needed_cells(sources: list[str]) -> list[str]:
             kept.insert(0, source)
             needed = (needed - bound) | read
     return kept
-
-
-def names_of(source: str) -> tuple[set[str], set[str], set[str]]:
-    """Of a cell, the names that it reads from before, that it gives a value, and whose objects it may change."""
-    read, bound = set(), set()
-    for code in codes_of(compile(source, "cell", "exec")):
-        for instruction in dis.get_instructions(code):
-            if instruction.opname in ("LOAD_NAME", "LOAD_GLOBAL") and instruction.argval not in bound:
-                read.add(instruction.argval)
-            elif instruction.opname in ("STORE_NAME", "STORE_GLOBAL"):
-                bound.add(instruction.argval)
-    changed = set()
-    for node in executed(ast.parse(source)):
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
-            changed.add(root_of(node.value.func))
-        elif isinstance(node, ast.Attribute | ast.Subscript) and isinstance(node.ctx, ast.Store):
-            changed.add(root_of(node))
-    silent = {"", "print", "display", "progress"} | {name for name in changed if name.startswith("check_")}
-    return read, bound - {"_"}, changed - silent
-
-
-def codes_of(code: types.CodeType) -> Iterator[types.CodeType]:
-    """A cell's code, and that of the functions in it."""
-    yield code
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from codes_of(constant)
-
-
-def executed(node: ast.AST) -> Iterator[ast.AST]:
-    """What runs with the cell: all but the bodies of its functions."""
-    for child in ast.iter_child_nodes(node):
-        if not isinstance(child, ast.FunctionDef | ast.Lambda):
-            yield child
-            yield from executed(child)
-
-
-def root_of(node: ast.expr) -> str:
-    """The name that an expression such as model.layers[0].weight begins with; empty if it begins with none."""
-    while isinstance(node, ast.Attribute | ast.Subscript | ast.Call):
-        node = node.func if isinstance(node, ast.Call) else node.value
-    return node.id if isinstance(node, ast.Name) else ""
 
 
 def test_what_sliders_need():

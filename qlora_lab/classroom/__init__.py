@@ -17,6 +17,7 @@ website.py    the course as a website
 students.py   the copy for a class that is graded: without solutions
 values.py     the numbers in the text, filled in from a run and compared with the next
 numbers.py    the numbers in the text that no run fills in, held to a list that shrinks
+needs.py      which cells need which: what CI runs of the solved notebook
 outputs.py    running, and what may be stored of it
 notebook_json.py  a notebook's file, read
 scaffold.py   a new lesson, exercise or data set; a lesson dropped

@@ -91,7 +91,8 @@ from qlora_lab.classroom.files import (
     write_values,
 )
 from qlora_lab.classroom.languages import edition
-from qlora_lab.classroom.outputs import describe_figures, execute, keep_outputs, restore_outputs
+from qlora_lab.classroom.needs import cells_to_prove
+from qlora_lab.classroom.outputs import code_cells, describe_figures, execute, keep_outputs, restore_outputs
 from qlora_lab.classroom.source import REPOSITORY, BuildError
 from qlora_lab.classroom.students import copy_course, without_solutions
 from qlora_lab.errors import UserError
@@ -154,13 +155,21 @@ def copy_with_claims(source: Path, folder: Path) -> None:
     """Write copies of both notebooks of `source`, as CI runs them, into a folder and its folder "solutions".
 
     They hold the claims, and generated ones after each text with values; all other cells have their stored outputs.
+    The solved one lacks the cells that the learner's proves as well, see `needs.cells_to_prove`.
     Raises BuildError if a notebook is out of step with its source.
     """
     check(source)
+    copies = []
     for path, draft in targets(source):
         restore_outputs(draft, read_notebook(path))
         kept = values.recall(values_in(draft), values.read_values(source))
-        write_notebook(finish(draft, kept, with_claims=True), folder / path.relative_to(source.parents[1]))
+        copies.append((finish(draft, kept, with_claims=True), folder / path.relative_to(source.parents[1])))
+    (learner, _), (solved, _) = copies
+    cells = code_cells(solved)
+    proving = {cells[place]["id"] for place in cells_to_prove(code_cells(learner), cells)}
+    solved["cells"] = [cell for cell in solved["cells"] if cell["cell_type"] != "code" or cell["id"] in proving]
+    for notebook, path in copies:
+        write_notebook(notebook, path)
 
 
 def write_assignment(source: Path, folder: Path) -> None:

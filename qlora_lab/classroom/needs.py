@@ -1,0 +1,93 @@
+"""Which cells of a notebook need which, by the names that they read, give a value, or may change.
+
+So that CI runs of the solved notebook only what the learner's, which it runs whole, does not prove already.
+"""
+
+import ast
+import dis
+import re
+import types
+from collections.abc import Iterator
+
+MAGIC = re.compile(r"^(\s*)[%!].*$", re.MULTILINE)
+
+
+def cells_to_prove(learner: list[dict], solved: list[dict]) -> set[int]:
+    """The places of the solved notebook's code cells that have to run beside the learner's notebook, run whole.
+
+    They are: cells that differ from the learner's in source or outputs; those that read, directly or through others,
+    what these give a value or may change; and all before them that make what is read. Any other cell has the same
+    source, finds the same values and stores the same outputs in both notebooks.
+
+    learner, solved: their code cells with outputs, the first cell of the one beside the first of the other, and so on.
+    """
+    names = [names_of(cell["source"]) for cell in solved]
+    kept, different = set(), set()
+    for place, (theirs, ours) in enumerate(zip(learner, solved, strict=True)):
+        read, bound, changed = names[place]
+        if theirs["source"] != ours["source"] or shown(theirs) != shown(ours) or read & different:
+            kept.add(place)
+            different |= bound | changed
+        else:
+            different -= bound
+    needed: set[str] = set()
+    for place in reversed(range(len(solved))):
+        read, bound, changed = names[place]
+        if place in kept or (bound | changed) & needed:
+            kept.add(place)
+            needed = (needed - bound) | read
+    return kept
+
+
+def shown(cell: dict) -> list[dict]:
+    """The outputs of a code cell, without counts and the pixels of pictures."""
+    outputs = []
+    for output in cell["outputs"]:
+        data = {kind: what for kind, what in output.get("data", {}).items() if kind != "image/png"}
+        outputs.append({**output, "data": data, "execution_count": None})
+    return outputs
+
+
+def names_of(source: str) -> tuple[set[str], set[str], set[str]]:
+    """Of a cell, the names that it reads from before, that it gives a value, and whose objects it may change."""
+    tree = ast.parse(MAGIC.sub(r"\1pass", source))
+    read, bound = set(), set()
+    for code in codes_of(compile(tree, "cell", "exec")):
+        for instruction in dis.get_instructions(code):
+            if instruction.opname in ("LOAD_NAME", "LOAD_GLOBAL") and instruction.argval not in bound:
+                read.add(instruction.argval)
+            elif instruction.opname in ("STORE_NAME", "STORE_GLOBAL"):
+                bound.add(instruction.argval)
+    changed = set()
+    for node in executed(tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+            changed.add(root_of(node.value.func))
+        elif isinstance(node, ast.Attribute | ast.Subscript) and isinstance(node.ctx, ast.Store):
+            changed.add(root_of(node))
+    silent = {"", "print", "display", "progress", "__import__"} | {
+        name for name in changed if name.startswith("check_")
+    }
+    return read, bound - {"_"}, changed - silent
+
+
+def codes_of(code: types.CodeType) -> Iterator[types.CodeType]:
+    """A cell's code, and that of the functions in it."""
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from codes_of(constant)
+
+
+def executed(node: ast.AST) -> Iterator[ast.AST]:
+    """What runs with the cell: all but the bodies of its functions."""
+    for child in ast.iter_child_nodes(node):
+        if not isinstance(child, ast.FunctionDef | ast.Lambda):
+            yield child
+            yield from executed(child)
+
+
+def root_of(node: ast.expr) -> str:
+    """The name that an expression such as model.layers[0].weight begins with; empty if it begins with none."""
+    while isinstance(node, ast.Attribute | ast.Subscript | ast.Call):
+        node = node.func if isinstance(node, ast.Call) else node.value
+    return node.id if isinstance(node, ast.Name) else ""
