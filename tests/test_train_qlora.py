@@ -141,7 +141,8 @@ def test_the_adapters_card_has_scores_with_counts_and_no_path(finished, tiny_fol
     values = (report[key]["exact_match"]["test"] for key in ("before", "after", "dullest_guess"))
     cells = " | ".join(f"{value:.0%} ({value * of:.0f} of {of})" for value in values)
     assert (
-        f"\n| measure | before | after | dullest guess |\n|---|---|---|---|\n| exact match, test | {cells} |\n" in card
+        f"| measure | before | after | dullest guess |\n| --- | --- | --- | --- |\n| exact match, test | {cells} |"
+        in card
     )
     assert "- rank: " in card and "PeftModel.from_pretrained" in card
     assert str(tiny_folder.parent) not in card and str(finished[0].parent) not in card

@@ -21,6 +21,7 @@ from qlora_lab.classroom.values import Value, split_text
 
 FENCE = re.compile(r"^ *(`{3,}|~{3,})(?P<name>[^\n]*)\n.*?^ *\1", re.MULTILINE | re.DOTALL)
 CODE = re.compile(r"`[^`]+`|<code>.*?</code>", re.DOTALL)
+EXPRESSION = re.compile(r"\{\{.*?\}\}", re.DOTALL)
 LINK = re.compile(r"(?<=\]\()[^)\s]+(?=\))|(?<=href=\")[^\"]+|(?<=src=\")[^\"]+|https?://[^\s)\"]+")
 FORMULA = re.compile(r"\$\$.+?\$\$|\$[^$\n]+\$", re.DOTALL)
 TAG = re.compile(r"</?[a-z]+(?= |>)")
@@ -161,6 +162,7 @@ def read_terms(path: Path) -> list[Term]:
 def faults_of_terms(english: str, translation: str, terms: list[Term]) -> Iterator[str]:
     """Words in a translation that are not those of the table, or no Traditional Chinese."""
     plain = CODE.sub(" ", FENCE.sub(" ", translation))
+    said = EXPRESSION.sub(" ", CODE.sub(" ", english))
     for term in terms:
         allowed = plain
         for word in (*term.but, term.translation):
@@ -169,7 +171,7 @@ def faults_of_terms(english: str, translation: str, terms: list[Term]) -> Iterat
             if word in allowed:
                 yield f"has {word}: {term.english} is {term.translation}"
         pattern = rf"(?<![\w`.-]){re.escape(term.english)}s?(?![\w`.-])"
-        if term.always and re.search(pattern, CODE.sub(" ", english), re.IGNORECASE) and term.translation not in plain:
+        if term.always and re.search(pattern, said, re.IGNORECASE) and term.translation not in plain:
             yield f"lacks {term.translation}, the translation of {term.english}"
     for sign in sorted(set(CHINESE.findall(plain))):
         try:
