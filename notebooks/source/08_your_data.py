@@ -175,7 +175,7 @@ print(f"{len(one & other)} of {len(one | other)} shingles are in both: {len(one 
 run("python -m qlora_lab.data tickets.csv --columns prompt=message,response=reply --split-by customer", only="hold out")
 
 # %% [markdown]
-# But {{8}} are nearly the same *numbers aside*: another customer wrote the same sentence, with another number. The score is about these
+# But {{8}} are nearly the same *numbers aside*: another customer wrote almost the same, with another number. The score is about these
 # sentences only, so also ask your model ten tickets in other words.
 #
 # The second line is about luck. The error that luck typically makes is called the **standard error**; for a share p of n answers
