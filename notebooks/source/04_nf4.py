@@ -430,8 +430,8 @@ assert of_int4 / of_nf4 < 1.6 < 1 / part_left
 
 # %% [markdown]
 # With NF4 the loss rises by {{losses["NF4"] - losses["as it is"]:.2f ±0.05}} instead of
-# {{losses["INT4"] - losses["as it is"]:.2f ±0.05}}, for the same bits. One small model and five paragraphs are a sign, not a law: the errors of these layers
-# differ far less than the losses, and do not explain such a factor. Affine INT4 is left out, because it would look far too good on these
+# {{losses["INT4"] - losses["as it is"]:.2f ±0.05}}, for the same bits. One small model and five paragraphs are a sign, not a law: in these layers, the two formats'
+# errors differ far less than the losses, and do not explain such a factor. Affine INT4 is left out, because it would look far too good on these
 # layers. Why, the next section shows.
 #
 # ## 6 · The checkpoint with a past
@@ -493,8 +493,8 @@ assert 7 / 127 * in_4_bits < 0.1 * errors["real weights (embeddings)"]["NF4"][1]
 # <details><summary>And why does affine show it in {{8}} bits, too?</summary>Its {{255}} steps between the same ends divide the {{15}} of {{4}} bits: {{255}} =
 # {{17}} · {{15}}. So the sixteen values are among its marks.</details>
 #
-# Whoever compares formats on this layer in blocks of {{32}} finds affine INT4 {{nf4 / affine:.0f}} times as good as NF4, and on the embeddings
-# {{at_32["NF4"] / at_32["INT4 affine"]:.2f}} times. This lesson took those, because they were in {{8}} bits, whose errors are small beside those of {{4}}.
+# Whoever compares formats on this layer in blocks of {{32}} finds that NF4's error is {{nf4 / affine:.0f}} times that of affine INT4, and on the
+# embeddings {{at_32["NF4"] / at_32["INT4 affine"]:.2f}} times. This lesson took those, because they were in {{8}} bits, whose errors are small beside those of {{4}}.
 #
 # <details><summary>And your favourite model?</summary>Add one of its layers to <code>suspicious</code>, in the folded cell above:
 # <code>safetensors.safe_open(FILE, "pt").get_tensor(NAME).float()</code></details>

@@ -342,7 +342,7 @@ pattern = r"Team:\s*(\w+)"
 check_pattern(pattern)
 
 # %% [markdown]
-# <details><summary>Hint</summary>What stands right before the team in every reply? Blanks of any number are <code>\s*</code>.</details>
+# <details><summary>Hint</summary>What stands right before the team in every reply? <code>\s*</code> stands for any number of blanks, none included.</details>
 
 # %% [markdown]
 # ## 7 · How many examples, and what is forgotten
@@ -417,7 +417,7 @@ assert log(mine) > max(kept[False]) - start, (mine, start)
 # | `--batch-size` | `4` on a CPU, `8` to `16` on a GPU if they fit | lesson 02 |
 # | `--steps` | `3` × samples to train on / batch size, but `20` at least; validated ten times, `--keep best --patience 3` | common practice; section 7 |
 # | `--max-length` | the most tokens in the report: longer samples are left out | section 1 |
-# | memory | lesson 02's sum and what it leaves free | measured (lesson 02) |
+# | memory | lesson 02's sum and the room beside it | measured (lesson 02) |
 #
 # [Decisions before a run](../docs/decisions.md) has the evidence, and says where there is none.
 #

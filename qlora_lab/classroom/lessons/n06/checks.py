@@ -43,7 +43,7 @@ def check_correction(correction: Callable) -> Verdict:
                 "The sign: the correction is added.": -alpha / rank * bare,
             }
             if inputs == outputs:
-                mistakes["This is x B A: x meets A first, transposed."] = alpha / rank * x @ B @ A
+                mistakes |= {"This is x B A: x meets A first, transposed.": alpha / rank * x @ B @ A}
             likely = [
                 why for why, value in mistakes.items() if torch.allclose(came.float(), value, rtol=1e-4, atol=1e-5)
             ]

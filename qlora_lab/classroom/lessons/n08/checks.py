@@ -83,7 +83,7 @@ def check_pattern(pattern: str) -> Verdict:
         if score.of(answer, reference) == same:
             continue
         if took is None and "  " in answer:
-            return wrong("It finds nothing where two blanks stand before the team. \\s+ is any number of blanks.")
+            return wrong("It finds nothing where two blanks stand before the team. \\s+ is one blank or more.")
         scored = f"{answer!r} is scored {score.of(answer, reference):.0%} against {reference!r}"
         if len({found(compiled, text) for _, text, _ in REPLIES}) == 1:
             return wrong(f"{scored}: your pattern finds {expected!r} everywhere. Put what varies into a group: (...).")
@@ -150,7 +150,9 @@ def check_my_file(my_file: str | os.PathLike, my_columns: str = "") -> Verdict:
             f"{alike[0].trained}, say): if some are held out, the score will flatter. Keep one of each, or "
             "`python -m qlora_lab.data FILE --clean FOLDER --drop-near`, and name the folder."
         )
-    said = f"{len(samples)} samples, read as {' and '.join(understood.formats)}: enough for a first run."
+    enough = f"{len(samples)} samples, read as {' and '.join(understood.formats)}: enough for a first run."
     if len(twins.found()) > len(samples) // 2:
-        said += " Most differ in numbers only: if these are not what you ask about, ask it in other words, too."
-    return right(said)
+        return right(
+            f"{enough} Most differ in numbers only: if these are not what you ask about, ask in other words, too."
+        )
+    return right(enough)
