@@ -29,6 +29,10 @@ JUDGED_HELP = (
     "judged per split and of prose, by their last answer; 0: none. Of data without splits a fifth is held out to judge "
     "on, and with --validate-every a tenth to validate on, at most so many each (default: %(default)s)"
 )
+DENSE_HELP = (
+    "on a CPU: hold the weights that are in 4 bits dense, too, while training (default: where they take at most a "
+    "quarter of the free memory)"
+)
 DATA_HELP = "a data set of the course, a file, a folder with train.jsonl ..., or owner/name on the hub"
 
 
@@ -68,6 +72,7 @@ def parser() -> Parser:
     )
     p.add_argument("--optimizer", choices=OPTIMIZERS, help="default: paged_adamw_32bit on a GPU, adamw_torch on a CPU")
     p.add_argument("--gradient-checkpointing", action="store_true", help="less memory for one more forward pass")
+    p.add_argument("--dense-base", action=argparse.BooleanOptionalAction, help=DENSE_HELP)
     p.add_argument("--fast", action="store_true", help="on a GPU with bf16: fused kernels in one CUDA graph")
     p.add_argument("--merge-aware", choices=MERGE_TARGETS, help="learn under the rounding of a merge into these 4 bits")
     p.add_argument("--compute-dtype", choices=DTYPES, help="default: bfloat16 where the hardware has it")
@@ -139,6 +144,7 @@ def recipe(
         lora_plus=args.lora_plus,
         fast=args.fast,
         merge_aware=args.merge_aware,
+        dense_base=args.dense_base,
         checkpoint_every=args.checkpoint_every,
         **memory,
     )

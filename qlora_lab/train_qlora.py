@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import gc
 import json
 import math
@@ -28,6 +29,7 @@ from typing import Any, cast
 import torch
 from safetensors import SafetensorError
 
+from qlora_lab.adapters.as_one import dense_bytes, room_for_dense
 from qlora_lab.adapters.lora import add_lora
 from qlora_lab.adapters.merge_aware import merge_requantized
 from qlora_lab.adapters.peft_adapter import begin_with_loftq, trainable_parameters
@@ -217,6 +219,11 @@ def run(args: argparse.Namespace) -> dict | None:
     if weights and not resumed_at:
         say("fitting the adapters to what 4 bits lost ...")
         begin_with_loftq(model, weights)
+    if settings.dense_base is None:
+        settings = dataclasses.replace(settings, dense_base=not (sharded or args.merge_aware) and room_for_dense(model))
+    held = dense_bytes(model) if settings.dense_base else 0
+    if held:
+        say(f"holding the 4-bit weights in {held / 1e9:.2f} GB of dense ones, too, while training (--no-dense-base)")
     trainable, steps = trainable_parameters(model), settings.steps
     say(f"training {trainable:,} parameters for {steps} steps of {args.batch_size * args.accumulation} samples ...")
     torch.manual_seed(args.seed)  # for the model's own dropout, if it has any
@@ -264,6 +271,7 @@ def run(args: argparse.Namespace) -> dict | None:
         "tokens_per_second": tokens_per_second(records) or 0.0,
         "train_seconds": sum(record.seconds for record in records),
         "peak_memory_bytes": peak,
+        "dense_base_bytes": held,
         "trainable_parameters": trainable,
         "adapter": str(folder.adapter),
         "processes": accelerator.num_processes,

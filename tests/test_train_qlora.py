@@ -111,7 +111,7 @@ def test_json_and_nothing_else_on_standard_output(finished, tiny_folder):
         "model", "method", "steps", "losses", "before", "after", "tokens_per_second", "train_seconds",
         "peak_memory_bytes", "trainable_parameters", "adapter",  # these are promised
         "processes", "sharded", "device", "compute_dtype", "samples_left_out", "resumed_at", "interrupted",
-        "validation_losses", "adapter_step", "out_of_patience", "judged",
+        "validation_losses", "adapter_step", "out_of_patience", "judged", "dense_base_bytes",
     }  # fmt: skip
     assert report["model"] == str(tiny_folder)
     assert len(report["losses"]) == report["steps"] == 6

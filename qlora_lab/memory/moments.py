@@ -20,6 +20,7 @@ def held_throughout(step: TrainingStep) -> tuple[dict[str, int], int]:
     held = model_parts(step.shape, step.method, step.double_quant, step.full_precision)
     if step.embeddings_on_cpu and not step.shape.tie_word_embeddings:
         held["embeddings and head"] //= 2
+    held["dense weights"] = 2 * step.shape.linear_parameters() if step.dense_base and step.method == "qlora" else 0
     held["master weights"] = 4 * step.trained if step.masters else 0
     held["adapters"] = 0 if step.full else step.trained_bytes * step.trained
     # torch's AdamW keeps its states in the parameters' dtype, in fp32 for master weights
@@ -168,7 +169,8 @@ def _copies_of_a_layer(step: TrainingStep) -> int:
 
 
 def _dequantized(step: TrainingStep) -> int:
-    return dequantization_bytes(step.shape, step.double_quant) if step.method == "qlora" else 0
+    anew = step.method == "qlora" and not step.dense_base
+    return dequantization_bytes(step.shape, step.double_quant) if anew else 0
 
 
 def _one_gradient(step: TrainingStep) -> int:
