@@ -35,7 +35,7 @@ HALF = $(shell $(PY) -c 'import os; print(max(1, os.cpu_count() // 2))')
 NBVAL = $(PY) -m pytest -c pyproject.toml --rootdir="$$work" -p tests.labels --nbval --nbval-current-env \
     --nbval-sanitize-with tests/nbval_sanitize.cfg
 
-.PHONY: help lab test notebooks sweep labels test-oldest run check bench bench-gpu mutate wheelhouse publish site clean model
+.PHONY: help lab test notebooks sweep labels test-oldest run check bench bench-gpu mutate wheelhouse container publish site clean model
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -55,6 +55,8 @@ test: check model $(VENV)/triton $(VENV)/export $(VENV)/site ## prove it: check,
 # What runs are copies with the claims that learners do not see. Learner's and solved notebooks side by side, each on half
 # of the cores: a core to itself serves a small model better than a share in two. nbval kills kernels, so their temporary
 # folders lie in the one that is removed.
+# Of the translated ones two are run, solved: tests/classroom/languages compares the code of the others with the English.
+TRANSLATED := 05
 notebooks: export HF_HUB_OFFLINE = 1
 notebooks: model $(VENV)/export ## re-run every notebook, learner's and solved, with nbval; hold what they take against their cards
 	@work=$$(mktemp -d); trap 'kill $$solved 2>/dev/null; rm -rf "$$work"' EXIT; \
@@ -62,7 +64,7 @@ notebooks: model $(VENV)/export ## re-run every notebook, learner's and solved, 
 	$(PY) -m qlora_lab.classroom.build --with-claims "$$work" || exit 1; \
 	mkdir "$$work/tmp"; export TMPDIR="$$work/tmp"; \
 	QLORA_LAB_PROGRESS="$$work/solved.json" QLORA_LAB_STRICT=1 $(NBVAL) "$$work"/solutions/*.ipynb \
-	    >"$$work/solved.log" 2>&1 & solved=$$!; \
+	    $(foreach lesson,$(TRANSLATED),"$$work"/zh-TW/solutions/$(lesson)*.ipynb) >"$$work/solved.log" 2>&1 & solved=$$!; \
 	QLORA_LAB_PROGRESS="$$work/learner.json" $(NBVAL) $(NBVAL_FLAGS) "$$work"/*.ipynb || failed=1; \
 	wait $$solved || failed=1; cat "$$work/solved.log"; [ -z "$$failed" ]
 
@@ -107,6 +109,9 @@ bench-gpu: model ## on a GPU: kernels beside the copy bandwidth, training steps 
 wheelhouse: $(STAMP) ## collect all packages and the model in wheelhouse/, for rooms without internet
 	$(PY) qlora_lab/wheelhouse.py collect wheelhouse $(PIP_FLAGS)
 	@rm -rf build
+
+container: ## build the image qlora-lab with Docker: classroom and grader, see docs/instructors.md
+	docker build --tag qlora-lab --build-arg PIP_FLAGS="$(PIP_FLAGS)" .
 
 publish: $(STAMP) ## write ADDRESS=https://github.com/you/qlora-lab into set-up cells and README, with badges
 	@$(PY) -m qlora_lab.classroom publish "$(ADDRESS)" $(if $(BRANCH),--branch "$(BRANCH)")

@@ -3,18 +3,20 @@
     pip install torch "transformers>=5.17,<6" "peft>=0.20,<1" "bitsandbytes>=0.50,<1" "trl>=1.14.2,<2"
     python qlora_hf.py --model HuggingFaceTB/SmolLM2-135M-Instruct --data my.jsonl --output out
 
-A line of the file is {"prompt": "...", "response": "..."}, with "system" if you like, and with other columns. If the
-session ends before the training does, give the same command again: it goes on from its last checkpoint. OUTPUT/adapter
-is the adapter with the lowest validation loss, OUTPUT/answers.jsonl what it answers to questions that it has not seen.
+A line of the file is {"prompt": "...", "response": "..."}, with "system" if you like, and with other columns. Or it is
+a CSV file, whose first line names these columns. If the session ends before the training does, give the same command
+again: it goes on from its last checkpoint. OUTPUT/adapter is the adapter with the lowest validation loss,
+OUTPUT/answers.jsonl what it answers to questions that it has not seen.
 """
 
 import argparse
+import csv
 import json
 import random
 from collections import Counter
 
 import torch
-from datasets import load_dataset
+from datasets import Dataset, load_dataset
 from peft import LoraConfig, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, set_seed
 from transformers.trainer_utils import get_last_checkpoint
@@ -22,7 +24,7 @@ from trl import SFTConfig, SFTTrainer
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--model", required=True, help="a chat model: a folder, or owner/name on the model hub")
-parser.add_argument("--data", required=True, help="JSON lines")
+parser.add_argument("--data", required=True, help="JSON lines, or CSV")
 parser.add_argument("--output", required=True, help="a folder that outlives the session")
 parser.add_argument("--split-by", default="prompt", help="a column: rows with the same value are never parted")
 parser.add_argument("--max-length", type=int, default=1024, help="tokens; longer samples are left out")
@@ -60,8 +62,15 @@ if args.merge:
     print(f"merged: {args.output}/merged")
     raise SystemExit
 
-
 # ---- data: the model reads the prompt and learns the completion, which ends with the chat template's end token
+if args.data.lower().endswith(".csv"):  # every cell is text, as it stands; the first line shows what parts the columns
+    with open(args.data, newline="", encoding="utf-8-sig") as file:
+        lines = file.readlines()
+    rows = Dataset.from_list(list(csv.DictReader(lines, delimiter=max(",;\t", key=lines[0].count))))
+else:
+    rows = load_dataset("json", data_files=args.data, split="train")
+
+
 def as_chat(row):
     system = [{"role": "system", "content": row["system"]}] if row.get("system") else []
     prompt = [*system, {"role": "user", "content": row["prompt"]}]
@@ -74,7 +83,6 @@ def fits(chat):
 
 
 # ---- split: a fifth of the groups to test on, a tenth to validate on; the same file is always split the same way
-rows = load_dataset("json", data_files=args.data, split="train")
 groups = [str(group) for group in rows[args.split_by]]
 names = sorted(set(groups))
 random.Random(0).shuffle(names)
@@ -119,6 +127,7 @@ if not ends & set(learned[-2:]):  # some templates write a line break behind the
     raise SystemExit("no end token is learned, so the model would never stop: look at the model's chat template")
 
 trainer.train(resume_from_checkpoint=get_last_checkpoint(args.output))
+print("peak of torch's memory:", f"{torch.cuda.max_memory_reserved() / 1e9:.1f} GB" if gpu else "not known on a CPU")
 trainer.save_model(f"{args.output}/adapter")  # of the best checkpoint, with the tokenizer
 
 # ---- judge: every test question, answered with the likeliest token each time, and compared to the letter

@@ -24,8 +24,12 @@ ADDRESS = ""  # of the course's git repository; `make publish ADDRESS=...` write
 TITLE = "# @title Set-up (does nothing on your own machine)"
 
 
-def cell(address: str) -> str:
-    """The set-up cell of a course whose repository has this address; empty: not known."""
+def cell(address: str, language: str = "") -> str:
+    """The set-up cell of a course whose repository has this address; empty: not known.
+
+    language: of an edition, such as "zh-TW", whose notebooks are in a folder of that name; empty: of the English one.
+    """
+    folders, root = ('"notebooks"', "..") if not language else (f'"notebooks", "{language}"', "../..")
     return f"""\
 {TITLE}
 address = "{address}"  # @param {{type:"string", placeholder:"the address of the course's git repository"}}
@@ -41,7 +45,7 @@ if on_colab or on_kaggle:
     import urllib.parse
     import urllib.request
 
-    if not os.path.isfile("../qlora_lab/colab.py"):
+    if not os.path.isfile("{root}/qlora_lab/colab.py"):
         branch = []
         if not address and on_colab:  # where was this notebook opened from?
             try:
@@ -64,8 +68,8 @@ if on_colab or on_kaggle:
                 f"git cannot fetch {{address!r}}: is this the address of the course, and is the internet switched on "
                 "(on Kaggle: Settings)? Then run this cell again"
             )
-        os.chdir(os.path.join(course, "notebooks"))
-    sys.path.insert(0, os.path.abspath(".."))
+        os.chdir(os.path.join(course, {folders}))
+    sys.path.insert(0, os.path.abspath("{root}"))
     from qlora_lab.colab import prepare
 
     prepare()\

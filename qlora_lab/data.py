@@ -26,7 +26,10 @@ CLEAN_HELP = (
     "report nothing, but write the samples to this new file (.jsonl), with all columns, without repeats and without "
     "those that have no question or no answer; to a new folder, without an ending: train, validation and test apart"
 )
-DROP_HELP = "with --clean FOLDER: no samples to train on that are nearly among those held out"
+DROP_HELP = (
+    "with --clean FOLDER: no samples to train on that are nearly among those held out; what is alike only with its "
+    "numbers aside stays"
+)
 
 
 def run(args: argparse.Namespace) -> str:

@@ -41,17 +41,20 @@ def bits_per_parameter(
     return bits + (scale + zero_point_bits) / block_size
 
 
-def four_bit_bytes(elements: int, double: bool = True) -> tuple[int, int]:
+def four_bit_bytes(elements: int, double: bool = True, matrices: int = 1) -> tuple[int, int]:
     """(codes, constants): bytes of the tensors that bitsandbytes keeps for one weight, its `QuantState` included.
 
     Each weight has copies of the tables for itself, hence some more than `bits_per_parameter` says.
+
+    Args:
+        matrices: of that size, that share their tables, as a layer's experts do (`FourBitExperts`).
 
     >>> four_bit_bytes(4096 * 4096)
     (8388608, 267332)
     """
     blocks = -(-elements // BLOCK)
-    codes, levels = -(-elements // 2), 16 * 4  # two codes in a byte; the 16 values of NF4 in float32
+    codes, levels = matrices * -(-elements // 2), 16 * 4  # two codes in a byte; the 16 values of NF4 in float32
     if not double:
-        return codes, 4 * blocks + levels  # a float32 scale for each block
-    # a scale in 8 bits, a float32 scale for 256 of those, the 256 values of the 8-bit code, and the scales' mean
-    return codes, blocks + 4 * -(-blocks // SCALE_BLOCK) + levels + 256 * 4 + 4
+        return codes, matrices * 4 * blocks + levels  # a float32 scale for each block
+    # a scale in 8 bits, a float32 scale for 256 of those, the scales' mean; and the 256 values of the 8-bit code
+    return codes, matrices * (blocks + 4 * -(-blocks // SCALE_BLOCK) + 4) + levels + 256 * 4

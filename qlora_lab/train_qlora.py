@@ -16,37 +16,32 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
-import gc
 import json
 import math
 import os
 import sys
 import time
-from collections.abc import Iterator
-from typing import Any, cast
+from typing import cast
 
 import torch
 from safetensors import SafetensorError
 
-from qlora_lab.adapters.as_one import dense_bytes, room_for_dense
 from qlora_lab.adapters.lora import add_lora
 from qlora_lab.adapters.merge_aware import merge_requantized
 from qlora_lab.adapters.peft_adapter import begin_with_loftq, trainable_parameters
-from qlora_lab.adapters.targets import find_targets, widths
 from qlora_lab.arguments import print_anywhere
 from qlora_lab.errors import CANNOT_WRITE, UserError
 from qlora_lab.evaluation.kept_answers import before_only, joined, rows_of
 from qlora_lab.evaluation.page import page
 from qlora_lab.evaluation.reports import describe, read_report, side_by_side
 from qlora_lab.evaluation.soundness import require_finite, require_sound
+from qlora_lab.export.papers import adapter_card
 from qlora_lab.memory.meter import peak_memory_bytes, reset_peak
 from qlora_lab.memory.prediction import estimate
 from qlora_lab.memory.shapes import from_config
-from qlora_lab.models.compatibility import build_on_meta, read_config
+from qlora_lab.models.compatibility import read_config
 from qlora_lab.models.hardware import DTYPES, pick_compute_dtype
 from qlora_lab.models.loading import load_model, load_tokenizer, locate, quantized_by
-from qlora_lab.models.quiet import quiet_transformers
 from qlora_lab.models.sharded import CheckpointWeights, empty_model, fill_and_shard
 from qlora_lab.models.tokens import prepare_tokenizer
 from qlora_lab.models.trying import require_trainable
@@ -65,8 +60,10 @@ from qlora_lab.train_flags import (
     parser,
     recipe,
     require_shardable_adapter,
+    require_targets,
     settings_of,
     settings_of_before,
+    settle_dense_base,
     target_names,
 )
 from qlora_lab.training.batches import Batches, with_replay
@@ -164,6 +161,7 @@ def run(args: argparse.Namespace) -> dict | None:
         chunks=settings.loss_chunk is not None,
         checkpoints=settings.gradient_checkpointing,
         max_length=args.max_length,
+        sharded=sharded,
     ):
         _warn(f"note: {note}", accelerator)
 
@@ -219,9 +217,7 @@ def run(args: argparse.Namespace) -> dict | None:
     if weights and not resumed_at:
         say("fitting the adapters to what 4 bits lost ...")
         begin_with_loftq(model, weights)
-    if settings.dense_base is None:
-        settings = dataclasses.replace(settings, dense_base=not (sharded or args.merge_aware) and room_for_dense(model))
-    held = dense_bytes(model) if settings.dense_base else 0
+    settings, held = (settings, 0) if sharded else settle_dense_base(settings, model)
     if held:
         say(f"holding the 4-bit weights in {held / 1e9:.2f} GB of dense ones, too, while training (--no-dense-base)")
     trainable, steps = trainable_parameters(model), settings.steps
@@ -267,6 +263,7 @@ def run(args: argparse.Namespace) -> dict | None:
         "out_of_patience": out_of_patience,
         "before": before,
         "after": after,
+        "dullest_guess": judge.dullest() if judge.conversations else {},
         "judged": {split: len(chats) for split, chats in judge.conversations.items()},
         "tokens_per_second": tokens_per_second(records) or 0.0,
         "train_seconds": sum(record.seconds for record in records),
@@ -287,33 +284,9 @@ def run(args: argparse.Namespace) -> dict | None:
     folder.write("answers.jsonl", answers)
     folder.write("report.json", report)
     folder.write("report.html", page(report, folder.settings, answers))
+    own_tokenizer = (folder.adapter / "tokenizer_config.json").is_file()
+    folder.write("adapter/README.md", adapter_card(folder.settings, report, own_tokenizer))
     return report
-
-
-def require_targets(args: argparse.Namespace) -> None:
-    """Raise UserError unless the model has the layers that --targets names, and --rank makes sense for them.
-
-    The layers are looked up in a skeleton made from the model's config alone: modules and shapes, no weights.
-    """
-    with _collector_off(), quiet_transformers():
-        skeleton = build_on_meta(read_config(args.model), torch.float32)
-    modules: dict[str, Any] = dict(skeleton.named_modules())
-    layers = [modules[name] for name in find_targets(skeleton, target_names(args), language_only=True)]
-    useful = max((min(widths(layer)) for layer in layers), default=args.rank)
-    if args.rank > useful:
-        raise UserError(f"--rank {args.rank} is more than these layers can use: choose at most {useful}")
-
-
-@contextlib.contextmanager
-def _collector_off() -> Iterator[None]:
-    """No garbage collection: imports create many objects and free few. A typo is reported in 3.8 s instead of 4.4 s."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
 
 
 def add_adapters(base, args: argparse.Namespace, preset: Preset):

@@ -19,9 +19,12 @@ import platform
 import re
 from importlib.metadata import version
 
-LABEL = {
-    "seconds": re.compile(r"^\| computing \| up to (?P<number>\d+) minutes? on two CPU cores", re.MULTILINE),
-    "gigabytes": re.compile(r"^\| memory \| (?P<number>\d+) GB \|", re.MULTILINE),
+LABEL = {  # in English and in Chinese
+    "seconds": re.compile(
+        r"^\| (?:computing \| up to |運算 \| 在兩個 CPU 核心上最多 )(?P<number>\d+) (?:minutes? on two CPU cores|分鐘)",
+        re.MULTILINE,
+    ),
+    "gigabytes": re.compile(r"^\| (?:memory|記憶體) \| (?P<number>\d+) GB \|", re.MULTILINE),
 }
 UNIT = {"seconds": 60, "gigabytes": 1}
 TOLERATED = 1.5

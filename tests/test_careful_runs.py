@@ -133,6 +133,16 @@ def test_any_path_can_be_written_down(tmp_path):
     folder = RunFolder(tmp_path, {}, False, {})
     folder.write("report.html", "na\udcefve")
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == "na\\udcefve"
+    folder.write("report.json", {"adapter": "\\na\udcefve \ud83d"})
+    assert json.loads((tmp_path / "report.json").read_text(encoding="utf-8")) == {"adapter": "\\na\udcefve \ud83d"}
+
+
+def test_letters_of_all_languages_are_kept_as_they_are(tmp_path):
+    folder = RunFolder(tmp_path, {}, False, {})
+    answers = [{"split": "test", "expected": "ü\u2028\x85\r\n你", "before": {"answer": "¿Dónde?"}}, {"split": "test"}]
+    folder.write("answers.jsonl", answers[:1])
+    assert folder.answers() == answers[:1]
+    assert "¿Dónde?" in (tmp_path / "answers.jsonl").read_text(encoding="utf-8")
 
 
 def test_two_processes_stop_at_the_same_step(whole, tiny_folder, tmp_path):
@@ -208,22 +218,26 @@ def test_answers_are_scored_as_asked(capsys, monkeypatch, tiny_folder, tmp_path)
     """Before and after, for both splits, in the report for programs and in that for people."""
     (tmp_path / "data").mkdir()
     for split in ("train", "test", "shifted"):
-        rows = [{"prompt": "Q", "response": '{"n": 1, "of": "a"}'}, {"prompt": "Q", "response": '{"n": 2}'}]
+        rows = [{"prompt": "Q", "response": '{"n": 1, "of": "a"}'}, {"prompt": "¿Dónde?", "response": '{"n": 2}'}]
         jsonl(tmp_path / "data" / f"{split}.jsonl", *map(json.dumps, rows))
     monkeypatch.setattr(judge, "generate", lambda *_, **__: ['{"of": "a", "n": 1.5}', '{"n": 2}'] * 2)
     arguments = ["--model", tiny_folder, "--data", tmp_path / "data", "--output", tmp_path / "run", "--method", "lora"]
-    arguments += ["--steps", 1, "--rank", 2, "--judge", "json", "--judge", r"regex:[\d.]+", "--judge", "f1"]
+    arguments += ["--steps", 1, "--rank", 2, "--judge", "json", "--judge", "f1"]
+    arguments += ["--judge", r"regex:[\d.]+", "--judge", r'regex:"n": \d']
     report, _ = call(capsys, *arguments)
     assert report["before"]["json"] == report["after"]["json"] == {"test": 0.75, "shifted": 0.75}
-    assert report["after"]["regex"] == report["after"]["exact_match"] == {"test": 0.5, "shifted": 0.5}
+    assert report["after"][r"regex:[\d.]+"] == report["after"]["exact_match"] == {"test": 0.5, "shifted": 0.5}
+    assert report["after"][r'regex:"n": \d']["test"] == 1.0
     assert report["after"]["json_fields"] == dict.fromkeys(("test", "shifted"), {"n": 0.5, "of": 1.0})
     assert report["after"]["f1"]["test"] == pytest.approx((4 / 6 + 1) / 2)  # "of n 15", "n 1 of"
     shown = {
         line[:24].strip(): re.split(" {2,}", line[24:].strip()) for line in train_qlora.describe(report).splitlines()
     }
-    assert shown["JSON fields, test"] == ["75% (of 2)"] * 2 and "token F1, test" in shown
-    assert shown["n, test"] == ["50%", "50%"] and shown["of, shifted"] == ["100%", "100%"]
-    assert shown["regex, shifted"] == shown["exact match, test"] == ["50% (1 of 2)"] * 2
+    assert shown["JSON fields, test"] == ["75% (of 2)", "75% (of 2)", "50% (of 2)"] and "token F1, test" in shown
+    assert shown["n, test"] == ["50%"] * 3 and shown["of, shifted"] == ["100%"] * 3
+    assert shown[r"regex:[\d.]+, shifted"] == shown["exact match, test"] == ["50% (1 of 2)"] * 3
+    assert shown[""] == ["before", "after", "dullest guess"]
+    assert "¿Dónde?" in (tmp_path / "run" / "answers.jsonl").read_text(encoding="utf-8")
     stopped = train_qlora.describe({**report, "after": {"exact_match": {}, "perplexity": {}}, "interrupted": True})
     assert "JSON fields, test             75% (of 2)               -" in stopped
 

@@ -25,7 +25,7 @@ from IPython.utils.capture import capture_output
 
 from qlora_lab import colab
 from qlora_lab.classroom import judging, widgets
-from qlora_lab.classroom.build import code_cells
+from qlora_lab.classroom.outputs import code_cells
 from qlora_lab.classroom.plots import new_axes
 from qlora_lab.models.bundled import cache_folder
 

@@ -90,6 +90,7 @@ def test_notebooks_import_the_package_before_what_loads_bitsandbytes(source):
 
 LIBRARIES = "*"  # any package that is not ours
 ARGUMENTS, ERRORS, FACTS = "qlora_lab.arguments", "qlora_lab.errors", "qlora_lab.facts"
+PLACES = "qlora_lab.places"
 QUANTIZATION, MODELS, ADAPTERS = "qlora_lab.quantization", "qlora_lab.models", "qlora_lab.adapters"
 TRAINING, EVALUATION, MEMORY = "qlora_lab.training", "qlora_lab.evaluation", "qlora_lab.memory"
 EXPORT = "qlora_lab.export"
@@ -101,7 +102,9 @@ LEARNING = (QUANTIZATION, MODELS, ADAPTERS, TRAINING, EVALUATION)
 # What a file may import beside the standard library, by the first pattern that fits it. A name covers what is in it.
 MAY_IMPORT = {
     "qlora_lab/__init__.py": (),
+    "qlora_lab/__main__.py": (),  # it imports a command's module once that is asked for
     "qlora_lab/errors.py": (),
+    "qlora_lab/places.py": (ERRORS,),
     "qlora_lab/arguments.py": (ERRORS,),
     "qlora_lab/facts.py": (),
     "qlora_lab/wheelhouse.py": (),  # runs before anything is installed
@@ -110,7 +113,7 @@ MAY_IMPORT = {
     "qlora_lab/quantization/*": ("torch", FACTS, QUANTIZATION),
     "qlora_lab/models/parts.py": ("torch",),
     "qlora_lab/models/__main__.py": (ARGUMENTS, ERRORS, MODELS),
-    "qlora_lab/models/*": (LIBRARIES, ERRORS, FACTS, WHEELHOUSE, QUANTIZATION, MODELS),
+    "qlora_lab/models/*": (LIBRARIES, ERRORS, FACTS, PLACES, WHEELHOUSE, QUANTIZATION, MODELS),
     # QLoRA is LoRA on a base that happens to be 4-bit: LoRA knows nothing of quantization
     "qlora_lab/adapters/merge_aware.py": ("torch", ERRORS, FACTS, QUANTIZATION, ADAPTERS),
     "qlora_lab/adapters/quantized_linear.py": (LIBRARIES, ERRORS, FACTS, QUANTIZATION, MODELS, ADAPTERS),
@@ -118,20 +121,20 @@ MAY_IMPORT = {
     "qlora_lab/adapters/as_one.py": ("torch", "psutil", ADAPTERS),
     "qlora_lab/adapters/targets.py": ("torch", ERRORS, ADAPTERS, "qlora_lab.models.parts"),
     "qlora_lab/adapters/*": ("torch", "safetensors", ERRORS, FACTS, ADAPTERS),
-    "qlora_lab/training/*": (LIBRARIES, ERRORS, FACTS, QUANTIZATION, MODELS, ADAPTERS, TRAINING),
+    "qlora_lab/training/*": (LIBRARIES, ERRORS, FACTS, PLACES, QUANTIZATION, MODELS, ADAPTERS, TRAINING),
     "qlora_lab/evaluation/*": (LIBRARIES, ERRORS, FACTS, *LEARNING),
     "qlora_lab/export/*": (LIBRARIES, ARGUMENTS, ERRORS, FACTS, *LEARNING, EXPORT),
     "qlora_lab/memory/meter.py": (LIBRARIES, ERRORS, FACTS, *LEARNING, MEMORY),
     "qlora_lab/memory/measuring.py": (LIBRARIES, ERRORS, FACTS, *LEARNING, MEMORY),
     "qlora_lab/memory/__init__.py": (FACTS, MEMORY),
     "qlora_lab/memory/*": (FACTS, MEMORY),  # predictions that cannot peek at a measurement
-    "qlora_lab/experiments/*": (LIBRARIES, ARGUMENTS, ERRORS, FACTS, *LEARNING, MEMORY, EXPERIMENTS),
+    "qlora_lab/experiments/*": (LIBRARIES, ARGUMENTS, ERRORS, FACTS, PLACES, *LEARNING, MEMORY, EXPERIMENTS),
     "qlora_lab/finetuning/*": LEARNING,  # a page of names
     "qlora_lab/classroom/*": (LIBRARIES, "qlora_lab"),
     "qlora_lab/train_flags.py": ("torch", ARGUMENTS, ERRORS, FACTS, *LEARNING),
     "qlora_lab/data.py": ("tqdm", ARGUMENTS, ERRORS, MODELS, TRAINING, "qlora_lab.train_flags"),
     "qlora_lab/train_data.py": ("torch", ERRORS, *LEARNING, "qlora_lab.train_flags"),
-    "qlora_lab/train_qlora.py": (LIBRARIES, ARGUMENTS, ERRORS, FACTS, *LEARNING, MEMORY, *COMMAND_LINE),
+    "qlora_lab/train_qlora.py": (LIBRARIES, ARGUMENTS, ERRORS, FACTS, *LEARNING, EXPORT, MEMORY, *COMMAND_LINE),
 }
 
 

@@ -5,6 +5,7 @@ About 50 seconds of one core, most of which is imports: the script trains three 
 
 import ast
 import contextlib
+import csv
 import io
 import json
 import os
@@ -188,6 +189,7 @@ def test_every_test_question_is_answered_and_judged(judged, folder):
     assert f"exact match: {right} of 8; chance alone may move that by 35 points, up or down" in said
     usual = sum(row["expected"] == "yes" for row in rows)
     assert f"always the most frequent answer: {usual} of 8" in said and 0 < right < usual < 8
+    assert re.search(r"^peak of torch's memory: (not known on a CPU|\d+\.\d GB)$", said, flags=re.MULTILINE)
     for ids, row in zip(asked, rows, strict=True):  # the start token once, and the answer's turn begun
         text = tokenizer.decode(ids)
         assert text.startswith("<|im_start|>system\nTurn the order")
@@ -227,28 +229,41 @@ def test_what_is_merged_answers_like_the_adapter_beside_its_base(judged, folder,
     assert off < 0.02 and off_by_the_other > 10 * off, (off, off_by_the_other)
 
 
-def test_a_template_without_an_end_and_long_samples_are_told(folder, monkeypatch, capsys):
+def test_a_csv_file_is_read_as_it_stands_and_endless_templates_and_long_samples_are_told(folder, monkeypatch, capsys):
     from transformers import AutoTokenizer
 
     endless = AutoTokenizer.from_pretrained(folder / "model")
     endless.chat_template = endless.chat_template.replace("<|im_end|>", "")
     shutil.copytree(folder / "model", folder / "endless")
     endless.save_pretrained(folder / "endless")
+    rows = [
+        row | {"prompt": row["prompt"].replace(" ", '\r\n"; ', 1), "response": f"{n:03}"}
+        for n, row in enumerate(read(folder / "data.jsonl"))
+    ]
+    with open(folder / "data.CSV", "w", newline="", encoding="utf-8-sig") as file:
+        table = csv.DictWriter(file, list(rows[0]), delimiter=";")
+        table.writeheader()
+        table.writerows(rows)
     lengths = [
         len(endless.apply_chat_template(chat, return_dict=True)["input_ids"])
         for chat in (
             [{"role": "system", "content": row["system"]}, {"role": "user", "content": row["prompt"]},
              {"role": "assistant", "content": row["response"]}]
-            for row in read(folder / "data.jsonl")
+            for row in rows
         )
     ]  # fmt: skip
     limit = sorted(lengths)[len(lengths) // 2]
-    command = [*arguments(folder, "endless-out"), "--model", str(folder / "endless"), "--max-length", str(limit)]
+    command = [*arguments(folder, "out", "data.CSV"), "--model", str(folder / "endless"), "--max-length", str(limit)]
     with pytest.raises(SystemExit, match="no end token is learned"):
         run(monkeypatch, folder, *command)
-    said = re.findall(r"^\w+: (\d+) samples, (\d+) more", capsys.readouterr().out, flags=re.MULTILINE)
+    printed = capsys.readouterr().out
+    said = re.findall(r"^\w+: (\d+) samples, (\d+) more", printed, flags=re.MULTILINE)
     assert sum(int(kept) for kept, _ in said) == sum(length <= limit for length in lengths) < len(lengths) == 40
     assert sum(int(gone) for _, gone in said) == sum(length > limit for length in lengths)
+    shown = dict(line.split(": ", 1) for line in printed.splitlines() if line.startswith(("read", "learned")))
+    response = "".join(ast.literal_eval(shown["learned"])).strip()
+    prompt = next(row["prompt"] for row in rows if row["response"] == response)  # "007" is no 7
+    assert prompt in "".join(ast.literal_eval(shown["read"]))
 
 
 def test_a_killed_run_goes_on_with_the_same_losses(whole, folder, monkeypatch):

@@ -134,6 +134,17 @@ def test_adapter_loads_with_plain_peft(finished, tiny_folder):
     assert trained == json.loads(finished[1].stdout)["trainable_parameters"]
 
 
+def test_the_adapters_card_has_scores_with_counts_and_no_path(finished, tiny_folder):
+    card = (finished[0] / "adapter" / "README.md").read_text()
+    judged, after = (json.loads(finished[1].stdout)[key] for key in ("judged", "after"))
+    right = after["exact_match"]["test"] * judged["test"]
+    assert re.search(
+        rf"^\| exact match, test \| .* \| \d+% \({right:.0f} of {judged['test']}\) \|$", card, re.MULTILINE
+    )
+    assert "- rank: " in card and "PeftModel.from_pretrained" in card
+    assert str(tiny_folder.parent) not in card and str(finished[0].parent) not in card
+
+
 def test_killed_and_resumed_run_has_the_same_losses(finished, tiny_folder, tmp_path):
     output = tmp_path / "run"
     arguments = ["--model", tiny_folder, "--output", output, "--json", *QUICK]
@@ -690,7 +701,8 @@ BEFORE_LOADING = [
     ("--checkpoint-every 0", "'0' is not a whole number"),
     ("--judge bleu", "no score is called 'bleu': choose from normalized, f1, json, regex:PATTERN"),
     ("--judge regex:(", "'(' is no regular expression"),
-    ("--judge f1 --judge f1", "--judge was given twice for the same score, f1"),
+    ("--judge f1 --judge f1", "--judge f1 was given twice: give it once"),
+    ("--judge regex:a --judge regex:b --judge regex:a", "--judge regex:a was given twice: give it once"),
     ("--judge f1 --eval-samples 0", "--eval-samples is 0: give at least 1"),
     ("--judge f1 --data {place}/long", "the data has no test split"),
     ("--judge json --data {place}/split", "number 1, 'b': it is no JSON object"),
@@ -891,7 +903,7 @@ def test_an_adapter_is_saved_whole_or_not_at_all(capsys, monkeypatch, tmp_path, 
     whole = contents(tmp_path)
     assert sorted(path.name for path in whole if path.parent == tmp_path) == ["adapter"]
     names = {path.name for path in whole}
-    assert {"adapter_config.json", "adapter_model.safetensors"} <= names and "half" not in names
+    assert {"adapter_config.json", "adapter_model.safetensors"} <= names and not {"half", "README.md"} & names
     monkeypatch.setattr(type(tiny), "save_pretrained", half)
     with pytest.raises(OSError):
         save_adapter(tiny, tmp_path / "adapter")

@@ -57,7 +57,7 @@ assert model.is_loaded_in_4bit
 assert model.config.num_hidden_layers == 30 and model.config.vocab_size == 49_152
 
 # %% [markdown]
-# It talks: **your machine is ready.** In [lesson 01](01_first_run.ipynb) you teach it a trade.
+# It talks: **your machine is ready.** (The outputs that you see before you run a cell are from two CPU cores without a GPU. Where a GPU measured something, the output names it.) In [lesson 01](01_first_run.ipynb) you teach it a trade.
 #
 # ## How predictions work
 #
@@ -114,7 +114,7 @@ check_bytes_of_weights(weight_bytes)
 # %% [markdown]
 # ## Sliders
 #
-# Most lessons have a slider. Move this one (it needs a running kernel): which of your favourite models fit into this machine,
+# Most lessons have a slider. Move this one (it needs a running *kernel*, the notebook's Python process): which of your favourite models fit into this machine,
 # and in which format? These are the weights alone. [Lesson 02](02_memory_wall.ipynb) shows what training adds to them.
 
 
@@ -134,7 +134,7 @@ explore(draw, billions=slider)
 # ## The map
 #
 # - **You have an evening:** this notebook, then [lesson 01](01_first_run.ipynb), [lesson 09](09_your_gpu.ipynb) and [lesson 12](12_ship_it.ipynb).
-#   You train a model, do it again with plain Hugging Face libraries, and make a file of it that runs elsewhere.
+#   You train a model, do it again with plain Hugging Face libraries, and make a file of it that runs elsewhere. What they mention of the lessons between, take on trust.
 # - **You have a weekend:** the whole path, in its order.
 # - **You teach this:** [the instructors' page](../docs/instructors.md).
 #

@@ -198,7 +198,7 @@ model.print_trainable_parameters()
 # %% [markdown]
 # **How does it learn?** In each step the model reads eight chats. For every token that it should write, we look at the probability that it gave to the
 # right one. The **loss** is minus the natural logarithm of this probability, averaged over these tokens (its unit is the *nat*). Then an
-# optimizer, Adam, moves all weights of the adapter by about the **learning rate**, so that the loss gets smaller. ([Lesson 02](02_memory_wall.ipynb) says what needs memory.)
+# optimizer, Adam, moves all weights of the adapter by about the **learning rate**, so that the loss gets smaller. ([Dive D](dive_d_training_tricks.ipynb) measures which rate suits this model, and [lesson 02](02_memory_wall.ipynb) says what needs memory.)
 #
 # **Predict.** The loss starts near {{1.5}}, when the right token gets a probability of about {{math.exp(-1.5):.0%}}. You take thirty steps. In which will the loss
 # first be below {{0.1}} ({{math.exp(-0.1):.0%}})? And what share of {{len(judged['test'])}} `test` orders will the model then get exactly right? Of as many `shifted` ones?

@@ -402,7 +402,7 @@ assert all(abs(card_for(memory) - memory.card_bytes / 1e9) < 1e-8 for memory, _ 
 # The rule holds for all of our runs with QLoRA at 7B and 13B. (At 65B the gaps were up to a GB larger.)
 #
 # **Exercise 2.2 ●●○ (3 minutes).** By that rule, four steps are too large for their card. For each, exactly one of the changes is enough. Which one?
-# Reckon by hand, in GB. What you save of activations and logits counts one and a half times.
+# Reckon roughly, in GB. The rows of activations and logits are those of the rule, one and a half times what they take.
 #
 # | change | what it leaves |
 # |---|---|
@@ -427,7 +427,7 @@ check_cures(cures)
 
 # %% [markdown]
 # <details><summary>Hint 1</summary>Which changes save at least what the last row says?</details>
-# <details><summary>Hint 2</summary>Ben: half of the activations and half of the logits are {{(steps["Ben"]["activations"] + steps["Ben"].get("logits and loss", 0)) / 2:.1f}} GB, and count as {{0.75 * (steps["Ben"]["activations"] + steps["Ben"].get("logits and loss", 0)):.1f}}. Is that enough?</details>
+# <details><summary>Hint 2</summary>Ben: half of his two rows is {{0.75 * (steps["Ben"]["activations"] + steps["Ben"].get("logits and loss", 0)):.1f}} GB. Is that enough?</details>
 
 # %% [markdown]
 # ## 6 · Your model, your card
@@ -471,7 +471,8 @@ SLIDERS = {
 explore(draw, **SLIDERS)
 
 # %% [markdown]
-# Which card does a model need? Here is the first of the three methods that fits each card by section 5's rule, with section 3's settings:
+# Which card does a model need? Here is the first of the three methods that fits each card by section 5's rule, with section 3's settings. (The rule leaves some memory free. With nothing left free, smaller cards
+# were enough: {{8}} GB for 7B, {{12}} for 13B, {{24}} for 33B, {{48}} for 65B, lesson 10.)
 
 # %% machinery "A table of models and cards"
 sizes = [8, 16, 24, 40, 48, 80]
@@ -523,6 +524,15 @@ check_mine(mine)
 
 # %% [markdown]
 # ## Recap
+#
+# ```
+#   bytes for each parameter       trained     frozen     frozen, in 4 bits
+#   weight                            2           2            0.5
+#   gradient                          2           –             –
+#   Adam's two numbers                8           –             –
+#   fp32 copy                         4           –             –
+#   in all                           16           2            0.5
+# ```
 #
 # - With Adam in {{32}} bits, {{16}} bytes are kept for each parameter that is trained. A frozen one takes {{2}}, and in four bits about half of one.
 # - So QLoRA freezes the model, stores it in four bits, and pays the full price for an adapter only.

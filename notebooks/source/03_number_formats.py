@@ -112,7 +112,7 @@ assert torch.tensor(1.003).bfloat16() == 1 and torch.tensor(70_000.0).half().isi
 #
 # INT4 has half as many bits as INT8. Is its error twice as large? Take {{65536:,}} random numbers from the bell-shaped
 # normal distribution (*Gaussian*), which weights roughly follow. The **relative error** is the root mean square of all
-# errors, divided by that of the numbers: `0` is perfect, and `1` is as bad as getting back nothing but zeros.
+# errors, divided by that of the numbers (so its full name is *relative RMS error*): `0` is perfect, and `1` is as bad as getting back nothing but zeros.
 #
 # **Predict.** How many times as large as INT8's is INT4's error?
 

@@ -328,7 +328,7 @@ errors = {n: {f: [r.relative_rms for r in rs] for f, rs in by.items()} for n, by
 at_64 = {form: reports["Gaussian"][form][1] for form in FORMATS}
 bits = {form: f": {report.bits_per_parameter:g} bits at block size 64" for form, report in at_64.items()}
 
-# %% alt="Five line plots, one for each kind of numbers: relative RMS error over block sizes {{32}} to {{4096}}. NF4 is lowest from blocks of {{128}} on, except on uniform numbers, where both kinds of INT4 are lower. Affine INT4 is lowest at blocks of {{32}} everywhere, and at {{64}} on Gaussian numbers. FP4 is highest everywhere."
+# %% alt="Five line plots, one for each kind of numbers: relative error over block sizes {{32}} to {{4096}}. NF4 is lowest from blocks of {{128}} on, except on uniform numbers, where both kinds of INT4 are lower. Affine INT4 is lowest at blocks of {{32}} everywhere, and at {{64}} on Gaussian numbers. FP4 is highest everywhere."
 _ = plot_errors_by_block(errors, BLOCK_SIZES, bits)
 
 # %% machinery "The errors in numbers, with their price"
@@ -386,7 +386,7 @@ points = {
     for name, title in shown.items()
 }
 
-# %% alt="Two plots, Gaussian numbers and real weights: relative RMS error over bits per parameter, constants included, for four formats in blocks of {{256}} to {{32}}. At each price up to {{5}} bits, NF4's error is the lowest. Affine INT4 alone goes on, to {{6}} bits, where its error is the lowest of all."
+# %% alt="Two plots, Gaussian numbers and real weights: relative error over bits per parameter, constants included, for four formats in blocks of {{256}} to {{32}}. At each price up to {{5}} bits, NF4's error is the lowest. Affine INT4 alone goes on, to {{6}} bits, where its error is the lowest of all."
 _, axes = plt.subplots(1, 2, figsize=(9.5, 4), layout="constrained")
 for ax, (title, of) in zip(axes, points.items()):
     plot_error_over_bits(ax, of).set_title(title)
@@ -436,7 +436,7 @@ assert of_int4 / of_nf4 < 1.6 < 1 / part_left
 #
 # ## 6 · The checkpoint with a past
 #
-# The file of the model that you trained in lesson 01 says bfloat16, {{16}} bits for each weight. Was it ever quantized before? Here are one of its
+# The model that you trained in lesson 01 came as a file, its *checkpoint* (nothing to do with gradient checkpointing). It says bfloat16, {{16}} bits for each weight. Was it ever quantized before? Here are one of its
 # linear layers and its embeddings, quantized in both ways. Random numbers show what is normal:
 
 # %% machinery "Errors of two schemes with 4 and 8 bits, at four block sizes"
@@ -446,7 +446,7 @@ suspicious = {
     "random": gaussian,
 }
 SCHEMES = {"absmax": quantize_absmax, "affine": quantize_affine}
-print("relative RMS error at block size" + "".join(f"{size:>9}" for size in (16, 32, 64, 128)))
+print("relative error at block size    " + "".join(f"{size:>9}" for size in (16, 32, 64, 128)))
 for name, x in suspicious.items():
     for bits_ in (4, 8):
         for scheme, quantizer in SCHEMES.items():
@@ -500,6 +500,12 @@ assert 7 / 127 * in_4_bits < 0.1 * errors["real weights (embeddings)"]["NF4"][1]
 # <code>safetensors.safe_open(FILE, "pt").get_tensor(NAME).float()</code></details>
 #
 # ## Recap
+#
+# ```
+#          −1                            0                            +1
+#   NF4    |        |    |   |  |  |  |  | |  | |  |  |   |    |       |
+#   INT4   |   |    |   |   |   |    |   |   |    |   |   |   |    |   |
+# ```
 #
 # - NF4's sixteen levels are quantiles of the normal distribution, dense around zero, in one fixed table.
 # - A block divided by its absmax is not normal any more. So the levels are used unequally, and that suits the error.

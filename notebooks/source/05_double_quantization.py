@@ -49,7 +49,7 @@ assert SHAPES["llama-65b"].linear_parameters() == 64_760_053_760
 # %% [markdown]
 # ## 1 · Bytes that are not weights
 #
-# **Predict.** In NF4, {{64}} codes of four bits share one scale, their absmax, a float of {{32}} bits. What share of all bytes, in per cent, are scales?
+# **Predict.** In NF4, {{64}} codes of four bits share one scale, a float of {{32}} bits: their absmax itself, since NF4's levels end at `1`, where INT4's codes end at `7`. What share of all bytes, in per cent, are scales?
 
 # %%
 prediction = ...  # ← in per cent

@@ -116,6 +116,8 @@ class MyLora(nn.Module):
 
 
 # %% [markdown]
+# (`scale` is LoRA's factor alpha / r. It has nothing to do with the scales of quantized blocks.)
+#
 # Now let it learn. Its base has the weight W, but we want the outputs of W *with* the update of section 1. It sees random
 # inputs and the outputs wanted for them, never the update.
 
@@ -459,6 +461,12 @@ largest_rank(SHAPES["llama-3-8b"], "all-linear", 1.5)  # ← any of SHAPES, and 
 
 # %% [markdown]
 # ## Recap
+#
+# ```
+#         ┌── W, frozen ──────────────────────────┐
+#   x ────┤                                       ├─(+)──► y
+#         └── A (r × in) ──► B (out × r) ──► α/r ─┘       A: random at first, B: zeros
+# ```
 #
 # - LoRA freezes W and trains a product B A beside it. A's rows listen for patterns in the input, B's columns are what they add to the
 #   output, and the frozen model does the rest.

@@ -196,7 +196,9 @@ check_frozen_matmul(FrozenMatmul)
 # <details><summary>Hint 2</summary>What you hang on <code>ctx</code> stays in memory until the backward pass. Which is smaller, <code>q</code> or what <code>dequantize</code> makes of it?</details>
 
 # %% [markdown]
-# Such a layer makes W twice, once in each direction, and frees it at once: it pays with time, not with memory. (bitsandbytes does so, too. For few tokens on a GPU, one kernel of it reads the 4 bits itself.)
+# Such a layer makes W twice, once in each direction, and frees it at once: it pays with time, not with memory. (In a step with many tokens it is hardly any time. bitsandbytes makes W, too. For few tokens, one of its **GPU kernels**, small programs that run on the GPU, reads the 4 bits itself.)
+#
+# <details><summary>How much time?</summary>Making W takes as long for many tokens as for few. At the same batch, a step with few tokens took up to half as long again as with a bf16 base, and one with {{8192:,}} no longer: see lesson 13.</details>
 #
 # **Exercise 7.2 ●●○ (2 minutes).** Do the sum for a model that *you* would like to train in bfloat16. How many GB (a billion bytes) do its
 # weights take at the end of a forward pass without checkpointing: in 4-bit layers like yours, in naive ones, and if the base is not quantized at all? Take {{q.bits_per_parameter:.3f}} bits for a quantized weight,

@@ -177,8 +177,9 @@ print(f"mean {mean:+.2f}, spread {spread:.2f}")
 #
 # So statistics gives a range, a **{{95}} % interval** around the mean. If many people did the whole experiment,
 # each with eight seeds of their own, the true mean would lie in the intervals of {{95}} of {{100}} of them.
-# `paired_interval(differences)` gives the mean, and how far the interval reaches to either side.
-# ([Dive C](dive_c_small_differences.ipynb) computes it by hand.)
+# `paired_interval(differences)` gives the mean, and how far the interval reaches to either side: **t × spread / √n**, for
+# n differences. (t makes up for a spread that is itself a guess from few numbers, so it is larger for fewer of them.
+# [Dive C](dive_c_small_differences.ipynb) works it out.)
 #
 # **Predict.** How far does it reach for these eight differences, in points?
 
@@ -199,7 +200,7 @@ assert 3 * half < far < 4 * half
 assert math.isclose(half, t_quantile(7) * spread / math.sqrt(8))
 
 # %% [markdown]
-# **What happened?** With eight seeds the interval reaches a little less far than the spread. With three it reaches more
+# **What happened?** With eight seeds, t is {{half * math.sqrt(8) / spread:.2f}}, and the interval reaches a little less far than the spread. With three, t is {{far * math.sqrt(3) / statistics.stdev(differences[:3]):.2f}}. The interval reaches more
 # than three times as far, and holds {{0}}: three numbers leave both the mean and the spread uncertain.
 #
 # Here are all methods against bf16. The grey band holds differences of less than {{2}} points.
@@ -354,19 +355,41 @@ assert [f"{mean:.2f} {half:.2f}" for mean, half in luck.values()] == ["-2.19 1.7
 #
 # Report the one that fits your sentence: "on this test set" needs seeds, "on such orders" needs cities. And decide on
 # the groups *before* you look, which we did not: what may several samples have in common, a customer, an author, a day?
-# (On `shifted` orders, to cities that nobody trained on, NF4 clearly loses: dive C, section 7.)
+#
+# <details><summary>And on lesson 01's <code>shifted</code> orders?</summary>
+#
+# There NF4 clearly loses: dive C, section 7. What would raise them for both? More orders of the same kind did not (lesson 08). Other kinds
+# of sentences may, but nobody has tried that here.
+#
+# </details>
 #
 # ## 5 · What can be said
 #
-# **Exercise 11.1 ●●● (4 minutes).** Six claims. Do the {{48}} runs show each, refute it, or leave it open? Compute what
-# you need from `compare("int4", "nf4", "test")`, from `"prose"` in place of `"test"`, or from
-# `by_group(changes("fp4"), city)`.
+# **Exercise 11.1 ●●● (4 minutes).** Six claims. Do the {{48}} runs show each, refute it, or leave it open? The
+# next cell prints the claims; the intervals that you need, and two more, stand under them. Each is a difference, the
+# first name less the second.
 
 # %%
 for name, what in CLAIMS.items():
     print(f"{name}: {what}")
 for name, meaning in VERDICTS.items():
     print(f"{name!r}: {meaning}")
+
+# %% machinery "Eight intervals"
+asked = {
+    "int4 less nf4": compare("int4", "nf4", "test"),
+    "int4 less lora-bf16": compare("int4", "lora-bf16", "test"),
+    "fp4 less lora-bf16": compare("fp4", "lora-bf16", "test"),
+    "fp4 less lora-bf16, by cities": by_group(changes("fp4"), city),
+    "nf4-double less lora-bf16": compare("nf4-double", "lora-bf16", "test"),
+    "nf4-double less nf4": compare("nf4-double", "nf4", "test"),
+    "prose: nf4 less fp4": compare("nf4", "fp4", "prose"),
+    "prose: fp4 less lora-bf16": compare("fp4", "lora-bf16", "prose"),
+}
+for name, numbers in asked.items():
+    mean, half = paired_interval(numbers)
+    unit = "nats" if "prose" in name else "points"
+    print(f"{name:<31}{mean:+.3f} ± {half:.3f}: from {mean - half:+.3f} to {mean + half:+.3f} {unit}")
 
 # %%
 ### BEGIN SOLUTION
@@ -449,7 +472,7 @@ check_my_comparison(compare_answers, mine)
 # - Look at the failures, and count what falls together as one. Six orders to one city were more than half of NF4's
 #   loss.
 #
-# Dive C has the rest: how many seeds you need, and what looking too often does.
+# Dive C has the rest.
 
 # %%
 # NBVAL_IGNORE_OUTPUT

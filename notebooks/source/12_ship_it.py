@@ -22,13 +22,14 @@ from pathlib import Path
 import torch
 from IPython.display import display
 
-from qlora_lab.classroom.checks import check_culprits, check_ends_taught, check_file_bytes, progress
+from qlora_lab.classroom.checks import check_ends_taught, check_file_bytes, check_riddle, progress
 from qlora_lab.classroom.lessons.n12.figures import plot_merges, show_ends
 from qlora_lab.classroom.lessons.n12.machinery import (
     INSTALL,
     MEASURED,
     TRAINED,
     as_written,
+    clue,
     go_on_training,
     is_here,
     serve,
@@ -61,8 +62,7 @@ terminal(
 )
 
 # %% [markdown]
-# Lesson 01 showed what such a model can do: it gets nearly all `test` orders exactly right, and few of the `shifted` ones. That will do for orders
-# like its training data.
+# As in lesson 01, the model gets nearly all `test` orders exactly right, and few of the `shifted` ones.
 #
 # ## 2 · Three merges
 #
@@ -126,7 +126,7 @@ print(*(f"{name:<16}{loss:.3f}" for name, loss in lines.items()), sep="\n")
 prediction = {"dequantized": ..., "requantized": ..., "pristine": ...}  # ← your guesses
 
 # %% [markdown]
-# In plain transformers and PEFT, the three ways differ by a few words. (`checkpoint` is the folder of the bundled model. A name such as
+# In plain transformers and PEFT, the three ways differ by a few words. (`checkpoint` is the bundled model's folder. A name such as
 # `Qwen/Qwen2.5-1.5B-Instruct` does as well.)
 
 # %%
@@ -187,12 +187,12 @@ del ours, theirs
 # loss, and PEFT only warns of "rounding errors". In the weights, hardly any of the corrections are left: {{left:.0% ±0.1}} in six layers.
 # ([Dive H](dive_h_merging.ipynb) asks why the loss is not worse still.)
 #
-# *Pristine* is what you get if you load the model once more in 16 bits, as many people do. On eight orders it is as good. But it is not the
+# *Pristine* is what you get if you load the model once more in 16 bits. On eight orders it is as good. But it is not the
 # model that you judged, and an adapter may learn to make up for rounding errors, which pristine weights do not have. So our
 # export takes *dequantized*, with one exception in section 4.
 #
-# > **Without this course.** `model.save_pretrained("merged")` and `tokenizer.save_pretrained("merged")` write the merged model, and
-# > llama.cpp's script `convert_hf_to_gguf.py` makes the next section's file from it.
+# > **Without this course.** `save_pretrained("merged")` of model and tokenizer writes the merged model, and llama.cpp's script
+# > `convert_hf_to_gguf.py` makes the next section's file from it.
 #
 # ## 3 · One file
 #
@@ -218,7 +218,7 @@ assert check["verdict"] == "equal" and check["samples"] == 10 and check["exact_m
 # Then `--check` reports. File and trained model answered five `test` orders and then five `shifted` ones. *Equal* answers are the same word for
 # word, *exact match* counts right ones, and *perplexity* (lesson 11) says how likely each finds the right answers, end token included. The
 # indented lines show where answers part, and how much likelier the model found its own token. Near {{1}} that is a tie, which any
-# rounding may decide. (Here it happens in `shifted` orders, which the model itself mostly gets wrong.) The last line is the verdict:
+# rounding may decide. The last line is the verdict:
 #
 # | verdict | a file of {{16}} or {{8}} bits | a file of 4 bits |
 # |---|---|---|
@@ -256,26 +256,26 @@ assert why == "stop" and is_exact(answer, order[-1]["content"])
 # %% [markdown]
 # That was your model, without PyTorch. Programs written for OpenAI's service can ask it, too.
 #
-# For a friend's laptop, copy the folder `shipped`. Install Ollama (from ollama.com) or llama.cpp (`brew install llama.cpp` on a Mac,
-# `winget install llama.cpp` on Windows) there, and type its line from above. After `ollama create`, `ollama run` with the model's name
+# For a friend's laptop, copy the folder `shipped`, install Ollama or llama.cpp there, and type its line from above. After `ollama create`, `ollama run` with the model's name
 # starts a chat. In training, a system message stated the task before each order, and Ollama would take another one. So first write yours,
-# `order[0]["content"]`, behind `SYSTEM` in the `Modelfile`. (Your data has none? Leave it.)
+# `order[0]["content"]`, behind `SYSTEM` in the `Modelfile`.
 #
-# <details><summary>How do I keep the folder?</summary>
+# <details><summary>How do I keep the folder, and install these?</summary>
 #
-# It goes when this notebook's kernel ends. To keep it, run `import shutil; shutil.copytree("shipped", Path.home() / "shipped")` in a new cell.
+# The folder goes when this notebook's kernel ends. To keep it, run `import shutil; shutil.copytree("shipped", Path.home() / "shipped")` in a
+# new cell. Ollama comes from ollama.com. For llama.cpp, type `brew install llama.cpp` on a Mac, `winget install llama.cpp` on Windows.
 #
 # </details>
 #
 # ## 4 · How small?
 #
-# *F16* stores 16 bits for each weight. *Q8_0*, which you have just used, stores 8 bits for each weight, and one
+# *F16* stores 16 bits for each weight. *Q8_0*, which you have just used, stores 8 bits, and one
 # 16-bit scale for each block of {{32}} weights. *Q4_0* does so with 4 bits, but our Q4_0 files hold the embeddings in Q8_0.
 #
 # **Exercise 12.1 ●●○ (3 minutes).** How large will the file of *your* model be, in bytes? `linear` is the number of weights in its linear
 # layers, `vocabulary` that of its embeddings (and of the head, if it has its own weights). The bundled
 # model has {{sum(layer.base.weight.quant_state.shape.numel() for layer in lora_layers(beside).values()):,}} and
-# {{beside.get_input_embeddings().weight.numel():,}}. (The tokenizer adds two megabytes.)
+# {{beside.get_input_embeddings().weight.numel():,}}.
 
 
 # %%
@@ -306,9 +306,9 @@ prediction = {"f16": ..., "q8_0": ..., "q4_0": ...}  # ← your guesses
 show_measured(prediction)
 
 # %% claims
-import qlora_lab
+from qlora_lab.places import RECORDS
 
-record = Path(qlora_lab.__file__).parents[1] / "data" / "records" / "merge-aware-nvidia-h200.json"
+record = RECORDS / "merge-aware-nvidia-h200.json"
 shares = []
 for run in json.loads(record.read_text(encoding="utf-8"))["runs"]:
     if run["way"] == "plain, 30 steps":
@@ -317,6 +317,10 @@ for run in json.loads(record.read_text(encoding="utf-8"))["runs"]:
         }
         shares.append(sum(a == b == "1" for a, b in zip(of["beside"], of["q4_0"])) / of["beside"].count("1"))
 assert len(shares) == 3 and f"{min(shares):.0%} {max(shares):.0%}" == "62% 73%"
+for way, expected in (("q4_0, 30 steps", [88, 95]), ("plain, 30 steps", [63, 79])):
+    runs = [run for run in json.loads(record.read_text(encoding="utf-8"))["runs"] if run["way"] == way]
+    right = [run["q4_0"]["exact"]["test"].count("1") for run in runs]
+    assert len(right) == 3 and [min(right), max(right)] == expected
 (size,) = (file.stat().st_size / 1e6 for file in Path("shipped").glob("*.gguf"))
 assert round(size, 1) == MEASURED["q8_0"].megabytes
 for kind, bits, of_table in (("f16", 16, 16), ("q8_0", 8.5, 8.5), ("q4_0", 4.5, 8.5)):
@@ -335,14 +339,14 @@ assert (
 # levels, and some of them near the middle. There a small correction decides which way a weight goes, and moves it by a whole step. On
 # average the adapter survives.
 #
-# *Q4_0 twice* is made from *dequantized*, so its weights were rounded to NF4 and then to Q4_0. In this run it kept {{13}} of {{61}} right
-# answers, but in three others, on a GPU, {{62}} to {{73}} %. So all that is sure is that a second rounding to 4 bits is a risk, and for
-# Q4_0, export takes *pristine*. Or train with `--merge-aware q4_0`: then each step rounds as the file will, and takes the rounding's slope for one, so that the
-# adapter learns what survives.
+# *Q4_0 twice* is made from *dequantized*, so its weights were rounded to NF4 and then to Q4_0. Because of such losses, export takes
+# *pristine* for Q4_0. Or train with `--merge-aware q4_0`: then each step rounds as the file will, and takes the rounding's slope for one, so that the
+# adapter learns what survives. (On a GPU, three runs with it had {{88}} to {{95}} of {{100}} `test` orders right, and three without it, rounded twice, {{63}} to {{79}}.)
 #
 # <details><summary>How sure is that?</summary>
 #
-# But for those three, all of it is one run. That Q8_0's perplexity is lower than the model's is
+# All of it is one run. In three others, on a GPU, *Q4_0 twice* kept {{62}} to {{73}} % of the right answers, and not {{13}} of {{61}}. So all that is
+# sure is that a second rounding to 4 bits is a risk. That Q8_0's perplexity is lower than the model's is
 # chance. And the bundled checkpoint was in 4 bits before (lesson 04), so even its pristine weights are rounded, in all rows alike.
 # [The page on exports](../docs/export.md) has more figures, also of `--merge-aware`.
 #
@@ -350,7 +354,7 @@ assert (
 #
 # ## 5 · A colleague's model
 #
-# A colleague trains your adapter for six more steps (learning rate `0.003`), with a script that writes the chats a little differently.
+# A colleague trains your adapter for six more steps (learning rate `0.003`), with a script that writes chats a little differently.
 #
 # **Predict.** What is wrong with her model?
 
@@ -372,7 +376,7 @@ assert why == "length" and is_exact(answer[: len(order[-1]["content"])], order[-
 
 # %% [markdown]
 # **What happened?** The answer begins right, but then the model goes on to the limit of {{90}} tokens (`length`). Her template does not write
-# the end token, `<|im_end|>`, after a turn. (Lesson 08 lost it in another way.) Here are the last tokens of one order in three data sets: yours,
+# the end token, `<|im_end|>`, after a turn. Here are the last tokens of one order in three data sets: yours,
 # that of TRL, the training library of lesson 09, and hers. Learned tokens are framed:
 
 
@@ -417,52 +421,82 @@ check_ends_taught(ends_taught)
 # <details><summary>Hint 2</summary>What does a sample teach in which everything is `-100`?</details>
 
 # %% [markdown]
-# Your test on all three. It should say `1.0 1.0 0.0`:
+# Your test on all three should say `1.0 1.0 0.0`:
 
 # %%
 ends, blanks = [tokenizer.eos_token_id], tokenizer("\n")["input_ids"]
 print("yours, TRL, hers:", *[ends_taught(samples, ends, blanks) for samples in (yours, trl, hers)])
 
 # %% [markdown]
-# The cure is to put the end token into her data, and to train again. (`ask(..., stop=["\n"])` would only hide it.)
+# The cure is to put the end token into her data and to train again. (`ask(..., stop=["\n"])` would only hide it.)
 #
-# **Exercise 12.3 ●●○ (3 minutes).** Four people send you what `--check` found on {{100}} orders. (In brackets: the
-# trained model. The numbers are made up. An answer that runs on counts as wrong.) Name each one's culprit: the "data" of the
-# training, the "end token" that a faulty converter wrote into the file, "wrong weights" that it wrote, or "too few bits".
+# ## 6 · The French riddle
 #
-# | | weights | equal | right | stopped | perplexity |
-# |---|---|---|---|---|---|
-# | A | Q4_0 | {{44}} | {{43}} ({{61}}) | {{80}} ({{98}}) | {{1.14}} ({{"1.10"}}) |
-# | B | F16 | {{2}} | {{0}} ({{61}}) | {{0}} ({{98}}) | {{"1.10"}} ({{"1.10"}}) |
-# | C | Q4_0 | {{0}} | {{0}} ({{61}}) | {{9}} ({{98}}) | {{75}} ({{"1.10"}}) |
-# | D | Q8_0 | {{94}} | {{0}} ({{0}}) | {{0}} ({{0}}) | {{1.35}} ({{1.35}}) |
+# In PyTorch, the bundled model, without your adapter, knows the capital of France. Ask its Q8_0 file:
+
+# %%
+# NBVAL_IGNORE_OUTPUT
+# because another processor rounds otherwise, and then it may answer in English
+terminal("python -m qlora_lab.export smollm2-135m-instruct --to riddle --as base --weights q8_0", lines=1)
+server, question = serve("riddle"), [{"role": "user", "content": "What is the capital of France?"}]
+print(ask(server, question, 15)[0])
+
+# %% [markdown]
+# On our machine, it says *L'Étoile, la Cité, la France*. (Yours says *Paris*? Remember that: it is a clue, too.) There are
+# four suspects:
+#
+# | suspect | what it would have done |
+# |---|---|
+# | "template" | The file's chat template writes another prompt. |
+# | "tokens" | The file's vocabulary cuts the prompt into other tokens. |
+# | "weights" | They were rounded to 8 bits when the file was written. |
+# | "inputs" | To multiply fast, llama.cpp on a CPU also rounds the numbers that flow *into* each layer, for each token anew, if the weights have 8 bits or fewer. |
+#
+# **Exercise 12.3 ●●○ (3 minutes).** Print three clues. For clues {{2}} and {{3}}, PyTorch rounds one thing only. Each number says how many
+# times as likely as *L* it finds *The* for the answer's first word: above {{1}} the answer begins in English. There are eight, with noise of a
+# millionth on all inputs, to show what is chance. Who is the culprit, and is the file whole or broken?
+
+# %%
+# NBVAL_IGNORE_OUTPUT
+# because another processor rounds otherwise
+print(*[clue(number, server, question) for number in (1, 2, 3)], sep="\n")
+
+# %% claims
+from qlora_lab.classroom.lessons.n12.machinery import english_over_french
+
+ids = server.ids(server.prompt(question))
+rounded = {number: [float(word) for word in clue(number, server, question).split()[-8:]] for number in (2, 3)}
+assert min(rounded[2]) > 1.1 and max(rounded[2]) - min(rounded[2]) < 0.02
+assert min(rounded[3]) < 1 and max(rounded[3]) - min(rounded[3]) > 0.1
+assert english_over_french(ids, weights=False, inputs=False, times=1)[0] > 1.05
+assert "the same text and the same tokens" in clue(1, server, question)
 
 # %%
 ### BEGIN SOLUTION
-### STUB: culprits = {"A": ..., "B": ..., "C": ..., "D": ...}  # "data", "end token", "wrong weights" or "too few bits"
-culprits = {"A": "too few bits", "B": "end token", "C": "wrong weights", "D": "data"}
+### STUB: riddle = {"culprit": ..., "file": ...}  # the file is "whole" or "broken"
+riddle = {"culprit": "inputs", "file": "whole"}
 ### END SOLUTION
 
 # %%
-check_culprits(culprits)
+check_riddle(riddle)
 
 # %% [markdown]
-# <details><summary>Hint 1</summary>Does the trained model itself do better? If it does not, the file is innocent.</details>
-# <details><summary>Hint 2</summary>For the perplexity, file and model are given the right answers, end token included, so it does not matter where they would have stopped.</details>
+# <details><summary>Hint 1</summary>Clue {{1}} clears two of the four.</details>
+# <details><summary>Hint 2</summary>Which clue has numbers below {{1}}? Is what is rounded there stored in the file?</details>
 
 # %% [markdown]
 # Solved?
 #
 # <details><summary>Here is why</summary>
 #
-# - In A, everything is a little worse, as rounding does it.
-# - In B, the right answers are as likely as before, but none ends. (The model itself runs on in two of {{100}}: those are equal.)
-# - In C, the right answers have become very unlikely. No rounding does that.
-# - In D, the trained model does no better than its file.
+# Both words are nearly a tie. Rounded weights always move it to the same place, on the English side. Rounded inputs scatter it: noise of a
+# millionth sends a few of them to the neighbouring level, and each layer makes more of that. So the file is whole, and may answer
+# otherwise on another computer, whose processor adds in another order. On what it was trained for, your own model meets few such ties.
+# [The page on exports](../docs/export.md) tells the riddle whole.
 #
 # </details>
 #
-# ## 6 · Who runs what
+# ## 7 · Who runs what
 #
 # | you hand over | its size here | who runs it | choose it when |
 # |---|---|---|---|
@@ -486,12 +520,11 @@ assert '"customer"' in ask(server, order[:-1], 40, lora=[{"id": 0, "scale": 1}])
 assert '"customer"' not in ask(server, order[:-1], 40, lora=[{"id": 0, "scale": 0}])[0]
 
 # %% [markdown]
-# In our run, the adapter makes *Ivanova* of *Ivanov*: that is what a base in Q4_0 costs. Merged into it, the adapter would do no worse, with the same
-# perplexity of {{MEASURED["q4_0"].perplexity:.2f}} in the run of section 4.
+# In our run, *Ivanov* becomes *Ivanova*: the price of a base in Q4_0.
 #
 # Each exported folder has a *model card*, `README.md`. Add where the data comes from, and what the model is not for.
 #
-# ## 7 · Your own run
+# ## 8 · Your own run
 #
 # With a data file of your own, in a terminal ([lesson 08](08_your_data.ipynb) chooses the flags; `--check` needs
 # `pip install xllamacpp`):

@@ -14,13 +14,11 @@
 
 # %% machinery "Imports, and the records"
 import json
-from pathlib import Path
 
 import ipywidgets
 import matplotlib.pyplot as plt
 import torch
 
-import qlora_lab
 from qlora_lab.classroom.checks import check_best_levels, check_choose, check_find_past, progress
 from qlora_lab.classroom.lessons.dive_a import pasts
 from qlora_lab.classroom.lessons.dive_a.figures import (
@@ -34,11 +32,11 @@ from qlora_lab.classroom.lessons.dive_a.figures import (
 from qlora_lab.classroom.plots import new_axes, told
 from qlora_lab.classroom.samples import bundled_weight, sample
 from qlora_lab.classroom.widgets import explore
+from qlora_lab.places import RECORDS
 from qlora_lab.quantization import NF4, af4, bof4, optimal_levels, quantize_levels, relative_rms
 
-folder = Path(qlora_lab.__file__).parents[1] / "data" / "records"
 record, on_gpu, layers = (
-    json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+    json.loads((RECORDS / f"{name}.json").read_text(encoding="utf-8"))
     for name in ("codebooks-cpu-x86_64", "codebooks-nvidia-h200", "sensitivity-nvidia-h200")
 )
 for each in (record, on_gpu, layers):

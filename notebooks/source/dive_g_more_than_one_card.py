@@ -20,23 +20,21 @@ import os
 import subprocess
 import sys
 import tempfile
-from pathlib import Path
 
 import ipywidgets
 import matplotlib.pyplot as plt
 import torch
 
-import qlora_lab
 from qlora_lab.classroom.checks import check_cards_needed, check_tokens_to_hide, progress
 from qlora_lab.classroom.lessons.dive_g.figures import plot_cards_needed, plot_plan, plot_ways
 from qlora_lab.classroom.plots import new_axes, told
 from qlora_lab.classroom.widgets import explore
 from qlora_lab.memory import SHAPES, estimate, traffic
+from qlora_lab.places import RECORDS
 
 GB = 1e9  # 10^9 bytes everywhere in this notebook
 temporary = tempfile.TemporaryDirectory()  # the processes write into it; it is removed when the kernel ends
-folder = Path(qlora_lab.__file__).parents[1] / "data" / "records"
-record = json.loads((folder / "cards-nvidia-h200.json").read_text(encoding="utf-8"))
+record = json.loads((RECORDS / "cards-nvidia-h200.json").read_text(encoding="utf-8"))
 earlier, latest, four = (
     record["runs"][rows] for rows in (slice(22, 29), slice(29, 37), slice(37, None))
 )  # as measured

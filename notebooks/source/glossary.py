@@ -26,7 +26,7 @@
 # | **bits per parameter** | What a weight really takes: the bits of its code, and its share of the scale (and of other constants) of its block. | [lesson 03](03_number_formats.ipynb) |
 # | **block** | Neighbouring numbers of a tensor, often {{64}}, that share a scale. | [lesson 03](03_number_formats.ipynb) |
 # | **chat template** | The text with which a model marks who speaks in a conversation. It comes with the model's tokenizer. | [lesson 08](08_your_data.ipynb) |
-# | **checkpoint** | All that is needed to go on with a training: the adapter, the optimizer's averages, and the place in schedule, random numbers and data. | [lesson 09](09_your_gpu.ipynb) |
+# | **checkpoint** | All that is needed to go on with a training: the adapter, the optimizer's averages, and the place in schedule, random numbers and data; in general, any saved file of a model's weights. | [lesson 09](09_your_gpu.ipynb) |
 # | **clipping** | Scaling all gradients of a step down by one factor where their common norm is above a limit. | [dive D](dive_d_training_tricks.ipynb) |
 # | **code** | The small integer that stands for a number after it was quantized. | [lesson 03](03_number_formats.ipynb) |
 # | **codebook** | The list of a format's levels, such as NF4's sixteen. | [lesson 04](04_nf4.ipynb) |
@@ -56,7 +56,7 @@
 # | **hybrid sharding** | The cards of one host share the model, and the hosts are data parallel to each other. | [dive G](dive_g_more_than_one_card.ipynb) |
 # | **INT4, INT8** | Integer codes of {{4}} or 8 bits, with a scale that many numbers share. | [lesson 03](03_number_formats.ipynb) |
 # | **interval** | A range around a measured mean, made so that in {{95}} of {{100}} experiments it holds the true value. | [lesson 11](11_accuracy_comparison.ipynb) |
-# | **kernel** | A small program that a GPU runs on many numbers at once, such as a matrix product or an addition. | [dive F](dive_f_why_is_it_slow.ipynb) |
+# | **kernel** | A small program that a GPU runs on many numbers at once, such as a matrix product or an addition; a notebook's kernel is another thing, the Python process behind it. | [dive F](dive_f_why_is_it_slow.ipynb) |
 # | **learning rate** | How far the optimizer moves each weight in a step, roughly. | [lesson 01](01_first_run.ipynb) |
 # | **level** | One of the (at most sixteen) numbers between minus one and one that a 4-bit code can stand for. | [lesson 04](04_nf4.ipynb) |
 # | **llama.cpp** | A program that runs models from GGUF files, also without a GPU. | [lesson 12](12_ship_it.ipynb) |
@@ -90,10 +90,10 @@
 # | **quantization** | Storing numbers in fewer bits each, such as {{4}} instead of {{16}}. | [lesson 03](03_number_formats.ipynb) |
 # | **rank** | How many products of a column and a row a matrix is the sum of. LoRA's r. | [lesson 06](06_lora.ipynb) |
 # | **reduce-scatter** | An exchange that adds up what all cards have, and leaves each card its own part of the sums. | [dive G](dive_g_more_than_one_card.ipynb) |
-# | **relative error** | The root mean square of the errors divided by that of the numbers: zero is perfect, one is as bad as zeros everywhere. | [lesson 03](03_number_formats.ipynb) |
+# | **relative error** | The root mean square (RMS) of the errors divided by that of the numbers: zero is perfect, one is as bad as zeros everywhere. | [lesson 03](03_number_formats.ipynb) |
 # | **replay** | Mixing samples of what a model should keep into what it is trained on. | [lesson 08](08_your_data.ipynb) |
 # | **roofline** | A picture of the speed that a kernel can reach, over its operations for each byte: on the slope the memory limits it, on the flat part the computing does. | [dive F](dive_f_why_is_it_slow.ipynb) |
-# | **scale** | The distance between two marks of a quantized block, stored once for all its numbers: code times scale gives the number back. | [lesson 03](03_number_formats.ipynb) |
+# | **scale** | The distance between two marks of a quantized block, stored once for all its numbers: code times scale gives the number back; LoRA's scale is another thing, its factor alpha / r. | [lesson 03](03_number_formats.ipynb) |
 # | **second-level scale** | The float32 that {{256}} scales share when they are stored in eight bits. | [lesson 05](05_double_quantization.ipynb) |
 # | **seed** | The number that decides how an adapter begins and in which order the samples come. Another seed is another try of the same training. | [lesson 11](11_accuracy_comparison.ipynb) |
 # | **sharded (FSDP)** | Each card keeps only its share of every layer, and gathers the others' shares for the moment when the layer computes. | [dive G](dive_g_more_than_one_card.ipynb) |

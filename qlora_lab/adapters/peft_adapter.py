@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import warnings
 from collections.abc import Callable
 
@@ -12,6 +13,7 @@ from qlora_lab.adapters.initialization import begin
 from qlora_lab.adapters.quantized_linear import dense_weight, is_quantized
 from qlora_lab.adapters.targets import find_targets
 from qlora_lab.errors import UserError
+from qlora_lab.models.experts import split_targets
 from qlora_lab.models.parts import excluded_modules
 
 KINDS = ("lora", "rslora", "dora")
@@ -36,7 +38,9 @@ def add_adapter(
         rank: r, the inner dimension of the adapters.
         alpha: the adapter's output is scaled by alpha / rank, or by alpha / sqrt(rank) with rsLoRA.
         targets: "all-linear" (all but the output head) or names of modules: ["q_proj", "v_proj"]. Of a model that also
-            sees or hears, only the part that reads text: no gradient would reach the others.
+            sees or hears, only the part that reads text: no gradient would reach the others. Of a mixture, names of
+            fused parameters too: ["q_proj", "gate_up_proj", "down_proj"]; whether "all-linear" has them is PEFT's
+            choice, architecture by architecture, and `preflight` says it.
         dropout: share of an adapter's input that is set to zero while training. It draws from torch's own generators,
             which the seed leaves alone: `torch.manual_seed` makes a run with dropout repeatable.
         seed: for the random A; B starts at zero, so the outputs do not change.
@@ -53,15 +57,20 @@ def add_adapter(
     from peft import LoraConfig, get_peft_model
     from transformers.pytorch_utils import Conv1D
 
+    from qlora_lab.models.experts_lora import register
+
     if kind not in KINDS:
         raise UserError(f"kind is {kind!r}: choose from {', '.join(KINDS)}")
+    of_experts = []
     if targets != "all-linear":
-        targets = [targets] if isinstance(targets, str) else list(targets)
-        find_targets(model, targets, language_only=True)  # raises
+        targets, of_experts = split_targets(model, [targets] if isinstance(targets, str) else list(targets))
+        if targets or not of_experts:
+            find_targets(model, targets, language_only=True)  # raises
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,  # pyright: ignore[reportArgumentType]  # PEFT says int, and takes any number
         target_modules=targets,
+        target_parameters=of_experts or None,
         exclude_modules=excluded_modules(model),
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
         lora_dropout=dropout,
@@ -70,13 +79,8 @@ def add_adapter(
         bias="none",
         task_type="CAUSAL_LM",
     )
-    with _seeded(seed, model), warnings.catch_warnings():
-        # PEFT 0.21 asks transformers 5.23 for `is_gradient_checkpointing`, which is renamed
-        warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated", category=FutureWarning)
-        # ... and warns of a pattern that it makes itself for fused experts
-        warnings.filterwarnings(
-            "ignore", message=".*(rank|alpha)_pattern keys did not match.*", category=RuntimeWarning
-        )
+    register(config)
+    with _seeded(seed, model), _without_needless_warnings():
         default = torch.get_default_dtype()
         torch.set_default_dtype(dtype)  # creating them in fp32 and converting would need fp32's memory
         try:
@@ -90,6 +94,29 @@ def add_adapter(
         if parameter.requires_grad:
             parameter.data = parameter.data.to(dtype)  # beside dense weights, PEFT has chosen theirs
     return adapted
+
+
+def load_adapter(model, folder: str | os.PathLike):
+    """`PeftModel.from_pretrained`, for a model that may have experts in 4 bits, which PEFT alone takes for dense ones.
+
+    Returns:
+        peft.PeftModel, to go on training or to answer
+
+    Raises:
+        UserError: the folder has no adapter for this model.
+    """
+    from peft import PeftConfig, PeftModel
+
+    from qlora_lab.models.experts_lora import register
+
+    try:
+        config = PeftConfig.from_pretrained(str(folder))
+        register(config)
+        with _without_needless_warnings():
+            return PeftModel.from_pretrained(model, str(folder), is_trainable=True, config=config)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        sentence = str(error).strip().partition("\n")[0]
+        raise UserError(f"{folder} has no adapter for this {type(model).__name__}: {sentence}") from error
 
 
 @torch.no_grad()
@@ -118,6 +145,18 @@ def begin_with_loftq(adapted, weights: Callable[[str, torch.Size], torch.Tensor]
         if layer.use_dora["default"]:  # the lengths that change nothing are others now
             lengths = torch.linalg.vector_norm(rounded + scale * (B.float() @ A.float()), dim=1)
             layer.lora_magnitude_vector["default"].weight.copy_(lengths)
+
+
+@contextlib.contextmanager
+def _without_needless_warnings():
+    with warnings.catch_warnings():
+        # PEFT 0.21 asks transformers 5.23 for `is_gradient_checkpointing`, which is renamed
+        warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated", category=FutureWarning)
+        # ... and warns of a pattern that it makes itself for fused experts
+        warnings.filterwarnings(
+            "ignore", message=".*(rank|alpha)_pattern keys did not match.*", category=RuntimeWarning
+        )
+        yield
 
 
 @contextlib.contextmanager

@@ -23,6 +23,7 @@ from torch import nn
 
 from qlora_lab.adapters.targets import LinearLike, find_targets, get_linear, is_transposed, set_module
 from qlora_lab.errors import UserError
+from qlora_lab.models.experts import four_bit_experts
 from qlora_lab.quantization import (
     FP4,
     FP4_BIT_PATTERNS,
@@ -240,6 +241,8 @@ def frozen_weight(module: nn.Module) -> torch.Tensor | Weight:
 def dequantize_linears(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
     """Replace quantized layers, ours and bitsandbytes' 4-bit ones, by dense ones with the rounded weights, in place.
 
+    The experts of a mixture likewise.
+
     Adapters were trained on these rounded weights: merge them into this model, not into the 16-bit original. The result
     is an ordinary dense model, and `save_pretrained` writes an ordinary checkpoint. LoRA layers, ours or PEFT's, stay.
 
@@ -253,8 +256,11 @@ def dequantize_linears(model: nn.Module, dtype: torch.dtype | None = None) -> nn
         UserError: no layer is quantized.
     """
     quantized = {name: module for name, module in model.named_modules() if is_quantized(module)}
-    if not quantized:
+    experts = four_bit_experts(model)
+    if not quantized and not experts:
         raise UserError("the model has no quantized linear layer: there is nothing to dequantize")
+    for name, module in experts.items():
+        set_module(model, name, module.dequantize(dtype))
     for name, module in quantized.items():
         weight = dense_weight(module)
         weight = weight.to(dtype or weight.dtype)
@@ -303,6 +309,10 @@ def _unmark(model: nn.Module) -> None:
             conv1d = is_transposed(layer.get_base_layer())
             layer.__class__, layer.is_target_conv_1d_layer = Linear, conv1d  # the one attribute that only it has
             layer.fan_in_fan_out = conv1d
+        elif type(module).__module__ == "qlora_lab.models.experts_lora":
+            from peft.tuners.lora.layer import ParamWrapper
+
+            module.__class__ = ParamWrapper
 
 
 def is_quantized(module: nn.Module) -> TypeGuard[LinearLike]:

@@ -8,6 +8,7 @@ plots.py      figures that several lessons draw
 widgets.py    sliders, live loss, tables
 samples.py    random numbers of several distributions, real weights
 build.py      one source -> learner's and solved notebook: the command line, and the whole syntax
+files.py      sources, notebooks, and whether a stored notebook is what its source gives
 source.py     reads the source script; what claims must not do
 drafts.py     from its cells to both notebooks
 assignments.py  a lesson as nbgrader wants it
@@ -20,6 +21,8 @@ outputs.py    running, and what may be stored of it
 notebook_json.py  a notebook's file, read
 scaffold.py   a new lesson, exercise or data set; a lesson dropped
 templates.py  what these begin with
+languages/    the course in a second language: translations, their rules, figures' labels at run time
 grading/      what learners hand in, run under limits, judged, put into tables
 grade.py      its command line
+course.py     the course in a folder of the learner's, opened in JupyterLab
 """

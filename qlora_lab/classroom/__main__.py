@@ -33,6 +33,7 @@ from qlora_lab.classroom.grading.tables import as_csv
 from qlora_lab.classroom.judging import CHECKLIST
 from qlora_lab.classroom.publish import publish
 from qlora_lab.errors import UserError
+from qlora_lab.places import require_checkout
 
 
 def parser() -> argparse.ArgumentParser:
@@ -78,6 +79,7 @@ def run(args: argparse.Namespace) -> int:
         for fault in faults:
             print(f"error: {fault}", file=sys.stderr)
         return 2 if faults else 0
+    require_checkout()
     if args.command == "publish":
         badges = publish(args.address, args.branch)
         told = "README has badges for Colab and Kaggle" if badges else "Colab and Kaggle open GitHub only: no badges"

@@ -7,6 +7,7 @@
     python -m qlora_lab.classroom.build --with-claims FOLDER     write the copies that CI runs
     python -m qlora_lab.classroom.build --nbgrader FOLDER        write assignments for nbgrader
     python -m qlora_lab.classroom.build --no-solutions FOLDER    write the students' copy; --hints none: without hints
+    python -m qlora_lab.classroom.build --language zh-TW 07   an edition, see languages/edition.py
 
 `notebooks/source/01_first_run.py` is a script in jupytext's percent format. It becomes `notebooks/01_first_run.ipynb`,
 for the learner, and `notebooks/solutions/01_first_run.ipynb`, where the exercises are solved.
@@ -71,119 +72,30 @@ Learners do not see these lines: in the notebooks the cell has nbval's tag, `nbv
 """
 
 import argparse
-import copy
-import os
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from qlora_lab.classroom import numbers, values
 from qlora_lab.classroom.assignments import CONFIGURATION, assignment
-from qlora_lab.classroom.drafts import draft_notebooks, finish, values_in
-from qlora_lab.classroom.notebook_json import parse_notebook
-from qlora_lab.classroom.outputs import (
-    clean_outputs,
-    code_cells,
-    count_anew,
-    describe_figures,
-    execute,
-    find_fault,
-    find_other_words,
-    find_silence,
-    keep_outputs,
+from qlora_lab.classroom.drafts import finish, values_in
+from qlora_lab.classroom.files import (
+    errors_at,
+    find_difference,
+    find_sources,
+    read_notebook,
+    show_path,
+    targets,
+    write,
+    write_notebook,
+    write_values,
 )
-from qlora_lab.classroom.source import REPOSITORY, BuildError, find_all
+from qlora_lab.classroom.languages import edition
+from qlora_lab.classroom.outputs import describe_figures, execute, keep_outputs, restore_outputs
+from qlora_lab.classroom.source import REPOSITORY, BuildError
 from qlora_lab.classroom.students import copy_course, without_solutions
-
-# Notebooks are plain dicts here, as JSON gives them. nbformat and jupytext take two seconds to import and to read the
-# course, which --check cannot spare; the tests compare `read_cells` with jupytext.
-
-# --- Files ------------------------------------------------------------------------------------------------------------
-
-
-def show_path(path: Path) -> str:
-    """`path` relative to the working folder, where that is shorter."""
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
-
-
-def find_sources(notebooks: Path, names: list[str]) -> list[Path]:
-    """The scripts in `notebooks`/source, or those whose names begin with one of `names`."""
-    sources = find_all(notebooks)
-    if not sources:
-        raise BuildError(f"no sources in {show_path(notebooks / 'source')}")
-    chosen = set()
-    for name in names:
-        found = [source for source in sources if source.stem.startswith(Path(name).stem)]
-        if not found:
-            raise BuildError(f"no source begins with {name}: there are {', '.join(path.stem for path in sources)}")
-        chosen.update(found)
-    return sorted(chosen) if names else sources
-
-
-def read_notebook(path: Path) -> dict:
-    """The notebook at `path`. Raises FileNotFoundError, or BuildError if it is damaged."""
-    try:
-        return parse_notebook(path.read_text(encoding="utf-8"))
-    except ValueError:
-        raise BuildError(f"{show_path(path)} is not a readable notebook: delete it and build again") from None
-
-
-def write_notebook(notebook: dict, path: Path) -> None:
-    import nbformat
-
-    write(nbformat.writes(nbformat.from_dict(notebook)) + "\n", path)
-
-
-def write(text: str, path: Path) -> None:
-    """Write `path` in one step: whatever happens, either the old file or the new one is there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def find_difference(path: Path, expected: dict) -> str:
-    """Say how the notebook at `path` differs from what its source gives, or why it is unfit to be stored; else ""."""
-    if not path.exists():
-        return "is missing"
-    actual = read_notebook(path)
-    if actual["metadata"] != expected["metadata"]:
-        return f"has other notebook metadata: {', '.join(actual['metadata']) or 'none'}"
-    for number, (cell, wanted) in enumerate(zip(actual["cells"], expected["cells"], strict=False), start=1):
-        for part in ("cell_type", "source", "metadata", "id"):
-            if cell.get(part) != wanted[part]:
-                line = first_difference(cell["source"], wanted["source"])
-                return f"differs from its source in the {part} of cell {number}: {line[:120]!r}"
-    if len(actual["cells"]) != len(expected["cells"]):
-        return f"has {len(actual['cells'])} cells, its source gives {len(expected['cells'])}"
-    cells = code_cells(actual)
-    if [cell["execution_count"] for cell in cells] != list(range(1, len(cells) + 1)):
-        return "was not executed from top to bottom: build it with --execute"
-    counted = copy.deepcopy(actual)
-    count_anew(counted)
-    if counted != actual:
-        return "shows the progress of other exercises than there are: build again"
-    for number, cell in enumerate(cells, start=1):
-        if cell["outputs"] != clean_outputs(cell["outputs"]):
-            return f"has outputs that were not cleaned in [{number}]: build it with --execute"
-        if fault := find_fault(cell["outputs"]) or find_silence(cell) or find_other_words(cell):
-            return f"[{number}] {fault}"
-    return ""
-
-
-def first_difference(text: str, other: str) -> str:
-    """The first line of `text` that differs from that of `other`; its first line if they are equal."""
-    lines, others = text.split("\n"), other.split("\n")
-    different = (line for line, theirs in zip(lines, [*others, *[None] * len(lines)], strict=False) if line != theirs)
-    return next(different, lines[0])
-
-
-# --- Command line -----------------------------------------------------------------------------------------------------
+from qlora_lab.errors import UserError
+from qlora_lab.places import require_checkout
 
 
 def build(source: Path, *, run: bool) -> None:
@@ -216,14 +128,6 @@ def build(source: Path, *, run: bool) -> None:
         write_notebook(finish(draft, kept), path)
 
 
-def write_values(source: Path, wanted: list[values.Value], kept: list[values.Kept]) -> None:
-    path = values.path_of_values(source)
-    if wanted:
-        write(values.file_of_values(wanted, kept), path)
-    else:
-        path.unlink(missing_ok=True)
-
-
 def check(source: Path) -> None:
     """Raise BuildError if a notebook of `source` is out of step with it."""
     drafts = targets(source)
@@ -254,9 +158,7 @@ def copy_with_claims(source: Path, folder: Path) -> None:
     """
     check(source)
     for path, draft in targets(source):
-        visible = [cell for cell in code_cells(draft) if not cell.get("claims")]
-        for cell, stored in zip(visible, code_cells(read_notebook(path)), strict=True):
-            cell |= {"outputs": stored["outputs"], "execution_count": stored["execution_count"]}
+        restore_outputs(draft, read_notebook(path))
         kept = values.recall(values_in(draft), values.read_values(source))
         write_notebook(finish(draft, kept, with_claims=True), folder / path.relative_to(source.parents[1]))
 
@@ -292,23 +194,6 @@ def write_numbers(sources: list[Path], *, all_lessons: bool) -> None:
     print(f"{sum(map(len, numbers.allowed(notebooks).values()))} undeclared numbers are left")
 
 
-@contextmanager
-def errors_at(place: str) -> Iterator[None]:
-    """Put a place before the message of a BuildError."""
-    try:
-        yield
-    except BuildError as error:
-        raise BuildError(f"{place}{error}") from None
-
-
-def targets(source: Path) -> list[tuple[Path, dict]]:
-    """Where the two notebooks of `source` belong, and their drafts: first the learner's, then the solved one."""
-    with errors_at(f"{show_path(source)}, "):
-        learner, solved = draft_notebooks(source)
-    notebooks = source.parents[1]
-    return [(notebooks / f"{source.stem}.ipynb", learner), (notebooks / "solutions" / f"{source.stem}.ipynb", solved)]
-
-
 def find_orphans(notebooks: Path) -> list[Path]:
     """Notebooks, and files of values, that have no source."""
     stored = [*notebooks.glob("*.ipynb"), *notebooks.glob("solutions/*.ipynb"), *notebooks.glob("source/*.json")]
@@ -328,20 +213,29 @@ def main(arguments: list[str] | None = None, notebooks: Path = REPOSITORY / "not
     parser.add_argument("names", nargs="*", metavar="name", help="beginning of a name, such as 07; default: all")
     mode.add_argument("--nbgrader", type=Path, metavar="FOLDER", help="write a course folder of nbgrader's")
     mode.add_argument("--no-solutions", type=Path, metavar="FOLDER", help="write the students' copy of the course")
+    mode.add_argument("--extract", action="store_true", help="with --language: write what is to be translated")
+    parser.add_argument("--language", metavar="zh-TW", help="of an edition: make its notebooks, in notebooks/zh-TW")
     parser.add_argument("--hints", choices=("all", "none"), help="in the students' copy (default: all)")
     options = parser.parse_args(arguments)
     if options.hints and not options.no_solutions:
         parser.error("--hints goes with --no-solutions FOLDER")
+    if options.extract and not options.language:
+        parser.error("--extract goes with --language, such as --language zh-TW")
+    if options.language and (options.numbers or options.with_claims or options.nbgrader or options.no_solutions):
+        parser.error("--language goes with --extract, --execute or --check")
+    if options.language:
+        return edition.work(notebooks, options)
 
     errors = []
     try:
+        require_checkout()
         sources = find_sources(notebooks, options.names)
         if options.no_solutions:
             copy_course(notebooks.parent, options.no_solutions)
         if options.numbers:
             write_numbers(sources, all_lessons=not options.names)
             return 0
-    except BuildError as error:
+    except (BuildError, UserError) as error:
         sources, errors = [], [str(error)]
     for source in sources:
         try:
@@ -349,6 +243,7 @@ def main(arguments: list[str] | None = None, notebooks: Path = REPOSITORY / "not
                 check(source)
             elif options.with_claims:
                 copy_with_claims(source, options.with_claims)
+                edition.copy_all_with_claims(notebooks, source, options.with_claims)
             elif options.no_solutions:
                 write_students(source, options.no_solutions, options.hints or "all")
             elif options.nbgrader:
@@ -359,6 +254,8 @@ def main(arguments: list[str] | None = None, notebooks: Path = REPOSITORY / "not
             errors.append(str(error))
     if options.check and not options.names:
         errors += [f"{show_path(path)} has no source" for path in find_orphans(notebooks)]
+    if options.check:
+        errors += edition.check_all(notebooks, sources, whole=not options.names)
     for error in errors:
         print(error, file=sys.stderr)
     return 1 if errors else 0

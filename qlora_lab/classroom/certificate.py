@@ -12,10 +12,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from qlora_lab.classroom.judging import Exercise, Progress
+from qlora_lab.classroom.languages.texts import translate
 from qlora_lab.errors import UserError
 from qlora_lab.evaluation.page import PAGE, STYLE
 
 PACKAGES = ("qlora_lab", "torch", "transformers", "peft", "bitsandbytes")
+NOBODY_WATCHED = "The checks of the notebooks found these answers right, on the learner's own machine; nobody watched."
 OURS = """
 .name { margin: 3rem 0 .2rem; border-bottom: 1px solid var(--ink); max-width: 24rem; height: 2rem; }
 @media print { :root { color-scheme: light; } body { padding: 0; } section { break-inside: avoid; } }
@@ -30,8 +32,8 @@ class Certificate:
     days: Mapping[str, str]
 
     def __repr__(self) -> str:
-        done = self.progress().summary()
-        return f'{done} on the path. certificate().save("certificate.html") writes a page to open and to print.'
+        what = 'certificate().save("certificate.html") writes a page to open and to print.'
+        return f"{translate(f'{self.progress().summary()} on the path.')} {translate(what)}"
 
     def progress(self) -> Progress:
         return Progress(self.exercises, frozenset(self.days))
@@ -49,37 +51,41 @@ class Certificate:
         progress = self.progress()
         path, dives = progress.parts()
         items = [(box, sentence, count) for box, sentence, count, _ in progress.rows() if box]
+        done = f"{progress.summary()} on the path{self.between()}."
         sections = {
-            "What I can do now": table(("", "I can", "solved"), items),
+            "What I can do now": table(("", translate("I can"), translate("solved")), items),
             "Solved on the path": self.solved(path),
             "Solved in deep dives": self.solved(dives),
             "With": ", ".join(f"{name} {number}" for name, number in versions().items()),
         }
         return PAGE.format(
-            title="QLoRA Lab: what I have done",
+            title=translate("QLoRA Lab: what I have done"),
             style=STYLE + OURS,
             summary=(
-                f"<div class='name'></div><p class='soft'>name</p><p>{progress.summary()} on the path"
-                f"{self.between()}.</p><p class='soft'>The checks of the notebooks found these answers right, on the "
-                "learner's own machine; nobody watched.</p>"
+                f"<div class='name'></div><p class='soft'>{translate('name')}</p><p>{translate(done)}</p>"
+                f"<p class='soft'>{translate(NOBODY_WATCHED)}</p>"
             ),
-            sections="\n".join(f"<section><h2>{name}</h2>{body}</section>" for name, body in sections.items()),
+            sections="\n".join(
+                f"<section><h2>{translate(name)}</h2>{body}</section>" for name, body in sections.items()
+            ),
         )
 
     def between(self) -> str:
-        """When: " on DAY", or " from DAY to DAY"; empty if nothing is solved."""
+        """When: ", all on DAY", or " from DAY to DAY"; empty if nothing is solved."""
         days = sorted(self.days[exercise.id] for exercise in self.exercises if exercise.id in self.days)
         if not days:
             return ""
-        return f" on {days[0]}" if days[0] == days[-1] else f" from {days[0]} to {days[-1]}"
+        return f", all on {days[0]}" if days[0] == days[-1] else f" from {days[0]} to {days[-1]}"
 
     def solved(self, exercises: list[Exercise]) -> str:
         rows = [
-            (exercise.id, exercise.title, "●" * exercise.points, self.days[exercise.id])
+            (exercise.id, translate(exercise.title), "●" * exercise.points, self.days[exercise.id])
             for exercise in exercises
             if exercise.id in self.days
         ]
-        return table(("exercise", "", "points", "day"), rows) if rows else "<p>none yet</p>"
+        if not rows:
+            return f"<p>{translate('none yet')}</p>"
+        return table((translate("exercise"), "", translate("points"), translate("day")), rows)
 
 
 def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:

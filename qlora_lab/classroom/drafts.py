@@ -2,7 +2,7 @@
 
 The step between is a draft: a notebook, as a plain dict, with the claims still in it and the values not yet filled in.
 Its cells may have keys that are removed later: "line", their line in the source, "claims", true for claims, and "part",
-"hint" or "solution" for what is folded away below a check.
+"hint" or "solution" for what is folded away below a check; then "solutions", the code in it.
 """
 
 import hashlib
@@ -27,15 +27,16 @@ NOTEBOOK_METADATA = {
     "language_info": {"name": "python"},
 }
 FOLDED = {"cellView": "form", "jupyter": {"source_hidden": True}}  # Colab's and JupyterLab's names for it
+OF_A_DRAFT = ("line", "claims", "part", "solutions")
 
 DETAILS = re.compile(r"<details>.*?</details>", re.DOTALL)
 
 
-def folded(solutions: list[str]) -> str:
+def folded(solutions: list[str], summary: str = "Solution") -> str:
     """Markdown that hides `solutions`, each the source of a solved cell, until the learner opens it."""
     code = "\n\n".join(solutions)
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", code)), default=0))  # longer than any fence in the code
-    return f"<details><summary>Solution</summary>\n\n{fence}python\n{code}\n{fence}\n\n</details>"
+    return f"<details><summary>{summary}</summary>\n\n{fence}python\n{code}\n{fence}\n\n</details>"
 
 
 def make_notebooks(source: Path) -> tuple[dict, dict]:
@@ -58,7 +59,7 @@ def draft_notebooks(source: Path) -> tuple[dict, dict]:
                 side.append(new_cell("code", f"{comment}\n{cell.source}", {}, line=cell.line, claims=True))
             continue
         if checked and not (cell.type == "markdown" and cell.source.startswith("<details>")):
-            learner.append(new_cell("markdown", folded(checked), {}, part="solution"))
+            learner.append(new_cell("markdown", folded(checked), {}, part="solution", solutions=checked))
             checked = []
         if cell.type == "markdown":
             if checked and DETAILS.sub("", cell.source).strip():
@@ -90,7 +91,7 @@ def draft_notebooks(source: Path) -> tuple[dict, dict]:
         elif waiting:
             break
     if checked:
-        learner.append(new_cell("markdown", folded(checked), {}, part="solution"))
+        learner.append(new_cell("markdown", folded(checked), {}, part="solution", solutions=checked))
     if waiting:
         raise BuildError(f"line {line_of_exercise}: the next code cell must check this exercise: check_...(answer)")
     check_claims(cells)
@@ -133,7 +134,7 @@ def finish(draft: dict, kept: list[values.Kept], *, with_claims: bool = False) -
     for cell in draft["cells"]:
         found = values.values_of(cell)
         here = [next(following) for _ in found]
-        finished = {key: content for key, content in cell.items() if key not in ("line", "claims", "part")}
+        finished = {key: content for key, content in cell.items() if key not in OF_A_DRAFT}
         if not cell.get("claims"):
             finished |= values.filled(cell, here)
         if with_claims or not cell.get("claims"):

@@ -9,8 +9,8 @@ The first prints a table, a list of reports or lines of CSV as the hand-ins are 
 class and a page with comments to a folder, as they come; started once more, it goes on. The third grades one of its
 hand-ins, for a scheduler or a CI matrix: the second, when all are done, puts them together.
 
-`grading/hand_in.py` says how a notebook is graded. This guards against accidents and idle tricks. Untrusted code must
-be run in a container.
+`grading/hand_in.py` says how a notebook is graded. This guards against accidents and idle tricks. For strangers' code,
+`--container IMAGE` grades each hand-in in a container of its own (`grading/containers.py`).
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from pathlib import Path
 
 from qlora_lab.arguments import Parser, count, positive, print_anywhere
 from qlora_lab.classroom.grading.classes import Student, students_in
+from qlora_lab.classroom.grading.containers import find_engine
 from qlora_lab.classroom.grading.kernel import Limits
 from qlora_lab.classroom.grading.reports import Report
 from qlora_lab.classroom.grading.runs import grade_all
@@ -43,6 +44,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--results", type=Path, metavar="FOLDER", help="keep reports, and go on with those kept there")
     parser.add_argument("--jobs", type=count, default=1, metavar="N", help="side by side (default: %(default)s)")
     parser.add_argument("--course", default="", metavar="NAME", help="the lesson asked for, such as 04")
+    parser.add_argument("--container", metavar="IMAGE", default="", help="grade each in a container: strangers' code")
     shown = parser.add_mutually_exclusive_group()
     shown.add_argument("--json", action="store_true", help="a list of reports on standard output, instead of tables")
     shown.add_argument("--csv", action="store_true", help="a line for each exercise on standard output")
@@ -59,6 +61,8 @@ def run(args: argparse.Namespace) -> int:
     ways = [bool(args.notebooks), args.folder is not None, args.one is not None]
     if sum(ways) != 1:
         raise UserError("expected notebooks, or --class FOLDER, or --one NOTEBOOK (see --help)")
+    if args.container:
+        find_engine()
     if not args.notebooks and args.results is None:
         raise UserError("--class and --one need --results FOLDER, where the reports are kept")
     if args.roster and not args.folder:
@@ -68,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     hand_ins = hand_ins or args.notebooks or [path for path in [args.one] if path]
     with tempfile.TemporaryDirectory() as temporary:
         results = args.results or Path(temporary)
-        done = show(grade_all(hand_ins, limits, results, args.jobs, args.course), args, students)
+        done = show(grade_all(hand_ins, limits, results, args.jobs, args.course, args.container), args, students)
         reports: dict[Path, Report] = {}
         if args.folder:
             write_class(results, args.folder, students, reports)  # who has handed in nothing stands there, too

@@ -18,6 +18,8 @@ from typing import Protocol, cast
 import platformdirs
 from filelock import FileLock
 
+from qlora_lab.classroom.languages.texts import translate
+
 CHECKLIST = {
     "quantization": "explain how quantization works (INT8, INT4, NF4)",
     "nf4": "say how NF4 differs from plain INT4",
@@ -128,7 +130,7 @@ def exercise(
 
 def show(exercise: Exercise, verdict: Verdict) -> None:
     """Print the verdict on one line, record a solved exercise, and raise ExerciseUnsolved in strict mode."""
-    line = " ".join(f"{MARKS[verdict.state]} {exercise.id} {verdict.message}".split())
+    line = " ".join(f"{MARKS[verdict.state]} {exercise.id} {translate(verdict.message)}".split())
     print(line)
     if verdict.state == "right":
         record(exercise.id)
@@ -275,10 +277,17 @@ def set_aside(path: Path, mark: str, why: str) -> dict[str, str]:
 
 @dataclass(frozen=True, repr=False)
 class Progress:
-    """Which exercises are solved. Shows itself by item of the checklist: a table in Jupyter, text elsewhere."""
+    """Which exercises are solved. Shows itself by item of the checklist: a table in Jupyter, text elsewhere.
+
+    language: in which it does; empty: the kernel's. The exercises' ids, and what is kept, are the same in all.
+    """
 
     exercises: tuple[Exercise, ...]
     solved: frozenset[str]
+    language: str = ""
+
+    def say(self, text: str) -> str:
+        return translate(text, self.language)
 
     def rows(self) -> list[tuple[str, str, str, str]]:
         """One row an item, for the path: its box, its sentence, "2 of 3", the next open exercise. Last, the dives."""
@@ -288,10 +297,12 @@ class Progress:
             still_open = [exercise for exercise in mine if exercise.id not in self.solved]
             waiting = [exercise for exercise in still_open if not exercise.optional]
             box = "☑" if mine and not waiting else "☐"
-            count = f"{len(mine) - len(still_open)} of {len(mine)}" if mine else "no exercise yet"
-            rows.append((box, sentence, count, f"{still_open[0].id} {still_open[0].title}" if still_open else ""))
+            count = f"{len(mine) - len(still_open):d} of {len(mine):d}" if mine else "no exercise yet"
+            following = f"{still_open[0].id} {self.say(still_open[0].title)}" if still_open else ""
+            rows.append((box, self.say(sentence), self.say(count), following))
         done = [exercise for exercise in dives if exercise.id in self.solved]
-        return rows + [("", "deep dives, for those who want more", f"{len(done)} of {len(dives)}", "")] * bool(dives)
+        last = ("", self.say("deep dives, for those who want more"), self.say(f"{len(done):d} of {len(dives):d}"), "")
+        return rows + [last] * bool(dives)
 
     def parts(self) -> tuple[list[Exercise], list[Exercise]]:
         """The exercises of the path, and of the deep dives."""
@@ -303,7 +314,7 @@ class Progress:
         path, _ = self.parts()
         done = [exercise for exercise in path if exercise.id in self.solved]
         points = sum(exercise.points for exercise in done), sum(exercise.points for exercise in path)
-        return f"{len(done)} of {len(path)} exercises solved, {points[0]} of {points[1]} points"
+        return self.say(f"{len(done):d} of {len(path):d} exercises solved, {points[0]:d} of {points[1]:d} points")
 
     def export(self, path: str | Path) -> Path:
         """Write one line an exercise (id, title, item, points, solved) to a .csv or .json file, and return its path.
@@ -328,8 +339,9 @@ class Progress:
         return path
 
     def __repr__(self) -> str:
+        say_next = self.say("next")
         lines = [
-            f"{box or '+'} {sentence:<50} {count:<22} {'next: ' + following if following else ''}".rstrip()
+            f"{box or '+'} {sentence:<50} {count:<22} {say_next + ': ' + following if following else ''}".rstrip()
             for box, sentence, count, following in self.rows()
         ]
         return "\n".join([self.summary(), *lines])
@@ -338,5 +350,6 @@ class Progress:
         def cells(tag, texts):
             return "".join(f'<{tag} style="text-align:left">{html.escape(text)}</{tag}>' for text in texts)
 
-        rows = [cells("th", ("", "I can", "solved", "next")), *(cells("td", row) for row in self.rows())]
+        head = ("", self.say("I can"), self.say("solved"), self.say("next"))
+        rows = [cells("th", head), *(cells("td", row) for row in self.rows())]
         return f"<p>{self.summary()}</p><table>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>"

@@ -16,9 +16,10 @@ from qlora_lab import colab
 from qlora_lab.classroom import values
 from qlora_lab.classroom.checks import all_exercises
 from qlora_lab.classroom.judging import Progress
+from qlora_lab.classroom.languages.texts import ENGLISH
 from qlora_lab.classroom.source import REPOSITORY, BuildError
+from qlora_lab.places import IMPORTED_FROM
 
-COUNT = re.compile(r"\d+ of \d+ exercises solved, \d+ of \d+ points")  # as `progress()` says it
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
@@ -26,7 +27,7 @@ def code_cells(notebook: dict) -> list[dict]:
     return [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
 
 
-def keep_outputs(notebook: dict, old: dict) -> None:
+def keep_outputs(notebook: dict, old: dict, language: str = ENGLISH) -> None:
     """Give the code cells of `notebook` the outputs of those in `old` that have the same source.
 
     The set-up cell shows nothing when it is run here, whatever address it has.
@@ -42,20 +43,32 @@ def keep_outputs(notebook: dict, old: dict) -> None:
         if by_source[known_by(cell)]:
             same = by_source[known_by(cell)].pop(0)
             cell |= {"outputs": same["outputs"], "execution_count": same["execution_count"]}
-    count_anew(notebook)
+    count_anew(notebook, language)
 
 
-def count_anew(notebook: dict) -> None:
-    """Let stored outputs of `progress()` count the exercises that there are now; those that cells above solved, too."""
+def restore_outputs(draft: dict, stored: dict) -> None:
+    """Give the code cells of a draft, but for the claims, the outputs of those of its notebook, one by one."""
+    visible = [cell for cell in code_cells(draft) if not cell.get("claims")]
+    for cell, old in zip(visible, code_cells(stored), strict=True):
+        cell |= {"outputs": old["outputs"], "execution_count": old["execution_count"]}
+
+
+def count_anew(notebook: dict, language: str = ENGLISH) -> None:
+    """Let stored outputs of `progress()` count the exercises that there are now; those that cells above solved, too.
+
+    language: that of the notebook. Outputs in another one stay.
+    """
+    nothing = Progress((), frozenset(), language).summary()
+    count = re.compile(re.sub(r"\d+", r"\\d+", re.escape(nothing)))  # what `progress()` says, with any numbers
     solved: set[str] = set()
     for cell in code_cells(notebook):
         for output in cell["outputs"]:
             solved |= set(re.findall(r"^✓ (\w+\.\d+) ", output.get("text", ""), re.MULTILINE))
-            progress = Progress(all_exercises(), frozenset(solved))
-            if COUNT.match(output.get("data", {}).get("text/plain", "")):
+            progress = Progress(all_exercises(), frozenset(solved), language)
+            if count.match(output.get("data", {}).get("text/plain", "")):
                 output["data"] |= {"text/plain": repr(progress), "text/html": progress._repr_html_()}
             elif "text" in output:
-                output["text"] = COUNT.sub(progress.summary(), output["text"])
+                output["text"] = count.sub(progress.summary(), output["text"])
 
 
 def clean_outputs(outputs: list[dict]) -> list[dict]:
@@ -128,7 +141,9 @@ def machine_paths() -> list[str]:
     return [str(path) for path in paths if len(path.parts) > 1]
 
 
-def execute(draft: dict, folder: Path, *, strict: bool) -> list[tuple[list[values.Value], str]]:
+def execute(
+    draft: dict, folder: Path, *, strict: bool, language: str = ENGLISH
+) -> list[tuple[list[values.Value], str]]:
     """Run a draft in the working folder `folder`, claims and all, and store its cleaned outputs in it.
 
     strict: an unsolved exercise is an error (QLORA_LAB_STRICT=1). Progress goes to a temporary file.
@@ -142,7 +157,7 @@ def execute(draft: dict, folder: Path, *, strict: bool) -> list[tuple[list[value
         if asked := values.values_of(cell):
             places.append((asked, values.asking(asked)))
     answers, count = [], 0
-    for (place, code), outputs in zip(places, run([code for _, code in places], folder, strict=strict), strict=True):
+    for (place, code), outputs in zip(places, run([code for _, code in places], folder, strict, language), strict=True):
         outputs = clean_outputs(outputs)
         if isinstance(place, list):
             answers.append((place, outputs[0]["text"]))
@@ -160,7 +175,7 @@ def execute(draft: dict, folder: Path, *, strict: bool) -> list[tuple[list[value
     return answers
 
 
-def run(codes: list[str], folder: Path, *, strict: bool) -> list[list[dict]]:
+def run(codes: list[str], folder: Path, strict: bool, language: str) -> list[list[dict]]:
     """Run code cells in one kernel, as `execute` says; the outputs of each."""
     import nbformat
     from jupyter_client.kernelspec import NoSuchKernel
@@ -182,8 +197,9 @@ def run(codes: list[str], folder: Path, *, strict: bool) -> list[list[dict]]:
     with tempfile.TemporaryDirectory() as temporary:
         env = {key: value for key, value in os.environ.items() if key not in ("QLORA_LAB_STRICT", "MPLBACKEND")}
         env["QLORA_LAB_PROGRESS"] = str(Path(temporary) / "progress.json")
+        env["QLORA_LAB_LANGUAGE"] = language
         env["QLORA_LAB_TRY_SLIDERS"] = "1"  # a range that a figure cannot be drawn for is an error of the cell
-        env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(REPOSITORY), env.get("PYTHONPATH")]))
+        env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(IMPORTED_FROM), env.get("PYTHONPATH")]))
         if strict:
             env["QLORA_LAB_STRICT"] = "1"
         try:

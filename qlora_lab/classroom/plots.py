@@ -18,6 +18,9 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator
 from numpy.typing import ArrayLike
 
+from qlora_lab.classroom.languages import figures
+
+figures.speak()  # as its docstring says, nothing happens in a kernel that speaks English
 BLUE, ORANGE, GREEN, VERMILION, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#7F7F7F"
 
 

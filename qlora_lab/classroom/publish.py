@@ -38,8 +38,8 @@ def publish(address: str, branch: str = "main", root: Path = REPOSITORY) -> bool
         raise UserError(f"{address!r} is no address that everybody can clone from: https://github.com/you/qlora-lab")
     if not re.fullmatch(r"[\w./-]+", branch):
         raise UserError(f"{branch!r} is no name of a branch")
-    notebooks = sorted([*root.glob("notebooks/*.ipynb"), *root.glob("notebooks/solutions/*.ipynb")])
-    texts = {path: with_cell(path, colab.cell(address)) for path in notebooks}
+    notebooks = sorted(path for path in root.glob("notebooks/**/*.ipynb") if ".ipynb_checkpoints" not in path.parts)
+    texts = {path: with_cell(path, address, language_of(path, root)) for path in notebooks}
     module = root / "qlora_lab" / "colab.py"
     texts[module] = CONSTANT.sub(f'ADDRESS = "{address}"', module.read_text(encoding="utf-8"), count=1)
     name = re.fullmatch(r"https://github\.com/([\w.-]+/[\w.-]+)", address)
@@ -56,13 +56,20 @@ def publish(address: str, branch: str = "main", root: Path = REPOSITORY) -> bool
     return bool(name)
 
 
-def with_cell(path: Path, source: str) -> str:
+def language_of(path: Path, root: Path) -> str:
+    """The language of a notebook, by its folder in notebooks/; empty for English."""
+    folder = path.relative_to(root / "notebooks").parts[0]
+    return "" if folder in (path.name, "solutions") else folder
+
+
+def with_cell(path: Path, address: str, language: str) -> str:
     """The file of a notebook with another set-up cell. Raises UserError if it has none."""
     import nbformat
 
     notebook = json.loads(path.read_text(encoding="utf-8"))
     for cell in notebook["cells"]:
         if "".join(cell["source"]).startswith(colab.TITLE):
-            cell |= {"source": source, "id": identity(f"{path.stem}\n{cell['cell_type']}\n{source}")}
+            known_by = f"{path.stem}\n{cell['cell_type']}\n{colab.cell(address)}"  # in all languages
+            cell |= {"source": colab.cell(address, language), "id": identity(known_by)}
             return nbformat.writes(nbformat.from_dict(notebook)) + "\n"
     raise UserError(f"{path.name} has no set-up cell: build it again")

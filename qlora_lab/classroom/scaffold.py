@@ -159,7 +159,7 @@ def drop_lesson(lesson: str, root: Path = REPOSITORY) -> list[str]:
     if lesson != stem:
         raise UserError(f"{lesson!r} is only the beginning of {stem}: what is to be deleted must be named in full")
     checks = re.findall(r"def (check_\w+)", (root / LESSONS / here / "checks.py").read_text(encoding="utf-8"))
-    for path in (source, source.with_suffix(".json"), *(root / "notebooks").glob(f"**/{stem}.ipynb")):
+    for path in (source, source.with_suffix(".json"), *(root / "notebooks").glob(f"**/{stem}.*")):
         path.unlink(missing_ok=True)
     for folder in (root / LESSONS / here, root / ANSWERS / here):
         shutil.rmtree(folder, ignore_errors=True)
@@ -172,6 +172,7 @@ def drop_lesson(lesson: str, root: Path = REPOSITORY) -> list[str]:
     spoken = rf"\b(notebook|lesson)s? {stem[:2]}\b" if stem[0] != "d" else rf"\b[Dd]ive {exercises_of(stem)}\b"
     told = re.compile(rf"\b({'|'.join([stem, here, *checks])})\b|{spoken}")
     places = [*root.glob("*.md"), *root.glob("docs/*.md"), *root.glob("notebooks/source/*.py")]
+    places += root.glob("notebooks/source/*/edition.json")
     places += [*root.glob("tests/**/*.py"), *root.glob("qlora_lab/**/*.py")]
     return [
         f"{path.relative_to(root).as_posix()}:{count}: {line.strip()[:80]}"

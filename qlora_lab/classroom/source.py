@@ -12,7 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+from qlora_lab.places import ROOT
+
+REPOSITORY = ROOT  # commands that change what is in it call `places.require_checkout` first
 NAME = re.compile(
     r"(?:(?P<number>\d\d)|dive_(?P<letter>[a-z]))_[a-z0-9_]+"
 )  # of a lesson on the path, or of a deep dive

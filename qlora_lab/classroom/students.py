@@ -15,6 +15,7 @@ KEPT = (
     ".gitignore",
     "CITATION.cff",
     "LICENSE",
+    "MANIFEST.in",
     "Makefile",
     "README.md",
     "constraints.txt",
@@ -24,6 +25,7 @@ KEPT = (
     "pyproject.toml",
     "qlora_lab",
     "requirements.txt",
+    "setup.py",
 )
 NOTE = """
 This is the students' copy: the solutions, the sources of the notebooks, and the tests are in the instructor's.

@@ -24,6 +24,7 @@ from qlora_lab import __version__, colab
 from qlora_lab.arguments import Parser, print_anywhere
 from qlora_lab.classroom.source import REPOSITORY
 from qlora_lab.errors import UserError
+from qlora_lab.places import require_checkout
 
 ROOMS = ("quantization", "memory", "finetuning")  # those that say in __all__ what is public
 OTHERS = ("CONTRIBUTING.md", "CHANGELOG.md")
@@ -172,6 +173,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, help="is made anew; its first page is index.html")
     args = parser.parse_args(arguments)
     try:
+        require_checkout()
         build(args.folder)
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

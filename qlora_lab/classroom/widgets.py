@@ -22,6 +22,7 @@ from matplotlib.legend import Legend
 from PIL import Image
 
 from qlora_lab import colab
+from qlora_lab.classroom.languages.texts import translate
 from qlora_lab.classroom.plots import new_axes, plot_loss
 
 
@@ -29,6 +30,7 @@ class Slider(Protocol):
     """What `explore` needs of a widget: ipywidgets' sliders, drop-down lists and check boxes have it."""
 
     value: Any
+    description: str
     style: Any
     layout: Any
 
@@ -64,6 +66,7 @@ def explore(draw: Callable[..., Axes], **sliders: Slider) -> "ipywidgets.Widget 
 
     for slider in sliders.values():
         slider.style.description_width, slider.layout.width = "initial", "60%"
+        slider.description = translate(slider.description)
         slider.observe(redraw, names="value")
     return Panel([*sliders.values(), live])
 
@@ -123,7 +126,8 @@ def call_of(draw: Callable, sliders: dict[str, Slider]) -> Instead:
     given = ", ".join(f"{name}={slider.value!r}" for name, slider in sliders.items())
     choices = "; ".join(f"{name} {choices_of(slider)}" for name, slider in sliders.items())
     call = f"{getattr(draw, '__name__', 'draw')}({given})"
-    return Instead(f"Sliders do not show here. Run this in a new cell, with other values:\n\n    {call}\n\n{choices}")
+    text = translate("Sliders do not show here. Run this in a new cell, with other values:")
+    return Instead(f"{text}\n\n    {call}\n\n{choices}")
 
 
 def choices_of(slider: Any) -> str:
@@ -138,7 +142,7 @@ class Panel(ipywidgets.VBox):
     """Widgets in a column, or a text where no kernel has made them: on GitHub, or before the cell is run."""
 
     def __repr__(self) -> str:
-        return "(Run this cell: here is something to move.)"
+        return translate("(Run this cell: here is something to move.)")
 
 
 KEPT_FRAMES = 6  # about a megabyte each
@@ -222,7 +226,8 @@ def live_loss(steps: Iterable, total: int, guess: int | None = None) -> list:
             plot_loss(ax, [r.loss for r in records], total, guess)
             handle.update(ax.figure)
     except KeyboardInterrupt:
-        print(f"stopped after {len(records)} of {total} steps; the adapter holds what was learned so far")
+        said = f"stopped after {len(records)} of {total} steps; the adapter holds what was learned so far"
+        print(translate(said))
     finally:
         plt.close(ax.figure.figure)
     return records
@@ -241,7 +246,7 @@ def show_tokens(pieces: list[str], learned: list[bool]) -> HTML:
 
 def show_answers(rows: Iterable[tuple[str, ...]], columns: tuple[str, ...]) -> HTML:
     """A table of texts with left-aligned, wrapped cells. Columns of short texts are narrow."""
-    rows = list(rows)
+    rows, columns = list(rows), tuple(map(translate, columns))
     style = "text-align:left;vertical-align:top;white-space:pre-wrap;overflow-wrap:anywhere"
 
     def heading(i: int) -> str:
@@ -262,9 +267,11 @@ def ask_box(answer: Callable[[str], dict[str, str]], first: str) -> "ipywidgets.
     """A text field for a question; below it, the answers of several models. answer: question -> answers by model."""
     if not colab.shows_widgets():
         name = getattr(answer, "__name__", "answer")
-        return Instead(f"Text fields do not show here. Ask in a new cell:\n\n    {name}({first!r})")
+        text = translate("Text fields do not show here. Ask in a new cell:")
+        return Instead(f"{text}\n\n    {name}({first!r})")
     line = ipywidgets.Text(value=first, layout=ipywidgets.Layout(width="95%"))
-    button = ipywidgets.Button(description="Ask", button_style="primary")
+    asking = translate("Ask")
+    button = ipywidgets.Button(description=asking, button_style="primary")
     output = ipywidgets.Output()
 
     def ask(_=None) -> None:
@@ -275,7 +282,7 @@ def ask_box(answer: Callable[[str], dict[str, str]], first: str) -> "ipywidgets.
                 output.clear_output(wait=True)
                 display(show_answers(list(answers.items()), ("model", "answer")))
         finally:
-            button.description, button.disabled = "Ask", False
+            button.description, button.disabled = asking, False
 
     button.on_click(ask)
     return Panel([line, button, output])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -14,6 +15,7 @@ from qlora_lab.evaluation.scores import Score, field_shares
 from qlora_lab.training.chat import TokenizedSample
 from qlora_lab.training.templates import reference_text
 
+TRIED = 50  # different references that are tried as the dullest guess
 SPARE_TOKENS = 8  # that an answer may have beyond the longest reference: JSON may be spaced differently
 
 
@@ -92,6 +94,26 @@ class Judge:
             split: [reference_text(chat, self.tokenizer) for chat in chats]
             for split, chats in self.conversations.items()
         }
+
+    def dullest(self) -> dict[str, dict]:
+        """What the dullest guess scores: of one answer, the same to all questions of a split.
+
+        For each score it is the reference that scores most then; so a guess that has only seen the samples trained on
+        can hardly do better. Of more than `TRIED` different references, the most frequent are tried. As in
+        `Judgement.as_dict`, without perplexity.
+        """
+        scores = {"exact_match": is_exact, **{score.name: score.of for score in self.scores}}
+        dullest: dict[str, dict] = {name: {} for name in scores}
+        for split, references in self.references().items():
+            tried = [text for text, _ in Counter(references).most_common(TRIED)]
+            for name, of in scores.items():
+                means = {guess: statistics.fmean(of(guess, text) for text in references) for guess in tried}
+                best = max(means, key=means.__getitem__)
+                dullest[name][split] = means[best]
+                if name == "json":
+                    fields = field_shares([best] * len(references), references)
+                    dullest.setdefault("json_fields", {})[split] = fields
+        return dullest
 
     def losses(self, model) -> dict[str, Loss]:
         """The losses by text, without the answers, which take longest."""

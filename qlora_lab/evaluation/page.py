@@ -11,7 +11,7 @@ import io
 import re
 from collections.abc import Iterable, Mapping
 
-from qlora_lab.evaluation.reports import ANSWERED, SCORES, score_lines
+from qlora_lab.evaluation.reports import ANSWERED, DULLEST, SCORES, score_lines
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c1c1e; --soft: #5a5a62; --paper: #ffffff; --card: #f4f4f6; --rule: #d4d4da;
@@ -102,13 +102,17 @@ def _scores(report: Mapping) -> str:
     lines = score_lines(report)
     if not lines:
         return ""
-    head = "<tr><td></td><th scope='col' class='number'>before</th><th scope='col' class='number'>after</th></tr>"
-    rows = (
+    columns = ("before", "after", "dullest guess")[: len(lines[0]) - 1]
+    head = "".join(f"<th scope='col' class='number'>{column}</th>" for column in columns)
+    rows = "".join(
         f"<tr><th scope='row'>{html.escape(label)}</th>"
-        f"<td class='number'>{before}</td><td class='number'>{after}</td></tr>"
-        for label, before, after in lines
+        + "".join(f"<td class='number'>{value}</td>" for value in values)
+        + "</tr>"
+        for label, *values in lines
     )
-    return f"<div class='scroll'><table><thead>{head}</thead><tbody>{''.join(rows)}</tbody></table></div>"
+    table = f"<table><thead><tr><td></td>{head}</tr></thead><tbody>{rows}</tbody></table>"
+    note = f"<p class='soft'>{DULLEST[0].upper()}{DULLEST[1:]}.</p>" if len(columns) == 3 else ""
+    return f"<div class='scroll'>{table}</div>{note}"
 
 
 def _settings(settings: Mapping) -> str:

@@ -13,10 +13,10 @@ SCORES = {
     "exact_match": "exact match",
     "normalized_match": "normalized match",
     "f1": "token F1",
-    "regex": "regex",
     "json": "JSON fields",
 }
 MEANS = ("f1", "json")  # of answers that may be right in part
+DULLEST = "dullest guess: one and the same answer to all, the reference that scores most"
 ANSWERED, READ = ("test", "shifted"), ("validation", "prose")  # scored by exact match, by perplexity
 
 
@@ -43,41 +43,52 @@ def describe(report: dict) -> str:
         lines.append("stopped early: the validation loss no longer fell")
     if report.get("adapter_step", report["steps"]) != report["steps"]:
         lines.append(f"the adapter is that of step {report['adapter_step']}, whose validation loss was the lowest")
+    scores = score_lines(report)
+    width = max([24, *(len(label) + 1 for label, *_ in scores)])
     if report["before"]["perplexity"]:
-        lines.append(f"{'':<24}{'before':>16}{'after':>16}")
-    lines += [f"{label:<24}{before:>16}{after:>16}" for label, before, after in score_lines(report)]
+        head = f"{'':<{width}}{'before':>16}{'after':>16}"
+        lines.append(head + f"{'dullest guess':>16}" if report.get("dullest_guess") else head)
+    lines += [f"{label:<{width}}" + "".join(f"{value:>16}" for value in values) for label, *values in scores]
     losses = report["losses"]
-    lines += [f"{'loss':<24}{losses[0]:>16.4f}{losses[-1]:>16.4f}"] if losses else []
+    lines += [f"{'loss':<{width}}{losses[0]:>16.4f}{losses[-1]:>16.4f}"] if losses else []
     if validated := report.get("validation_losses", []):
         measured = [f"{loss:.4f} at step {step:,}" for step, loss in (validated[0], validated[-1])]
-        lines += [f"{'validation loss':<16}{', '.join(dict.fromkeys(measured)):>40}"]  # never before the first step
+        lines += [
+            f"{'validation loss':<{width - 8}}{', '.join(dict.fromkeys(measured)):>40}"
+        ]  # never before the first step
     lines += [
-        f"{'tokens per second':<24}{report['tokens_per_second']:>32.0f}",
-        f"{'training time':<24}{report['train_seconds']:>30.0f} s",
-        f"{'peak memory':<24}{report['peak_memory_bytes'] / 1e9:>29.2f} GB",
-        f"{'trainable parameters':<24}{report['trainable_parameters']:>32,}",
+        f"{'tokens per second':<{width}}{report['tokens_per_second']:>32.0f}",
+        f"{'training time':<{width}}{report['train_seconds']:>30.0f} s",
+        f"{'peak memory':<{width}}{report['peak_memory_bytes'] / 1e9:>29.2f} GB",
+        f"{'trainable parameters':<{width}}{report['trainable_parameters']:>32,}",
         f"adapter: {report['adapter']}",
+        *([DULLEST] if report.get("dullest_guess") else []),
     ]
     return "\n".join(lines)
 
 
-def score_lines(report: Mapping) -> list[tuple[str, str, str]]:
+def score_lines(report: Mapping) -> list[tuple[str, ...]]:
     """What was judged, each with its values before and after training as text; "-" for what was not judged after.
 
-    A share comes with its count, "33% (1 of 3)"; a mean over answers, such as token F1, with their number.
+    Behind them stands what the dullest guess scores, if the report has it: see `Judge.dullest`. A share comes with
+    its count, "33% (1 of 3)"; a mean over answers, such as token F1, with their number.
     """
     before, after, judged = report["before"], report["after"], report.get("judged", {})
+    dullest = report.get("dullest_guess", {})
     more = [key for key in before if key not in ("exact_match", "perplexity", "json_fields")]
     lines = []
     for key in ("exact_match", *more, "perplexity"):
         then = after.get(key, {})
         for split in [split for split in (READ if key == "perplexity" else ANSWERED) if split in before[key]]:
             of = "{:.3f}".format if key == "perplexity" else _share_of(judged.get(split), key not in MEANS)
-            lines.append((f"{SCORES.get(key, key)}, {split}", of, before[key][split], then.get(split)))
+            values = before[key][split], then.get(split), dullest.get(key, {}).get(split)
+            lines.append((f"{SCORES.get(key, key)}, {split}", of, values))
         for split, shares in before.get("json_fields", {}).items() if key == "json" else ():
-            then = after.get("json_fields", {}).get(split, {})
-            lines += [(f"  {name}, {split}", share, value, then.get(name)) for name, value in shares.items()]
-    return [(label, of(one), "-" if two is None else of(two)) for label, of, one, two in lines]
+            others = [moment.get("json_fields", {}).get(split, {}) for moment in (after, dullest)]
+            for name, value in shares.items():
+                lines.append((f"  {name}, {split}", share, (value, *(other.get(name) for other in others))))
+    columns = 3 if dullest else 2
+    return [(label, *("-" if one is None else of(one) for one in values[:columns])) for label, of, values in lines]
 
 
 def _share_of(answers: int | None, whole: bool) -> Callable[[float], str]:

@@ -182,7 +182,7 @@ def parse_score(text: str) -> Score:
     except re.error as error:
         raise UserError(f"{pattern!r} is no regular expression: {error}") from error
     score, fault = functools.partial(_pattern_score, compiled), functools.partial(_pattern_fault, compiled)
-    return Score("regex", "regular expression", score, fault, PATTERN_ADVICE)
+    return Score(text, text, score, fault, PATTERN_ADVICE)
 
 
 def require_scorable(scores: Sequence[Score], judged: Mapping[str, Sequence[Chat]]) -> None:

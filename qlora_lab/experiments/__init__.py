@@ -35,6 +35,7 @@ kept_activations.py    kept: what a forward pass leaves for its backward pass, b
 
 Speed:
 step_speed.py          step: a training step, ours and what others use
+families.py            families: the fast step's losses and speeds on other models than LLaMA
 step_ways.py           the ways that differ in `train_steps`' arguments, and the plainest loop
 step_profile.py        one step, kernel by kernel
 sft_trainer.py         through TRL's SFTTrainer
@@ -43,5 +44,6 @@ unsloth_speed.py       and what runs in it
 kernel_speed.py        kernels: beside the bandwidth of a copy
 quantization_speed.py  quantization: beside bitsandbytes and a copy, on a CPU too
 several_cards.py       cards: one model on several GPUs
+card_roofline.py       roofline: what a step takes at least on a card, on paper
 side_by_side.py        side-by-side: two trainings on the same cores
 """

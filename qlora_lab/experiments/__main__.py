@@ -20,6 +20,7 @@ EXPERIMENTS = {
     "memory": "memory_runs",
     "kept": "kept_activations",
     "step": "step_speed",
+    "families": "families",
     "kernels": "kernel_speed",
     "quantization": "quantization_speed",
     "side-by-side": "side_by_side",
@@ -30,6 +31,7 @@ EXPERIMENTS = {
     "cards": "several_cards",
     "codebooks": "codebooks",
     "sensitivity": "sensitivity",
+    "roofline": "card_roofline",
 }
 
 

@@ -124,3 +124,21 @@ def closest(record: Record, task: str, score: str, methods: Sequence[str]) -> tu
     if best is None:
         raise ValueError(f"no two of {', '.join(methods)} differ in {score}")
     return (*best, seeds_needed(best[2]))
+
+
+def best_of_grid(record: Record) -> dict[str, dict[str, dict[int, list[float]]]]:
+    """What the grid found: "samples" or "batch size" -> who -> how many -> validation losses, one for each seed.
+
+    Each is at the rate with the lowest mean over the seeds.
+    """
+    found: dict[str, dict[str, dict[int, list[float]]]] = {"samples": {}, "batch size": {}}
+    rows: dict[tuple[str, str, int, float], list[float]] = {}
+    for row in sorted(record.rows("grid"), key=lambda row: row["seed"]):
+        varied = "batch size" if ", batch " in row["point"] else "samples"
+        count = row["batch_size" if varied == "batch size" else "samples"]
+        rows.setdefault((varied, row["who"], count, row["rate"]), []).append(row["validation"])
+    for (varied, who, count, _), losses in rows.items():
+        best = found[varied].setdefault(who, {}).get(count)
+        if best is None or statistics.fmean(losses) < statistics.fmean(best):
+            found[varied][who][count] = losses
+    return found

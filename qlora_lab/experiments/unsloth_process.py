@@ -16,6 +16,7 @@ from qlora_lab.experiments.gpu import empty_cache
 from qlora_lab.experiments.step_ways import SETTINGS, SHAPE
 from qlora_lab.memory.shapes import SHAPES
 from qlora_lab.models.random_weights import build_random
+from qlora_lab.places import IMPORTED_FROM
 
 PLAIN, ON_THE_GPU = ", plain loop", ", on the GPU"
 WITHOUT_CHECKPOINTING = ("unsloth", f"unsloth{PLAIN}")
@@ -33,7 +34,7 @@ def unsloth_runs(rows: list[tuple[str, int, bool]], steps: int) -> Iterator[dict
         save_quantized(build_random(SHAPES[SHAPE], device="cuda", compute_dtype=torch.bfloat16), pathlib.Path(folder))
         empty_cache()
         command = [sys.executable, "-m", "qlora_lab.experiments.unsloth_speed", folder, str(steps), json.dumps(rows)]
-        where = [str(pathlib.Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
+        where = [str(IMPORTED_FROM), os.environ.get("PYTHONPATH", "")]
         environment = {"PYTHONPATH": os.pathsep.join(filter(None, where)), "UNSLOTH_DISABLE_STATISTICS": "1"}
         # Unsloth writes where it is: into the folder that goes
         with subprocess.Popen(

@@ -69,7 +69,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if check:
-        (args.to / "check.json").write_text(json.dumps(check.as_dict(), indent=1), encoding="utf-8")
+        text = json.dumps(check.as_dict(), indent=1, ensure_ascii=False)
+        (args.to / "check.json").write_text(text, encoding="utf-8", errors="backslashreplace")
     if args.json:
         print(json.dumps({**dataclasses.asdict(written), "check": check.as_dict() if check else None}))
     else:
@@ -142,9 +143,12 @@ def export(run: TrainedRun, to: pathlib.Path, form: str = "merged", kind: str | 
             (folder / "Modelfile").write_text(modelfile(file, vocabulary, tokenizer), encoding="utf-8")
         else:
             write_adapter(weights, folder / file, name)
-        card = base_card if form == "base" else model_card
         lines = commands(run, form, pathlib.Path(), file, name)
-        (folder / "README.md").write_text(card(run, WHAT[form], lines), encoding="utf-8")
+        if form == "base":
+            card = base_card(run.model, WHAT[form], lines)
+        else:
+            card = model_card(run.settings, run.report, WHAT[form], lines)
+        (folder / "README.md").write_text(card, encoding="utf-8")
     found = sorted(path for path in to.iterdir() if path.suffix in (".gguf", ".safetensors"))
     return Written({path.name: path.stat().st_size for path in found}, commands(run, form, to, file, name))
 

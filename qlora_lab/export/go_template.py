@@ -54,6 +54,9 @@ def turn_texts(tokenizer) -> TurnTexts | None:
             texts = _measured(tokenizer, with_system)
             trials = [[_user(U)], [_user(U), _assistant(A), _user(V)], [_user('a "b" {c}'), _assistant(A), _user(U)]]
             trials += [[_system(S), *trial] for trial in trials if with_system]
+            fixed = (texts.start, texts.answer, *(text for pair in texts.around.values() for text in pair))
+            if any("{{" in text for text in fixed):  # Go would take it for a program, and there is no escaping it
+                return None
             if all(texts.format(trial) == prompt_text(trial, tokenizer) for trial in trials):
                 return texts
         except Exception:  # Jinja's own, those that templates raise (for a system turn, say), and _between's

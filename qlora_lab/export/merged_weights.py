@@ -29,6 +29,7 @@ from qlora_lab.adapters.quantized_linear import frozen_weight
 from qlora_lab.errors import UserError
 from qlora_lab.export.trained_run import TrainedRun
 from qlora_lab.models.compatibility import build_on_meta, quantize_on_meta, read_config
+from qlora_lab.models.experts import FourBitExperts, replace_experts
 from qlora_lab.models.quiet import quiet_transformers
 from qlora_lab.models.random_weights import linear_4bit
 
@@ -69,9 +70,12 @@ class MergedWeights:
             skeleton = build_on_meta(self.config, run.dtype)
             self.shapes = {name: tuple(parameter.shape) for name, parameter in skeleton.named_parameters()}
             self._quantized: set[str] = set()
+            self._experts: dict[str, FourBitExperts] = {}
             if run.quantized and rounded:
                 quantize_on_meta(skeleton, run.dtype)
                 self._quantized = _in_4_bits(skeleton)
+                for name, module in replace_experts(skeleton, dtype=run.dtype).items():
+                    self._experts.update({f"{name}.{fused}": module for fused in module.fused})
         if missing := [name for name in self.shapes if name not in self._files]:
             raise UserError(
                 f"the checkpoint of {run.model} lacks {len(missing)} of the model's weights or has other names for "
@@ -85,6 +89,8 @@ class MergedWeights:
         if name in self._quantized:
             linear = linear_4bit(weight, "nf4", True, self.run.dtype)
             weight = frozen_weight(linear).dequantize()
+        if name in self._experts:
+            weight = self._experts[name].rounded(weight)
         if name not in self.adapted:
             return weight
         layer = name.removesuffix(".weight")

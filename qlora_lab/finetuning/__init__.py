@@ -8,7 +8,7 @@ Importing this page imports torch; transformers, peft, bitsandbytes, datasets an
 from qlora_lab.adapters.files import load_lora, save_lora
 from qlora_lab.adapters.lora import LoraLinear, add_lora, lora_layers, lora_parameters
 from qlora_lab.adapters.merging import merge, unload, unmerge
-from qlora_lab.adapters.peft_adapter import add_adapter, trainable_parameters
+from qlora_lab.adapters.peft_adapter import add_adapter, load_adapter, trainable_parameters
 from qlora_lab.adapters.quantized_linear import (
     QuantizedLinear,
     dequantize_linears,
@@ -53,6 +53,7 @@ __all__ = [
     "from_bitsandbytes",
     "generate",
     "is_exact",
+    "load_adapter",
     "load_lora",
     "load_model",
     "load_prose",

@@ -6,7 +6,7 @@
     training_step.py  what is trained, in which precision, on how many tokens
     activations.py    what autograd keeps of the forward pass, tensor by tensor
     tensors.py        which tensors a model and its training hold
-    shapes.py         sizes of LLaMA-like models, by name or from a config
+    shapes.py         sizes of LLaMA-like models and mixtures of experts, by name or from a config
     meter.py          asks the device, phase by phase
     measuring.py      measure_memory: train two steps and see
 
@@ -18,7 +18,7 @@ from qlora_lab.facts import LINEARS, bits_per_parameter
 from qlora_lab.memory.activations import layer_activation_bytes
 from qlora_lab.memory.prediction import CUDA_CONTEXT, MemoryBreakdown, estimate
 from qlora_lab.memory.processes import traffic
-from qlora_lab.memory.shapes import SHAPES, Shape, from_config, shape_named
+from qlora_lab.memory.shapes import SHAPES, MixtureShape, Shape, from_config, shape_named
 from qlora_lab.memory.tensors import (
     kbit_preparation_bytes,
     optimizer_state_bytes,
@@ -32,6 +32,7 @@ __all__ = [
     "SHAPES",
     "MeasuredMemory",
     "MemoryBreakdown",
+    "MixtureShape",
     "Shape",
     "bits_per_parameter",
     "estimate",

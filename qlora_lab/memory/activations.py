@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from qlora_lab.memory.shapes import Shape
-from qlora_lab.memory.tensors import chosen_linears
+from qlora_lab.memory.shapes import MixtureShape, Shape
+from qlora_lab.memory.tensors import chosen_experts, chosen_linears
 
 # linears that read the same tensor, in the order in which a layer computes them
 READERS = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))
@@ -51,16 +51,32 @@ def layer_activations(
         "logsumexp": 4 * shape.num_attention_heads,
         "attention's output": 2 * query,
         "norm before the MLP": norm,
-        "gate": 2 * mlp,
-        "silu(gate)": 2 * mlp,
-        "up": 2 * mlp,
+        **({} if isinstance(shape, MixtureShape) else {"gate": 2 * mlp, "silu(gate)": 2 * mlp, "up": 2 * mlp}),
         "inputs of linears": _inputs(shape, method, chosen, autocast),
         "A x": 0 if method == "full" else 2 * rank * len(chosen),  # in bf16
     }
-    if first and method != "full":
+    if isinstance(shape, MixtureShape):
+        kept.update(_of_experts(shape, rank, targets))
+    if first and method != "full" and chosen:
         for name in _below_the_first_adapter(chosen, copied=autocast and method == "lora"):
-            del kept[name]
+            kept.pop(name, None)  # a mixture has no gate of its own
     return kept
+
+
+def _of_experts(shape: MixtureShape, rank: int, targets: str | Sequence[str]) -> dict[str, int]:
+    """What a `FourBitExperts` and its router keep, bytes a token: most of it once for each expert that it goes to."""
+    hidden, mlp, adapted = shape.hidden_size, shape.intermediate_size, chosen_experts(shape, targets)
+    # gate and up as they come, silu(gate), up; gpt-oss clamps both, and multiplies four numbers where others do two
+    gated = 2 * mlp * (7 if shape.expert_biases else 3)
+    inputs = 2 * (hidden * ("gate_up_proj" in adapted) + mlp * ("down_proj" in adapted))
+    return {
+        "router": 4 * shape.num_experts + 4 * shape.experts_per_token,  # its softmax in fp32, and the weights
+        "order of the experts": 3 * 8 * shape.experts_per_token,
+        "gate, up and activations": shape.experts_per_token * gated,
+        "experts' output": shape.experts_per_token * 2 * hidden,
+        "inputs of experts": shape.experts_per_token * inputs,
+        "A x of experts": shape.experts_per_token * 2 * rank * sum(adapted.values()),
+    }
 
 
 def _inputs(shape: Shape, method: str, chosen: dict[str, tuple[int, int]], autocast: bool) -> int:

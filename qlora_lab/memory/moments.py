@@ -9,6 +9,7 @@ update     gradients and optimizer states, and what the optimizer itself needs
 from __future__ import annotations
 
 from qlora_lab.memory.activations import end_activation_bytes, first_readers, layer_activations
+from qlora_lab.memory.shapes import MixtureShape
 from qlora_lab.memory.tensors import chosen_linears, dequantization_bytes, model_parts, optimizer_state_bytes
 from qlora_lab.memory.training_step import TrainingStep
 
@@ -20,7 +21,8 @@ def held_throughout(step: TrainingStep) -> tuple[dict[str, int], int]:
     held = model_parts(step.shape, step.method, step.double_quant, step.full_precision)
     if step.embeddings_on_cpu and not step.shape.tie_word_embeddings:
         held["embeddings and head"] //= 2
-    held["dense weights"] = 2 * step.shape.linear_parameters() if step.dense_base and step.method == "qlora" else 0
+    linears = step.shape.num_hidden_layers * sum(i * o for i, o in step.shape.linears().values())  # without experts
+    held["dense weights"] = 2 * linears if step.dense_base and step.method == "qlora" else 0
     held["master weights"] = 4 * step.trained if step.masters else 0
     held["adapters"] = 0 if step.full else step.trained_bytes * step.trained
     # torch's AdamW keeps its states in the parameters' dtype, in fp32 for master weights
@@ -67,7 +69,7 @@ def kept_copies(step: TrainingStep) -> int:
     copies = bf16_copies(step) - 2 * step.trained_head + head
     if not step.full:  # in the first layer A is not needed: nobody wants the gradient of its input
         linears = chosen_linears(step.shape, step.targets)
-        copies -= sum(2 * step.rank * linears[name][0] for name in first_readers(linears))
+        copies -= 0 if not linears else sum(2 * step.rank * linears[name][0] for name in first_readers(linears))
     return copies
 
 
@@ -154,6 +156,8 @@ def logits_of(step: TrainingStep) -> int:
 def _around_the_mlp(step: TrainingStep) -> int:
     """In a layer's last linear (down), beside what the layer keeps: the stream around the MLP, the linear's result."""
     around = 2 * step.layer_input
+    if isinstance(step.shape, MixtureShape):  # each token's rows, one for each of its experts, and what they become
+        around += 2 * step.layer_input * step.shape.experts_per_token
     if step.method == "lora" and step.autocast and "down_proj" in chosen_linears(step.shape, step.targets):
         around += step.tokens * (2 + 4) * step.shape.intermediate_size  # x before PEFT's cast, and in fp32
     return around
@@ -169,7 +173,7 @@ def _copies_of_a_layer(step: TrainingStep) -> int:
 
 
 def _dequantized(step: TrainingStep) -> int:
-    anew = step.method == "qlora" and not step.dense_base
+    anew = step.method == "qlora" and (not step.dense_base or step.shape.experts())
     return dequantization_bytes(step.shape, step.double_quant) if anew else 0
 
 

@@ -3,7 +3,9 @@
 A step passes several moments that can be its peak (`moments.py`), and the estimate is the largest of them.
 
 Sizes are bytes. GB is 10^9, GiB is 2^30. Activations are those of transformers' LLaMA layers with SDPA (flash)
-attention, PEFT's LoRA and bitsandbytes' `Linear4bit`. Each line says which tensor it counts; its source is the list of
+attention, PEFT's LoRA and bitsandbytes' `Linear4bit`; of mixtures, those of our `FourBitExperts`. (gpt-oss has no
+flash attention in plain transformers: its scores, some 10 bytes for each head and pair of tokens in a layer, are left
+out.) Each line says which tensor it counts; its source is the list of
 tensors that were alive at the peak of real steps, by the line of code that had asked for each ("explained" in
 `data/records/memory-*.json`), and what the forward pass keeps on small models, byte by byte (`kept-*.json`). No number
 is fitted. What is left over is printed by `python -m qlora_lab.experiments memory --compare`; where torch's allocator
@@ -106,7 +108,8 @@ def estimate(
     Args:
         shape: `SHAPES["llama-7b"]`, or anything with the attributes and methods of `Shape`.
         method: "full" (every parameter is trained), "lora" (16-bit base) or "qlora" (4-bit base).
-        rank, targets: of the adapters; targets is "all-linear", or one or a list of names from `LINEARS`.
+        rank, targets: of the adapters; targets is "all-linear", or one or a list of names from `LINEARS`; of a mixture,
+            of its attention's and of gate_up_proj and down_proj.
         batch_size, sequence_length: samples in one forward pass, and tokens in each.
         gradient_checkpointing: keep each layer's input only, and compute the layer again in the backward pass.
         optimizer: transformers' name.
@@ -124,12 +127,12 @@ def estimate(
         sharding: "data", each has the whole model; or "full", each has a share of every layer (see `processes.py`).
 
     Returns:
-        parts by name: "base weights" (of the linears), "dense weights" (the same in bf16),
-        "quantization constants", "embeddings and head", "norms",
-        "biases", "master weights", "adapters", "gradients", "optimizer states", "bf16 copies" (autocast's),
-        "activations", "logits and loss", "dequantized weight" (one, while it is used), "update" (what the optimizer
-        needs for itself), "gathered" (whole layers, of a sharded model), "exchange" (sums of gradients over processes),
-        "cuBLAS workspace"; only those that are not 0 at the peak.
+        parts by name: "base weights" (of the linears), "dense weights" (the same in bf16), "quantization constants",
+        "embeddings and head", "norms", "biases", "routers" (of mixtures), "master weights", "adapters", "gradients",
+        "optimizer states", "bf16 copies" (autocast's), "activations", "logits and loss", "dequantized weight" (one,
+        while it is used), "update" (what the optimizer needs for itself), "gathered" (whole layers, of a sharded
+        model), "exchange" (sums of gradients over processes), "cuBLAS workspace"; only those that are not 0 at the
+        peak.
 
     Raises:
         ValueError: an unknown method, optimizer, dtype, target or preset; a rank, length or batch below 1.

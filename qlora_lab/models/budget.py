@@ -20,8 +20,8 @@ from dataclasses import dataclass
 
 from qlora_lab.errors import UserError
 from qlora_lab.models.compatibility import Preflight
+from qlora_lab.places import RECORDS
 
-RECORDS = pathlib.Path(__file__).parents[2] / "data" / "records"
 BYTES_IN_16_BITS = 2
 
 

@@ -17,7 +17,6 @@ import itertools
 import math
 import os
 import re
-import warnings
 from dataclasses import dataclass
 
 import torch
@@ -25,12 +24,14 @@ from torch import nn
 
 from qlora_lab.errors import UserError
 from qlora_lab.facts import four_bit_bytes
-from qlora_lab.models.loading import bnb_config, first_sentence, is_quantized_already, locate, quantized_by, why
-from qlora_lab.models.parts import excluded_modules
+from qlora_lab.models.experts import FourBitExperts, four_bit_experts, replace_experts
+from qlora_lab.models.loading import is_quantized_already, locate, quantized_by, why
 from qlora_lab.models.quiet import quiet_transformers
+from qlora_lab.models.skeletons import adapt_on_meta, build_on_meta, quantize_on_meta
 
 QUANTIZED = "linear layer"  # the reasons that a weight is quantized begin with this word
 EXPERTS = "fused experts: 3-D, no nn.Linear"
+EXPERTS_IN_4_BITS = f"{QUANTIZED}s of fused experts"
 BY_DESIGN = ("tied embedding", "embedding", "output head", "vector")  # QLoRA leaves them: reasons begin so
 
 
@@ -169,13 +170,15 @@ def _size(nbytes: int) -> str:
 # ------------------------------------------------------------------------------------------------------------ the check
 
 
-def preflight(config_or_name, dtype: torch.dtype = torch.bfloat16) -> Preflight:
+def preflight(config_or_name, dtype: torch.dtype = torch.bfloat16, experts: bool = False) -> Preflight:
     """Predict what QLoRA would do to a model, from its config alone.
 
     Args:
         config_or_name: a transformers config, the name of a bundled model, a folder with a config.json, or the id of a
             model on the hub (only its config is downloaded).
         dtype: of what is not quantized, as in `from_pretrained`.
+        experts: hold the fused experts of a mixture in 4 bits as well, as our `load_model` does. transformers' own
+            loading leaves them in 16.
 
     Returns:
         A Preflight, which prints as a table and a verdict.
@@ -193,10 +196,14 @@ def preflight(config_or_name, dtype: torch.dtype = torch.bfloat16) -> Preflight:
         tensors = itertools.chain(model.named_parameters(), model.named_buffers())
         dense_bytes = sum(loaded(name, tensor) for name, tensor in tensors)
         quantize_on_meta(model, dtype)
+        if experts:
+            replace_experts(model, dtype=dtype)
         weights = tuple(_weights(model, loaded))
         if not any(weight.quantized for weight in weights):
             raise UserError(_nothing_to_quantize(model, weights))
-        buffer_bytes = sum(loaded(name, tensor) for name, tensor in model.named_buffers())
+        scales = {id(scale) for module in four_bit_experts(model).values() for scale in module.buffers(recurse=False)}
+        buffers = [(name, tensor) for name, tensor in model.named_buffers() if id(tensor) not in scales]
+        buffer_bytes = sum(loaded(name, tensor) for name, tensor in buffers)
         targets, error = adapt_on_meta(model)
     notes = tuple(_notes(weights, targets))
     return Preflight(type(model).__name__, weights, targets, error, buffer_bytes, dense_bytes, notes)
@@ -219,82 +226,6 @@ def read_config(config_or_name):
         kind = type(config_or_name).__name__
         raise UserError(f"preflight takes a transformers config, a folder or a model's name, and this is a {kind}")
     return config
-
-
-def build_on_meta(config, dtype: torch.dtype, buffers: bool = False):
-    """The model of a config, on the meta device: shapes and dtypes, no memory. buffers: compute them, on the CPU."""
-    from accelerate import init_empty_weights
-
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)  # as `from_pretrained` does; single modules may still choose another
-    try:
-        with init_empty_weights(include_buffers=False) if buffers else torch.device("meta"):
-            model = _construct(config)
-        model.tie_weights()
-    except UserError:
-        raise
-    except Exception as error:
-        kind = type(config).__name__
-        raise UserError(f"transformers cannot build a model of this {kind}: {first_sentence(error)}") from error
-    finally:
-        torch.set_default_dtype(default)
-    return model
-
-
-def _construct(config):
-    """A model of the class that the config names, else of the first auto class that knows such configs."""
-    import transformers
-
-    for name in config.architectures or ():
-        model_class = getattr(transformers, name, None)  # an untrusted config may name anything here
-        if isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel):
-            return model_class(config)
-    for auto in ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM", "AutoModelForMaskedLM", "AutoModel"):
-        auto_class = getattr(transformers, auto)
-        if type(config) in auto_class._model_mapping:
-            return auto_class.from_config(config)
-    named = f"names {', '.join(config.architectures)}" if config.architectures else f"is a {type(config).__name__}"
-    raise UserError(f"transformers {transformers.__version__} has no model for this config, which {named}")
-
-
-def quantize_on_meta(model, dtype: torch.dtype, storage: torch.dtype = torch.uint8) -> None:
-    """Let transformers replace the model's linears by `Linear4bit`, as it does before it loads weights into them.
-
-    storage: the dtype that the packed codes will have. The bits are the same.
-    """
-    from transformers.quantizers.auto import AutoHfQuantizer
-
-    settings = bnb_config("nf4", True, dtype, storage)
-    quantizer = AutoHfQuantizer.from_config(settings, pre_quantized=False)
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)  # for the biases of the new layers
-    try:
-        quantizer.preprocess_model(model=model, dtype=dtype, device_map={"": "cpu"}, checkpoint_files=None)
-    finally:
-        torch.set_default_dtype(default)
-    model.tie_weights()
-    model.is_loaded_in_4bit = True  # `from_pretrained` sets it once the weights are loaded; PEFT looks at it
-
-
-def adapt_on_meta(model, targets: str | list[str] = "all-linear") -> tuple[tuple[str, ...], str]:
-    """Let PEFT adapt the model; return `Preflight.targets`, and why there are none ("" if there are)."""
-    from peft import LoraConfig, inject_adapter_in_model
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    config = LoraConfig(r=1, target_modules=targets, exclude_modules=excluded_modules(model))
-    try:
-        with warnings.catch_warnings():  # PEFT warns of settings that it makes itself
-            warnings.simplefilter("ignore")
-            inject_adapter_in_model(config, model, low_cpu_mem_usage=True)
-    except ValueError as error:
-        return (), first_sentence(error)
-    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
-    return tuple(_adapted(name, getattr(module, "parameter_name", None)) for name, module in layers), ""
-
-
-def _adapted(name: str, parameter: str | None) -> str:
-    """The dotted name of what a PEFT layer adapts: a module, or a bare parameter. (Two on one module are nested.)"""
-    return name if parameter is None else f"{name.replace('.base_layer', '')}.{parameter}"
 
 
 # -------------------------------------------------------------------------------------------------- weights and reasons
@@ -322,8 +253,11 @@ def _weights(model, loaded):
     explain = _reasons(model)
     for name, parameter in model.named_parameters():
         module = model.get_submodule(name.rpartition(".")[0])
-        quantized = isinstance(module, Linear4bit) and name.endswith(".weight")
-        if quantized:
+        last = name.rpartition(".")[2]
+        quantized = isinstance(module, Linear4bit) and last == "weight"
+        if isinstance(module, FourBitExperts) and last in module.fused:
+            quantized, reason, nbytes = True, EXPERTS_IN_4_BITS, module.bytes_of(last)
+        elif quantized:
             conv1d = issubclass(getattr(module, "source_cls", nn.Linear), Conv1D)
             reason = f"{QUANTIZED}{' (Conv1D, transposed)' if conv1d else ''}"
             nbytes = sum(four_bit_bytes(parameter.numel()))
@@ -371,7 +305,8 @@ def _is_linear(module: nn.Module) -> bool:
 
 def _notes(weights: tuple[Weight, ...], targets: tuple[str, ...]):
     """Yield sentences about what works, but not as one might expect."""
-    ragged = [weight.shape[1] for weight in weights if weight.quantized and weight.shape[1] % 64]
+    linear = [weight for weight in weights if weight.quantized and weight.reason != EXPERTS_IN_4_BITS]
+    ragged = [weight.shape[1] for weight in linear if weight.shape[1] % 64]
     if ragged:
         widths = ", ".join(str(width) for width in sorted(set(ragged)))
         yield (
@@ -382,6 +317,11 @@ def _notes(weights: tuple[Weight, ...], targets: tuple[str, ...]):
         yield f"On a CPU with AVX512 bitsandbytes reads wrong scales there (inputs: {misread}): train it on a GPU."
     if any(weight.reason == EXPERTS and weight.name not in targets for weight in weights):
         yield "All-linear does not adapt the experts either: name them in PEFT's target_parameters."
+    if packed := [weight.name for weight in weights if weight.reason == EXPERTS_IN_4_BITS]:
+        names = " and ".join(sorted({name.rpartition(".")[2] for name in packed}))
+        adapted = "adapts" if packed[0] in targets else "does not adapt"
+        yield f"All-linear {adapted} the experts; with --targets it is your choice ({names} are theirs)."
+        yield "That is this package's loading: transformers' own would leave the experts in 16 bits."
     heads = [w.name for w in weights if w.quantized and re.search(r"(^|\.)(classifier|score|qa_outputs)\.", w.name)]
     if heads:
         yield f"{heads[0]} is a new, random head, and it is quantized: keep it with llm_int8_skip_modules."

@@ -38,7 +38,8 @@ def load_model(
     Args:
         name: a bundled model (fetched on first use), a folder with a checkpoint, or the id of a model on the hub.
         quantization: None for 16/32-bit weights in `compute_dtype`; "nf4" or "fp4" for bitsandbytes' 4-bit linears
-            with blocks of 64. Embeddings, norms and the output head stay in `compute_dtype`.
+            with blocks of 64, and the same for the fused experts of a mixture (`FourBitExperts`). Embeddings, norms,
+            routers and the output head stay in `compute_dtype`.
         double_quant: quantize the blocks' scales too (4.127 instead of 4.5 bits per parameter).
         device: default `pick_device()`. The whole model goes there: nothing is split or offloaded behind your back.
         compute_dtype: default `pick_compute_dtype(device)`.
@@ -69,7 +70,10 @@ def load_model(
             if quantization or already:
                 require_4bit_kernels(device)
             if quantization and not already:
-                options["quantization_config"] = bnb_config(quantization, double_quant, compute_dtype)
+                from qlora_lab.models.experts_loading import as_bitsandbytes, including_experts
+
+                settings = bnb_config(quantization, double_quant, compute_dtype)
+                options["quantization_config"] = including_experts(settings)
             pair: Any = AutoModelForCausalLM.from_pretrained(
                 source,
                 dtype=compute_dtype,
@@ -80,6 +84,8 @@ def load_model(
                 **options,
             )
             model, loaded = pair
+            if options:
+                as_bitsandbytes(model)
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except (torch.OutOfMemoryError, UserError):
         raise

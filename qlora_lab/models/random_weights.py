@@ -1,4 +1,4 @@
-"""A LLaMA of any shape, or another decoder, with random weights, built on the device layer by layer."""
+"""A LLaMA of any shape, or another decoder, with random weights, built on the device matrix by matrix."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from qlora_lab.errors import UserError
+from qlora_lab.models.experts import replace_experts
 from qlora_lab.models.faults import use_differentiable_kernels
 from qlora_lab.models.hardware import pick_compute_dtype, pick_device, require_4bit_kernels
 
@@ -23,15 +24,15 @@ def build_random(
 ):
     """Build a decoder with random weights, straight on the device and quantized as it goes.
 
-    One linear layer at a time is made in 16 bits, quantized and freed, so the peak is the finished model plus one
-    layer: a 65B model (130 GB in 16 bits) is built within 40 GB. Its output is noise, but it needs exactly the memory
-    and the time per step that trained weights of that shape need.
+    One matrix at a time is made in 16 bits, quantized and freed, so the peak is the finished model plus one matrix: a
+    65B model (130 GB in 16 bits) is built within 40 GB. Its output is noise, but it needs exactly the memory and the
+    time per step that trained weights of that shape need.
 
     Args:
         shape: a LLaMA's: any object with the attributes hidden_size, intermediate_size, num_hidden_layers,
             num_attention_heads, num_key_value_heads, vocab_size and tie_word_embeddings: `memory.SHAPES["llama-7b"]`.
-            Or a config of transformers, for a decoder of that kind made of linear layers, embeddings and RMSNorms:
-            Qwen, Gemma, Phi, ...
+            Or a config of transformers, for a decoder of that kind made of linear layers, embeddings, RMSNorms and
+            fused experts: Qwen, Gemma, Phi, Mixtral, gpt-oss, ...
         quantization, double_quant, device, compute_dtype: as in `load_model`.
         seed: the same seed on the same device gives the same weights.
 
@@ -39,7 +40,8 @@ def build_random(
         the causal language model of transformers, in eval mode
 
     Raises:
-        UserError: an unknown quantization, or no 4-bit kernel for the device.
+        UserError: an unknown quantization, no 4-bit kernel for the device, or a decoder with tables that are neither
+            weights nor those of rotary positions.
     """
     from transformers import AutoModelForCausalLM, PretrainedConfig
 
@@ -62,6 +64,11 @@ def build_random(
 
     with torch.device("meta"):  # the structure, without memory
         model: Any = AutoModelForCausalLM.from_config(config)
+    experts = replace_experts(model, quantization, double_quant, compute_dtype) if quantization else {}
+    for module in experts.values():
+        for name in module.fused:
+            one = torch.empty(module.shapes[name][1:], device="meta")
+            module.fill(name, (random_weight(one) for _ in range(module.num_experts)), device)
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Linear) and quantization and child is not model.lm_head:
@@ -78,9 +85,17 @@ def build_random(
                 child.to_empty(device=device)
                 model._init_weights(child)  # 1, or 0 where it multiplies by 1 + w
                 child.weight = nn.Parameter(child.weight.data.to(compute_dtype), requires_grad=False)
+            else:  # a router's, gpt-oss' sinks, biases of experts; without quantization, the experts
+                for kind, weight in list(child.named_parameters(recurse=False)):
+                    if weight.is_meta:
+                        setattr(child, kind, nn.Parameter(random_weight(weight), requires_grad=False))
     decoder = model.get_decoder()
     decoder.rotary_emb = type(decoder.rotary_emb)(config).to(device)  # its buffers are computed, not random
     model.tie_weights()
+    if left := [name for name, buffer in model.named_buffers() if buffer.is_meta]:
+        raise UserError(
+            f"a {type(model).__name__} with random weights cannot be built here: what {left[0]} is, is not known"
+        )
     model.is_loaded_in_4bit = quantization is not None  # PEFT looks at it before it wraps Linear4bit
     if quantization:
         use_differentiable_kernels(model)  # wrong scales (`require_right_scales`) do no harm to noise

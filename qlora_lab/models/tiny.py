@@ -13,6 +13,7 @@ from torch import nn
 
 from qlora_lab.errors import UserError
 from qlora_lab.models.compatibility import quantize_on_meta
+from qlora_lab.models.experts import quantize_experts
 from qlora_lab.models.faults import use_differentiable_kernels
 from qlora_lab.models.hardware import require_4bit_kernels
 from qlora_lab.models.parts import text_decoder
@@ -47,7 +48,7 @@ def tiny_copy(config, model_class: type | None = None):
 
 
 def in_4_bits(model):
-    """The same model with bitsandbytes' 4-bit layers where loading puts them; as it is where it has no kernels."""
+    """The same model with 4-bit layers and experts where loading puts them; as it is where it has no kernels."""
     from bitsandbytes.nn.modules import Linear4bit
 
     device = torch.device("cpu")
@@ -66,6 +67,7 @@ def in_4_bits(model):
             layer = linear_4bit(weight, "nf4", True, torch.float32)
             layer.bias = dense.bias
             model.set_submodule(name, layer)
+    quantize_experts(model)
     use_differentiable_kernels(model)
     model.is_loaded_in_4bit = True
     return model

@@ -20,6 +20,7 @@ from torch import nn
 
 from qlora_lab.errors import UserError
 from qlora_lab.models.compatibility import adapt_on_meta, preflight, read_config
+from qlora_lab.models.experts import fused_parameters
 from qlora_lab.models.loading import FOUR_BITS, first_sentence, is_quantized_already, quantized_by
 from qlora_lab.models.parts import text_decoder
 from qlora_lab.models.quiet import quiet_transformers
@@ -68,6 +69,7 @@ def require_trainable(
     chunks: bool = False,
     checkpoints: bool = False,
     max_length: int = 0,
+    sharded: bool = False,
 ) -> tuple[str, ...]:
     """Raise UserError unless a model can be trained so; return what should be said before it is, a sentence each.
 
@@ -79,6 +81,7 @@ def require_trainable(
         chunks: whether the loss is computed chunk by chunk.
         checkpoints: whether activations are checkpointed.
         max_length: tokens in the longest row.
+        sharded: whether the model is spread over processes. Experts stay in 16 bits then.
     """
     config = read_config(config)
     notes = []
@@ -87,7 +90,7 @@ def require_trainable(
         also = ", or is trained as it is with --method qlora" if already == FOUR_BITS else ""
         raise UserError(f"this checkpoint {is_quantized_already(already)}{also}")
     if quantize and not already:
-        seen = preflight(config)
+        seen = preflight(config, experts=not sharded)
         if seen.share_missed > 0.05:
             most = max(seen.missed, key=lambda weight: weight.numel).reason
             notes.append(f"{seen.share_missed:.0%} of the weights of its layers stay in 16 bits ({most})")
@@ -262,7 +265,8 @@ def _trained_once(model, targets: str | list[str]) -> tuple[str, tuple[str, ...]
     The model is left with adapters.
     """
     if isinstance(targets, list):  # a target may be in a layer that the copy does not have
-        targets = [t for t in targets if any(f".{name}".endswith(f".{t}") for name, _ in model.named_modules())]
+        names = [*(name for name, _ in model.named_modules()), *fused_parameters(model)]
+        targets = [t for t in targets if any(f".{name}".endswith(f".{t}") for name in names)]
     try:
         adapted, error = adapt_on_meta(model, targets) if targets else ((), "")
         if error:

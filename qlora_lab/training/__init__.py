@@ -8,6 +8,7 @@ tables.py        rows of CSV, Parquet and data sets of 🤗 datasets
 formats.py       a row in any of people's formats -> a chat
 holding_out.py   which samples of a file without splits are held out, and how many
 cleaning.py      a file's rows without what should not be trained on, as a file or as splits
+rendering.py     a chat as a template writes it, in whatever form the template wants it
 templates.py     what a chat template makes of a chat, and which of it are the assistant's own words
 chat.py          chats -> token ids, and which of them are learned
 picture.py       a sample token by token, in plain text

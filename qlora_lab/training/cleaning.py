@@ -80,7 +80,8 @@ def clean(
         out: a file that ends with .jsonl; or a folder, for a file a split: the splits of the source or, if it has none,
             "test" and "validation" as `hold_out` draws them, and "train".
         most, seed, split_by: how to hold out, see `data.split_chats`.
-        drop_near: also leave out samples to train on that are nearly among those held out, see `likeness.Twins`.
+        drop_near: also leave out samples to train on that are nearly among those held out, see `likeness.Twins`; not
+            those that are alike with their numbers aside only, which would be all of a table of sums.
 
     Raises:
         UserError: `out` is there already, or its folder is not; it is a file, and there are splits or `drop_near`; or

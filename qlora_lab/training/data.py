@@ -15,12 +15,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from qlora_lab.errors import UserError
+from qlora_lab.places import DATA
 from qlora_lab.training.formats import Chat, LeftOut, Understood, named, to_chat
 from qlora_lab.training.holding_out import hold_out
 from qlora_lab.training.rows import PACKED_SUFFIXES, SUFFIXES, rows_of_file
 from qlora_lab.training.tables import Row, rows_of_table
 
-DATA_FOLDER = pathlib.Path(__file__).parents[2] / "data"
 JUDGED = ("validation", "test", "shifted")  # splits that no run trains on
 ON_HUB = re.compile(r"\w[\w.-]*/[\w.-]+(:[\w.-]+)?")
 
@@ -199,7 +199,7 @@ def _rows(source: str | pathlib.Path, split: str) -> tuple[Iterator[Row], pathli
         return _hub_rows(source, split), pathlib.Path(source)
     folder = _folder(source)
     if not os.path.isdir(folder):
-        known = ", ".join(sorted(p.name for p in DATA_FOLDER.glob("*") if (p / "train.jsonl").is_file()))
+        known = ", ".join(sorted(p.name for p in DATA.glob("*") if (p / "train.jsonl").is_file()))
         raise UserError(f"no data at {str(source)!r}: give a file, a folder, or one of: {known}")
     saved = _saved_split(folder, split) if has_splits(source) else folder
     if saved:
@@ -214,7 +214,7 @@ def _rows(source: str | pathlib.Path, split: str) -> tuple[Iterator[Row], pathli
 
 
 def _folder(source: str | pathlib.Path) -> pathlib.Path:
-    return pathlib.Path(source) if os.path.isdir(source) else DATA_FOLDER / source
+    return pathlib.Path(source) if os.path.isdir(source) else DATA / source
 
 
 def _files(folder: pathlib.Path, split: str) -> list[pathlib.Path]:
@@ -248,7 +248,7 @@ def _saved_rows(folder: pathlib.Path) -> Iterator[Row]:
 
 def _is_on_hub(source: str | pathlib.Path) -> bool:
     """Whether this looks like the name of a data set on the hub, and nothing here has that name."""
-    return bool(ON_HUB.fullmatch(str(source))) and not os.path.exists(source) and not (DATA_FOLDER / source).exists()
+    return bool(ON_HUB.fullmatch(str(source))) and not os.path.exists(source) and not (DATA / source).exists()
 
 
 def _from_hub(source: str | pathlib.Path, function: str, **options):
@@ -277,5 +277,5 @@ def _hub_rows(source: str | pathlib.Path, split: str) -> Iterator[Row]:
 
 def load_prose() -> list[str]:
     """The course's paragraphs of general English (`data/prose/`)."""
-    lines = (DATA_FOLDER / "prose" / "paragraphs.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (DATA / "prose" / "paragraphs.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line)["text"] for line in lines]

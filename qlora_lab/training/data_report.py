@@ -18,7 +18,7 @@ from qlora_lab.training.chat import TokenizedSample, fitting_chats
 from qlora_lab.training.data import JUDGED, has_split, has_splits, load_prose, number_of, stream_rows, stream_samples
 from qlora_lab.training.formats import Chat, Understood
 from qlora_lab.training.holding_out import LEAST, HeldOut, hold_out, interval
-from qlora_lab.training.likeness import ASKED, NEAR, SAME, Repeated, Repeats, Twin, Twins
+from qlora_lab.training.likeness import ASKED, NEAR, NUMBERS, SAME, Repeated, Repeats, Twin, Twins
 from qlora_lab.training.picture import BLANK, picture
 from qlora_lab.training.templates import LEARN, remarks
 from qlora_lab.training.vocabulary import ScriptUse, script_use
@@ -26,6 +26,10 @@ from qlora_lab.training.vocabulary import ScriptUse, script_use
 DRAWN = 10_000  # samples whose tokens are counted
 COMPARED = 1_000  # samples of a split that are compared with all that is trained on
 NO_LIMIT = 2**62
+NUMBERS_IN_WORDS = (
+    "  (If the numbers are what is asked about, as in sums, each of these is a task of its own. If they are not,",
+    "  as with an order's number, the score tells little about other wordings: ask the model in some of those, too.)",
+)
 
 
 @dataclass(frozen=True)
@@ -332,13 +336,16 @@ def _compared(split: str, compared: Compared, is_given: bool) -> list[str]:
     head = f"{split} ({samples}{drawn})" if is_given else f"those {compared.judged:,} to judge on"
     there = "in the training data" if is_given else "among the others"
     found = []
-    for kind in (SAME, ASKED, NEAR):
+    for kind in (SAME, ASKED, NEAR, NUMBERS):
         twins = [twin for twin in compared.twins if twin.kind == kind]
         if twins:
             first = max(twins, key=lambda twin: twin.likeness)
             like = f"is {first.likeness:.0%} like" if kind == NEAR else "and"
             found.append(f"  {len(twins):,} {kind} ({first.judged} {like} {first.trained})")
-    return [f"{head}: {f'some are {there}' if found else f'none is {there}, not even nearly'}", *found]
+    if any(twin.kind == NUMBERS for twin in compared.twins):
+        found += NUMBERS_IN_WORDS
+    nearly = "nearly " if all(twin.kind in (NEAR, NUMBERS) for twin in compared.twins) else ""
+    return [f"{head}: {f'some are {nearly}{there}' if found else f'none is {there}, not even nearly'}", *found]
 
 
 def _scripts(report: DataReport) -> list[str]:

@@ -15,6 +15,7 @@ call. Plain text is one message of the role "text".
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter
 from dataclasses import dataclass, field
@@ -112,7 +113,8 @@ def to_chat(
     Args:
         row: by column.
         where: "file, line 3".
-        columns: by field, which column to take (see `parse_columns`); None: recognize them.
+        columns: by field, which column to take (see `parse_columns`), "qa.question" for a field of an object; None:
+            recognize them.
         format: one of FORMATS, if the row is to be taken for that; None: recognize it.
         understood: gets the format, the columns that play no part, and what was changed.
 
@@ -121,9 +123,7 @@ def to_chat(
         UserError: no known format, or something in the row is not what it should be.
     """
     if columns:
-        if missing := [column for column in columns.values() if column not in row]:
-            raise UserError(f"{where} has no column {missing[0]!r} (it has: {named(row)})")
-        row = {name: row[column] for name, column in columns.items()}
+        row = {name: _in_column(row, column, where) for name, column in columns.items()}
     for column in ("images", "image", "audio", "videos", "video"):
         if row.get(column):
             raise UserError(f"{where} has {column!r}: only text can be trained on; remove the column to train without")
@@ -145,9 +145,23 @@ def to_chat(
     return chat
 
 
+def _in_column(row: dict[str, Any], column: str, where: str) -> Any:
+    """The value of a column; with a name such as "qa.question", of a field of the object in the column "qa"."""
+    value, rest = row, column
+    while rest not in value:
+        name, dot, rest = rest.partition(".")
+        if not dot or name not in value or not isinstance(value[name], (dict, type(None))):
+            raise UserError(f"{where} has no column {column!r} (it has: {named(row)})")
+        value = value[name]
+        if value is None:  # what Parquet has in place of an object that is missing
+            return None
+    return value[rest]
+
+
 def named(row: dict) -> str:
-    """A row's columns, for a message."""
-    names = ", ".join(ascii(name)[1:-1] for name in list(row)[:12])
+    """A row's columns, for a message; those of objects in it as "qa.question"."""
+    inner = ([f"{name}.{key}" for key in of] if isinstance(of, dict) and of else [name] for name, of in row.items())
+    names = ", ".join(ascii(name)[1:-1] for name in list(itertools.chain(*inner))[:12])
     return names[:100] or "nothing"
 
 
@@ -182,6 +196,8 @@ def _recognize(row: dict, where: str, format: str | None) -> tuple[str, tuple[st
         raise UserError(f"{where} has no text in {lacks!r} (it has: {named(row)}): --columns says where else it is")
     if "text" in row:
         return "text", ("text",)
+    if {"role", "content"} <= row.keys() or {"from", "value"} <= row.keys():
+        raise UserError(f'{where} is a single message: a sample is a conversation, {{"messages": [{{...}}, {{...}}]}}')
     raise UserError(
         f"{where} has no text in 'prompt' (it has: {named(row)}): if other columns hold it, say "
         "--columns prompt=...,response=..."

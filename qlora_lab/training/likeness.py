@@ -6,6 +6,11 @@ one differs. (For documents, five words and 0.8 are usual: Lee et al. 2022, arXi
 the judged samples' shingles are an index in which every trained sample is looked up, so memory depends on the judged
 ones alone. System messages play no part in it, nor do shingles that many samples have: a task's fixed words do not make
 samples alike.
+
+Samples that are made from a template ("Where is order 4711?") differ in a number, and so in each shingle that holds it.
+So they are compared once more with every number read as 0, and what is alike only then is told apart (NUMBERS): sums
+are alike in this way, too, and no two of them are the same task. Samples whose words are all the same then are alike
+whatever many samples have.
 """
 
 from __future__ import annotations
@@ -26,6 +31,7 @@ NEARLY = 0.7
 NO_BLANKS = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
 # a character of such a script; a run of other letters and digits; a sign
 WORDS = re.compile(rf"[{NO_BLANKS}]|(?:(?![{NO_BLANKS}])[^\W_])+|[^\w\s]")
+NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 LONGEST = 100_000  # characters of a sample that are compared
 
 
@@ -134,21 +140,49 @@ def _first_and_again(values):
 
 
 SAME, ASKED, NEAR = "word for word", "with another answer", "nearly the same"
-STRENGTH = (NEAR, ASKED, SAME)
+NUMBERS = "nearly the same, numbers aside"
+STRENGTH = (NUMBERS, NEAR, ASKED, SAME)
 
 
 @dataclass(frozen=True)
 class Twin:
     """Where a judged sample stands, and the trained one that is most like it.
 
-    kind: SAME, ASKED (the same question, another answer) or NEAR.
-    likeness: the Jaccard similarity of their shingles, for those that are NEAR; 1 for the others.
+    kind: SAME, ASKED (the same question, another answer), NEAR, or NUMBERS (nearly the same if all numbers were).
+    likeness: the Jaccard similarity of their shingles, for those that are NEAR or NUMBERS; 1 for the others.
     """
 
     judged: str
     trained: str
     kind: str
     likeness: float
+
+
+class Alike:
+    """Finds those of some samples whose shingles are mostly those of another one.
+
+    Args:
+        samples: the words of each; None for one that is not to be found.
+    """
+
+    def __init__(self, samples: Sequence[list[str] | None]):
+        shingles = [set() if words is None else shingles_of(words) for words in samples]
+        counts = Counter(shingle for of in shingles for shingle in of)
+        most = max(10, len(samples) // 20)
+        self._common = {shingle for shingle, count in counts.items() if count > most}
+        self._sizes = [len(of - self._common) for of in shingles]
+        self._index = defaultdict(list)
+        for number, of in enumerate(shingles):
+            for shingle in of - self._common:
+                self._index[shingle].append(number)
+
+    def to(self, words: list[str]) -> list[tuple[int, float]]:
+        """The numbers of the samples that are like this one, each with the Jaccard similarity of their shingles."""
+        shingles = shingles_of(words)
+        shared = Counter(number for shingle in shingles for number in self._index.get(shingle, ()))
+        size = len(shingles - self._common) if shared else 0
+        shares = ((number, both / (size + self._sizes[number] - both)) for number, both in shared.items())
+        return [(number, share) for number, share in shares if share >= NEARLY]
 
 
 class Twins:
@@ -160,37 +194,43 @@ class Twins:
 
     def __init__(self, judged: list[tuple[str, Chat]]):
         self.judged = judged
-        shingles = [shingles_of(chat) for _, chat in judged]
-        counts = Counter(shingle for of in shingles for shingle in of)
-        most = max(10, len(judged) // 20)
-        self._common = {shingle for shingle, count in counts.items() if count > most}
-        self._sizes = [len(of - self._common) for of in shingles]
-        self._index, self._exact, self._asked = defaultdict(list), defaultdict(list), defaultdict(list)
-        for number, (of, (_, chat)) in enumerate(zip(shingles, judged, strict=True)):
-            for shingle in of - self._common:
-                self._index[shingle].append(number)
+        words = [words_of(text_of(chat)) for _, chat in judged]
+        templates = [template_of(text_of(chat)) for _, chat in judged]
+        self._near, self._but_numbers = Alike(words), Alike(templates)
+        self._exact, self._asked, self._template = defaultdict(list), defaultdict(list), defaultdict(list)
+        for number, ((_, chat), template) in enumerate(zip(judged, templates, strict=True)):
             self._exact[fingerprint(chat)].append(number)
             if len(chat) > 1:
                 self._asked[hash(question(chat))].append(number)
+            if template:
+                self._template[hash(tuple(template))].append(number)
         self._best: dict[int, Twin] = {}
 
     def see(self, where: str, chat: Chat) -> bool:
-        """Compare a trained sample with the judged ones, except with itself. Returns whether it is like one of them."""
+        """Compare a trained sample with the judged ones, except with itself.
+
+        Returns whether it is like one of them with its numbers as they are.
+        """
         like = [(number, SAME, 1.0) for number in self._exact.get(fingerprint(chat), ())]
         if len(chat) > 1:
             like += [(number, ASKED, 1.0) for number in self._asked.get(hash(question(chat)), ())]
-        shingles = shingles_of(chat)
-        shared = Counter(number for shingle in shingles for number in self._index.get(shingle, ()))
-        if shared:
-            size = len(shingles - self._common)
-            for number, both in shared.items():
-                likeness = both / (size + self._sizes[number] - both)
-                if likeness >= NEARLY:
-                    like.append((number, NEAR, likeness))
+        like += [(number, NEAR, likeness) for number, likeness in self._near.to(words_of(text_of(chat)))]
         like = [(number, *how) for number, *how in like if self.judged[number][0] != where]
         for number, kind, likeness in like:
             self._like(number, where, kind, likeness)
+        if template := template_of(text_of(chat)):
+            self._see_template(where, template)
         return bool(like)
+
+    def _see_template(self, where: str, template: list[str]) -> None:
+        of_it = hash(tuple(template))
+        same = self._template.get(of_it)
+        if same:  # those that have found another have no use for a third
+            self._template[of_it] = [number for number in same if self.judged[number][0] == where]
+        like = [*((number, 1.0) for number in same or ()), *self._but_numbers.to(template)]
+        for number, likeness in like:
+            if self.judged[number][0] != where:
+                self._like(number, where, NUMBERS, likeness)
 
     def _like(self, number: int, where: str, kind: str, likeness: float) -> None:
         judged, best = self.judged[number][0], self._best.get(number)
@@ -203,10 +243,23 @@ class Twins:
         return [self._best[number] for number in sorted(self._best)]
 
 
-def shingles_of(chat: Chat) -> set[int]:
-    """Hashes of each three words in a row, system messages aside; of all words, if there are fewer."""
-    text = "\n".join(message["content"] for message in chat if message["role"] != "system")[:LONGEST]
-    words = WORDS.findall(text.casefold())
+def text_of(chat: Chat) -> str:
+    """What is compared of a sample: all its messages but those of the system."""
+    return "\n".join(message["content"] for message in chat if message["role"] != "system")[:LONGEST]
+
+
+def words_of(text: str) -> list[str]:
+    """The words and signs of a text, whatever their case."""
+    return WORDS.findall(text.casefold())
+
+
+def template_of(text: str) -> list[str] | None:
+    """Its words with every number read as 0; None if it has no number."""
+    return words_of(NUMBER.sub("0", text)) if NUMBER.search(text) else None
+
+
+def shingles_of(words: list[str]) -> set[int]:
+    """Hashes of each three words in a row; of all words, if there are fewer."""
     if len(words) <= SHINGLE:
         return {hash(tuple(words))}
     return set(map(hash, zip(words, words[1:], words[2:], strict=False)))

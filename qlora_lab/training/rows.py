@@ -156,10 +156,16 @@ def _first_line_is_json(file: IO[bytes], head: bytes) -> bool:
         line = file.readline(LONGEST)
         file.seek(0)
     try:
-        json.loads(line.decode("utf-8-sig"))
+        value = json.loads(line.decode("utf-8-sig"))
     except (ValueError, RecursionError):
         return False
-    return True
+    return not (isinstance(value, dict) and _wrapped(value) is not None)
+
+
+def _wrapped(document: dict[str, Any]) -> list | None:
+    """The rows that a document has under a name such as "data"; None if it has none."""
+    lists = [value for key, value in document.items() if key in ("data", "rows", "train", "examples", "samples")]
+    return lists[0] if len(lists) == 1 and isinstance(lists[0], list) else None
 
 
 def _json_document(file: IO[bytes], name: str) -> Iterator[Row]:
@@ -178,9 +184,8 @@ def _json_document(file: IO[bytes], name: str) -> Iterator[Row]:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{name}, line 1 is not JSON that can be read: {error}") from error
     document = _require_object(document, f"{name}, line 1")
-    rows = [value for key, value in document.items() if key in ("data", "rows", "train", "examples", "samples")]
-    if len(rows) == 1 and isinstance(rows[0], list):
-        for number, row in enumerate(rows[0], 1):
+    if (rows := _wrapped(document)) is not None:
+        for number, row in enumerate(rows, 1):
             yield f"{name}, row {number}", _require_object(row, f"{name}, row {number}")
     else:
         yield f"{name}, line 1", document

@@ -5,7 +5,7 @@ before.json     the judgement before training
 log.jsonl       a line for each step, as soon as it is taken: see `step_log.py`
 tracked.json    the run's name for a tracker, with --track; tensorboard/ has what TensorBoard is told
 checkpoints/    see `checkpoints.py`
-adapter/        in PEFT's format; with --keep best, the best one that was validated
+adapter/        in PEFT's format, with a model card; with --keep best, the best one that was validated
 answers.jsonl   what was asked, expected and answered, before training and after
 report.json     the finished run
 report.html     the same for a browser, with the answers side by side and the loss as a curve
@@ -83,12 +83,13 @@ class RunFolder:
     def write(self, name: str, value: dict | list[dict] | str) -> None:
         """Write one of the files atomically: there is the old one or the new one, never half of one.
 
-        value: an object for a JSON file, a list of them for one of JSON lines, or the text itself.
+        value: an object for a JSON file, a list of them for one of JSON lines, or the text itself. Letters of all
+        languages stand there as they are; half a character, which UTF-8 does not have, as an escape.
         """
         if isinstance(value, list):
-            value = "".join(json.dumps(row) + "\n" for row in value)
+            value = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in value)
         part = self.path / f"{name}.part"
-        text = value if isinstance(value, str) else json.dumps(value, indent=1)
+        text = value if isinstance(value, str) else json.dumps(value, indent=1, ensure_ascii=False)
         part.write_text(text, encoding="utf-8", errors="backslashreplace")
         part.replace(self.path / name)
 
@@ -106,7 +107,8 @@ class RunFolder:
         if not path.is_file():
             return []
         try:
-            rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            lines = path.read_text(encoding="utf-8").split("\n")  # splitlines would split within answers, at U+2028
+            rows = [json.loads(line) for line in lines if line]
             _ = [(row["split"], row["expected"], row["before"]["answer"]) for row in rows]
         except (ValueError, LookupError, TypeError) as error:
             raise UserError(f"{path} is damaged: without it, the answers before training will not be shown") from error
@@ -152,6 +154,7 @@ def save_adapter(model, folder: pathlib.Path, tokenizer=None, writes: bool = Tru
     else:
         model.save_pretrained(part, state_dict=gathered or None)
         add_fingerprint(part, fingerprint_of({**dict(model.named_parameters()), **gathered}.items()))
+        (part / "README.md").unlink(missing_ok=True)  # PEFT's, an empty form: a card is written when there are scores
     if tokenizer is not None:
         tokenizer.save_pretrained(part)
     if folder.exists():

@@ -37,8 +37,8 @@ class TrainSettings:
             numbers do not change. It needs one micro-batch per step, one process and `max_grad_norm=None`, since the
             norm of all gradients is known only after the last of them.
         fast: take the steps of `steps/fast/` if they support the model and the GPU; otherwise print the reason and
-            take the usual ones. The numbers are the same up to bf16's rounding. `loss_chunk` has no effect there:
-            the logits are always computed in chunks.
+            take the usual ones. It computes in bf16 or fp16, and the numbers are the same up to their rounding.
+            `loss_chunk` has no effect there: the logits are always computed in chunks.
         merge_aware: "nf4" or "q4_0": the forward pass sees each weight as it will be when the adapter is merged and the
             sum is rounded to these 4 bits, see `adapters/merge_aware.py`. It needs our LoRA layers and the plain step.
         dense_base: on a CPU, keep the weights that are in 4 bits dense, too, while training: the same values, not

@@ -6,23 +6,16 @@ writes around the markers is its own, and what it writes in their place is the a
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import functools
-import json
 import re
 from dataclasses import dataclass
-from typing import Any
 
 from qlora_lab.errors import UserError
 from qlora_lab.training.formats import Chat
+from qlora_lab.training.rendering import marker, plain_template, render, render_with_blocks
+from qlora_lab.training.rows import shown
 
-# For models without one (base models): a line a message. The start token where the tokenizer begins texts with one.
-PLAIN_TEMPLATE = (
-    "{% for message in messages %}{{ message['content'] }}"
-    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\\n' }}{% endfor %}"
-)
-OWN_FIELDS = ("tools", "weight")  # of our messages, not the template's
 REASONING = ("reasoning_content", "reasoning", "thinking")
 LEARN = {
     "all": "every turn of the assistant",
@@ -46,12 +39,6 @@ class Rendered:
     ended: bool
 
 
-def plain_template(tokenizer) -> str:
-    """The template for a tokenizer that has none."""
-    begins = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
-    return ("{{ bos_token }}" if begins else "") + PLAIN_TEMPLATE
-
-
 def keep_template(tokenizer):
     """The tokenizer with the plain template, to be saved with the adapter; None if it has one of its own."""
     if tokenizer.chat_template:
@@ -68,10 +55,8 @@ def prompt_text(messages: Chat, tokenizer) -> str:
     thought), since that is what stands before answers in training.
     """
     messages = served(messages, tokenizer)
-    prompt = _render(messages, tokenizer, generation_prompt=True)
-    before, found, _ = _render([*messages, {"role": "assistant", "content": _marker(0)}], tokenizer).partition(
-        _marker(0)
-    )
+    prompt = render(messages, tokenizer, generation_prompt=True)
+    before, found, _ = render([*messages, {"role": "assistant", "content": marker(0)}], tokenizer).partition(marker(0))
     if not found or before.startswith(prompt) and before[len(prompt) :].strip() == "":
         return prompt
     return before
@@ -110,18 +95,25 @@ def reference_text(messages: Chat, tokenizer) -> str:
 
 
 def served(messages: Chat, tokenizer) -> Chat:
-    """The messages, with the system's folded into the first user's if the template has no place for it."""
-    if messages[0]["role"] != "system" or _habits(tokenizer, str(tokenizer.chat_template)).takes_system:
+    """The messages, with each of the system's that the template has no place for put before the next user's words."""
+    habits = _habits(tokenizer, str(tokenizer.chat_template))
+    users = [number for number, message in enumerate(messages) if message["role"] == "user"]
+    moved = set() if habits.takes_system or messages[0]["role"] != "system" else {0}
+    if not habits.takes_later_system and users:
+        moved |= {number for number in range(1, users[-1]) if messages[number]["role"] == "system"}
+    if not moved:
         return messages
-    system, *rest = messages
-    extra = {"tools": system["tools"]} if "tools" in system else {}
-    first = next((number for number, message in enumerate(rest) if message["role"] == "user"), None)
-    if first is None or not system["content"].strip():
-        folded = rest
-    else:
-        content = f"{system['content']}\n\n{rest[first]['content']}"
-        folded = [*rest[:first], {**rest[first], "content": content}, *rest[first + 1 :]]
-    return [{**folded[0], **extra}, *folded[1:]]
+    chat, before = [], []
+    for number, message in enumerate(messages):
+        if number in moved:
+            before += [message["content"]] if message["content"].strip() else []
+        elif message["role"] == "user" and before:
+            chat.append({**message, "content": "\n\n".join([*before, message["content"]])})
+            before = []
+        else:
+            chat.append(message)
+    extra = {"tools": messages[0]["tools"]} if "tools" in messages[0] else {}
+    return [{**chat[0], **extra}, *chat[1:]]
 
 
 def remarks(tokenizer, chats: list[Chat]) -> list[str]:
@@ -131,6 +123,8 @@ def remarks(tokenizer, chats: list[Chat]) -> list[str]:
         said.append("the model has no chat template: it gets a plain one, a line a message, kept with the adapter")
     if not habits.takes_system and any(chat[0]["role"] == "system" for chat in chats):
         said.append("the chat template has no place for a system message: it is put before the first user's")
+    if not habits.takes_later_system and any(message["role"] == "system" for chat in chats for message in chat[1:]):
+        said.append("the chat template has no place for a later system message: it is put before the next user's")
     if habits.lead.strip():
         said.append(
             f"the chat template writes {ascii(habits.lead)} before an answer: neither learned nor judged, and answers "
@@ -156,7 +150,8 @@ def rendered(messages: Chat, tokenizer, learn: str = "all") -> Rendered:
     messages = served(messages, tokenizer)
     _require_tools(messages, tokenizer)
     habits = _habits(tokenizer, str(tokenizer.chat_template))
-    text, blocks = _render_with_blocks(messages, tokenizer)
+    text, blocks = render_with_blocks(messages, tokenizer)
+    _require_all(messages, text, tokenizer)
     turns = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
     found = dict(zip(turns, _by_markers(messages, turns, text, tokenizer), strict=True))
     marked = dict(zip(turns, blocks, strict=True)) if len(blocks) == len(turns) else {}
@@ -165,7 +160,7 @@ def rendered(messages: Chat, tokenizer, learn: str = "all") -> Rendered:
         raise UserError("no turn of the assistant is to be learned: all have a weight of 0")
     answers = []
     for turn in chosen if learn == "all" else chosen[-1:]:
-        prompt = _render(messages[:turn], tokenizer, generation_prompt=True) if turn else ""
+        prompt = render(messages[:turn], tokenizer, generation_prompt=True) if turn else ""
         answer, block = _answer(found[turn], prompt, text), marked.get(turn)
         if block is None:
             answer = answer or _by_prefix(messages, turn, prompt, text, tokenizer)
@@ -183,114 +178,42 @@ def rendered(messages: Chat, tokenizer, learn: str = "all") -> Rendered:
 
 @dataclass(frozen=True)
 class _Habits:
-    """end: the tokens after an answer; after: all that is after the last one; lead: between prompt and answer."""
+    """end: the tokens after an answer; after: all that is after the last one; lead: between prompt and answer.
+
+    takes_system, takes_later_system: whether a system's message is written at the beginning, and after an answer.
+    """
 
     end: str | None
     after: str
     takes_system: bool
+    takes_later_system: bool
     lead: str
 
 
 @functools.lru_cache(maxsize=8)
 def _habits(tokenizer, template: str) -> _Habits:
     """Find out by a short chat. template: the tokenizer's as text, so that a changed one is tried anew."""
-    user, answer = {"role": "user", "content": "a question"}, {"role": "assistant", "content": _marker(0)}
-    prompt = _render([user], tokenizer, generation_prompt=True)
-    before, found, after = _render([user, answer], tokenizer).partition(_marker(0))
+    user, answer = {"role": "user", "content": "a question"}, {"role": "assistant", "content": marker(0)}
+    prompt = render([user], tokenizer, generation_prompt=True)
+    before, found, after = render([user, answer], tokenizer).partition(marker(0))
     if not found:
         raise UserError("the chat template does not write what the assistant says: no answer can be learned with it")
     tokens = {token.content for token in tokenizer.added_tokens_decoder.values() if token.content.strip()}
     tokens |= {tokenizer.eos_token} if tokenizer.eos_token else set()
     end = re.match(r"\s*((?:" + "|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) + ")+)", after)
-    system = f"be {_marker(1)}"
-    try:
-        takes_system = _marker(1) in _render([{"role": "system", "content": system}, user, answer], tokenizer)
-    except UserError:
-        takes_system = False
+    system = {"role": "system", "content": f"be {marker(1)}"}
+    takes_system = _writes(system["content"], [system, user, answer], tokenizer)
+    takes_later = _writes(system["content"], [user, answer, system, user, answer], tokenizer)
     lead = before[len(prompt) :] if before.startswith(prompt) else ""
-    return _Habits(end[1] if end and tokens else None, after, takes_system, lead)
+    return _Habits(end[1] if end and tokens else None, after, takes_system, takes_later, lead)
 
 
-def _marker(number: int) -> str:
-    return f"\ue0f0{number}\ue0f1"  # private-use characters, which no template changes and no text contains
-
-
-def _render(messages: Chat, tokenizer, generation_prompt: bool = False) -> str:
-    return _applied(messages, tokenizer, add_generation_prompt=generation_prompt, tokenize=False)
-
-
-def _render_with_blocks(messages: Chat, tokenizer) -> tuple[str, list[tuple[int, int]]]:
-    """The text, and the characters that the template itself marks as the assistant's."""
-    text, template = _render(messages, tokenizer), tokenizer.chat_template or ""
-    if not isinstance(template, str) or not re.search(r"\{%-?\s*generation\s*-?%\}", template):
-        return text, []
-    from transformers.utils.chat_template_utils import render_jinja_template
-
-    def blocks(messages, tools):
-        texts, found = render_jinja_template(
-            [messages], tools=tools, chat_template=template, return_assistant_tokens_mask=True,
-            **tokenizer.special_tokens_map,
-        )  # fmt: skip
-        return texts[0], [(int(start), int(end)) for start, end in found[0]]
-
-    marked, found = _tried(messages, blocks, _wants_parts(tokenizer, str(tokenizer.chat_template)))
-    return (text, found) if marked == text else (text, [])
-
-
-def _applied(messages: Chat, tokenizer, parts: bool | None = None, **options):
-    def apply(messages, tools):
-        template = None if tokenizer.chat_template else plain_template(tokenizer)
-        return tokenizer.apply_chat_template(messages, tools=tools, chat_template=template, **options)
-
-    if parts is None:
-        parts = _wants_parts(tokenizer, str(tokenizer.chat_template))
-    return _tried(messages, apply, parts)
-
-
-@functools.lru_cache(maxsize=8)
-def _wants_parts(tokenizer, template: str) -> bool:
-    """Whether a template writes content only if it is a list of parts, as those of models that see do."""
-    chat = [{"role": "user", "content": "a question"}, {"role": "assistant", "content": _marker(0)}]
-    for parts in (False, True):
-        with contextlib.suppress(UserError):
-            if _marker(0) in _applied(chat, tokenizer, parts, tokenize=False):
-                return parts
-    return False
-
-
-def _tried(messages: Chat, render, parts: bool = False):
-    """render(messages, tools), with a tool call's arguments as an object or, if the template wants that, as text."""
-    tools = json.loads(messages[0]["tools"]) if messages[0].get("tools") else None
-    error: Exception | None = None
-    for as_object in (True, False):
-        try:
-            return render([_for_template(message, as_object, parts) for message in messages], tools)
-        except Exception as failure:  # whatever a template's code may raise
-            error = error or failure
-        if not any(message.get("tool_calls") for message in messages):
-            break
-    first = str(error).strip().partition("\n")[0] or type(error).__name__
-    raise UserError(f"the chat template refuses the chat: {first}") from error
-
-
-def _for_template(message: dict[str, Any], as_object: bool, parts: bool) -> dict[str, Any]:
-    """Without what is ours, and without the keys that only other messages have (a data set gives them to all)."""
-    message = {key: value for key, value in message.items() if value is not None and key not in OWN_FIELDS}
-    if parts:
-        message["content"] = [{"type": "text", "text": message["content"]}]
-    if as_object and "tool_calls" in message:
-        message["tool_calls"] = [
-            {**call, "function": {**call["function"], "arguments": _as_object(call["function"]["arguments"])}}
-            for call in message["tool_calls"]
-        ]
-    return message
-
-
-def _as_object(arguments):
+def _writes(text: str, messages: Chat, tokenizer) -> bool:
+    """Whether the text is in what the template makes of the messages; not if it refuses them."""
     try:
-        return json.loads(arguments)
-    except (TypeError, ValueError):
-        return arguments
+        return text in render(messages, tokenizer)
+    except UserError:
+        return False
 
 
 def _require_tools(messages: Chat, tokenizer) -> None:
@@ -298,7 +221,7 @@ def _require_tools(messages: Chat, tokenizer) -> None:
     tools, calls = messages[0].get("tools"), [m for m in messages if m.get("tool_calls")]
     if tools:
         bare = [{key: value for key, value in messages[0].items() if key != "tools"}, *messages[1:]]
-        if _render(bare, tokenizer) == _render(messages, tokenizer):
+        if render(bare, tokenizer) == render(messages, tokenizer):
             raise UserError(
                 "the chat template drops the tools that a chat may use: choose a model that is made for tools, or "
                 "remove them from the data"
@@ -306,13 +229,26 @@ def _require_tools(messages: Chat, tokenizer) -> None:
     if calls:
         silent = [{key: value for key, value in m.items() if key != "tool_calls"} for m in messages]
         try:
-            dropped = _render(silent, tokenizer) == _render(messages, tokenizer)
+            dropped = render(silent, tokenizer) == render(messages, tokenizer)
         except UserError:  # it refuses a turn that says nothing
             dropped = False
         if dropped:
             raise UserError(
                 "the chat template drops tool calls: choose a model that is made for tools, or remove them from the "
                 "data"
+            )
+
+
+def _require_all(messages: Chat, text: str, tokenizer) -> None:
+    """Raise UserError if the template silently drops what somebody other than the assistant says."""
+    for number, message in enumerate(messages):
+        if message["role"] == "assistant" or message["content"].strip() in text:
+            continue  # what is not there may be rewritten; then a longer content makes another text
+        longer = {**message, "content": message["content"] + marker(0)}
+        if render([*messages[:number], longer, *messages[number + 1 :]], tokenizer) == text:
+            raise UserError(
+                f"the chat template drops what the {message['role']} says in {shown(message['content'])}: choose a "
+                "model whose template has a place for it, or remove it from the data"
             )
 
 
@@ -326,13 +262,13 @@ def _by_markers(messages: Chat, turns: list[int], text: str, tokenizer) -> list[
         return nothing  # the answer is more than its content
     if any(messages[turn].get(name) for turn in turns for name in REASONING):
         silent = [{key: value for key, value in message.items() if key not in REASONING} for message in messages]
-        if _render(silent, tokenizer) != text:
+        if render(silent, tokenizer) != text:
             return nothing  # here too
     marked = list(messages)
     for number, turn in enumerate(turns):
-        marked[turn] = {**messages[turn], "content": _marker(number)}
+        marked[turn] = {**messages[turn], "content": marker(number)}
     try:
-        around = re.split("\ue0f0\\d+\ue0f1", _render(marked, tokenizer))
+        around = re.split("\ue0f0\\d+\ue0f1", render(marked, tokenizer))
     except UserError:
         return nothing
     if len(around) != len(turns) + 1 or not text.startswith(around[0]):
@@ -362,7 +298,7 @@ def _by_prefix(messages: Chat, turn: int, prompt: str, text: str, tokenizer) -> 
     """What comes after the generation prompt, up to where the next message begins."""
     habits, message = _habits(tokenizer, str(tokenizer.chat_template)), messages[turn]
     is_last = turn + 1 == len(messages)
-    until = text.removesuffix(habits.after) if is_last else _render(messages[: turn + 1], tokenizer)
+    until = text.removesuffix(habits.after) if is_last else render(messages[: turn + 1], tokenizer)
     if not text.startswith(prompt) or not text.startswith(until) or len(until) <= len(prompt):
         raise UserError(
             f"it cannot be told where message {turn + 1} begins and ends in what the chat template makes of it, which "

@@ -32,7 +32,7 @@ def test_it_lists_what_was_solved_and_when():
 
 
 def test_a_day_and_none():
-    assert " on the path on 2026-11-28.<" in Certificate(EXERCISES, {"3.1": "2026-11-28"}).page()
+    assert " on the path, all on 2026-11-28.<" in Certificate(EXERCISES, {"3.1": "2026-11-28"}).page()
     nothing = Certificate(EXERCISES, {}).page()
     assert "0 of 3 exercises solved, 0 of 6 points on the path.<" in nothing and nothing.count("none yet") == 2
 

@@ -221,7 +221,7 @@ def test_limits_are_read(monkeypatch, tmp_path):
     monkeypatch.setattr(command, "grade_all", lambda *given: seen.append(given) or iter(()))
     flags = "--minutes 1 --cell-minutes 0.5 --answer-minutes 0.25 --memory-gb 2 --jobs 3 --course 05 --results".split()
     assert command.main(["x.ipynb", *flags, str(tmp_path)]) == 0
-    assert [given[1:] for given in seen] == [(Limits(60, 30, 15, 2e9), tmp_path, 3, "05")]
+    assert [given[1:] for given in seen] == [(Limits(60, 30, 15, 2e9), tmp_path, 3, "05", "")]
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,33 @@ def test_scores_stand_beside_exact_match(monkeypatch):
     assert set(alone) == {"exact_match", "perplexity", "normalized_match"}
 
 
+def test_the_dullest_guess_is_the_reference_that_scores_most():
+    """Worked out by hand. No two references are the same, so exact match has one right; three are of the same team."""
+    replies = ("Order 1 is late. Team: post", "No. Team: office", "It comes. Team: post", "Sorry! Team: post")
+    scores = [parse_score(name) for name in (r"regex:Team: (\w+)", "regex:Team", "f1")]
+    splits = {"test": chats(*(("q", reply) for reply in replies)), "shifted": chats("xY", "zY", "xZ")}
+    judge = Judge({"test": splits["test"]}, {}, Words(), scores=scores)
+    # token F1 of the fourth, "sorry team post": 4/9, 1/3, 6/7 ("it comes team post": 4/7), 1
+    assert judge.dullest() == {
+        "exact_match": {"test": 0.25},
+        r"regex:Team: (\w+)": {"test": 0.75},
+        "regex:Team": {"test": 1.0},
+        "f1": {"test": pytest.approx((4 / 9 + 2 / 6 + 4 / 7 + 1) / 4)},
+    }
+    assert Judge(splits, {}, Words()).dullest() == {"exact_match": {"test": 0.25, "shifted": 2 / 3}}
+    objects = chats(("q", '{"a": 1, "b": 2}'), ("q", '{"a": 1, "b": 3}'), ("q", '{"a": 2, "b": 2}'))
+    dullest = Judge({"test": objects}, {}, Words(), scores=[parse_score("json")]).dullest()
+    assert dullest["json"] == {"test": pytest.approx((1 + 0.5 + 0.5) / 3)}
+    assert dullest["json_fields"] == {"test": {"a": pytest.approx(2 / 3), "b": pytest.approx(2 / 3)}}
+
+
+def test_of_many_references_the_most_frequent_are_tried(monkeypatch):
+    monkeypatch.setattr(module, "TRIED", 2)
+    rare = [("q", f"no {n}") for n in range(9)]
+    judge = Judge({"test": chats(*rare, ("q", "yes"), ("q", "yes"))}, {}, Words())
+    assert judge.dullest() == {"exact_match": {"test": 2 / 11}}
+
+
 def test_losses_are_those_of_each_text(monkeypatch):
     asked = []
 

@@ -142,8 +142,21 @@ def test_scores_and_settings_are_there():
     text = Reader(page(REPORT, {"learning": "0.1"}, [])).text
     for part in ("exact match, test0%50%", "token F1, test25%75%", "perplexity, prose40.00041.500", "learning0.1"):
         assert part in text
+    assert "dullest guess" not in text  # a report of before it was worked out
     assert "The adapter is that of step 3, whose validation loss was the lowest." in text
     assert "Interrupted" not in text and "Stopped early" not in text and "Answers" not in text
+
+
+def test_the_dullest_guess_stands_beside_the_scores():
+    scores = {r"regex:<b>(\d+)": {"test": 0.25}}
+    report = {**REPORT, "dullest_guess": {"exact_match": {"test": 0.45}, "f1": {"test": 0.6}, **scores}}
+    for moment in ("before", "after"):
+        report[moment] = {**REPORT[moment], **scores}
+    text = Reader(page(report, {}, [])).text
+    for part in ("beforeafterdullest guess", "exact match, test0%50%45%", "token F1, test25%75%60%", "40.00041.500-"):
+        assert part in text
+    assert r"regex:<b>(\d+), test25%25%25%" in text
+    assert "Dullest guess: one and the same answer to all, the reference that scores most." in text
 
 
 def test_a_run_that_took_no_step_and_judged_nothing_has_a_page():

@@ -2,7 +2,14 @@ import pytest
 import torch
 
 from qlora_lab.evaluation.intervals import paired_interval, seeds_needed, share_excluding_zero, t_quantile
-from qlora_lab.experiments.methods_compared import chosen_otherwise, closest, differences, losses_by_rate, values
+from qlora_lab.experiments.methods_compared import (
+    best_of_grid,
+    chosen_otherwise,
+    closest,
+    differences,
+    losses_by_rate,
+    values,
+)
 from qlora_lab.experiments.record import Record
 
 
@@ -93,3 +100,31 @@ def test_seeds_of_extreme_differences():
     assert seeds_needed([5.0, 5.1, 4.9]) == 2
     assert seeds_needed([1.0, 1.0]) == 2
     assert seeds_needed([0.0, 0.0]) == float("inf")
+
+
+def test_the_grid_keeps_the_rate_with_the_lowest_mean():
+    """By hand: at 0.003 one seed is the best of all, but the mean of both is lower at 0.001."""
+
+    def row(point, who, samples, batch_size, rate, seed, validation):
+        return dict(zip(GRID_KEYS, (point, who, samples, batch_size, rate, seed, validation), strict=True))
+
+    record = Record(
+        None,
+        {
+            "grid": [
+                row("rank 1, amounts", "rank 1", 50, 8, 0.001, 1, 0.4),
+                row("rank 1, amounts", "rank 1", 50, 8, 0.001, 0, 0.2),
+                row("rank 1, amounts", "rank 1", 50, 8, 0.003, 0, 0.1),
+                row("rank 1, amounts", "rank 1", 50, 8, 0.003, 1, 0.6),
+                row("rank 1, amounts", "rank 1", 200, 8, 0.003, 0, 0.05),
+                row("full, batch 16", "full", 2000, 16, 0.0001, 0, 0.3),
+            ]
+        },
+    )
+    assert best_of_grid(record) == {
+        "samples": {"rank 1": {50: [0.2, 0.4], 200: [0.05]}},
+        "batch size": {"full": {16: [0.3]}},
+    }
+
+
+GRID_KEYS = ("point", "who", "samples", "batch_size", "rate", "seed", "validation")

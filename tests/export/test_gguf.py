@@ -1,5 +1,8 @@
 """GGUF files of every family, held against transformers in a real llama.cpp."""
 
+import json
+import re
+import urllib.error
 import urllib.request
 
 import gguf
@@ -164,6 +167,37 @@ def test_several_adapters_beside_one_base(small_tokenizer, tmp_path):
         served.use(adapter)
         theirs = served.log_probabilities(IDS, WORDS)
         assert numpy.abs(theirs - expected[2 if adapter is None else adapter]).max() < 0.1
+
+
+@needs_llama_cpp
+def test_other_programs_ask_the_server_as_they_ask_openais(small_tokenizer, tmp_path):
+    """Over HTTP: an answer in one piece, the same as a stream, the list of models, a request without messages."""
+    run = make_run(tmp_path, family_config("llama tied"), small_tokenizer)
+    export(read_run(run), tmp_path / "out", "gguf", "f16")
+    (file,) = (tmp_path / "out").glob("*.gguf")
+    served, chat = LlamaCpp(file, context=128), [{"role": "user", "content": "two teas"}]
+    expected = served.chat(chat, 8)
+
+    def send(path: str, request: dict | None = None) -> str:
+        body, kind = json.dumps(request).encode() if request else None, {"Content-Type": "application/json"}
+        with urllib.request.urlopen(urllib.request.Request(served.address + path, body, kind), timeout=60) as answer:
+            return answer.read().decode()
+
+    request = {"model": "any", "messages": chat, "max_tokens": 8, "temperature": 0}
+    whole = json.loads(send("/v1/chat/completions", request))
+    choice = whole["choices"][0]
+    assert whole["object"] == "chat.completion" and choice["message"]["role"] == "assistant"
+    assert choice["message"]["content"].strip() == expected.text != ""
+    assert choice["finish_reason"] == ("stop" if expected.stopped else "length")
+    assert whole["usage"]["completion_tokens"] == expected.tokens
+    *events, end = re.findall(r"^data: (.*)$", send("/v1/chat/completions", {**request, "stream": True}), re.MULTILINE)
+    pieces = [choice["delta"].get("content") or "" for event in events for choice in json.loads(event)["choices"]]
+    said = choice["message"]["content"].rstrip("\ufffd")  # a stream leaves the first half of a character out
+    assert end == "[DONE]" and len(pieces) > 2 and "".join(pieces) == said
+    assert json.loads(send("/v1/models"))["data"][0]["object"] == "model"
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        send("/v1/chat/completions", {"model": "any", "max_tokens": 8})
+    assert refused.value.code >= 400 and "messages" in json.loads(refused.value.read())["error"]["message"]
 
 
 @needs_llama_cpp

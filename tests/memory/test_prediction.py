@@ -295,7 +295,50 @@ def test_kbit_preparation_adds_what_peft_adds():
     assert kbit_preparation_bytes(SHAPES["llama-3-8b"]) == pytest.approx(2.1e9, rel=0.01)
 
 
-@pytest.mark.parametrize("config", ["GPT2Config", "BertConfig", "T5Config", "MixtralConfig"])
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("MixtralConfig", {"num_local_experts": 4}),
+        ("Qwen3MoeConfig", {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 128, "head_dim": 32}),
+        ("OlmoeConfig", {"num_experts": 4, "num_experts_per_tok": 2}),
+        ("GptOssConfig", {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 32}),
+    ],
+)
+def test_mixtures_have_the_bytes_and_adapters_that_the_libraries_make(name, sizes):
+    """Of the weights, as `preflight` adds them up of the model itself; of PEFT's adapters, what it trains."""
+    import transformers
+
+    from qlora_lab.finetuning import add_adapter, preflight
+
+    widths = {"hidden_size": 128, "intermediate_size": 192, "num_attention_heads": 4, "num_key_value_heads": 2}
+    config = getattr(transformers, name)(
+        **widths, **sizes, num_hidden_layers=2, vocab_size=500, pad_token_id=0, eos_token_id=1, bos_token_id=2
+    )
+    shape = from_config(config)
+    looked = preflight(config, experts=True)
+    assert shape.parameters() == looked.parameters
+    assert sum(model_parts(shape).values()) == looked.nbytes - looked.buffer_bytes
+    for targets in ("all-linear", ["q_proj", "v_proj"], ["o_proj", "gate_up_proj"], ["down_proj"]):
+        model = add_adapter(build_random(config, device="cpu"), rank=4, targets=targets)
+        trained = sorted(p.numel() for p in model.parameters() if p.requires_grad)
+        assert sorted(trained_tensors(shape, "qlora", 4, targets)) == trained
+    on_attention, on_all = (
+        estimate(shape, rank=4, targets=targets, batch_size=2, sequence_length=64)
+        for targets in (["q_proj"], ["q_proj", "gate_up_proj", "down_proj"])
+    )
+    assert on_attention.parts["routers"] > 0 and on_attention.peak_allocated < on_all.peak_allocated
+    with pytest.raises(ValueError, match="only qlora can be estimated"):
+        estimate(shape, "lora")
+
+
+def test_a_mixture_with_layers_without_experts_is_refused():
+    import transformers
+
+    with pytest.raises(ValueError, match="^Qwen3MoeConfig has experts .* with experts in each layer"):
+        from_config(transformers.Qwen3MoeConfig(mlp_only_layers=[0]))
+
+
+@pytest.mark.parametrize("config", ["GPT2Config", "BertConfig", "T5Config"])
 def test_other_architectures_are_refused_in_one_sentence(config):
     import transformers
 

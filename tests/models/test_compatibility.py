@@ -19,6 +19,7 @@ from transformers import BitsAndBytesConfig
 from qlora_lab.errors import UserError
 from qlora_lab.facts import four_bit_bytes
 from qlora_lab.finetuning import Preflight
+from qlora_lab.models import __main__ as command
 from qlora_lab.models.__main__ import main
 from qlora_lab.models.compatibility import EXPERTS, Weight, preflight
 
@@ -367,6 +368,25 @@ def test_folder_with_an_unknown_config(tmp_path, config, capsys):
     assert main(["preflight", str(folder_with(tmp_path, config))]) == 2
     told = capsys.readouterr().err
     assert told.startswith("error: cannot read the config of") and told.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("device", "has_bf16", "dtype"),
+    [("cuda", False, torch.float16), ("cuda", True, torch.bfloat16), ("cpu", False, torch.bfloat16)],
+)
+def test_a_t4_would_load_it_in_float16(monkeypatch, tmp_path, capsys, device, has_bf16, dtype):
+    """transformers keeps more in float32 with float16 than with bfloat16."""
+    asked = []
+
+    def look(config, dtype, experts):
+        asked.append(dtype)
+        raise UserError("seen")
+
+    monkeypatch.setattr(command, "preflight", look)
+    monkeypatch.setattr(command, "pick_device", lambda: torch.device(device))
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bf16)
+    assert main(["preflight", str(folder_with(tmp_path, {"model_type": "llama"}))]) == 2
+    assert asked == [dtype] and capsys.readouterr().err == "error: seen\n"
 
 
 def test_the_callers_config_and_random_numbers_are_left_alone():

@@ -23,6 +23,7 @@ from qlora_lab.finetuning import (
     add_adapter,
     collate,
     dequantize_linears,
+    load_adapter,
     load_lora,
     load_model,
     merge,
@@ -169,7 +170,7 @@ def test_trained_reloaded_merged_saved_and_answering_alike(name, quantization, f
     expected = logits(model)
     assert not torch.allclose(logits(base()), expected, atol=1e-2)
     model.save_pretrained(tmp_path / "adapter")
-    again = PeftModel.from_pretrained(base(), tmp_path / "adapter")
+    again = load_adapter(base(), tmp_path / "adapter")
     torch.testing.assert_close(logits(again), expected, rtol=1e-5, atol=1e-5)
 
     if name in NOT_MERGED:

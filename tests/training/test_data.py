@@ -418,6 +418,6 @@ def test_an_unknown_data_set_names_all_that_the_course_has(tmp_path, monkeypatch
     for name in ("orders", "recipes"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "train.jsonl").write_text("")
-    monkeypatch.setattr(data, "DATA_FOLDER", tmp_path)
+    monkeypatch.setattr(data, "DATA", tmp_path)
     with pytest.raises(UserError, match=r"one of: orders, recipes$"):
         load_samples("order")

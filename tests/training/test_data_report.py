@@ -87,7 +87,20 @@ def test_what_is_judged_on_and_known_from_training_is_told(tmp_path, tokenizer):
         "  1 with another answer (test.jsonl, line 2 and train.jsonl, line 3)\n"
         "  1 nearly the same (test.jsonl, line 3 is 74% like train.jsonl, line 2)"
     ) in text
+    assert "numbers aside" not in text
     assert "1 sample repeats an earlier one (train.jsonl, line 4 repeats train.jsonl, line 1)" in text
+
+
+def test_samples_that_differ_in_a_number_are_told_without_blame(tmp_path, tokenizer):
+    """Tickets from a template; and sums, which differ in nothing else, and are none the worse for it."""
+    lines(tmp_path / "train.jsonl", qa("Where is order 4711?"), qa("What is 3 times 4?", "12"), qa("Who?"))
+    lines(tmp_path / "test.jsonl", qa("Where is order 12?"), qa("What is 5 times 6?", "30"), qa("Why not?"))
+    text = describe(report_on(tmp_path, tokenizer, "tiny"), tokenizer)
+    assert (
+        "test (3 samples): some are nearly in the training data\n"
+        "  2 nearly the same, numbers aside (test.jsonl, line 1 and train.jsonl, line 1)\n"
+        "  (If the numbers are what is asked about, as in sums, each of these is a task of its own. If they are not,\n"
+    ) in text
 
 
 def test_a_file_without_splits_is_compared_with_itself(tmp_path, tokenizer):

@@ -112,6 +112,8 @@ def test_rows_of_all_formats(row, chat):
         ({"messages": [{"role": "system", "content": "s"}, U, A], "system": "t"}, "two system messages"),
         ({"conversations": [{"from": "function_call", "value": "no"}]}, "should hold a function call as JSON"),
         ({"prompt": "a", "chosen": "b", "rejected": "c"}, "is a preference .*--columns prompt=prompt,response=chosen"),
+        ({"role": "user", "content": "a"}, "is a single message: a sample is a conversation, "),
+        ({"from": "human", "value": "a"}, "is a single message: a sample is a conversation, "),
         ({"prompt": "a", "label": "b"}, r"no text in 'response' \(it has: prompt, label\): --columns"),
         ({"frage": "a", "antwort": "b"}, r"it has: frage, antwort.*--columns prompt=...,response=..."),
         ({"instruction": "a", "output": "b", "history": [["1"]]}, r"history must be a list of \[question, answer\]"),
@@ -158,6 +160,14 @@ def test_columns_by_hand():
     more = {**row, "messages": said("c", "d"), "system": "s", "history": [["1", "2"]]}
     assert chat_of(more, {"prompt": "frage", "response": "antwort"}) == said("a", "b")  # what is not named is not there
     assert chat_of({"log": [U, A]}, {"messages": "log"}) == said("a", "b")
+    qa = {"qa": {"question": {"text": "a"}, "answer": "b"}, "a.b": "c", "none": None}
+    assert chat_of(qa, {"prompt": "qa.question.text", "response": "qa.answer"}) == said("a", "b")
+    assert chat_of(qa, {"prompt": "a.b", "response": "qa.answer"}) == said("c", "b")
+    with pytest.raises(LeftOut, match="with an empty prompt"):
+        chat_of(qa, {"prompt": "none.text", "response": "qa.answer"})
+    for column in ("qa.reply", "qa.answer.text", "q.a"):
+        with pytest.raises(UserError, match=rf"no column '{column}' \(it has: qa.question, qa.answer, a.b, none\)"):
+            chat_of(qa, {"prompt": column, "response": "qa.answer"})
     assert chat_of({"body": "x"}, {"text": "body"}) == [{"role": "text", "content": "x"}]
     with pytest.raises(UserError, match=r"line 3 has no column 'answer' \(it has: frage, antwort, prompt\)"):
         chat_of(row, {"prompt": "frage", "response": "answer"})

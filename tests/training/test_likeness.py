@@ -1,5 +1,6 @@
 """What occurs twice, and what is nearly so. Slow set arithmetic over all pairs is the oracle."""
 
+import itertools
 import random
 
 import pytest
@@ -8,6 +9,7 @@ from qlora_lab.training.likeness import (
     ASKED,
     NEAR,
     NEARLY,
+    NUMBERS,
     SAME,
     Places,
     Repeats,
@@ -15,14 +17,21 @@ from qlora_lab.training.likeness import (
     Twins,
     question,
     shingles_of,
+    template_of,
+    text_of,
+    words_of,
 )
 
-WORDS = [f"word{n}" for n in range(300)]
+WORDS = ["".join(letters) for letters in itertools.product("abcdefg", repeat=3)][:300]
 
 
 def chat(asked: str, answered: str = "yes", system: str = "") -> list[dict]:
     turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
     return [{"role": "system", "content": system}, *turns] if system else turns
+
+
+def shingles(of: list[dict]) -> set[int]:
+    return shingles_of(words_of(text_of(of)))
 
 
 def twins(judged: list[list[dict]], trained: list[list[dict]]) -> list[Twin]:
@@ -68,7 +77,7 @@ def test_plain_texts_ask_nothing_and_do_not_disagree():
 
 def test_the_strongest_kind_of_likeness_is_told():
     asked = " ".join(WORDS[:20])
-    nearly = asked.replace("word7", "other")
+    nearly = asked.replace(WORDS[7], "other")
     assert twins([chat(asked)], [chat(nearly), chat(asked, "no"), chat(asked)]) == [
         Twin("test, line 1", "train, line 3", SAME, 1)
     ]
@@ -92,8 +101,8 @@ def test_likeness_is_that_of_all_pairs():
     trained = [rewritten(draw.choice(judged)) for _ in range(200)]
     expected = {}
     for number, text in enumerate(judged, 1):
-        mine = shingles_of(chat(text))
-        shares = [len(mine & of) / len(mine | of) for of in (shingles_of(chat(other)) for other in trained)]
+        mine = shingles(chat(text))
+        shares = [len(mine & of) / len(mine | of) for of in (shingles(chat(other)) for other in trained)]
         if max(shares) >= NEARLY:
             expected[f"test, line {number}"] = max(shares)
     assert 5 < len(expected) < 30
@@ -105,18 +114,58 @@ def test_what_many_samples_have_makes_no_twins():
     """Forty words of instruction before each question, in the system message or in the user's."""
     fixed = " ".join(WORDS[:40])
     for asked in (
-        lambda n: chat(f"{fixed} number{n}", f"answer{n}"),
-        lambda n: chat(f"number{n}", f"answer{n}", fixed),
+        lambda n: chat(f"{fixed} {WORDS[-n]}", f"{WORDS[-n]}?"),
+        lambda n: chat(WORDS[-n], f"{WORDS[-n]}?", fixed),
     ):
         assert twins([asked(n) for n in range(20)], [asked(n) for n in range(20, 60)]) == []
 
 
 def test_likeness_is_that_of_the_rest():
     fixed, rest = " ".join(WORDS[:40]), " ".join(WORDS[100:120])
-    judged = [chat(f"{fixed} number{n}", f"answer{n}") for n in range(20)] + [chat(f"{fixed} {rest}")]
-    [twin] = twins(judged, [chat(f"{fixed} {rest.replace('word107', 'other')}")])
+    judged = [chat(f"{fixed} {WORDS[-n]}", f"{WORDS[-n]}?") for n in range(20)] + [chat(f"{fixed} {rest}")]
+    [twin] = twins(judged, [chat(f"{fixed} {rest.replace(WORDS[107], 'other')}")])
     assert twin.judged == "test, line 21"
     assert twin.likeness == pytest.approx(18 / 24)  # 59 shingles, 38 of them in all; three have the other word
+
+
+def ticket(number: int, greeting: str = "Hello", of: str = "my parcel") -> list[dict]:
+    return chat(f"{greeting}, where is {of} number {number}? Paid at once.", "Team: post")
+
+
+def test_samples_from_one_template_are_alike_but_for_their_numbers():
+    """As they are, the three shingles that hold the number differ: 11 of 17 are shared, too few."""
+    [twin] = twins([ticket(4711)], [chat("What is the time?"), ticket(2), ticket(4, "Hi")])
+    assert twin == Twin("test, line 1", "train, line 2", NUMBERS, 1.0)
+    [twin] = twins([ticket(4711)], [ticket(4, "Hi")])  # one of 14 shingles holds the greeting
+    assert twin.kind == NUMBERS and twin.likeness == pytest.approx(13 / 15)
+    assert twins([ticket(4711)], [ticket(4, "Hi", "the green bicycle with seven gears of")]) == []
+
+
+@pytest.mark.parametrize("count", [5, 40, 300])
+def test_sums_are_alike_however_many_there_are(count):
+    """All have the same words, so that none of their shingles tells anything: it is the whole that is compared."""
+    draw = random.Random(1)
+    asked = draw.sample([(a, b) for a in range(30) for b in range(30)], 2 * count)
+    sums = [chat(f"What is {a} times {b}?", f"{a * b:,}") for a, b in asked]
+    found = twins(sums[:count], sums[count:])
+    assert len(found) == count and {twin.kind for twin in found} <= {NUMBERS, ASKED}
+    assert twins([chat("What is 3 times 4?", "12")], [chat("What is 3 plus 4?", "7")]) == []
+
+
+def test_what_is_alike_with_its_numbers_is_told_so():
+    found = Twins([("test, line 1", ticket(1)), ("test, line 2", ticket(2))])
+    assert found.see("train, line 1", ticket(3)) is False  # it stays when near-duplicates are left out
+    assert found.see("train, line 2", ticket(2, "Hi")) is True
+    assert [(twin.kind, twin.trained) for twin in found.found()] == [
+        (NUMBERS, "train, line 1"),
+        (NEAR, "train, line 2"),
+    ]
+
+
+def test_a_template_has_one_sign_for_each_number():
+    assert template_of("no digits: two") is None
+    assert template_of("A4711: 1,000.5 km on 3.") == ["a0", ":", "0", "km", "on", "0", "."]
+    assert template_of("٣ + ๔ = 12-5") == ["0", "+", "0", "=", "0", "-", "0"]
 
 
 def test_a_sample_is_no_twin_of_itself():
@@ -124,6 +173,12 @@ def test_a_sample_is_no_twin_of_itself():
     for number, text in enumerate(["a", "b", "b"], 1):
         found.see(f"f, line {number}", chat(text))
     assert found.found() == [Twin("f, line 2", "f, line 3", SAME, 1)]
+    tickets = [(f"f, line {n}", ticket(n)) for n in range(15)]
+    found = Twins(tickets)
+    for of in tickets:
+        found.see(*of)
+    pairs = [(twin.judged, twin.trained) for twin in found.found()]
+    assert len(pairs) == 15 and all(judged != trained for judged, trained in pairs)
 
 
 @pytest.mark.parametrize(
@@ -138,12 +193,12 @@ def test_a_sample_is_no_twin_of_itself():
     ],
 )
 def test_shingles_are_of_words_signs_and_characters_of_scripts_without_blanks(text, count):
-    assert len(shingles_of(chat(text))) == count
+    assert len(shingles(chat(text))) == count
 
 
 def test_case_and_white_space_make_no_shingle_of_another_kind():
-    assert shingles_of(chat("Is  it\nIN?")) == shingles_of(chat("is it in?", system="be brief"))
-    assert shingles_of(chat("is it in!")) != shingles_of(chat("is it in?"))
+    assert shingles(chat("Is  it\nIN?")) == shingles(chat("is it in?", system="be brief"))
+    assert shingles(chat("is it in!")) != shingles(chat("is it in?"))
 
 
 def test_a_question_is_all_before_the_last_answer():

@@ -47,6 +47,8 @@ def written(folder, kind: str):
         path.write_text(json.dumps(ROWS, indent=2), encoding="utf-8-sig")
     elif kind == "under-a-name.json":
         path.write_text(json.dumps({"version": 1, "data": ROWS}, indent=2))
+    elif kind == "under-a-name-in-a-line.json":
+        path.write_text(json.dumps({"version": 1, "data": ROWS}) + "\n")
     elif kind == "lines.json":
         path.write_text(lines)
     elif kind == "cr.jsonl":
@@ -58,6 +60,7 @@ def written(folder, kind: str):
 
 
 KINDS = "csv tsv semicolon.csv parquet array.json pretty.json under-a-name.json lines.json cr.jsonl jsonl.gz jsonl.bz2"
+KINDS += " under-a-name-in-a-line.json"
 
 
 @pytest.mark.parametrize("kind", [*KINDS.split(), "jsonl.xz"])

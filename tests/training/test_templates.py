@@ -128,6 +128,47 @@ def test_a_system_message_without_a_place_is_put_before_the_question(tokenizer):
     assert remarks(tokenizer, [CHAT]) == []
 
 
+LATER = [*CHAT[1:3], {"role": "system", "content": "Be brief."}, *CHAT[3:]]
+DROPS_LATER = (
+    "{% for m in messages %}{% if loop.first or m.role != 'system' %}" + TURN + "{% endif %}{% endfor %}" + ASK
+)
+REFUSES_LATER = (
+    "{% for m in messages %}{% if m.role == 'system' and not loop.first %}"
+    "{{ raise_exception('only at the beginning') }}{% endif %}" + TURN + "{% endfor %}" + ASK
+)
+
+
+@pytest.mark.parametrize("template", [STRICT, DROPS_LATER, REFUSES_LATER])
+def test_a_later_system_message_without_a_place_is_put_before_the_next_question(tokenizer, template):
+    changed = with_template(tokenizer, template)
+    text = rendered(LATER, changed).text
+    assert f"user\nBe brief.\n\n{CHAT[3]['content']}<|im_end|>" in text and text.count("Be brief.") == 1
+    [remark] = remarks(changed, [LATER])
+    assert "no place for a later system message: it is put before the next user's" in remark
+    assert remarks(changed, [CHAT[1:]]) == []
+    assert remarks(tokenizer, [LATER]) == [] and "system\nBe brief.<|im_end|>" in rendered(LATER, tokenizer).text
+
+
+def test_what_a_template_drops_in_silence_is_refused(tokenizer):
+    """What a user says before the last question, a tool's result, a system message that no question follows."""
+    last_question = (
+        "{% set asked = messages | selectattr('role', 'equalto', 'user') | list %}{% for m in messages %}"
+        "{% if m.role != 'user' or m == asked[-1] %}" + TURN + "{% endif %}{% endfor %}" + ASK
+    )
+    with pytest.raises(UserError, match='drops what the user says in "Is it in'):
+        rendered(CHAT, with_template(tokenizer, last_question))
+    tool = [CHAT[1], {"role": "tool", "content": "shelf 4"}, CHAT[2]]
+    known = "{% for m in messages %}{% if m.role in ('system', 'user', 'assistant') %}" + TURN
+    known = with_template(tokenizer, known + "{% endif %}{% endfor %}" + ASK)
+    with pytest.raises(UserError, match='drops what the tool says in "shelf 4": choose a model whose template'):
+        rendered(tool, known)
+    with pytest.raises(UserError, match='drops what the system says in "Be brief."'):
+        rendered([*CHAT[1:4], LATER[2], CHAT[4]], with_template(tokenizer, DROPS_LATER))
+    loud = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content | upper if m.role == 'user' else m.content }}"
+    loud = with_template(tokenizer, loud + "<|im_end|>\n{% endfor %}" + ASK)
+    assert "IS IT IN?" in rendered(CHAT, loud).text  # rewritten, not dropped
+
+
 def test_what_the_template_puts_before_an_answer_is_asked_with_and_not_learned(tokenizer):
     tokenizer = with_template(tokenizer, THINKING)
     sample = tokenize_chat(CHAT, tokenizer)

@@ -21,12 +21,11 @@ from qlora_lab.classroom.grading.kernel import START, Kernel, Limits, Stopped
 from qlora_lab.classroom.grading.reports import Grade, Report
 from qlora_lab.classroom.notebook_json import parse_notebook
 from qlora_lab.classroom.outputs import code_cells
-from qlora_lab.classroom.source import REPOSITORY
 from qlora_lab.errors import UserError
+from qlora_lab.places import NOTEBOOKS
 
 CHECK = re.compile(r"^(check_\w+)\((.*)\)[^\S\n]*$", re.MULTILINE)
 LARGEST = 100_000_000  # bytes of a hand-in
-NOTEBOOKS = REPOSITORY / "notebooks"
 DEFAULT = Limits()
 
 

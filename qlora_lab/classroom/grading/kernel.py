@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qlora_lab.classroom.source import REPOSITORY
+from qlora_lab.places import IMPORTED_FROM
 
 GRACE = 10.0  # seconds that an interrupted cell has to stop; no more than it had to run
 START = 120.0  # seconds that a kernel has to start
@@ -229,4 +229,4 @@ def _resident(process) -> int:
 
 def python_path() -> str:
     """A PYTHONPATH with which the kernel finds this package, even where it is not installed."""
-    return os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return os.pathsep.join([str(IMPORTED_FROM), *filter(None, [os.environ.get("PYTHONPATH")])])

@@ -22,6 +22,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from qlora_lab import __version__
+from qlora_lab.classroom.grading.containers import grade_contained
 from qlora_lab.classroom.grading.hand_in import read_hand_in
 from qlora_lab.classroom.grading.kernel import GRACE, MARK, START, Crowd, Limits, python_path
 from qlora_lab.classroom.grading.reports import Report
@@ -31,11 +32,12 @@ WORKER = "qlora_lab.classroom.grading.worker"
 
 
 def grade_all(
-    hand_ins: Sequence[Path], limits: Limits, results: Path, jobs: int = 1, course: str = ""
+    hand_ins: Sequence[Path], limits: Limits, results: Path, jobs: int = 1, course: str = "", image: str = ""
 ) -> Iterator[tuple[Path, Report]]:
     """Yield each hand-in with its report, in the order in which they are done.
 
-    results: a folder, made if need be, where reports are kept. course: as in `hand_in.grade`.
+    results: a folder, made if need be, where reports are kept. course: as in `hand_in.grade`. image: of
+    the containers that they are graded in, each in its own; default: processes of this machine.
     Every hand-in is yielded, whatever happens to it: a report that could not be made says so in its `fault`, and is not
     kept.
     """
@@ -47,6 +49,15 @@ def grade_all(
         except UserError as error:
             yield path, Report(str(path), "", fault=str(error))
     running: set[subprocess.Popen] = set()
+
+    def grade_one(path: Path, key: str) -> Report:
+        if not image:
+            return _grade_apart(path, key, limits, results, course, running)
+        report = grade_contained(path, image, limits, course, running)
+        if not report.fault:
+            keep(results, key, report, limits, course)
+        return report
+
     waiting = {}
     with ThreadPoolExecutor(jobs) as pool:
         try:
@@ -54,7 +65,7 @@ def grade_all(
                 if report := kept(results, key, limits, course):
                     yield from ((path, replace(report, notebook=str(path))) for path in paths)
                 else:
-                    waiting[pool.submit(_grade_apart, paths[0], key, limits, results, course, running)] = paths
+                    waiting[pool.submit(grade_one, paths[0], key)] = paths
             for done in as_completed(waiting):
                 yield from ((path, replace(done.result(), notebook=str(path))) for path in waiting[done])
         finally:  # nobody wants the rest

@@ -196,7 +196,7 @@ def test_tables_are_written_as_reports_come(tmp_path, monkeypatch, capsys):
     (folder / "eve").mkdir()
     results, seen = tmp_path / "results", []
 
-    def grade_all(hand_ins, limits, results, jobs, course):
+    def grade_all(hand_ins, limits, results, jobs, course, image):
         for path, report in zip(reversed(hand_ins), (BOB, ANN), strict=True):
             if seen or path.parent.name == "bob":
                 seen.append((results / "grades.csv").read_text(encoding="utf-8"))

@@ -7,11 +7,10 @@ import math
 import random
 import statistics
 from collections.abc import Hashable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-import qlora_lab
 from qlora_lab.evaluation.intervals import t_quantile
+from qlora_lab.places import RECORDS
 
 if TYPE_CHECKING:
     import torch
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 
 def read_record() -> dict:
     """What `python -m qlora_lab.experiments accuracy` wrote on a GPU: six methods, eight seeds each."""
-    path = Path(qlora_lab.__file__).parents[1] / "data" / "records" / "accuracy-nvidia-h100-80gb-hbm3.json"
+    path = RECORDS / "accuracy-nvidia-h100-80gb-hbm3.json"
     return json.loads(path.read_text(encoding="utf-8"))
 
 

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from qlora_lab.classroom.source import REPOSITORY
 from qlora_lab.memory import SHAPES, estimate, optimizer_state_bytes, trained_tensors
+from qlora_lab.places import RECORDS
 
 if TYPE_CHECKING:
     import torch
@@ -34,7 +34,7 @@ WAYS = {"without checkpointing": False, "with checkpointing": True}
 
 def read_record(name: str) -> dict:
     """`data/records/NAME-nvidia-h100-80gb-hbm3.json`."""
-    path = REPOSITORY / "data" / "records" / f"{name}-nvidia-h100-80gb-hbm3.json"
+    path = RECORDS / f"{name}-nvidia-h100-80gb-hbm3.json"
     return json.loads(path.read_text(encoding="utf-8"))
 
 

@@ -10,8 +10,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from qlora_lab.classroom.source import REPOSITORY
 from qlora_lab.memory import SHAPES
+from qlora_lab.places import RECORDS
 
 RATE = "matrix product, operations per second"
 LENGTH = 512  # tokens of a recorded sample
@@ -42,7 +42,7 @@ STEPS = {  # by name: whose kernels Python launches, if any; whose kernels run; 
 
 def read_record(name: str, gpu: str = "nvidia-h100-80gb-hbm3") -> dict:
     """`data/records/NAME-GPU.json`."""
-    return json.loads((REPOSITORY / "data" / "records" / f"{name}-{gpu}.json").read_text(encoding="utf-8"))
+    return json.loads((RECORDS / f"{name}-{gpu}.json").read_text(encoding="utf-8"))
 
 
 def find(rows: list[dict], who: str, samples: int, checkpointing: bool = True) -> dict:

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import nn
 
-import qlora_lab
 from qlora_lab.adapters.merge_aware import merge_requantized
 from qlora_lab.adapters.quantized_linear import dense_weight
 from qlora_lab.experiments.record import Record
@@ -32,6 +31,7 @@ from qlora_lab.finetuning import (
     unload,
 )
 from qlora_lab.models.hardware import pick_compute_dtype, pick_device
+from qlora_lab.places import RECORDS
 from qlora_lab.quantization import quantize_q4_0
 
 Conversation = list[dict[str, str]]
@@ -156,7 +156,7 @@ def chance_of_first(model: nn.Module, tokenizer, chat: Conversation, token: str)
 @functools.cache
 def merge_aware_record() -> Record:
     """What `python -m qlora_lab.experiments merge-aware` wrote on a GPU."""
-    return Record.read(Path(qlora_lab.__file__).parents[1] / "data" / "records" / "merge-aware-nvidia-h200.json")
+    return Record.read(RECORDS / "merge-aware-nvidia-h200.json")
 
 
 def prose_after(way: str, where: str) -> list[float]:

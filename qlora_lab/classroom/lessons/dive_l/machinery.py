@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 
-from qlora_lab.classroom.source import REPOSITORY
 from qlora_lab.memory import CUDA_CONTEXT, MemoryBreakdown
+from qlora_lab.places import RECORDS
 
 GB = 1e9
 SIZES = ("7B", "13B", "33B", "65B")
@@ -20,7 +20,7 @@ GROUPS = {
 
 def read_record(name: str) -> dict:
     """`data/records/NAME-nvidia-h100-80gb-hbm3.json`."""
-    path = REPOSITORY / "data" / "records" / f"{name}-nvidia-h100-80gb-hbm3.json"
+    path = RECORDS / f"{name}-nvidia-h100-80gb-hbm3.json"
     return json.loads(path.read_text(encoding="utf-8"))
 
 

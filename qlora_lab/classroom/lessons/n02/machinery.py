@@ -9,8 +9,8 @@ from typing import Any
 
 from qlora_lab.classroom.lessons.n02.checks import PATIENTS, room_for, step_of
 from qlora_lab.classroom.lessons.n02.figures import MEMORY_STYLES
-from qlora_lab.classroom.source import REPOSITORY
 from qlora_lab.memory import SHAPES, MemoryBreakdown, estimate
+from qlora_lab.places import RECORDS
 
 GROUPS = {  # `estimate`'s parts by the lesson's names; parts that are not here keep theirs
     **dict.fromkeys(("base weights", "quantization constants", "embeddings and head", "norms", "biases"), "weights"),
@@ -60,7 +60,7 @@ class MeasuredStep:
 
 def read_record() -> dict:
     """Steps as one H100 measured them."""
-    path = REPOSITORY / "data" / "records" / "memory-nvidia-h100-80gb-hbm3.json"
+    path = RECORDS / "memory-nvidia-h100-80gb-hbm3.json"
     return json.loads(path.read_text(encoding="utf-8"))
 
 
@@ -126,7 +126,10 @@ def steps_that_fail() -> dict[str, dict[str, float]]:
 
 
 def table_of_steps(steps: dict[str, dict[str, float]]) -> str:
-    """Settings of the steps of exercise 2.2, their parts, their card, and what they lack, in GB: one column a step."""
+    """Settings of the steps of exercise 2.2, their parts, their card, and what they lack, in GB: one column a step.
+
+    The parts are as the rule counts them: activations and logits one and a half times, and one GB to spare.
+    """
     rows: dict[str, list[str]] = {"": list(steps)}
     rows["model"] = [model for model, _, _, _ in PATIENTS.values()]
     rows["method"] = [{"lora": "LoRA", "qlora": "QLoRA"}[method] for _, method, _, _ in PATIENTS.values()]
@@ -136,14 +139,16 @@ def table_of_steps(steps: dict[str, dict[str, float]]) -> str:
     rows["checkpointing"] = ["yes" if each.get("gradient_checkpointing", True) else "no" for each in settings]
     for part in MEMORY_STYLES:
         if any(part in step for step in steps.values()):
-            rows[part] = [f"{step[part]:.2f}" if part in step else "–" for step in steps.values()]
-    rows["in all"] = [f"{sum(step.values()):.2f} GB" for step in steps.values()]
+            times = 1.5 if part in ("activations", "logits and loss") else 1
+            name = part if times == 1 else f"{part} × {times}"
+            rows[name] = [f"{times * step[part]:.2f}" if part in step else "–" for step in steps.values()]
+    rows["to spare"] = ["1.00"] * len(steps)
     needs = [room_for(step_of(patient)) for patient in PATIENTS]
     rows["by the rule"] = [f"{need:.2f} GB" for need in needs]
     cards = [card for _, _, card, _ in PATIENTS.values()]
     rows["card"] = [f"{card} GB" for card in cards]
     rows["too much"] = [f"{need - card:.2f} GB" for need, card in zip(needs, cards, strict=True)]
-    return "\n".join(f"{name:<18}" + "".join(f"{cell:>14}" for cell in cells) for name, cells in rows.items())
+    return "\n".join(f"{name:<22}" + "".join(f"{cell:>14}" for cell in cells) for name, cells in rows.items())
 
 
 def beside_ours(gigabytes: Callable[..., Any], needed: dict[str, MemoryBreakdown]) -> str:

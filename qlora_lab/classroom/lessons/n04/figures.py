@@ -80,7 +80,7 @@ def plot_errors_by_block(errors: dict[str, dict[str, list[float]]], sizes: list[
         ax.axis("off")
     panels[len(errors)].legend(*panels[0].get_legend_handles_labels(), frameon=False, loc="center", fontsize=10)
     figure.supxlabel("block size (elements that share a scale)", fontsize=10)
-    figure.supylabel("relative RMS error", fontsize=10)
+    figure.supylabel("relative error", fontsize=10)
     return panels[0]
 
 
@@ -94,7 +94,7 @@ def plot_error_over_bits(ax: Axes, points: dict[str, tuple[list[float], list[flo
             place: dict[str, Any] = {"xytext": (-5, -5), "ha": "right", "va": "top"} if below else {"xytext": (5, 4)}
             place["bbox"] = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.3}
             ax.annotate(f"{size}", (x, y), textcoords="offset points", fontsize=9, color=colour, **place)
-    ax.set(xlabel="bits per parameter, float32 constants included", ylabel="relative RMS error")
+    ax.set(xlabel="bits per parameter, float32 constants included", ylabel="relative error")
     ax.set_xlim(min(min(bits) for bits, *_ in points.values()) - 0.3)
     ax.legend(frameon=False, title="numbers: block size")
     return ax

@@ -10,7 +10,7 @@ from qlora_lab.errors import UserError
 from qlora_lab.evaluation.scores import found, parse_score
 from qlora_lab.training.data import stream_samples
 from qlora_lab.training.formats import Understood, parse_columns
-from qlora_lab.training.likeness import Repeats, Twins
+from qlora_lab.training.likeness import NUMBERS, Repeats, Twins
 
 ROWS = [
     {"customer": customer, "message": f"message {number}"}
@@ -143,11 +143,14 @@ def check_my_file(my_file: str | os.PathLike, my_columns: str = "") -> Verdict:
     twins = Twins(samples)
     for sample in samples:
         twins.see(*sample)
-    if len(twins.found()) > len(samples) // 4:
-        twin = twins.found()[0]
+    alike = [twin for twin in twins.found() if twin.kind != NUMBERS]
+    if len(alike) > len(samples) // 4:
         return wrong(
-            f"{len(twins.found())} of {len(samples)} samples are nearly the same as another one ({twin.judged} and "
-            f"{twin.trained}, say): if some are held out, the score will flatter. Keep one of each, or "
+            f"{len(alike)} of {len(samples)} samples are nearly the same as another one ({alike[0].judged} and "
+            f"{alike[0].trained}, say): if some are held out, the score will flatter. Keep one of each, or "
             "`python -m qlora_lab.data FILE --clean FOLDER --drop-near`, and name the folder."
         )
-    return right(f"{len(samples)} samples, read as {' and '.join(understood.formats)}: enough for a first run.")
+    said = f"{len(samples)} samples, read as {' and '.join(understood.formats)}: enough for a first run."
+    if len(twins.found()) > len(samples) // 2:
+        said += " Most differ in numbers only: if these are not what you ask about, ask it in other words, too."
+    return right(said)

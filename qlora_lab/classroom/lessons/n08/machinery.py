@@ -62,10 +62,11 @@ def short_training(samples: list[TokenizedSample], steps: int = 10):
 
 def show_scores(answers: Iterable[str], reference: str, scores: Iterable[Score]) -> None:
     """Print a line for each answer: exact match, then each of the scores, from 0 to 1."""
-    scores = list(scores)
-    print(f"{'exact':<8}" + "".join(f"{score.name.removesuffix('_match'):<12}" for score in scores) + "answer")
+    names = {score.name.removesuffix("_match"): score for score in scores}
+    widths = {name: max(12, len(name) + 2) for name in names}
+    print(f"{'exact':<8}" + "".join(f"{name:<{widths[name]}}" for name in names) + "answer")
     for answer in answers:
-        values = "".join(f"{score.of(answer, reference):<12.2g}" for score in scores)
+        values = "".join(f"{score.of(answer, reference):<{widths[name]}.2g}" for name, score in names.items())
         print(f"{is_exact(answer, reference):<8}{values}{answer}")
 
 

@@ -31,9 +31,9 @@ def faulty_lines() -> dict[str, int]:
 
 
 def show_broken() -> None:
-    """Print the copy from its data on, with line numbers."""
+    """Print the copy from its split on, with line numbers."""
     lines = broken()
-    first = next(i for i, line in enumerate(lines) if line.startswith("# ---- data"))
+    first = next(i for i, line in enumerate(lines) if line.startswith("# ---- split"))
     last = next(i for i, line in enumerate(lines) if line.startswith("# ---- judge"))
     for number, line in enumerate(lines[first:last], first + 1):
         if line and not line.startswith("#"):

@@ -6,8 +6,8 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from qlora_lab.classroom.source import REPOSITORY
 from qlora_lab.memory import CUDA_CONTEXT, SHAPES, Shape, bits_per_parameter, estimate
+from qlora_lab.places import RECORDS
 
 GB = 1e9
 SIZES = ("7B", "13B", "33B", "65B")
@@ -20,7 +20,7 @@ PAPER = dict(
 
 def read_record() -> dict:
     """Training steps as one H100 measured them: "runs", "caps" (on smaller cards), device, date and versions."""
-    path = REPOSITORY / "data" / "records" / "memory-nvidia-h100-80gb-hbm3.json"
+    path = RECORDS / "memory-nvidia-h100-80gb-hbm3.json"
     return json.loads(path.read_text(encoding="utf-8"))
 
 

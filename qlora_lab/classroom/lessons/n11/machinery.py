@@ -5,12 +5,11 @@ from __future__ import annotations
 import copy
 import functools
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-import qlora_lab
 from qlora_lab.experiments.accuracy import METHODS, load_base
 from qlora_lab.finetuning import Batches, add_lora, dequantize_linears, load_samples, text_loss, tokenize, train_steps
+from qlora_lab.places import RECORDS
 
 if TYPE_CHECKING:
     from torch import nn
@@ -51,5 +50,5 @@ def race(method: str, seed: int) -> float:
 
 def read_record() -> dict:
     """What `python -m qlora_lab.experiments accuracy` wrote on a GPU: six methods, eight seeds each."""
-    path = Path(qlora_lab.__file__).parents[1] / "data" / "records" / "accuracy-nvidia-h100-80gb-hbm3.json"
+    path = RECORDS / "accuracy-nvidia-h100-80gb-hbm3.json"
     return json.loads(path.read_text(encoding="utf-8"))

@@ -21,7 +21,7 @@ def size(linear: int, vocabulary: int, bits: tuple[float, float]) -> float:
     return (linear * bits[0] + vocabulary * bits[1]) / 8
 
 
-@exercise("12.1", "how large the file will be", item="memory", points=1, todo="complete `file_bytes`")
+@exercise("12.1", "how large the file will be", item="memory", points=2, todo="complete `file_bytes`")
 def check_file_bytes(file_bytes: Callable[[int, int, str], float]) -> Verdict:
     """file_bytes(linear, vocabulary, kind): bytes of the weights in a GGUF file."""
     for linear, vocabulary in [(106_168_320, 28_311_552), (6_476_005_376, 262_144_000)]:
@@ -95,28 +95,32 @@ def check_ends_taught(
     return right("Anything below 1 is worth a look before you train.")
 
 
-CULPRITS = {"A": "too few bits", "B": "end token", "C": "wrong weights", "D": "data"}
-SUSPECTS = ("data", "end token", "wrong weights", "too few bits")
-WHY = {
-    "A": "some answers are still right and the perplexity is only a little higher: what does Q4_0 do to every weight?",
-    "B": "given the right answers the file finds them as likely as the model does, so what it computes is right: what "
-    "else must happen for an answer to be over?",
-    "C": "the file finds the right answers far less likely than 4 bits ever made them, compare A: what must differ?",
-    "D": "the trained model does no better: did anything go wrong after the training?",
+SUSPECTS = {  # of the French riddle, and what clears them; the inputs are the culprit
+    "template": "Clue 1: could another prompt have the very same text?",
+    "tokens": "Clue 1: the prompt has the very same tokens in the file and in PyTorch.",
+    "weights": "Clue 2 rounds the weights, and nothing else: is its answer ever French?",
+    "inputs": "",
 }
+STATES = ("whole", "broken")
 
 
-@exercise("12.3", "four files, four culprits", item="quantization", points=4, todo="name the four `culprits`")
-def check_culprits(culprits: dict[str, str]) -> Verdict:
-    """culprits: by report, A to D, what went wrong."""
-    if not isinstance(culprits, dict) or set(culprits) != set(CULPRITS):
-        raise Mistake(f"culprits is {described(culprits)}, expected a dict with the keys A, B, C and D.")
-    for report, named in culprits.items():
-        if named not in SUSPECTS:
+@exercise("12.3", "the French riddle", item="quantization", points=3, todo="name culprit and state in `riddle`")
+def check_riddle(riddle: dict[str, str]) -> Verdict:
+    """riddle: under "culprit" one of SUSPECTS, under "file" one of STATES."""
+    for key, known in (("culprit", tuple(SUSPECTS)), ("file", STATES)):
+        named = riddle.get(key) if isinstance(riddle, dict) else None
+        if named not in known:
             raise Mistake(
-                f"culprits[{report!r}] is {described(named)}, expected one of {', '.join(map(repr, SUSPECTS))}."
+                f"riddle is {described(riddle)}, expected a dict with {key!r}: one of {', '.join(map(repr, known))}."
             )
-    for report, right_one in CULPRITS.items():
-        if culprits[report] != right_one:
-            return wrong(f"{report} was not: {culprits[report]}. Look again: {WHY[report]}")
-    return right("Model, perplexity, end: in this order you find it.")
+    if why := SUSPECTS[riddle["culprit"]]:
+        return wrong(f"It was not: {riddle['culprit']}. {why}")
+    if riddle["file"] == "broken":
+        return wrong(
+            "Yes, the inputs. But they are rounded while llama.cpp computes, and no clue accuses what the file holds: "
+            "template, vocabulary and weights."
+        )
+    return right(
+        "The rounded inputs let a tie fall either way, so the same file may answer in English on another computer. One "
+        "answer proves nothing about a file: that is why `--check` compares many."
+    )

@@ -1,4 +1,7 @@
-"""Machinery of 12_ship_it: commands in the notebook's process, a llama.cpp server, data that never teaches the end."""
+"""Machinery of 12_ship_it: commands in the notebook's process, a llama.cpp server, data that never teaches the end.
+
+And the clues of the French riddle, which docs/export.md tells whole.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from qlora_lab.adapters.lora import LoraLinear
 from qlora_lab.adapters.merge_aware import requantized
 from qlora_lab.adapters.quantized_linear import dense_weight
@@ -21,6 +26,8 @@ from qlora_lab.errors import UserError
 from qlora_lab.export.llama_cpp import LlamaCpp, is_here
 from qlora_lab.finetuning import Batches, TokenizedSample, load_lora, load_model, save_lora, train_steps
 from qlora_lab.models.hardware import pick_compute_dtype, pick_device
+from qlora_lab.models.loading import load_tokenizer, locate
+from qlora_lab.training.templates import prompt_text
 
 INSTALL = "%pip install xllamacpp"
 
@@ -151,3 +158,58 @@ def go_on_training(run: pathlib.Path, samples: list[TokenizedSample], steps: int
     save_lora(model, to / "adapter")
     shutil.copyfile(run / "run.json", to / "run.json")
     return to
+
+
+def in_8_bits(x: torch.Tensor) -> torch.Tensor:
+    """x rounded as Q8_0 rounds: 32 numbers of the last dimension share a scale. Tensor[..., n] of the same shape."""
+    blocks = x.reshape(-1, 32)
+    scale = blocks.abs().amax(dim=1, keepdim=True).clamp_min(1e-30) / 127
+    return ((blocks / scale).round() * scale).reshape(x.shape)
+
+
+def english_over_french(ids: list[int], weights: bool, inputs: bool, times: int = 8) -> list[float]:
+    """How many times as likely as "L" the bundled model finds "The" for the first token of its answer, in float32.
+
+    Each time, noise of a millionth on the inputs of every linear layer shows what is chance.
+
+    Args:
+        ids: of the prompt.
+        weights, inputs: which of them the linear layers have in 8 bits.
+    """
+    model, tokenizer = load_model(device="cpu")
+    model = model.float().eval()
+    english, french = (tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in ("The", "L"))
+    generator = torch.Generator().manual_seed(0)
+
+    def before(_, given):
+        x = given[0] * (1 + 1e-6 * torch.randn(given[0].shape, generator=generator))
+        return (in_8_bits(x) if inputs else x,)
+
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.Linear):
+            if weights:
+                layer.weight = torch.nn.Parameter(in_8_bits(layer.weight.data), requires_grad=False)
+            layer.register_forward_pre_hook(before)
+    with torch.no_grad():
+        logits = [model(torch.tensor([ids])).logits[0, -1] for _ in range(times)]
+    return [float((one[english] - one[french]).exp()) for one in logits]
+
+
+def clue(number: int, server: LlamaCpp, question: list[dict[str, str]]) -> str:
+    """Evidence in the French riddle, in words.
+
+    Args:
+        number: 1, whether a prompt and its tokens are in llama.cpp what they are in transformers; 2 and 3, whether the
+            model's answer begins in English in PyTorch, with weights or with inputs in 8 bits.
+        server: with the bundled model's file.
+        question: a conversation.
+    """
+    tokenizer = load_tokenizer(locate("smollm2-135m-instruct"))
+    ours, theirs = prompt_text(question, tokenizer), server.prompt(question)
+    ids = tokenizer(ours, add_special_tokens=False)["input_ids"]
+    if number == 1:
+        text, tokens = ("the same" if same else "different" for same in (ours == theirs, ids == server.ids(theirs)))
+        return f"clue 1: in file and PyTorch, the prompt has {text} text and {tokens} tokens"
+    found = english_over_french(ids, weights=number == 2, inputs=number == 3)
+    rounded = "weights" if number == 2 else "inputs"
+    return f"clue {number}: only {rounded} in 8 bits: {' '.join(f'{times:.2f}' for times in found)}"

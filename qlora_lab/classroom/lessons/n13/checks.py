@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from qlora_lab.classroom.judging import Mistake, Verdict, call, described, exercise, right, wrong
-from qlora_lab.classroom.source import REPOSITORY
+from qlora_lab.places import DATA
 
 LINES, STEPS = 20, 8  # what a project needs at least
 
@@ -126,9 +126,10 @@ def check_project(project) -> Verdict:
 
 
 def _found(path: Path, test: Callable[[Path], bool], *more: Path) -> Path | None:
-    """The path, seen from here, the folder above (a notebook runs in notebooks/) or `more`; None if it is nowhere."""
+    """The path, seen from here, the folders above (a notebook runs in notebooks/, or in a folder of it for another
+    language) or `more`; None if it is nowhere."""
     path = path.expanduser()
-    candidates = [path, *(base / path for base in (Path.cwd().parent, *more))]
+    candidates = [path, *(base / path for base in (*Path.cwd().parents[:2], *more))]
     return next((candidate for candidate in candidates if test(candidate)), None)
 
 
@@ -146,7 +147,7 @@ def _read(file: Path) -> dict:
 
 def _lines(data: str, folder: Path) -> int:
     """Lines of the training data that the run was given."""
-    if (REPOSITORY / "data" / data / "train.jsonl").is_file() and not Path(data).is_absolute():
+    if (DATA / data / "train.jsonl").is_file() and not Path(data).is_absolute():
         raise Mistake(f"The run was trained on the course's {data!r}: give it a file of your own with --data.")
     file = _found(Path(data), Path.exists, folder.parent, *folder.parents)
     if file is not None and file.is_dir():

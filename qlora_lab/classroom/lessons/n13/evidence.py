@@ -25,7 +25,6 @@ from typing import Any
 import torch
 
 from qlora_lab.classroom.samples import bundled_weight, sample
-from qlora_lab.classroom.source import REPOSITORY
 from qlora_lab.memory import (
     SHAPES,
     bits_per_parameter,
@@ -33,6 +32,7 @@ from qlora_lab.memory import (
     optimizer_state_bytes,
     trained_tensors,
 )
+from qlora_lab.places import RECORDS
 from qlora_lab.quantization import INT4, NF4, entropy, error_report, quantize, quantize_affine
 
 GB = 1e9  # 10^9 bytes
@@ -95,7 +95,7 @@ def judge(votes: dict[int, Any], tests: dict[int, Callable[[], Evidence]]) -> di
 @cache
 def record(name: str) -> dict[str, Any]:
     """What was measured once on one H100."""
-    path = REPOSITORY / "data" / "records" / f"{name}-nvidia-h100-80gb-hbm3.json"
+    path = RECORDS / f"{name}-nvidia-h100-80gb-hbm3.json"
     return json.loads(path.read_text(encoding="utf-8"))
 
 

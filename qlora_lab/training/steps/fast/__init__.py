@@ -4,6 +4,7 @@ step.py         start here: what makes it fast, the graph, the loss
 layer.py        a layer's picture, forward and backward line by line
 linear.py       layers that read the same input, and their adapters, as one matrix with a border
 adapters.py     all adapters, gradients and AdamW's states in flat tensors
+loss_scale.py   the scale of fp16's loss
 batch.py        samples end to end in one row of tokens
 attention.py    causal attention within each sample
 host_memory.py  layers' inputs in the host's memory while they wait

@@ -99,17 +99,24 @@ class Adapters:
             self.accumulating,
         )
 
-    def update(self, learning_rate: float, max_grad_norm: float | None) -> torch.Tensor:
+    def update(self, learning_rate: float, max_grad_norm: float | None, scale: float = 1.0) -> torch.Tensor:
         """Clip the gradients and take a step of AdamW, or change no parameter if the gradients' norm is not finite.
 
-        max_grad_norm: None for no clipping. Returns the norm before clipping, a float32 scalar.
+        The caller counts the step (`steps`) once it knows that there was one.
+
+        Args:
+            learning_rate: for this step.
+            max_grad_norm: None for no clipping.
+            scale: of the loss of which `gradient` is the gradient.
+
+        Returns:
+            the norm of the unscaled gradients before clipping, a float32 scalar
         """
         group = self.optimizer.param_groups[0]
-        self.steps += 1
-        norm = torch.linalg.vector_norm(self.gradient, dtype=torch.float32)
+        norm = torch.linalg.vector_norm(self.gradient, dtype=torch.float32) / scale
         kernels().adamw(
-            self.flat, self.gradient, *self.moments, norm, self.steps, learning_rate, group["weight_decay"],
-            math.inf if max_grad_norm is None else max_grad_norm, group["betas"], group["eps"],
+            self.flat, self.gradient, *self.moments, norm, self.steps + 1, learning_rate, group["weight_decay"],
+            math.inf if max_grad_norm is None else max_grad_norm, group["betas"], group["eps"], 1 / scale,
         )  # fmt: skip
         return norm
 

@@ -1,4 +1,8 @@
-"""Causal attention within each of several samples that are concatenated in one row of tokens."""
+"""Causal attention within each of several samples that are concatenated in one row of tokens.
+
+On a GPU it is PyTorch's flash attention where that runs, from compute capability 8.0 on, and otherwise (a T4 has 7.5)
+PyTorch's memory-efficient attention, which is slower and wants as many heads of k and v as of q.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +16,25 @@ from torch import nn
 
 from qlora_lab.training.steps.fast.description import Attention
 
+CAUSAL = 1  # what PyTorch's memory-efficient attention calls a causal mask
+
 
 @dataclass(frozen=True)
 class Samples:
     """The extent of S samples.
 
     starts: where each sample begins, and the end of the last: int32, (S + 1,). longest: no sample has more tokens.
+    flash: on a GPU, compute with flash attention (see `has_flash`).
     """
 
     starts: torch.Tensor
     longest: int
+    flash: bool = True
+
+
+def has_flash(device: torch.device) -> bool:
+    """Whether PyTorch's flash attention runs on this GPU and is not turned off (`torch.nn.attention.sdpa_kernel`)."""
+    return torch.cuda.get_device_capability(device) >= (8, 0) and torch.backends.cuda.flash_sdp_enabled()
 
 
 def attend(q, k, v, samples: Samples, kind: Attention) -> tuple[torch.Tensor, tuple]:
@@ -32,6 +45,8 @@ def attend(q, k, v, samples: Samples, kind: Attention) -> tuple[torch.Tensor, tu
     """
     if not q.is_cuda:
         return _attend_sample_by_sample(q, k, v, samples, kind), ()
+    if not samples.flash:
+        return _attend_memory_efficient(q, k, v, samples, kind)
     starts, longest = samples.starts, samples.longest
     out, logsumexp, *random, _ = torch.ops.aten._flash_attention_forward(
         q, k, v, starts, starts, longest, longest, 0.0, True, False, **_options(samples, kind)
@@ -45,6 +60,8 @@ def attend_backward(gradient, q, k, v, out, kept: tuple, samples: Samples, kind:
         q, k, v = (tensor.detach().requires_grad_() for tensor in (q, k, v))
         with torch.enable_grad():
             return torch.autograd.grad(_attend_sample_by_sample(q, k, v, samples, kind), (q, k, v), gradient)
+    if not samples.flash:
+        return _memory_efficient_backward(gradient, q, k, v, out, kept, samples, kind)
     starts, longest = samples.starts, samples.longest
     logsumexp, *random = kept
     with repeatable():
@@ -65,6 +82,39 @@ def _options(samples: Samples, kind: Attention) -> dict:
     if window := _window(samples, kind):
         options |= {"window_size_left": window - 1, "window_size_right": 0}  # besides the token itself
     return options
+
+
+def _attend_memory_efficient(q, k, v, samples: Samples, kind: Attention) -> tuple[torch.Tensor, tuple]:
+    """`attend` with PyTorch's memory-efficient attention."""
+    k, v = (_for_each_head(tensor, q.shape[1]) for tensor in (k, v))
+    starts, longest = samples.starts, min(samples.longest, len(q))
+    out, logsumexp, *random, _, _ = torch.ops.aten._efficient_attention_forward(
+        q[None], k[None], v[None], None, starts, starts, longest, longest, 0.0, CAUSAL, True,
+        scale=kind.scale, window_size=_window(samples, kind),
+    )  # fmt: skip
+    return out[0], (logsumexp, *random)
+
+
+def _memory_efficient_backward(gradient, q, k, v, out, kept: tuple, samples: Samples, kind: Attention):
+    """`attend_backward` with PyTorch's memory-efficient attention.
+
+    While it runs it takes 4 bytes for each of S * heads * longest * head_dim numbers: 134 MB for 8 samples of up to
+    1024 tokens in a layer of LLaMA-7B.
+    """
+    starts, longest, kv_heads = samples.starts, min(samples.longest, len(q)), k.shape[1]
+    logsumexp, *random = kept
+    k, v = (_for_each_head(tensor, q.shape[1]) for tensor in (k, v))
+    with repeatable():
+        dq, dk, dv, _ = torch.ops.aten._efficient_attention_backward(
+            gradient[None], q[None], k[None], v[None], None, out[None], starts, starts, longest, longest, logsumexp,
+            0.0, *random, CAUSAL, False, scale=kind.scale, window_size=_window(samples, kind),
+        )  # fmt: skip
+    return dq[0], *(tensor[0].unflatten(1, (kv_heads, -1)).sum(2) for tensor in (dk, dv))
+
+
+def _for_each_head(x: torch.Tensor, heads: int) -> torch.Tensor:
+    """Repeat each head of k or v for the heads of q that read it: (T, kv_heads, head_dim) to (T, heads, head_dim)."""
+    return x[:, :, None].expand(-1, -1, heads // x.shape[1], -1).flatten(1, 2)
 
 
 def _attend_sample_by_sample(q, k, v, samples: Samples, kind: Attention) -> torch.Tensor:

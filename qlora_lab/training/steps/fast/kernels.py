@@ -250,7 +250,8 @@ def adamw_kernel(
     gradient,  # [n]
     first,  # float32, [n]: running mean of the gradient, updated
     second,  # float32, [n]: of its square, updated
-    norm,  # float32, [1]: of all gradients
+    norm,  # float32, [1]: of all gradients, times their factor
+    factor,  # of the gradients
     largest_norm,
     rate,
     decay,
@@ -266,7 +267,7 @@ def adamw_kernel(
     size = tl.load(norm)
     there = i < tl.where(size < float("inf"), n, 0)  # changes nothing if the norm is NaN or infinite
     clip = tl.minimum(1.0, largest_norm / (size + 1e-6))  # as in torch.nn.utils.clip_grad_norm_
-    g = tl.load(gradient + i, mask=there, other=0).to(tl.float32) * clip
+    g = tl.load(gradient + i, mask=there, other=0).to(tl.float32) * (clip * factor)
     m = tl.load(first + i, mask=there, other=0)
     v = tl.load(second + i, mask=there, other=0)
     p = tl.load(parameter + i, mask=there, other=0)
@@ -280,16 +281,16 @@ def adamw_kernel(
 
 
 def adamw(parameter, gradient, first, second, norm, step: int, rate: float, decay: float, largest_norm: float,
-          betas: tuple[float, float], epsilon: float) -> None:  # fmt: skip
+          betas: tuple[float, float], epsilon: float, factor: float = 1.0) -> None:  # fmt: skip
     """Take step number `step` (from 1) of AdamW on flat tensors, with gradients clipped to `largest_norm`.
 
     parameter, first, second: float32, (n,), updated. gradient: (n,). norm: the gradients', float32, one element; if it
     is not finite, nothing changes. rate: the learning rate. decay: the weight decay. largest_norm: infinity for no
-    clipping.
+    clipping. factor: what `gradient` is to be multiplied by; `norm` has been already.
     """
     corrections = (1 - betas[0] ** step, math.sqrt(1 - betas[1] ** step))
     n = parameter.numel()
     adamw_kernel[(triton.cdiv(n, TILE),)](
-        parameter, gradient, first, second, norm, largest_norm, rate, decay, *corrections, n, *betas, epsilon, TILE,
-        num_warps=4,
+        parameter, gradient, first, second, norm, factor, largest_norm, rate, decay, *corrections, n, *betas, epsilon,
+        TILE, num_warps=4,
     )  # fmt: skip

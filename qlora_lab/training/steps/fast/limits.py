@@ -13,15 +13,20 @@ class NoFastStep(UserError):
 
 
 def require_machine(device: torch.device, compute_dtype: torch.dtype) -> None:
-    """Raise NoFastStep, with the reason, unless there are a GPU, Triton and bfloat16."""
+    """Raise NoFastStep, with the reason, unless there are a GPU that is new enough, Triton, and bfloat16 or float16."""
     if device.type != "cuda":
         raise NoFastStep("it needs a GPU")
     try:
         kernels()
     except ImportError as error:
         raise NoFastStep(f"it needs Triton ({error})") from error
-    if compute_dtype != torch.bfloat16 or not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise NoFastStep("it computes in bfloat16, on GPUs that have it, and wants compute_dtype=torch.bfloat16")
+    capability = torch.cuda.get_device_capability(device)
+    if capability < (7, 5):
+        raise NoFastStep(f"it needs compute capability 7.5, a T4's, and this GPU has {capability[0]}.{capability[1]}")
+    if compute_dtype not in (torch.bfloat16, torch.float16):
+        raise NoFastStep(f"it computes in bfloat16 or float16, and compute_dtype is {compute_dtype}")
+    if compute_dtype == torch.bfloat16 and capability < (8, 0):
+        raise NoFastStep("this GPU does not compute in bfloat16: it wants compute_dtype=torch.float16")
 
 
 def require_supported(causal_lm, optimizer) -> None:

@@ -22,6 +22,9 @@ training, while B is small, many are. Here both are summed in fp32 first. (An un
 1e-4, the loss of a sample that is trained on for the second time: float32 10.83, this 10.85, autocast 11.13; the first
 time 11.1 to 11.3.)
 
+On a GPU without bf16, such as a T4, all of this is in fp16, and the loss is scaled (`LossScale`). Nothing else differs
+but the kernel of attention.
+
 A layer's picture, and its forward and backward pass line by line, are in `layer.py`.
 """
 
@@ -35,12 +38,13 @@ import torch
 from qlora_lab.training.optimizers import set_learning_rate
 from qlora_lab.training.steps.contract import StepResult
 from qlora_lab.training.steps.fast.adapters import Adapters
-from qlora_lab.training.steps.fast.attention import Samples
+from qlora_lab.training.steps.fast.attention import Samples, has_flash
 from qlora_lab.training.steps.fast.batch import FlatBatch, flatten
 from qlora_lab.training.steps.fast.host_memory import HostMemory, capture_stream
 from qlora_lab.training.steps.fast.layer import Activations, Angles, Layer, Row
 from qlora_lab.training.steps.fast.limits import kernels, require_supported
 from qlora_lab.training.steps.fast.linear import aligned_rows
+from qlora_lab.training.steps.fast.loss_scale import LossScale
 from qlora_lab.training.steps.fast.reading import read_model
 
 LOGITS_AT_A_TIME = 1 << 25  # elements: 64 MiB in bf16
@@ -54,7 +58,7 @@ class FastStep:
         model: a model of transformers, of one of the families in `families.py`, its linear layers dense or in 4 bits
             (this package's or bitsandbytes'), with adapters of this package or of PEFT.
         optimizer: AdamW of torch, or bitsandbytes' with 32-bit states, of the adapters.
-        accelerator: 🤗 Accelerate's, which knows the processes that share a step.
+        accelerator: 🤗 Accelerate's, which knows the processes that share a step, and has the scaler of fp16's loss.
         max_grad_norm: gradients are scaled down to this norm; None: never.
         accumulation: micro-batches per step.
         gradient_checkpointing: keep only each layer's input and compute the rest again in the backward pass.
@@ -88,6 +92,7 @@ class FastStep:
         self.embeddings, self.head = decoder.embeddings, decoder.head.to(dtype)  # (V, H) each
         self.hidden = self.head.shape[1]
         self.optimizer, self.max_grad_norm = optimizer, max_grad_norm
+        self.scale = LossScale(accelerator.scaler)
         groups = [group for layer in decoder.layers for group in layer.groups]
         self.adapters = Adapters(groups, optimizer, dtype, accumulating=accumulation > 1)
         borders = iter(self.adapters.borders)
@@ -99,7 +104,8 @@ class FastStep:
         ]
         self.dropout = any(adapter.dropout for group in groups for adapter in group.adapters)
         self.loss = torch.zeros(1, device=device)
-        self.share = torch.zeros(1, device=device)  # the weight of one target in the loss: 1 / targets
+        self.share = torch.zeros(1, device=device)  # the weight of one target in the scaled loss: scale / targets
+        self.flash = device.type == "cuda" and has_flash(device)
         self.host = None
         if activation_offloading and gradient_checkpointing:
             self.host = HostMemory(len(self.layers) - 1, self.hidden, dtype, device)
@@ -119,9 +125,13 @@ class FastStep:
         if self.accelerator.num_processes > 1:
             loss.copy_(self.accelerator.reduce(loss, reduction="sum"))
             gradient.copy_(self.accelerator.reduce(gradient, reduction="sum"))
-        norm = self.adapters.update(learning_rate, self.max_grad_norm)
+        norm = self.adapters.update(learning_rate, self.max_grad_norm, self.scale.value)
         self._flat = following and (following, self.flattened(following))
-        return StepResult(loss, norm, updated=math.isfinite(norm))
+        finite = math.isfinite(norm)
+        self.adapters.steps += finite
+        self.scale.update(finite)
+        skipped = self.scale.scaler is not None and not finite and math.isfinite(loss)
+        return StepResult(loss, norm, updated=finite, skipped=skipped)
 
     def write_state(self) -> None:
         self.adapters.write_down_steps()
@@ -140,7 +150,7 @@ class FastStep:
 
     @torch.no_grad()
     def gradients(self, micro_batches: list[FlatBatch], targets: int) -> torch.Tensor:
-        """Run forward and backward. `self.adapters.gradient` then holds the gradient of the loss.
+        """Run forward and backward. `self.adapters.gradient` then holds the gradient of the scaled loss.
 
         Args:
             micro_batches: this process's, from `flattened`.
@@ -149,7 +159,8 @@ class FastStep:
         Returns:
             the loss: float32, (1,), overwritten by the next call
         """
-        self.share.fill_(1 / targets)
+        scale = self.scale.value
+        self.share.fill_(scale / targets)
         prepared = [self._prepared(batch) for batch in micro_batches]
         self.loss.zero_()
         if self.adapters.accumulating:
@@ -159,7 +170,7 @@ class FastStep:
             if self.dropout:  # from torch's own generator, whose state a checkpoint holds
                 self.seed.fill_(torch.randint(1 << 62, ()).item())
             run()
-        return self.loss
+        return self.loss.div_(scale)
 
     def _prepared(self, batch: FlatBatch):
         """Input tensors on the device for batches of this kind, and the function to call when they are filled."""
@@ -187,7 +198,7 @@ class FastStep:
         """Add the batch's loss to `self.loss`. Set the adapters' gradients, or add to them if they are accumulated."""
         kept: list[Activations | torch.Tensor] = []  # a tensor is a checkpointed layer's input
         ids, positions, starts, rows, targets = batch.parts()
-        samples = Samples(starts.to(torch.int32), batch.longest)
+        samples = Samples(starts.to(torch.int32), batch.longest, self.flash)
         x, delta = None, self._embedded(ids)
         row = Row(samples, self._angles(delta, positions))
         if self.host:

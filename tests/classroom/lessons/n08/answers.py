@@ -65,6 +65,7 @@ NEARLY = [  # each question twice, with another greeting
     for a, b, c in zip(WORDS[:7], WORDS[1:8], WORDS[2:9], strict=True)
     for greeting in ("Hello", "Hi")
 ]
+SUMS = [{"prompt": f"What is {a} times {b}?", "response": str(a * b)} for a in range(2, 9) for b in range(a, 9)]
 
 RIGHT = [
     (check_split_by, (by_hash,)),
@@ -74,6 +75,7 @@ RIGHT = [
     (check_my_file, (table("mine.csv", RENAMED), "--columns prompt=frage,response=antwort")),
     (check_my_file, (table("mine.csv", RENAMED), "--split-by frage --columns prompt=frage,response=antwort")),
     (check_my_file, (table("mine.csv", RENAMED), "prompt=frage,response=antwort")),
+    (check_my_file, (saved("sums.jsonl", SUMS),)),
 ]
 
 WRONG = [  # and what the learner must be told

@@ -69,7 +69,7 @@ def test_a_script_that_fails_is_one_sentence(script):
 def test_the_lesson_shows_the_whole_script_in_its_text():
     """In markdown, which needs no kernel: as it is in examples/, in both editions, without the course's package."""
     script = machinery.SCRIPT.read_text(encoding="utf-8").rstrip()
-    assert "qlora_lab" not in script and len(script.splitlines()) <= 150
+    assert "qlora_lab" not in script and len(script.splitlines()) <= 155
     for edition in (".", "solutions"):
         notebook = json.loads((REPOSITORY / "notebooks" / edition / "09_your_gpu.ipynb").read_text(encoding="utf-8"))
         texts = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "markdown"]
@@ -135,3 +135,20 @@ def test_without_trl_the_lesson_says_what_to_run(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="TRL is not here: run %pip install trl"):
         machinery.work_in(tmp_path)
     assert os.getcwd() == here
+
+
+def test_what_the_script_needs_holds_as_many_scores_as_trl(monkeypatch):
+    """TRL's tile is 4,096 tokens x 32,768 words: of 128,256 words 1,046.5 rows, of 32,000 all rows up to 4,096."""
+    monkeypatch.setattr("qlora_lab.memory.estimate", lambda shape, **given: given)
+    settings = {"rank": 16, "optimizer": "adamw_torch", "sequence_length": 1024}
+    for model, batch, rows in (("llama-3-8b", 16, 1047), ("llama-3-8b", 1, 262), ("llama-7b", 2, 2048)):
+        given = machinery.needed_by_script(model, batch, 1024)
+        assert given == settings | {"batch_size": batch, "loss_chunk": rows}
+    assert machinery.needed_by_script("llama-7b", 2, 1024, rank=4)["rank"] == 4
+
+
+def test_a_larger_batch_than_the_largest_does_not_fit():
+    for name, batch in machinery.largest_batches("llama-2-13b", 1024).items():
+        needs = [machinery.needed_by_script("llama-2-13b", many, 1024).card_bytes for many in (batch, 2 * batch)]
+        assert needs[0] <= machinery.CARDS[name]["GB"] * 1e9 < needs[1]
+    assert set(machinery.largest_batches("llama-65b", 1024).values()) == {0}

@@ -1,6 +1,6 @@
 """Answers to the exercises of 12_ship_it: right ones, found by another way, and likely mistakes."""
 
-from qlora_lab.classroom.checks import check_culprits, check_ends_taught, check_file_bytes
+from qlora_lab.classroom.checks import check_ends_taught, check_file_bytes, check_riddle
 
 BLOCK_BYTES = {"f16": 64, "q8_0": 34, "q4_0": 18}  # of 32 weights
 
@@ -16,13 +16,13 @@ def ends_taught(samples, end_ids, blank_ids):
     return sum(last in end_ids for last in lasts) / len(lasts)
 
 
-CULPRITS = {"A": "too few bits", "B": "end token", "C": "wrong weights", "D": "data"}
+RIDDLE = {"culprit": "inputs", "file": "whole"}
 
 
 RIGHT = [
     (check_file_bytes, (file_bytes,)),
     (check_ends_taught, (ends_taught,)),
-    (check_culprits, (CULPRITS,)),
+    (check_riddle, (RIDDLE,)),
 ]
 
 WRONG = [  # and what the learner must be told
@@ -66,11 +66,11 @@ WRONG = [  # and what the learner must be told
         lambda samples, *ids: ends_taught([s for s in samples if s.target_count], *ids),
         "nothing is learned counts",
     ),
-    (check_culprits, CULPRITS | {"A": "wrong weights"}, "A was not: wrong weights"),
-    (check_culprits, CULPRITS | {"B": "data"}, "what else must happen"),
-    (check_culprits, CULPRITS | {"C": "too few bits"}, "what must differ"),
-    (check_culprits, CULPRITS | {"D": "end token"}, "after the training"),
-    (check_culprits, CULPRITS | {"D": "template"}, "expected one of"),
-    (check_culprits, {"A": "data"}, "the keys A, B, C and D"),
-    (check_culprits, "data", "the keys A, B, C and D"),
+    (check_riddle, RIDDLE | {"culprit": "template", "file": "broken"}, "It was not: template. Clue 1"),
+    (check_riddle, RIDDLE | {"culprit": "tokens"}, "the very same tokens"),
+    (check_riddle, RIDDLE | {"culprit": "weights"}, "ever French"),
+    (check_riddle, RIDDLE | {"file": "broken"}, "no clue accuses what the file holds"),
+    (check_riddle, RIDDLE | {"culprit": "llama.cpp"}, "'culprit': one of 'template'"),
+    (check_riddle, {"culprit": "inputs"}, "'file': one of 'whole'"),
+    (check_riddle, "inputs", "expected a dict"),
 ]

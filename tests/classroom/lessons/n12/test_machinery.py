@@ -2,6 +2,7 @@
 
 import types
 
+import gguf
 import pytest
 import torch
 
@@ -102,3 +103,23 @@ def test_on_levels_of_nf4_a_small_adapter_is_rounded_away_but_not_on_those_of_q4
         layer.lora_B.copy_(0.02 * torch.randn(layer.lora_B.shape, generator=generator))
     assert machinery.survives([layer], "nf4") < 0.1
     assert machinery.survives([layer], "q4_0") > 1
+
+
+def test_rounding_to_8_bits_is_that_of_gguf():
+    x = torch.randn(3, 96, generator=torch.Generator().manual_seed(16))
+    kind = gguf.GGMLQuantizationType.Q8_0
+    theirs = torch.from_numpy(gguf.quants.dequantize(gguf.quants.quantize(x.numpy(), kind), kind))
+    torch.testing.assert_close(machinery.in_8_bits(x), theirs, rtol=2**-10, atol=1e-6)  # its scales are F16
+
+
+def test_a_prompt_that_differs_in_the_file_is_told(tokenizer):
+    question = [{"role": "user", "content": "Where?"}]
+    text = tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True)
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def told(text, ids):
+        return machinery.clue(1, types.SimpleNamespace(prompt=lambda _: text, ids=lambda _: ids), question)
+
+    assert "the same text and the same tokens" in told(text, ids)
+    assert "different text and the same tokens" in told(text + " ", ids)
+    assert "the same text and different tokens" in told(text, ids[1:])

@@ -1,0 +1,65 @@
+"""What the fast step's losses and speeds are measured on. The measurements themselves need a GPU."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from qlora_lab.experiments.__main__ import main
+from qlora_lab.experiments.families import FEATURES, SHAPES, config, deviation, small_model, weights_in_products
+from qlora_lab.models.random_weights import build_random
+from qlora_lab.training.steps.fast.families import FAMILIES, family_of
+
+TINY = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "vocab_size": 97,
+}
+
+
+def test_every_family_of_the_fast_step_is_tried():
+    assert {kind for kind, _ in FEATURES.values()} == set(FAMILIES)
+    assert {kind for kind, _ in SHAPES.values()} <= set(FAMILIES)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_fast_step_knows_the_published_configs(name):
+    kind, features = SHAPES[name]
+    with torch.device("meta"):
+        family_of(AutoModelForCausalLM.from_config(config(kind, **{**features, "num_hidden_layers": 1})))
+
+
+@pytest.mark.parametrize("name", ["llama 3", "gemma3"])
+def test_the_reference_has_the_same_numbers_in_float32(name):
+    sixteen = small_model(name, "cpu", torch.bfloat16, TINY)
+    exact = small_model(name, "cpu", torch.float32, TINY)
+    theirs = dict(sixteen.named_parameters())
+    assert {p.dtype for p in exact.parameters()} <= {torch.float32, torch.uint8}
+    norms = [p for p in exact.parameters() if p.dim() == 1 and p.numel() == 64]
+    assert norms and not any(torch.equal(p, p[:1].expand(64)) for p in norms), "norms that differ"
+    for key, p in exact.named_parameters():
+        assert torch.equal(p, theirs[key].to(p.dtype)), key
+    ids = torch.arange(3, 23)[None]
+    with torch.no_grad():
+        logits = exact(ids).logits
+    assert logits.dtype == torch.float32 and torch.allclose(logits, sixteen(ids).logits.float(), atol=0.1)
+
+
+def test_weights_in_products_are_the_layers_and_the_head():
+    """By hand: q and o of 64 x 64, k and v of 64 x 32, three of 64 x 96, in two layers; a head of 97 x 64."""
+    kind, _ = FEATURES["llama"]
+    model = build_random(config(kind, **TINY), device="cpu", compute_dtype=torch.float32)
+    assert weights_in_products(model, 97) == 2 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 96) + 97 * 64
+
+
+def test_a_deviation_is_the_largest():
+    assert deviation([1.0, 2.2, 3.0], [1.0, 2.0, 4.0]) == pytest.approx(0.25)
+
+
+def test_no_gpu_is_said(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main(["families"]) == 2
+    assert "GPU" in capsys.readouterr().err
