@@ -190,6 +190,16 @@ def test_kaggle_gets_the_course_beside_its_output(machine, tmp_path):
     assert list((tmp_path / "working").iterdir()) == []
 
 
+def test_a_chinese_notebook_is_in_its_folder_and_speaks_chinese(machine, tmp_path):
+    """Also when its cell is run twice."""
+    folder, _, _ = machine
+    cell = colab.cell((folder / "course").as_uri(), "zh-TW")
+    code = f"{cell}\n{cell}\nimport os\nfrom qlora_lab.classroom.languages.texts import language\n"
+    done = run(machine, f"{code}print(os.getcwd(), language())", tmp_path, HOME=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == f"{tmp_path / 'qlora-lab' / 'notebooks' / 'zh-TW'} zh-TW"
+
+
 @pytest.fixture
 def sessions():
     """Colab's service that knows what was opened: its address, and the path that it tells."""

@@ -42,6 +42,11 @@ THROUGH_KWARGS = {
         'kwargs.pop("tokenizer_object"',
     ),
     ("Qwen3MoeConfig", "head_dim"): ("transformers.models.qwen3_moe.modeling_qwen3_moe", '"head_dim"'),
+    **{  # PyTorch says operators' arguments in Python where it gives their outputs' shapes
+        (f"_efficient_attention_{way}", keyword): ("torch._meta_registrations", f"{keyword}: {kind} | None = None")
+        for way in ("forward", "backward")
+        for keyword, kind in (("scale", "float"), ("window_size", "int"))
+    },
     ("subplots", "figsize"): ("matplotlib.figure", "figsize=None"),
     ("subplots", "layout"): ("matplotlib.figure", "layout=None"),
     ("MaxNLocator", "integer"): ("matplotlib.ticker", "integer=False"),

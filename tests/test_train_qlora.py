@@ -136,10 +136,12 @@ def test_adapter_loads_with_plain_peft(finished, tiny_folder):
 
 def test_the_adapters_card_has_scores_with_counts_and_no_path(finished, tiny_folder):
     card = (finished[0] / "adapter" / "README.md").read_text()
-    judged, after = (json.loads(finished[1].stdout)[key] for key in ("judged", "after"))
-    right = after["exact_match"]["test"] * judged["test"]
-    assert re.search(
-        rf"^\| exact match, test \| .* \| \d+% \({right:.0f} of {judged['test']}\) \|$", card, re.MULTILINE
+    report = json.loads(finished[1].stdout)
+    of = report["judged"]["test"]
+    values = (report[key]["exact_match"]["test"] for key in ("before", "after", "dullest_guess"))
+    cells = " | ".join(f"{value:.0%} ({value * of:.0f} of {of})" for value in values)
+    assert (
+        f"\n| measure | before | after | dullest guess |\n|---|---|---|---|\n| exact match, test | {cells} |\n" in card
     )
     assert "- rank: " in card and "PeftModel.from_pretrained" in card
     assert str(tiny_folder.parent) not in card and str(finished[0].parent) not in card

@@ -185,7 +185,6 @@ del ours, theirs
 # `merge_and_unload()` on the 4-bit model is *requantized*. It has lost
 # {{(losses["requantized"] - lines["adapter beside"]) / (lines["no adapter"] - lines["adapter beside"]):.0% ±0.3}} of what the adapter had gained in
 # loss, and PEFT only warns of "rounding errors". In the weights, hardly any of the corrections are left: {{left:.0% ±0.1}} in six layers.
-# ([Dive H](dive_h_merging.ipynb) asks why the loss is not worse still.)
 #
 # *Pristine* is what you get if you load the model once more in 16 bits. On eight orders it is as good. But it is not the
 # model that you judged, and an adapter may learn to make up for rounding errors, which pristine weights do not have. So our
@@ -428,7 +427,7 @@ ends, blanks = [tokenizer.eos_token_id], tokenizer("\n")["input_ids"]
 print("yours, TRL, hers:", *[ends_taught(samples, ends, blanks) for samples in (yours, trl, hers)])
 
 # %% [markdown]
-# The cure is to put the end token into her data and to train again. (`ask(..., stop=["\n"])` would only hide it.)
+# The cure is to put the end token into her data and to train again.
 #
 # ## 6 · The French riddle
 #

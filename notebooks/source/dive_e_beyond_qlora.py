@@ -500,10 +500,12 @@ assert min(aware[120, "merge-aware, merged"][0]) == 99 and max(aware[30, "merge-
 #
 # What a step on {{8}} orders needs at its peak, measured once for each method:
 
-# %% machinery "Look up the peaks; what was kept in memory for other methods is taken off (data/README.md)"
-KEPT_BESIDE = {"QLoRA": 0.27, "LoRA, 16-bit base": 0.27, "full fine-tuning": 0.81, "DoRA": 0.81}  # GB
+# %% machinery "Look up the peaks"
 alone = record.named("alone")
-peaks = {method: alone[method]["peak_allocated"] / 1e9 - kept for method, kept in KEPT_BESIDE.items()}
+peaks = {
+    method: alone[method]["peak_allocated"] / 1e9
+    for method in ("QLoRA", "LoRA, 16-bit base", "full fine-tuning", "DoRA")
+}
 
 # %%
 for method, peak in peaks.items():

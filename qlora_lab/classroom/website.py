@@ -22,6 +22,8 @@ from nbformat import NotebookNode
 
 from qlora_lab import __version__, colab
 from qlora_lab.arguments import Parser, print_anywhere
+from qlora_lab.classroom.languages.edition import editions
+from qlora_lab.classroom.languages.texts import ENGLISH, translate
 from qlora_lab.classroom.source import REPOSITORY
 from qlora_lab.errors import UserError
 from qlora_lab.places import require_checkout
@@ -39,7 +41,7 @@ PUBLIC = """# qlora_lab.{room}
 ```
 """
 COLOUR = re.compile(r"\x1b\[\d+(;\d+)*m")
-LINK = re.compile(r'<a href="(\w+)\.ipynb"')  # inside of HTML; Sphinx follows those of Markdown
+LINK = re.compile(r'<a href="([\w./-]+)\.ipynb"')  # inside of HTML; Sphinx follows those of Markdown
 TITLE = re.compile(r"# @title (.*)\n")
 SETTINGS = {
     "project": "QLoRA Lab",
@@ -89,6 +91,8 @@ def build(folder: Path, root: Path = REPOSITORY) -> None:
             told = COLOUR.sub("", warnings.getvalue()).replace(f"{pages}/", "").splitlines()
             more = f"\nand {len(told) - 10} more lines" if len(told) > 10 else ""
             raise UserError("the website was not made, because Sphinx warns:\n" + "\n".join(told[:10]) + more)
+        for edition in editions(root / "notebooks"):
+            say_language(made / "notebooks" / edition.language, edition.language)
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(made, folder, ignore=shutil.ignore_patterns(".buildinfo", "objects.inv"))
 
@@ -98,13 +102,11 @@ def write_pages(pages: Path, root: Path) -> None:
     readme = (root / "README.md").read_text(encoding="utf-8")
     badges = dict(BADGES.findall(readme))
     notebooks = sorted((root / "notebooks").glob("*.ipynb"))
-    (pages / "notebooks").mkdir(parents=True)
-    for path in notebooks:
-        page = for_reading(nbformat.read(path, as_version=4), path.name, badges.get(path.stem, ""))
-        nbformat.write(page, pages / "notebooks" / path.name)
-    (pages / "files").mkdir()  # what learners download: the notebook itself, not the page's copy of it
-    for path in notebooks:
-        shutil.copy(path, pages / "files")
+    translated = {
+        each: sorted((root / "notebooks" / each.language).glob("*.ipynb")) for each in editions(root / "notebooks")
+    }
+    for path in [*notebooks, *sum(translated.values(), [])]:
+        write_page(path, pages, badges.get(path.stem, ""), root)
     shutil.copytree(root / "docs", pages / "docs")
     for name in OTHERS:
         if (root / name).is_file():  # a students' copy has none
@@ -122,6 +124,7 @@ def write_pages(pages: Path, root: Path) -> None:
     parts = {
         "The path": on_path,
         "Deep dives": [name for name in names if name not in on_path],
+        **{each.name: [f"notebooks/{each.language}/{path.stem}" for path in of] for each, of in translated.items()},
         "More": [*docs, *(Path(name).stem for name in OTHERS if (root / name).is_file())],
         "Library": [f"api/{room}" for room in ROOMS],
     }
@@ -130,10 +133,40 @@ def write_pages(pages: Path, root: Path) -> None:
     (pages / "index.md").write_text(readme, encoding="utf-8")
 
 
-def for_reading(notebook: NotebookNode, name: str, badges: str) -> NotebookNode:
+def write_page(path: Path, pages: Path, badges: str, root: Path) -> None:
+    """Write a notebook's page, with links to its file, and to the same lesson in other languages.
+
+    badges: Markdown, links to Colab and Kaggle for the English notebook, or empty.
+    """
+    place = path.relative_to(root)  # notebooks/05_....ipynb, or notebooks/zh-TW/05_....ipynb
+    language = ENGLISH if len(place.parts) == 2 else place.parts[1]
+    up = "../" * (len(place.parts) - 1)
+    others = {} if language == ENGLISH else {"English": root / "notebooks" / path.name}
+    for edition in editions(root / "notebooks"):
+        if edition.language != language:
+            others[edition.name] = root / "notebooks" / edition.language / path.name
+    links = [f"{{download}}`{translate('Download this notebook', language)} <{up}files/{place}>`"]
+    links += [badges.replace("notebooks/", f"{place.parent.as_posix()}/")] if badges else []
+    links += [f"[{name}](/{other.relative_to(root).as_posix()})" for name, other in others.items() if other.exists()]
+    page = for_reading(nbformat.read(path, as_version=4), " ".join(links))
+    (pages / place).parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(page, pages / place)
+    file = pages / "files" / place  # what learners download: the notebook itself, not the page's copy of it
+    file.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(path, file)
+
+
+def say_language(folder: Path, language: str) -> None:
+    """Let a folder of pages say in which language they are: Sphinx knows one for all."""
+    for path in folder.glob("*.html"):
+        text = path.read_text(encoding="utf-8")
+        path.write_text(re.sub(r'(<html[^>]* lang=)"en"', rf'\1"{language}"', text, count=1), encoding="utf-8")
+
+
+def for_reading(notebook: NotebookNode, links: str) -> NotebookNode:
     """A notebook as a page: without its set-up cell, folded cells under their titles, figures with their alt texts.
 
-    name: of its file, which the page offers for download. badges: Markdown, links to Colab and Kaggle, or empty.
+    links: Markdown, below the title.
     """
     cells = [cell for cell in notebook.cells if not cell.source.startswith(colab.TITLE)]
     for cell in cells:
@@ -151,7 +184,6 @@ def for_reading(notebook: NotebookNode, name: str, badges: str) -> NotebookNode:
                 settings["image"] = {"alt": alt}
         if settings:
             cell.metadata["mystnb"] = settings
-    links = f"{{download}}`Download this notebook <../files/{name}>` {badges}".strip()
     cells.insert(1, nbformat.v4.new_markdown_cell(links))
     cells[1]["id"] = "links"  # another one each time otherwise
     notebook.cells = cells

@@ -99,12 +99,14 @@ class Judge:
         """What the dullest guess scores: of one answer, the same to all questions of a split.
 
         For each score it is the reference that scores most then; so a guess that has only seen the samples trained on
-        can hardly do better. Of more than `TRIED` different references, the most frequent are tried. As in
-        `Judgement.as_dict`, without perplexity.
+        can hardly do better. Of more than `TRIED` different references, the most frequent are tried. A split with one
+        reference has none, since it would always be right. As in `Judgement.as_dict`, without perplexity.
         """
         scores = {"exact_match": is_exact, **{score.name: score.of for score in self.scores}}
         dullest: dict[str, dict] = {name: {} for name in scores}
         for split, references in self.references().items():
+            if len(references) < 2:
+                continue
             tried = [text for text, _ in Counter(references).most_common(TRIED)]
             for name, of in scores.items():
                 means = {guess: statistics.fmean(of(guess, text) for text in references) for guess in tried}

@@ -11,7 +11,7 @@ import io
 import re
 from collections.abc import Iterable, Mapping
 
-from qlora_lab.evaluation.reports import ANSWERED, DULLEST, SCORES, score_lines
+from qlora_lab.evaluation.reports import ANSWERED, DULLEST, SCORE_COLUMNS, SCORES, score_lines
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c1c1e; --soft: #5a5a62; --paper: #ffffff; --card: #f4f4f6; --rule: #d4d4da;
@@ -102,7 +102,7 @@ def _scores(report: Mapping) -> str:
     lines = score_lines(report)
     if not lines:
         return ""
-    columns = ("before", "after", "dullest guess")[: len(lines[0]) - 1]
+    columns = SCORE_COLUMNS[: len(lines[0]) - 1]
     head = "".join(f"<th scope='col' class='number'>{column}</th>" for column in columns)
     rows = "".join(
         f"<tr><th scope='row'>{html.escape(label)}</th>"

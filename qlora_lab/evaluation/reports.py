@@ -16,6 +16,7 @@ SCORES = {
     "json": "JSON fields",
 }
 MEANS = ("f1", "json")  # of answers that may be right in part
+SCORE_COLUMNS = ("before", "after", "dullest guess")  # of `score_lines`; a report of an older version lacks the last
 DULLEST = "dullest guess: one and the same answer to all, the reference that scores most"
 ANSWERED, READ = ("test", "shifted"), ("validation", "prose")  # scored by exact match, by perplexity
 

@@ -31,6 +31,7 @@ memory_steps.py        one of them, measured phase by phase
 paged_memory.py        managed memory, counted and used again
 allocator_history.py   what was alive when the most was
 memory_comparison.py   what was recorded beside what is predicted
+mixtures.py            mixtures: experts in 4 bits, what is predicted and what is measured
 kept_activations.py    kept: what a forward pass leaves for its backward pass, by the byte
 
 Speed:

@@ -19,6 +19,7 @@ EXPERIMENTS = {
     "presets": "presets_compared",
     "memory": "memory_runs",
     "kept": "kept_activations",
+    "mixtures": "mixtures",
     "step": "step_speed",
     "families": "families",
     "kernels": "kernel_speed",

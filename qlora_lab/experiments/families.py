@@ -123,8 +123,10 @@ def config(kind: str, **features):
     """A config of transformers, its embeddings not tied to its head where a family lets one choose."""
     from transformers import AutoConfig
 
-    tied = {} if kind.startswith("gemma") else {"tie_word_embeddings": False}
-    return AutoConfig.for_model(kind, pad_token_id=0, bos_token_id=1, eos_token_id=2, **tied, **features)
+    common = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    if not kind.startswith("gemma"):
+        common["tie_word_embeddings"] = False
+    return AutoConfig.for_model(kind, **common, **features)
 
 
 # --- Losses -----------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import json
 import pathlib
 from collections.abc import Mapping
 
-from qlora_lab.evaluation.reports import score_lines
+from qlora_lab.evaluation.reports import DULLEST, SCORE_COLUMNS, score_lines
 from qlora_lab.export.go_template import turn_texts
 from qlora_lab.export.vocabulary import Vocabulary
 from qlora_lab.models.bundled import CATALOGUE
@@ -148,9 +148,16 @@ def _about(settings: Mapping[str, str], report: Mapping) -> list[str]:
     settings = {**settings, "steps": str(report.get("steps", settings.get("steps")))}  # by default none are asked for
     told = [f"- {key}: {value}" for key, value in settings.items() if value != "None" and not _is_path(value)]
     scores = score_lines(report) if {"before", "after"} <= report.keys() else []
-    rows = [f"| {label.strip()} | {before} | {after} |" for label, before, after in scores] or ["| not judged | | |"]
-    text = ["## Settings", "", *told, "", "## Scores", "", "| measure | before | after |", "|---|---|---|", *rows, ""]
-    return [*text, _versions(), ""]
+    columns = SCORE_COLUMNS[: len(scores[0]) - 1] if scores else SCORE_COLUMNS[:2]
+    rows = [_table_row(label, *values) for label, *values in scores] or [_table_row("not judged", "", "")]
+    head = [_table_row("measure", *columns), "|---" * (1 + len(columns)) + "|"]
+    note = [f"{DULLEST[0].upper()}{DULLEST[1:]}.", ""] if len(columns) == 3 else []
+    return ["## Settings", "", *told, "", "## Scores", "", *head, *rows, "", *note, _versions(), ""]
+
+
+def _table_row(*cells: str) -> str:
+    """A row of Markdown's; a score by a pattern may have a bar in its name."""
+    return f"| {' | '.join(cell.strip().replace('|', chr(92) + '|') for cell in cells)} |"
 
 
 def _versions() -> str:

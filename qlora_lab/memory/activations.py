@@ -66,11 +66,12 @@ def layer_activations(
 def _of_experts(shape: MixtureShape, rank: int, targets: str | Sequence[str]) -> dict[str, int]:
     """What a `FourBitExperts` and its router keep, bytes a token: most of it once for each expert that it goes to."""
     hidden, mlp, adapted = shape.hidden_size, shape.intermediate_size, chosen_experts(shape, targets)
-    # gate and up as they come, silu(gate), up; gpt-oss clamps both, and multiplies four numbers where others do two
-    gated = 2 * mlp * (7 if shape.expert_biases else 3)
+    # gate and up as they come, and silu(gate). gpt-oss clamps both, and multiplies four numbers where others do two
+    gated = 2 * mlp * (6 if shape.expert_biases else 3)
     inputs = 2 * (hidden * ("gate_up_proj" in adapted) + mlp * ("down_proj" in adapted))
     return {
-        "router": 4 * shape.num_experts + 4 * shape.experts_per_token,  # its softmax in fp32, and the weights
+        # a softmax in fp32 (gpt-oss': of the chosen alone); numbers and weights of the experts
+        "router": (0 if shape.expert_biases else 4 * shape.num_experts) + (8 + 4) * shape.experts_per_token,
         "order of the experts": 3 * 8 * shape.experts_per_token,
         "gate, up and activations": shape.experts_per_token * gated,
         "experts' output": shape.experts_per_token * 2 * hidden,

@@ -102,8 +102,9 @@ class MixtureShape(Shape):
     num_experts, experts_per_token: in each layer, and how many of them a token is sent to.
     query_key_norms: numbers in the norms of a layer's queries and keys (Qwen 3, OLMoE).
     expert_biases: whether the router and the experts have biases, and each head a sink (gpt-oss).
-    adapts_experts: whether PEFT's "all-linear" adapts experts and router: as in transformers 4, where they were linear
-        layers. Gate and up are one now, of twice the rank.
+    adapts_experts: whether PEFT's "all-linear" adapts experts and router, as in transformers 4, where they were linear.
+
+    Gate and up are one now, of twice the rank.
     """
 
     num_experts: int = 8

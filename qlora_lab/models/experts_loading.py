@@ -17,7 +17,7 @@ from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 from transformers.quantizers.quantizers_utils import get_module_from_name
 from transformers.utils.quantization_config import QuantizationMethod
 
-from qlora_lab.models.experts import FourBitExperts, fused_parameters, replace_experts
+from qlora_lab.models.experts import FourBitExperts, four_bit_experts, fused_parameters, replace_experts
 
 NAME = "bitsandbytes_4bit_with_experts"
 
@@ -73,7 +73,13 @@ class _Quantizer(Bnb4BitHfQuantizer):
         return updated
 
     def is_serializable(self):
-        return False  # nothing would read it
+        return not self.fused and super().is_serializable()  # nothing would read them
+
+    def _dequantize(self, model, dtype=None):
+        model = super()._dequantize(model, dtype)
+        for name, experts in four_bit_experts(model).items():
+            model.set_submodule(name, experts.dequantize(dtype))
+        return model
 
 
 def including_experts(settings):

@@ -41,7 +41,7 @@ def test_the_address_is_in_every_notebook_and_nothing_else_has_changed(published
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         before = json.loads((REPOSITORY / path.relative_to(published)).read_text(encoding="utf-8"))["cells"]
         different = [(a, b) for a, b in zip(cells, before, strict=True) if a != b]
-        language = publish.language_of(path, published)
+        language = "zh-TW" if "zh-TW" in path.parts else ""
         assert ["".join(a["source"]) for a, _ in different] == [colab.cell(ADDRESS, language)]
         assert {**different[0][0], "source": "", "id": ""} == {**different[0][1], "source": "", "id": ""}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
@@ -22,7 +23,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::PendingDeprecationWarning"),
 ]
 
-NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
+NOTEBOOKS = sorted([*REPOSITORY.glob("notebooks/*.ipynb"), *REPOSITORY.glob("notebooks/zh-TW/*.ipynb")])
 
 
 class Page(HTMLParser):
@@ -62,7 +63,7 @@ def pages(site) -> dict[Path, Page]:
 
 def test_each_notebook_and_document_is_a_page(site):
     for path in NOTEBOOKS:
-        assert (site / "notebooks" / f"{path.stem}.html").is_file()
+        assert (site / path.relative_to(REPOSITORY).with_suffix(".html")).is_file()
     for path in [*(REPOSITORY / "docs").glob("*.md"), REPOSITORY / "CONTRIBUTING.md"]:
         assert (site / path.relative_to(REPOSITORY).with_suffix(".html")).is_file()
 
@@ -93,7 +94,7 @@ def test_pages_need_nothing_from_elsewhere(site, pages):
 def test_each_figure_says_what_it_shows(site, pages):
     """Every figure's description of the notebook is that of the page, word by word."""
     for path in NOTEBOOKS:
-        told = pages[site / "notebooks" / f"{path.stem}.html"].alts
+        told = pages[site / path.relative_to(REPOSITORY).with_suffix(".html")].alts
         figures = [
             output.metadata["image/png"]["alt"]
             for cell in nbformat.read(path, as_version=4).cells
@@ -103,6 +104,17 @@ def test_each_figure_says_what_it_shows(site, pages):
         ]
         assert [alt for alt in told if alt is not None] == figures
         assert None not in told
+
+
+def test_a_lesson_leads_to_itself_in_the_other_language(site, pages):
+    english = pages[site / "notebooks" / "05_double_quantization.html"]
+    chinese = pages[site / "notebooks" / "zh-TW" / "05_double_quantization.html"]
+    assert "zh-TW/05_double_quantization.html" in english.links and "../05_double_quantization.html" in chinese.links
+    assert re.search('<html[^>]* lang="zh-TW"', chinese.text) and re.search('<html[^>]* lang="en"', english.text)
+    assert "下載這本筆記本" in chinese.text
+    (file,) = [link for link in chinese.links if link.endswith(".ipynb")]
+    kept = (site / "notebooks" / "zh-TW" / file).resolve().read_bytes()
+    assert kept == (REPOSITORY / "notebooks" / "zh-TW" / "05_double_quantization.ipynb").read_bytes()
 
 
 def test_a_page_is_the_notebook_for_reading(site, pages):

@@ -85,6 +85,11 @@ def test_the_dullest_guess_is_the_reference_that_scores_most():
     assert dullest["json_fields"] == {"test": {"a": pytest.approx(2 / 3), "b": pytest.approx(2 / 3)}}
 
 
+def test_a_single_reference_is_no_guess():
+    judge = Judge({"test": chats("aA"), "shifted": chats("aA", "bB")}, {}, Words(), scores=[parse_score("f1")])
+    assert judge.dullest() == {"exact_match": {"shifted": 0.5}, "f1": {"shifted": 0.5}}
+
+
 def test_of_many_references_the_most_frequent_are_tried(monkeypatch):
     monkeypatch.setattr(module, "TRIED", 2)
     rare = [("q", f"no {n}") for n in range(9)]

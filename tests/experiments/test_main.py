@@ -11,8 +11,8 @@ from qlora_lab.experiments import record
 from qlora_lab.experiments.__main__ import EXPERIMENTS, main
 
 NAMES = (
-    "accuracy, knobs, presets, memory, kept, step, families, kernels, quantization, side-by-side, amounts, splits, "
-    "merge-aware, methods, cards, codebooks, sensitivity, roofline"
+    "accuracy, knobs, presets, memory, kept, mixtures, step, families, kernels, quantization, side-by-side, amounts, "
+    "splits, merge-aware, methods, cards, codebooks, sensitivity, roofline"
 )
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 

@@ -157,11 +157,14 @@ def test_the_start_token_that_ollama_adds_is_not_in_its_template(small_tokenizer
     assert "<repo_name>" not in modelfile("m.gguf", read, tokenizer)
 
 
-def test_the_card_says_base_data_settings_scores_and_no_path(tmp_path, small_tokenizer):
+@pytest.mark.parametrize("guessed", [True, False])
+def test_the_card_says_base_data_settings_scores_and_no_path(guessed, tmp_path, small_tokenizer):
     run = make_run(tmp_path, family_config("llama tied"), small_tokenizer, rank="16")
-    before = {"exact_match": {"test": 0.0}, "perplexity": {"prose": 20.0}, "f1": {"test": 0.25}}
-    after = {"exact_match": {"test": 0.54}, "perplexity": {"prose": 20.5}, "f1": {"test": 0.75}}
+    pattern = {"regex:a|(b)": {"test": 1.0}}
+    before = {"exact_match": {"test": 0.0}, "perplexity": {"prose": 20.0}, "f1": {"test": 0.25}, **pattern}
+    after = {"exact_match": {"test": 0.54}, "perplexity": {"prose": 20.5}, "f1": {"test": 0.75}, **pattern}
     report = {"steps": 30, "before": before, "after": after, "judged": {"test": 50, "prose": 6}}
+    report["dullest_guess"] = {"exact_match": {"test": 0.02}} if guessed else {}
     (run / "report.json").write_text(json.dumps(report))
     assert command.main([str(run), "--to", str(tmp_path / "out")]) == 0
     card = (tmp_path / "out" / "README.md").read_text()
@@ -169,10 +172,12 @@ def test_the_card_says_base_data_settings_scores_and_no_path(tmp_path, small_tok
     head = card.split("---")[1]
     assert "license" not in head and "base_model" not in head and "tags: [qlora, lora]" in head
     assert "- rank: 16" in card and "- steps: 30" in card and "look it up" in card
-    assert "| exact match, test | 0% (0 of 50) | 54% (27 of 50) |" in card
-    assert (
-        "| token F1, test | 25% (of 50) | 75% (of 50) |" in card and "| perplexity, prose | 20.000 | 20.500 |" in card
-    )
+    more = [" dullest guess |", " 2% (1 of 50) |", " - |"] if guessed else ["", "", ""]
+    assert f"\n| measure | before | after |{more[0]}\n" in card
+    assert f"\n| exact match, test | 0% (0 of 50) | 54% (27 of 50) |{more[1]}\n" in card
+    assert rf"| regex:a\|(b), test | 100% (50 of 50) | 100% (50 of 50) |{more[2]}" in card
+    assert f"\n| token F1, test | 25% (of 50) | 75% (of 50) |{more[2]}\n" in card
+    assert f"\n| perplexity, prose | 20.000 | 20.500 |{more[2]}\n" in card and ("Dullest guess: " in card) == guessed
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import shutil
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ from transformers import AutoModelForCausalLM, GptOssConfig, MixtralConfig, Olmo
 from qlora_lab.adapters.peft_adapter import add_adapter, load_adapter, trainable_parameters
 from qlora_lab.errors import UserError
 from qlora_lab.finetuning import build_random, dequantize_linears, load_model, preflight
+from qlora_lab.memory.activations import layer_activations
+from qlora_lab.memory.shapes import from_config
 from qlora_lab.models.compatibility import EXPERTS_IN_4_BITS
 from qlora_lab.models.experts import FourBitExperts, four_bit_experts, quantize_experts
 from qlora_lab.models.experts_loading import including_experts
@@ -125,6 +128,32 @@ def test_nothing_dense_is_kept_for_the_backward_pass():
     assert kept and max(kept) <= 5 * 2 * 128  # what gate and up make of an expert's five tokens
 
 
+@pytest.mark.parametrize("targets", [["q_proj"], ON_EXPERTS], ids=["attention", "experts"])
+@FAMILIES
+def test_what_is_kept_for_the_backward_pass_is_predicted(family, targets):
+    """Bytes a token of router and experts, by the difference of two lengths: copies of A and B are there once."""
+    model = add_adapter(build_random(CONFIGS[family], device="cpu", compute_dtype=torch.bfloat16), 4, targets=targets)
+    mixture = model.base_model.model.model.layers[0].mlp
+    weights = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+
+    def kept(tokens: int) -> int:
+        x, found = torch.randn(1, tokens, 64, dtype=torch.bfloat16).requires_grad_(), {}
+
+        def keep(tensor):
+            found[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), torch.autocast("cpu"):
+            made = mixture(x)
+        del made
+        others = {*weights, x.untyped_storage().data_ptr()}
+        return sum(nbytes for pointer, nbytes in found.items() if pointer not in others)
+
+    of_layer = layer_activations(from_config(CONFIGS[family]), "qlora", 4, targets)
+    parts = ["router", *(name for name in of_layer if "expert" in name), "gate, up and activations"]
+    assert (kept(60) - kept(20)) / 40 == pytest.approx(sum(of_layer[name] for name in parts), rel=0.01)
+
+
 def test_only_experts_that_are_used_are_dequantized(monkeypatch):
     experts, used = in_4_bits("olmoe").model.layers[0].mlp.experts, []
     one = FourBitExperts.expert
@@ -221,6 +250,19 @@ def test_a_checkpoint_is_loaded_with_its_experts_in_4_bits(family, tmp_path, tok
     assert len(stacked) == (0 if family == "gpt-oss" else 2)  # of which the experts are stored one by one
     with pytest.raises(ValueError, match="not serializable"):  # rather than a folder that nothing reads
         model.save_pretrained(tmp_path / "again")
+    expected = model(IDS).logits
+    model.dequantize()  # as lesson 12 does before it merges
+    assert not four_bit_experts(model)
+    torch.testing.assert_close(model(IDS).logits, expected, rtol=0, atol=1e-5)
+
+
+def test_a_model_without_experts_is_saved_in_4_bits_as_before(tmp_path, tiny_folder):
+    model, _ = load_model(tiny_folder, "nf4", device="cpu", compute_dtype=torch.float32)
+    model.save_pretrained(tmp_path)
+    shutil.copy(tiny_folder / "tokenizer.json", tmp_path)
+    shutil.copy(tiny_folder / "tokenizer_config.json", tmp_path)
+    again, _ = load_model(tmp_path, device="cpu", compute_dtype=torch.float32)
+    assert again.is_loaded_in_4bit and torch.equal(again(IDS).logits, model(IDS).logits)
 
 
 @FAMILIES

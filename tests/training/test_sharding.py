@@ -80,8 +80,15 @@ def test_four_processes_with_a_quarter_each_are_one_run(tmp_path):
 
 
 def test_train_qlora_in_two_processes(untied, tmp_path, capsys):
-    """What `accelerate launch --config_file data/accelerate/fsdp.yaml` says is in the surroundings."""
-    command = ["--model", str(untied), *RUN.split()]
+    """What `accelerate launch --config_file data/accelerate/fsdp.yaml` says is in the surroundings.
+
+    On a file, of which each process draws by itself what to hold out and what to mix in: all must draw the same.
+    """
+    rows = [{"prompt": f"Say {n}.", "response": str(n), "who": f"customer {n // 2}"} for n in range(40)]
+    mine = tmp_path / "mine.jsonl"
+    mine.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ["--model", str(untied), *RUN.split(), "--data", str(mine), "--split-by", "who"]
+    command += ["--replay", "orders", "--replay-share", "0.4"]
     done = ended(processes(2, "qlora_lab.train_qlora", *command, "--output", tmp_path / "two", shard=True))
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
@@ -89,6 +96,7 @@ def test_train_qlora_in_two_processes(untied, tmp_path, capsys):
     alone = json.loads(capsys.readouterr().out)
     assert (report["processes"], alone["processes"]) == (2, 1)
     assert (report["sharded"], alone["sharded"]) == (True, False)
+    assert report["judged"] == alone["judged"] == {"test": 2}
     assert report["trainable_parameters"] == alone["trainable_parameters"]
     assert report["losses"] == pytest.approx(alone["losses"], rel=1e-5)
     for moment in ("before", "after"):

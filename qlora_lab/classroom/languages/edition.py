@@ -56,6 +56,11 @@ class Edition:
         return self.notebooks / "source" / self.language
 
     @property
+    def name(self) -> str:
+        """What the language calls itself."""
+        return json.loads((self.sources / "edition.json").read_text(encoding="utf-8")).get("name", self.language)
+
+    @property
     def common(self) -> dict[str, str]:
         return labels.read_labels(self.sources / COMMON)
 

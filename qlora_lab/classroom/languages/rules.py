@@ -21,6 +21,7 @@ from qlora_lab.classroom.values import Value, split_text
 
 FENCE = re.compile(r"^ *(`{3,}|~{3,})(?P<name>[^\n]*)\n.*?^ *\1", re.MULTILINE | re.DOTALL)
 CODE = re.compile(r"`[^`]+`|<code>.*?</code>", re.DOTALL)
+EXPRESSION = re.compile(r"\{\{.*?\}\}", re.DOTALL)
 LINK = re.compile(r"(?<=\]\()[^)\s]+(?=\))|(?<=href=\")[^\"]+|(?<=src=\")[^\"]+|https?://[^\s)\"]+")
 FORMULA = re.compile(r"\$\$.+?\$\$|\$[^$\n]+\$", re.DOTALL)
 TAG = re.compile(r"</?[a-z]+(?= |>)")
@@ -69,12 +70,14 @@ def faults(kind: str, english: str, translation: str) -> Iterator[str]:
 
 def broken_bold(text: str) -> Iterator[str]:
     """Bold words whose signs Markdown would show: it wants a space or a sign outside where a sign stands inside."""
-    for line in CODE.sub("x", text).split("\n"):
-        for number, found in enumerate(re.finditer(r"\*\*", line)):
-            before, after = line[: found.start()][-1:], line[found.end() :][:1]
+    pieces = split_text(text, 0)  # a value may have powers
+    plain = CODE.sub("x", "".join(piece if isinstance(piece, str) else "0" for piece in pieces))
+    for paragraph in re.split(r"\n\s*\n", plain):
+        for number, found in enumerate(re.finditer(r"\*\*", paragraph)):
+            before, after = paragraph[: found.start()][-1:], paragraph[found.end() :][:1]
             inside, outside = (after, before) if number % 2 == 0 else (before, after)
             if is_sign(inside) and outside and not outside.isspace() and not is_sign(outside):
-                yield line[max(0, found.start() - 8) : found.end() + 4]
+                yield paragraph[max(0, found.start() - 8) : found.end() + 4]
 
 
 def is_sign(character: str) -> bool:
@@ -161,6 +164,7 @@ def read_terms(path: Path) -> list[Term]:
 def faults_of_terms(english: str, translation: str, terms: list[Term]) -> Iterator[str]:
     """Words in a translation that are not those of the table, or no Traditional Chinese."""
     plain = CODE.sub(" ", FENCE.sub(" ", translation))
+    said = EXPRESSION.sub(" ", CODE.sub(" ", english))
     for term in terms:
         allowed = plain
         for word in (*term.but, term.translation):
@@ -169,7 +173,7 @@ def faults_of_terms(english: str, translation: str, terms: list[Term]) -> Iterat
             if word in allowed:
                 yield f"has {word}: {term.english} is {term.translation}"
         pattern = rf"(?<![\w`.-]){re.escape(term.english)}s?(?![\w`.-])"
-        if term.always and re.search(pattern, CODE.sub(" ", english), re.IGNORECASE) and term.translation not in plain:
+        if term.always and re.search(pattern, said, re.IGNORECASE) and term.translation not in plain:
             yield f"lacks {term.translation}, the translation of {term.english}"
     for sign in sorted(set(CHINESE.findall(plain))):
         try:

@@ -9,8 +9,10 @@ import pytest
 
 from qlora_lab import colab
 from qlora_lab.classroom.build import main
+from qlora_lab.classroom.grading.hand_in import course_checks, read_notebook
 from qlora_lab.classroom.languages import edition
 from qlora_lab.classroom.languages.entries import same_code
+from qlora_lab.classroom.languages.rules import broken_bold
 from qlora_lab.classroom.outputs import code_cells
 from qlora_lab.classroom.source import REPOSITORY
 from tests.labels import labels
@@ -21,7 +23,7 @@ SOURCE = '''\
 # # 99 · What does a demo cost?
 #
 # It takes {{a + 1}} of {{7}} bytes.
-# See [lesson 05](05_double_quantization.ipynb) and [the page](../docs/x.md), `x = 5`.
+# See [lesson 05](05_double_quantization.ipynb) and [the page](../docs/x.md), [here](99_demo.ipynb), `x = 5`.
 #
 # | you need | |
 # |---|---|
@@ -51,7 +53,8 @@ CHINESE = {
     "99 · What": """\
 # 99 · 示範要花多少？
 
-{{7}} 個位元組裡占 {{a + 1}} 個。請看[第 05 課](05_double_quantization.ipynb)和[那一頁](../docs/x.md)，`x = 5`。
+{{7}} 個位元組裡占 {{a + 1}} 個。
+請看[第 05 課](05_double_quantization.ipynb)和[那一頁](../docs/x.md)，[這裡](99_demo.ipynb)，`x = 5`。
 
 | 你需要 | |
 |---|---|
@@ -136,6 +139,7 @@ def test_an_edition_in_step_says_nothing_and_is_the_english_one_in_other_words(n
     title, setup, table, stub, check, hint, solution, end = sources(notebooks / "zh-TW" / "99_demo.ipynb")
     assert title.startswith("# 99 · 示範要花多少？\n\n7 個位元組裡占 3 個。")  # in another order
     assert "(../05_double_quantization.ipynb)和[那一頁](../../docs/x.md)" in title  # the edition has no lesson 05
+    assert "(99_demo.ipynb)" in title  # but this one
     assert '"notebooks", "zh-TW"' in setup and colab.cell(colab.ADDRESS, "zh-TW") == setup
     assert table == "# @title 數字表\na = 2  # 位元組\nprint(a)"
     assert stub == 'def twice(x):\n    """這個數的兩倍。"""\n    ...  # 你的程式碼（約 1 行）'
@@ -223,6 +227,12 @@ def test_what_a_translation_must_keep(notebooks, capsys, before, after, says):
     assert [line for line in lines if says in line], lines
 
 
+def test_powers_in_a_value_are_no_bold():
+    """Else lesson 03 could not be translated."""
+    text = "**甲：** 兩者是 {{a**2:.3f}} 和 **{{b**2}}，\n乙。** 丙"
+    assert list(broken_bold(text)) == [] and len(list(broken_bold(text.replace("** 丙", "**丙")))) == 1
+
+
 def test_a_docstring_that_would_become_code_is_refused(notebooks, capsys):
     change(prose(notebooks), "這個數的兩倍。", '兩倍"""\nx = 1')
     assert main(["--language", "zh-TW"], notebooks) == 1
@@ -294,3 +304,10 @@ def test_the_code_of_a_stored_notebook_is_the_english_one(path):
             assert code == colab.cell(colab.ADDRESS, language)
         else:
             assert same_code(code, wanted), code
+
+
+def test_a_translated_notebook_can_be_handed_in():
+    """The grader knows cells by their ids, which are the same in all languages."""
+    notebook = read_notebook(NOTEBOOKS / "zh-TW" / "solutions" / "05_double_quantization.ipynb")
+    name, checks = course_checks(notebook)
+    assert name == "05_double_quantization" and len(checks) == 3
