@@ -16,14 +16,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import gc
 import json
 import math
 import os
 import sys
 import time
-from collections.abc import Iterator
-from typing import Any, cast
+from typing import cast
 
 import torch
 from safetensors import SafetensorError
@@ -31,7 +29,6 @@ from safetensors import SafetensorError
 from qlora_lab.adapters.lora import add_lora
 from qlora_lab.adapters.merge_aware import merge_requantized
 from qlora_lab.adapters.peft_adapter import begin_with_loftq, trainable_parameters
-from qlora_lab.adapters.targets import find_targets, widths
 from qlora_lab.arguments import print_anywhere
 from qlora_lab.errors import CANNOT_WRITE, UserError
 from qlora_lab.evaluation.kept_answers import before_only, joined, rows_of
@@ -42,11 +39,9 @@ from qlora_lab.export.papers import adapter_card
 from qlora_lab.memory.meter import peak_memory_bytes, reset_peak
 from qlora_lab.memory.prediction import estimate
 from qlora_lab.memory.shapes import from_config
-from qlora_lab.models.compatibility import build_on_meta, read_config
-from qlora_lab.models.experts import split_targets
+from qlora_lab.models.compatibility import read_config
 from qlora_lab.models.hardware import DTYPES, pick_compute_dtype
 from qlora_lab.models.loading import load_model, load_tokenizer, locate, quantized_by
-from qlora_lab.models.quiet import quiet_transformers
 from qlora_lab.models.sharded import CheckpointWeights, empty_model, fill_and_shard
 from qlora_lab.models.tokens import prepare_tokenizer
 from qlora_lab.models.trying import require_trainable
@@ -65,8 +60,10 @@ from qlora_lab.train_flags import (
     parser,
     recipe,
     require_shardable_adapter,
+    require_targets,
     settings_of,
     settings_of_before,
+    settle_dense_base,
     target_names,
 )
 from qlora_lab.training.batches import Batches, with_replay
@@ -220,6 +217,9 @@ def run(args: argparse.Namespace) -> dict | None:
     if weights and not resumed_at:
         say("fitting the adapters to what 4 bits lost ...")
         begin_with_loftq(model, weights)
+    settings, held = (settings, 0) if sharded else settle_dense_base(settings, model)
+    if held:
+        say(f"holding the 4-bit weights in {held / 1e9:.2f} GB of dense ones, too, while training (--no-dense-base)")
     trainable, steps = trainable_parameters(model), settings.steps
     say(f"training {trainable:,} parameters for {steps} steps of {args.batch_size * args.accumulation} samples ...")
     torch.manual_seed(args.seed)  # for the model's own dropout, if it has any
@@ -268,6 +268,7 @@ def run(args: argparse.Namespace) -> dict | None:
         "tokens_per_second": tokens_per_second(records) or 0.0,
         "train_seconds": sum(record.seconds for record in records),
         "peak_memory_bytes": peak,
+        "dense_base_bytes": held,
         "trainable_parameters": trainable,
         "adapter": str(folder.adapter),
         "processes": accelerator.num_processes,
@@ -286,36 +287,6 @@ def run(args: argparse.Namespace) -> dict | None:
     own_tokenizer = (folder.adapter / "tokenizer_config.json").is_file()
     folder.write("adapter/README.md", adapter_card(folder.settings, report, own_tokenizer))
     return report
-
-
-def require_targets(args: argparse.Namespace) -> None:
-    """Raise UserError unless the model has the layers that --targets names, and --rank makes sense for them.
-
-    The layers are looked up in a skeleton made from the model's config alone: modules and shapes, no weights.
-    """
-    with _collector_off(), quiet_transformers():
-        skeleton = build_on_meta(read_config(args.model), torch.float32)
-    modules: dict[str, Any] = dict(skeleton.named_modules())
-    targets, of_experts = target_names(args), []
-    if isinstance(targets, list):
-        targets, of_experts = split_targets(skeleton, targets)
-    names = find_targets(skeleton, targets, language_only=True) if targets or not of_experts else []
-    layers = [modules[name] for name in names]
-    useful = max((min(widths(layer)) for layer in layers), default=args.rank)
-    if args.rank > useful:
-        raise UserError(f"--rank {args.rank} is more than these layers can use: choose at most {useful}")
-
-
-@contextlib.contextmanager
-def _collector_off() -> Iterator[None]:
-    """No garbage collection: imports create many objects and free few. A typo is reported in 3.8 s instead of 4.4 s."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
 
 
 def add_adapters(base, args: argparse.Namespace, preset: Preset):

@@ -118,6 +118,7 @@ MAY_IMPORT = {
     "qlora_lab/adapters/merge_aware.py": ("torch", ERRORS, FACTS, QUANTIZATION, ADAPTERS),
     "qlora_lab/adapters/quantized_linear.py": (LIBRARIES, ERRORS, FACTS, QUANTIZATION, MODELS, ADAPTERS),
     "qlora_lab/adapters/peft_adapter.py": (LIBRARIES, ERRORS, FACTS, ADAPTERS, MODELS),
+    "qlora_lab/adapters/as_one.py": ("torch", "psutil", ADAPTERS),
     "qlora_lab/adapters/targets.py": ("torch", ERRORS, ADAPTERS, "qlora_lab.models.parts"),
     "qlora_lab/adapters/*": ("torch", "safetensors", ERRORS, FACTS, ADAPTERS),
     "qlora_lab/training/*": (LIBRARIES, ERRORS, FACTS, PLACES, QUANTIZATION, MODELS, ADAPTERS, TRAINING),

@@ -111,7 +111,7 @@ def test_json_and_nothing_else_on_standard_output(finished, tiny_folder):
         "model", "method", "steps", "losses", "before", "after", "tokens_per_second", "train_seconds",
         "peak_memory_bytes", "trainable_parameters", "adapter",  # these are promised
         "processes", "sharded", "device", "compute_dtype", "samples_left_out", "resumed_at", "interrupted",
-        "validation_losses", "adapter_step", "out_of_patience", "judged",
+        "validation_losses", "adapter_step", "out_of_patience", "judged", "dense_base_bytes", "dullest_guess",
     }  # fmt: skip
     assert report["model"] == str(tiny_folder)
     assert len(report["losses"]) == report["steps"] == 6
@@ -471,6 +471,7 @@ def test_each_flag_reaches_what_it_names_and_nothing_else(capsys, tiny_folder, t
         "gradient_checkpointing": False,
         "activation_offloading": False,
         "loss_chunk": None,
+        "dense_base": False,  # nothing is in 4 bits
         "update_in_backward": False,
         "fast": False,
         "merge_aware": None,

@@ -8,5 +8,6 @@ merging.py           adds a correction to its base's weight, takes it back, remo
 files.py             PEFT's file format, both ways
 quantized_linear.py  the frozen linear layer in 4 bits; replaces a model's, or takes over bitsandbytes'
 merge_aware.py       LoRA that learns under the rounding of a merge into 4 bits
+as_one.py            a frozen layer and PEFT's adapter beside it as one operation, on a CPU
 peft_adapter.py      PEFT's own adapters, which `train_qlora` trains
 """

@@ -9,6 +9,7 @@ import json
 
 import torch
 
+from qlora_lab.adapters.as_one import as_one
 from qlora_lab.errors import UserError
 from qlora_lab.evaluation.losses import autocast
 from qlora_lab.training.templates import end_ids, prompt_text
@@ -51,7 +52,7 @@ def generate(
             padding_side="left",
             add_special_tokens=False,  # the template has written those that it wants
         ).to(device)
-        with autocast(device, dtype):
+        with autocast(device, dtype), as_one(model):
             ids = model.generate(
                 **prompts,
                 max_new_tokens=max_new_tokens,

@@ -21,6 +21,8 @@ def held_throughout(step: TrainingStep) -> tuple[dict[str, int], int]:
     held = model_parts(step.shape, step.method, step.double_quant, step.full_precision)
     if step.embeddings_on_cpu and not step.shape.tie_word_embeddings:
         held["embeddings and head"] //= 2
+    linears = step.shape.num_hidden_layers * sum(i * o for i, o in step.shape.linears().values())  # without experts
+    held["dense weights"] = 2 * linears if step.dense_base and step.method == "qlora" else 0
     held["master weights"] = 4 * step.trained if step.masters else 0
     held["adapters"] = 0 if step.full else step.trained_bytes * step.trained
     # torch's AdamW keeps its states in the parameters' dtype, in fp32 for master weights
@@ -171,7 +173,8 @@ def _copies_of_a_layer(step: TrainingStep) -> int:
 
 
 def _dequantized(step: TrainingStep) -> int:
-    return dequantization_bytes(step.shape, step.double_quant) if step.method == "qlora" else 0
+    anew = step.method == "qlora" and (not step.dense_base or step.shape.experts())
+    return dequantization_bytes(step.shape, step.double_quant) if anew else 0
 
 
 def _one_gradient(step: TrainingStep) -> int:

@@ -101,6 +101,7 @@ def estimate(
     preset: str | None = None,
     processes: int = 1,
     sharding: str = "data",
+    dense_base: bool = False,
 ) -> MemoryBreakdown:
     """Predict the memory of one training step on a GPU.
 
@@ -122,14 +123,16 @@ def estimate(
         loss_chunk, update_in_backward, embeddings_on_cpu: as in `finetuning.Preset` and `finetuning.train_steps`.
         preset: one of `PRESETS`, which sets adapter_dtype and the three above.
         processes: GPUs that take the step together; the prediction is for one of them, and its own batch_size.
+        dense_base: the weights that are in 4 bits are held in bf16, too, as `TrainSettings.dense_base` does on a CPU.
         sharding: "data", each has the whole model; or "full", each has a share of every layer (see `processes.py`).
 
     Returns:
-        parts by name: "base weights" (of the linears), "quantization constants", "embeddings and head", "norms",
-        "biases", "routers" (of mixtures), "master weights", "adapters", "gradients", "optimizer states", "bf16 copies"
-        (autocast's), "activations", "logits and loss", "dequantized weight" (one, while it is used), "update" (what the
-        optimizer needs for itself), "gathered" (whole layers, of a sharded model), "exchange" (sums of gradients over
-        processes), "cuBLAS workspace"; only those that are not 0 at the peak.
+        parts by name: "base weights" (of the linears), "dense weights" (the same in bf16), "quantization constants",
+        "embeddings and head", "norms", "biases", "routers" (of mixtures), "master weights", "adapters", "gradients",
+        "optimizer states", "bf16 copies" (autocast's), "activations", "logits and loss", "dequantized weight" (one,
+        while it is used), "update" (what the optimizer needs for itself), "gathered" (whole layers, of a sharded
+        model), "exchange" (sums of gradients over processes), "cuBLAS workspace"; only those that are not 0 at the
+        peak.
 
     Raises:
         ValueError: an unknown method, optimizer, dtype, target or preset; a rank, length or batch below 1.
@@ -158,6 +161,7 @@ def estimate(
         **recipe,
         processes=processes,
         sharding=sharding,
+        dense_base=dense_base,
     )
     if sharding == "full":
         (held, managed), candidates = held_by_one(step, processes), moments_of_one(step, processes)

@@ -33,6 +33,7 @@ class TrainingStep:
     embeddings_on_cpu: bool
     processes: int = 1
     sharding: str = "data"
+    dense_base: bool = False
 
     def __post_init__(self):
         require_known("method", self.method, METHODS)
@@ -51,6 +52,8 @@ class TrainingStep:
             raise ValueError(
                 "sharding='full' goes with lora and qlora, 32-bit optimizer states and updates after the backward pass"
             )
+        if self.sharding == "full" and self.dense_base:
+            raise ValueError("dense_base holds whole weights, and with sharding='full' no process has them")
         if self.sharding == "full" and self.rank % self.processes:
             raise ValueError(
                 f"rank={self.rank} cannot be shared evenly by {self.processes} processes: choose a multiple of them"

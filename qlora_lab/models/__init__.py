@@ -14,6 +14,7 @@
     budget.py          which layers to keep in 16 bits, when there is room for some
     trying.py          whether it trains, packs, chunks, how long it reads: tried on a tiny copy with random weights
     tiny.py            that copy
+    rows.py            attention for rows that begin with the same tokens, which are computed once
     parts.py           which part of a model reads text
     tokens.py          does a tokenizer fit its model?
     faults.py          faults of other libraries, and how we avoid them

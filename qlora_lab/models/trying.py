@@ -24,6 +24,7 @@ from qlora_lab.models.experts import fused_parameters
 from qlora_lab.models.loading import FOUR_BITS, first_sentence, is_quantized_already, quantized_by
 from qlora_lab.models.parts import text_decoder
 from qlora_lab.models.quiet import quiet_transformers
+from qlora_lab.models.rows import attention_of_rows
 from qlora_lab.models.tiny import in_4_bits, tiny_copy
 
 SAME = 1e-3  # of the logits' standard deviation: float32 rounds to 1e-6 of it, another sample moves them by about 1
@@ -123,6 +124,22 @@ def require_isolation(model) -> None:
             raise UserError(f"{reason}: use packing=False")
 
 
+_SHARED: dict[tuple[type, str], bool] = {}  # by class and config: a trial takes a tenth of a second
+
+
+def can_share_beginnings(model) -> bool:
+    """Whether rows that begin with the same tokens can be computed in this model as `models/rows.py` describes it."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules()):
+        return False  # each row drops other numbers
+    known = (type(base), base.config.to_json_string(use_diff=False))
+    if known not in _SHARED:
+        with _on_the_side():
+            small = tiny_copy(base.config, type(base))
+            _SHARED[known] = small is not None and not why_not_shared(small)
+    return _SHARED[known]
+
+
 def try_out(config, targets: str | list[str] = "all-linear", max_length: int = 0, four_bits: bool = False) -> Tried:
     """Try a tiny copy of a model. Arguments as in `require_trainable`; four_bits: try it in 4 bits, too."""
     with _on_the_side():
@@ -197,6 +214,36 @@ def why_not_packed(model) -> str:
     if (leak := _differ(_logits(model, second), packed[len(first) :])) > SAME:
         kind = type(model).__name__
         return f"in a {kind}, samples that share a row see one another (their logits move by {leak:.2g} deviations)"
+    return ""
+
+
+@torch.no_grad()
+def why_not_shared(model) -> str:
+    """Why `models/rows.py` does not compute rows with a common beginning as if each were alone; "" if it does."""
+    kind = type(model).__name__
+    if not getattr(model, "_can_set_attn_implementation", lambda: False)():
+        return f"{kind} does not let its attention be chosen"
+    first, *rests = (_tokens(model, count, seed) for seed, count in enumerate((7, 5, 5)))
+    alone = torch.cat([_logits(model, [*first, *rest])[len(first) :] for rest in rests])
+    model.train()  # with its dropout, if it has any
+    try:
+        with attention_of_rows(model):
+            positions = [*range(7), *range(7, 12), *range(7, 12)]
+            ids, keep = torch.tensor([[*first, *rests[0], *rests[1]]]), torch.arange(7, 17)
+            made = model(
+                input_ids=ids,
+                position_ids=torch.tensor([positions]),
+                use_cache=False,
+                logits_to_keep=keep,
+                beginning=7,
+                rows=2,
+            ).logits[0]
+    except Exception as error:  # whatever a model of this kind does not take
+        return f"{kind} does not take rows with a common beginning: {first_sentence(error)}"
+    finally:
+        model.eval()
+    if (difference := _differ(alone, made[-len(alone) :].float())) > SAME:
+        return f"in a {kind}, rows with a common beginning move each other's logits by {difference:.2g} deviations"
     return ""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -136,3 +137,20 @@ def collate(rows: list[list[TokenizedSample]], pad_token_id: int) -> dict[str, t
         batch["position_ids"].append(positions + list(range(len(row[-1].ids), len(row[-1].ids) + padding)))
         batch["labels"].append(labels + [IGNORED] * padding)
     return {name: torch.tensor(values) for name, values in batch.items()}
+
+
+def collate_sharing(rows: list[list[TokenizedSample]], pad_token_id: int) -> dict[str, torch.Tensor | int]:
+    """Rows of one sample each -> one sequence that has their common beginning once, as `models/rows.py` wants it.
+
+    No token that is learned is in the beginning, or directly behind it: each is predicted from a token of its own row.
+
+    Returns:
+        `input_ids`, `position_ids` and `labels`, each int64 of shape (1, beginning + rows * tokens of the longest
+        rest); `beginning`, the number of its tokens, and `rows`
+    """
+    samples = [sample for (sample,) in rows]
+    common = len(os.path.commonprefix([sample.ids for sample in samples]))
+    beginning = min(common, *(max(1, min(sample.prompt_length, len(sample.ids))) - 1 for sample in samples))
+    whole = collate(rows, pad_token_id)
+    batch = {name: torch.cat([x[0, :beginning], x[:, beginning:].flatten()])[None] for name, x in whole.items()}
+    return {**batch, "beginning": beginning, "rows": len(rows)}

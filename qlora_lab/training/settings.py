@@ -41,6 +41,8 @@ class TrainSettings:
             `loss_chunk` has no effect there: the logits are always computed in chunks.
         merge_aware: "nf4" or "q4_0": the forward pass sees each weight as it will be when the adapter is merged and the
             sum is rounded to these 4 bits, see `adapters/merge_aware.py`. It needs our LoRA layers and the plain step.
+        dense_base: on a CPU, keep the weights that are in 4 bits dense, too, while training: the same values, not
+            dequantized anew for each product; None: where they take at most a quarter of the free memory.
         checkpoint_every: steps from one checkpoint to the next, if checkpoints are written.
 
     Raises:
@@ -62,6 +64,7 @@ class TrainSettings:
     update_in_backward: bool = False
     fast: bool = False
     merge_aware: str | None = None
+    dense_base: bool | None = None
     checkpoint_every: int = 10
 
     def __post_init__(self):
@@ -101,6 +104,8 @@ class TrainSettings:
         if self.merge_aware and (self.fast or self.update_in_backward):
             other = "fast" if self.fast else "update_in_backward (the presets in-backward and lean)"
             raise UserError(f"merge_aware needs the plain step: leave out {other}")
+        if self.merge_aware and self.dense_base:
+            raise UserError("merge_aware computes with other weights than dense_base would hold: leave one of them out")
 
     def require_possible(self, device: torch.device, batch_size: int, accumulation: int, processes: int = 1) -> None:
         """Raise UserError unless this machine can train so. batch_size: rows per forward pass, over all processes."""
@@ -108,6 +113,8 @@ class TrainSettings:
             raise UserError(f"batch_size={batch_size} cannot be shared evenly by {processes} processes")
         if self.compute_dtype == torch.float16 and device.type == "cpu":
             raise UserError("float16 compute needs a GPU: on a CPU use float32, or bfloat16 where the processor has it")
+        if self.dense_base and device.type != "cpu":
+            raise UserError(f"dense_base is for models on a CPU, and this one is on {device.type}: leave it out")
         if self.optimizer.startswith("paged") and device.type == "cpu":
             unpaged = "adamw_8bit" if self.optimizer.endswith("8bit") else "adamw_torch"
             raise UserError(f"{self.optimizer} pages GPU memory, and this model is on a CPU: use {unpaged!r}")

@@ -501,3 +501,15 @@ def test_dequantizing_takes_the_largest_weight_and_its_scales_where_they_lie_in_
     shape = Shape(64, 192, 2, 4, 2, 100)
     assert dequantization_bytes(shape, double_quant=False) == 64 * 192 * 2
     assert dequantization_bytes(shape) == 64 * 192 * 2 + 2 * 192 * 4
+
+
+def test_dense_weights_beside_those_in_4_bits():
+    """2 bytes a number of the linear layers, at every moment; and no matrix is dequantized while it is used."""
+    shape, step = SHAPES["smollm2-135m"], {"rank": 16, "sequence_length": 92, "batch_size": 8}
+    plain, dense = estimate(shape, **step), estimate(shape, **step, dense_base=True)
+    assert dense.parts["dense weights"] == 2 * shape.linear_parameters() == 212_336_640
+    assert "dequantized weight" not in dense.parts
+    assert dense.peak_allocated == plain.peak_allocated + 212_336_640 - plain.parts.get("dequantized weight", 0)
+    assert estimate(shape, "lora", dense_base=True).parts == estimate(shape, "lora").parts
+    with pytest.raises(ValueError, match="no process has them"):
+        estimate(shape, processes=2, sharding="full", dense_base=True)

@@ -747,6 +747,7 @@ def test_defaults_are_those_that_the_course_was_measured_with():
             {"merge_aware": "nf4", "update_in_backward": True, "max_grad_norm": None},
             "merge_aware needs the plain step: leave out update_in_backward",
         ),
+        ({"merge_aware": "nf4", "dense_base": True}, "other weights than dense_base would hold"),
     ],
 )
 def test_settings_are_judged_when_they_are_made(setting, message):
@@ -761,6 +762,9 @@ def test_what_several_processes_cannot_do():
     with pytest.raises(UserError, match="batch_size=6 cannot be shared evenly by 4 processes"):
         TrainSettings(1).require_possible(device, 6, 1, processes=4)
     early.require_possible(device, 6, 1)
+    TrainSettings(1, dense_base=True).require_possible(device, 6, 1)
+    with pytest.raises(UserError, match="dense_base is for models on a CPU, and this one is on cuda"):
+        TrainSettings(1, dense_base=True).require_possible(torch.device("cuda"), 6, 1)
     with pytest.raises(UserError, match="update_in_backward needs one process"):
         early.require_possible(device, 6, 1, processes=2)
     with pytest.raises(UserError, match="needs accumulation=1: it updates after each of 2"):

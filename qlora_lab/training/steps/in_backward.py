@@ -32,11 +32,12 @@ class InBackwardStep(PlainStep):
         self.optimizer.zero_grad()
         set_learning_rate(self.optimizer, learning_rate)
         [rows] = micro_batches
-        share = self.loss_share(rows, targets)
-        loss = share.detach()
-        if not math.isfinite(loss):
-            return StepResult(loss, torch.full((), math.nan), updated=False)
-        self.accelerator.backward(share)
+        with self.attention(micro_batches):
+            share = self.loss_share(rows, targets)
+            loss = share.detach()
+            if not math.isfinite(loss):
+                return StepResult(loss, torch.full((), math.nan), updated=False)
+            self.accelerator.backward(share)
         norms, self._norms = self._norms, []
         return StepResult(loss, torch.linalg.vector_norm(torch.stack(norms)), updated=True)
 

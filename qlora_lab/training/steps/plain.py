@@ -7,13 +7,17 @@ import math
 
 import torch
 
+from qlora_lab.adapters.as_one import as_one
 from qlora_lab.adapters.merge_aware import merge_aware
+from qlora_lab.models.rows import attention_of_rows
+from qlora_lab.models.trying import can_share_beginnings
 from qlora_lab.training.activations import checkpoint_activations, offloaded_hidden_states
-from qlora_lab.training.batches import collate
+from qlora_lab.training.batches import collate, collate_sharing
 from qlora_lab.training.loss import token_loss_sum
 from qlora_lab.training.optimizers import set_learning_rate
 from qlora_lab.training.processes import sum_over_processes
 from qlora_lab.training.settings import TrainSettings
+from qlora_lab.training.sharding import is_sharded
 from qlora_lab.training.steps.contract import MicroBatches, StepResult
 
 
@@ -29,6 +33,10 @@ class PlainStep:
         self._changed = contextlib.ExitStack()
         if settings.merge_aware:
             self._changed.enter_context(merge_aware(model, settings.merge_aware))
+        on_cpu = accelerator.device.type == "cpu" and not any(is_sharded(p) for p in model.parameters())
+        if on_cpu and not settings.merge_aware:
+            self._changed.enter_context(as_one(model, settings.dense_base))
+        self._can_share = on_cpu and can_share_beginnings(model)
 
     def run(
         self, micro_batches: MicroBatches, targets: int, learning_rate: float, following: MicroBatches | None = None
@@ -52,17 +60,25 @@ class PlainStep:
     def backward(self, micro_batches: MicroBatches, targets: int) -> torch.Tensor:
         """Forward and backward pass of this process's rows. Returns their part of the step's loss, a scalar."""
         loss = torch.zeros((), device=self.accelerator.device)
-        for rows in micro_batches:
-            share = self.loss_share(rows, targets)
-            loss += share.detach()
-            self.accelerator.backward(share)
+        with self.attention(micro_batches):
+            for rows in micro_batches:
+                share = self.loss_share(rows, targets)
+                loss += share.detach()
+                self.accelerator.backward(share)
         return loss
+
+    def attention(self, micro_batches: MicroBatches):
+        """A context for the step's passes, in which rows with a common beginning share it, if they can."""
+        alone = all(len(row) == 1 for rows in micro_batches for row in rows)  # not packed
+        self._sharing = self._can_share and alone
+        return attention_of_rows(self.model) if self._sharing else contextlib.nullcontext()
 
     def loss_share(self, rows: list[list], targets: int) -> torch.Tensor:
         """The forward pass of this process's rows of a micro-batch. Returns their part of the step's loss, a scalar."""
         mine = rows[self.accelerator.process_index :: self.accelerator.num_processes]
+        batch = (collate_sharing if self._sharing else collate)(mine, self.pad_token_id)
         with self.accelerator.autocast(), self._offloaded():
-            return token_loss_sum(self.model, collate(mine, self.pad_token_id), self.settings.loss_chunk) / targets
+            return token_loss_sum(self.model, batch, self.settings.loss_chunk) / targets
 
     def _offloaded(self):
         if self.settings.activation_offloading:
