@@ -96,7 +96,10 @@ def catalogue(into: str) -> tuple[dict[str, str], list[tuple[re.Pattern, list[st
     for path in sorted((SOURCES / into).glob("*.labels.json"), key=lambda path: (path.stem != "common.labels", path)):
         for english, template in json.loads(path.read_text(encoding="utf-8")).items():
             if template and not FIELD.search(english):
-                exact.setdefault(english, template)
+                if (
+                    exact.get(english, english) == english
+                ):  # where one lesson keeps the English, another's translation wins
+                    exact[english] = template
             elif template:
                 patterns.append(
                     (pattern_of(english), [found[1] for found in FIELD.finditer(english)], template, english)

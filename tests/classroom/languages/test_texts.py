@@ -155,3 +155,13 @@ def test_a_label_whose_english_has_changed_is_kept_as_outdated():
     assert list(new) == ["bits per weight parameter", "level", "density", "gone"]
     assert new["bits per weight parameter"] == "?? bits per parameter ?? 每個參數的位元數"
     assert (new["level"], new["density"]) == ("位準", "")
+
+
+@pytest.mark.parametrize("into", texts.editions())
+def test_a_label_is_translated_alike_in_all_lessons(into):
+    """At run time it is not known which lesson a label is of. A lesson may keep the English."""
+    found: dict[str, set[str]] = {}
+    for path in sorted((texts.SOURCES / into).glob("*.labels.json")):
+        for english, translation in json.loads(path.read_text(encoding="utf-8")).items():
+            found.setdefault(english, set()).update({translation} - {english, ""})
+    assert {english: each for english, each in found.items() if len(each) > 1} == {}
