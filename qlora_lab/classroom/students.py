@@ -5,6 +5,7 @@ the instructor's copy knows them. What a check holds right stands in the package
 reads `classroom/lessons/nNN/checks.py` learns from it, but finds no solution written out.
 """
 
+import re
 import shutil
 from pathlib import Path
 
@@ -27,6 +28,7 @@ KEPT = (
     "requirements.txt",
     "setup.py",
 )
+TRANSLATED = re.compile(r"\n\[\w+\]\(README\.[\w-]+\.md\)\n")  # the copy is in English
 NOTE = """
 This is the students' copy: the solutions, the sources of the notebooks, and the tests are in the instructor's.
 """
@@ -49,6 +51,7 @@ def copy_course(root: Path, folder: Path) -> None:
             shutil.copy(root / name, folder / name)
     if (folder / "README.md").exists():
         title, _, rest = (folder / "README.md").read_text(encoding="utf-8").partition("\n")
+        rest = TRANSLATED.sub("", rest, count=1)
         (folder / "README.md").write_text(f"{title}\n{NOTE}{rest}", encoding="utf-8")
 
 

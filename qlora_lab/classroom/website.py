@@ -15,6 +15,7 @@ import re
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import nbformat
@@ -23,6 +24,7 @@ from nbformat import NotebookNode
 from qlora_lab import __version__, colab
 from qlora_lab.arguments import Parser, print_anywhere
 from qlora_lab.classroom.languages.edition import editions
+from qlora_lab.classroom.languages.page import page_of
 from qlora_lab.classroom.languages.texts import ENGLISH, translate
 from qlora_lab.classroom.source import REPOSITORY
 from qlora_lab.errors import UserError
@@ -92,7 +94,8 @@ def build(folder: Path, root: Path = REPOSITORY) -> None:
             more = f"\nand {len(told) - 10} more lines" if len(told) > 10 else ""
             raise UserError("the website was not made, because Sphinx warns:\n" + "\n".join(told[:10]) + more)
         for edition in editions(root / "notebooks"):
-            say_language(made / "notebooks" / edition.language, edition.language)
+            say_language((made / "notebooks" / edition.language).glob("*.html"), edition.language)
+            say_language(made.glob(f"{page_of(edition).stem}.html"), edition.language)
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(made, folder, ignore=shutil.ignore_patterns(".buildinfo", "objects.inv"))
 
@@ -111,6 +114,10 @@ def write_pages(pages: Path, root: Path) -> None:
     for name in OTHERS:
         if (root / name).is_file():  # a students' copy has none
             shutil.copy(root / name, pages)
+    for each in translated:
+        if (page := page_of(each)).is_file():
+            links = page.read_text(encoding="utf-8").replace("](README.md)", "](index.md)")
+            (pages / page.name).write_text(links, encoding="utf-8")
     (pages / "api").mkdir()
     described = set()
     for room in ROOMS:  # each name once
@@ -124,7 +131,13 @@ def write_pages(pages: Path, root: Path) -> None:
     parts = {
         "The path": on_path,
         "Deep dives": [name for name in names if name not in on_path],
-        **{each.name: [f"notebooks/{each.language}/{path.stem}" for path in of] for each, of in translated.items()},
+        **{
+            each.name: [
+                *([page_of(each).stem] if page_of(each).is_file() else []),
+                *[f"notebooks/{each.language}/{path.stem}" for path in of],
+            ]
+            for each, of in translated.items()
+        },
         "More": [*docs, *(Path(name).stem for name in OTHERS if (root / name).is_file())],
         "Library": [f"api/{room}" for room in ROOMS],
     }
@@ -156,9 +169,9 @@ def write_page(path: Path, pages: Path, badges: str, root: Path) -> None:
     shutil.copy(path, file)
 
 
-def say_language(folder: Path, language: str) -> None:
-    """Let a folder of pages say in which language they are: Sphinx knows one for all."""
-    for path in folder.glob("*.html"):
+def say_language(paths: Iterable[Path], language: str) -> None:
+    """Let pages say in which language they are: Sphinx knows one for all."""
+    for path in paths:
         text = path.read_text(encoding="utf-8")
         path.write_text(re.sub(r'(<html[^>]* lang=)"en"', rf'\1"{language}"', text, count=1), encoding="utf-8")
 

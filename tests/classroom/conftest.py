@@ -13,6 +13,7 @@ PARTS = (
     "data",
     "examples",
     "README.md",
+    "README.zh-TW.md",
     "pyproject.toml",
     "requirements.txt",
     "constraints.txt",

@@ -11,5 +11,6 @@ entries.py    which texts of a lesson are translated: prose, hints, alt texts, t
 prose.py      the translator's file, read and written; stale texts and the entries that belong to them
 labels.py     the templates of labels and messages, found in the code; the JSON file of their translations
 rules.py      what a translation must keep: numbers, values, code, links, structure; and its terms
+page.py       README in that language, and what is out of step there
 edition.py    the command line's part: extract, build, check
 """

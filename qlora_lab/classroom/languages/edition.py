@@ -34,7 +34,7 @@ from qlora_lab.classroom.files import (
     write,
     write_notebook,
 )
-from qlora_lab.classroom.languages import labels, prose, rules
+from qlora_lab.classroom.languages import labels, page, prose, rules
 from qlora_lab.classroom.languages.entries import in_language, same_code, texts_of
 from qlora_lab.classroom.languages.texts import pattern_of
 from qlora_lab.classroom.outputs import code_cells, execute, keep_outputs, restore_outputs
@@ -268,6 +268,7 @@ def build(edition: Edition, source: Path, *, run: bool) -> None:
                 draft, read_notebook(edition.notebooks / path.relative_to(edition.notebooks / edition.language))
             )
         write_notebook(finish(draft, kept), path)
+    page.relink(edition)
 
 
 def copy_with_claims(edition: Edition, source: Path, folder: Path) -> None:
@@ -378,3 +379,4 @@ def check_files(edition: Edition, sources: list[Path]) -> Iterator[str]:
             yield f"{show_path(path)} belongs to no lesson of edition.json"
     terms = rules.read_terms(edition.sources / "terms.json")
     yield from faults_of_labels(edition.sources / COMMON, labels.shared_templates(), terms)
+    yield from page.find_faults(edition)
