@@ -35,7 +35,7 @@ HALF = $(shell $(PY) -c 'import os; print(max(1, os.cpu_count() // 2))')
 NBVAL = $(PY) -m pytest -c pyproject.toml --rootdir="$$work" -p tests.labels --nbval --nbval-current-env \
     --nbval-sanitize-with tests/nbval_sanitize.cfg
 
-.PHONY: help lab test notebooks notebooks-path notebooks-beside sweep labels test-oldest run check bench bench-gpu mutate wheelhouse container publish site clean model
+.PHONY: help lab test test-all notebooks notebooks-path notebooks-beside sweep labels test-oldest run check bench bench-gpu mutate wheelhouse container publish site clean model
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -57,7 +57,7 @@ test: check model $(VENV)/triton $(VENV)/export $(VENV)/site ## prove it: check,
 # serves a small model better than a share in two. nbval kills kernels, so their temporary folders lie in the one that is
 # removed.
 # Of the translated ones two are run, solved: tests/classroom/languages compares the code of the others with the English.
-TRANSLATED := 05
+TRANSLATED := 05 10
 notebooks: export HF_HUB_OFFLINE = 1
 notebooks: model $(VENV)/export ## re-run every notebook, learner's and solved, with nbval; hold what they take against their cards
 	@work=$$(mktemp -d); trap 'rm -rf "$$work"' EXIT; mkdir "$$work/tmp"; \
@@ -74,6 +74,16 @@ notebooks-beside:
 	    $(foreach lesson,$(TRANSLATED),"$$work"/zh-TW/solutions/$(lesson)*.ipynb) || failed=1; \
 	QLORA_LAB_PROGRESS="$$work/dives.json" $(NBVAL) $(NBVAL_FLAGS) "$$work"/[!0-9]*.ipynb || failed=1; \
 	} >"$$work/beside.log" 2>&1; cat "$$work/beside.log"; [ -z "$$failed" ]
+
+test-all: export HF_HUB_OFFLINE = 1
+test-all: export OMP_NUM_THREADS = $(HALF)
+test-all: test ## the same, and every notebook of all languages whole, learner's beside solved (an hour)
+	@work=$$(mktemp -d); trap 'kill $$solved 2>/dev/null; rm -rf "$$work"' EXIT; mkdir "$$work/tmp"; export TMPDIR="$$work/tmp"; set -x; \
+	$(PY) -m qlora_lab.classroom.build --with-claims "$$work" --whole || exit 1; failed=; \
+	QLORA_LAB_PROGRESS="$$work/solved.json" QLORA_LAB_STRICT=1 $(NBVAL) "$$work"/solutions/*.ipynb "$$work"/*/solutions/*.ipynb \
+	    >"$$work/solved.log" 2>&1 & solved=$$!; \
+	QLORA_LAB_PROGRESS="$$work/learner.json" $(NBVAL) "$$work"/*.ipynb "$$work"/zh-TW/*.ipynb || failed=1; \
+	wait $$solved || failed=1; cat "$$work/solved.log"; [ -z "$$failed" ]
 
 sweep: export HF_HUB_OFFLINE = 1
 sweep: model ## train, reload, merge, pack and chunk a tiny model of each architecture that transformers has

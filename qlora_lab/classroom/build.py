@@ -4,7 +4,7 @@
     python -m qlora_lab.classroom.build --execute 07 rebuild 07_*.py and run it from top to bottom
     python -m qlora_lab.classroom.build --check      exit 1 and say which notebooks are out of step
     python -m qlora_lab.classroom.build --numbers    list the numbers in the text that no run fills in: ever fewer
-    python -m qlora_lab.classroom.build --with-claims FOLDER     write the copies that CI runs
+    python -m qlora_lab.classroom.build --with-claims FOLDER     write the copies that CI runs; see --whole
     python -m qlora_lab.classroom.build --nbgrader FOLDER        write assignments for nbgrader
     python -m qlora_lab.classroom.build --no-solutions FOLDER    write the students' copy; --hints none: without hints
     python -m qlora_lab.classroom.build --language zh-TW 07   an edition, see languages/edition.py
@@ -151,11 +151,11 @@ def check(source: Path) -> None:
         raise BuildError("\n".join(differences))
 
 
-def copy_with_claims(source: Path, folder: Path) -> None:
+def copy_with_claims(source: Path, folder: Path, *, whole: bool = False) -> None:
     """Write copies of both notebooks of `source`, as CI runs them, into a folder and its folder "solutions".
 
     They hold the claims, and generated ones after each text with values; all other cells have their stored outputs.
-    The solved one lacks the cells that the learner's proves as well, see `needs.cells_to_prove`.
+    Unless `whole`, the solved one lacks the cells that the learner's proves as well, see `needs.cells_to_prove`.
     Raises BuildError if a notebook is out of step with its source.
     """
     check(source)
@@ -165,9 +165,10 @@ def copy_with_claims(source: Path, folder: Path) -> None:
         kept = values.recall(values_in(draft), values.read_values(source))
         copies.append((finish(draft, kept, with_claims=True), folder / path.relative_to(source.parents[1])))
     (learner, _), (solved, _) = copies
-    cells = code_cells(solved)
-    proving = {cells[place]["id"] for place in cells_to_prove(code_cells(learner), cells)}
-    solved["cells"] = [cell for cell in solved["cells"] if cell["cell_type"] != "code" or cell["id"] in proving]
+    if not whole:
+        cells = code_cells(solved)
+        proving = {cells[place]["id"] for place in cells_to_prove(code_cells(learner), cells)}
+        solved["cells"] = [cell for cell in solved["cells"] if cell["cell_type"] != "code" or cell["id"] in proving]
     for notebook, path in copies:
         write_notebook(notebook, path)
 
@@ -219,6 +220,7 @@ def main(arguments: list[str] | None = None, notebooks: Path = REPOSITORY / "not
     mode.add_argument("--numbers", action="store_true", help="list the numbers in the text that are no values")
     mode.add_argument("--execute", action="store_true", help="run the notebooks and store their outputs")
     mode.add_argument("--with-claims", type=Path, metavar="FOLDER", help="write copies that CI runs, with the claims")
+    parser.add_argument("--whole", action="store_true", help="with --with-claims: all cells of the solved ones, too")
     parser.add_argument("names", nargs="*", metavar="name", help="beginning of a name, such as 07; default: all")
     mode.add_argument("--nbgrader", type=Path, metavar="FOLDER", help="write a course folder of nbgrader's")
     mode.add_argument("--no-solutions", type=Path, metavar="FOLDER", help="write the students' copy of the course")
@@ -228,6 +230,8 @@ def main(arguments: list[str] | None = None, notebooks: Path = REPOSITORY / "not
     options = parser.parse_args(arguments)
     if options.hints and not options.no_solutions:
         parser.error("--hints goes with --no-solutions FOLDER")
+    if options.whole and not options.with_claims:
+        parser.error("--whole goes with --with-claims FOLDER")
     if options.extract and not options.language:
         parser.error("--extract goes with --language, such as --language zh-TW")
     if options.language and (options.numbers or options.with_claims or options.nbgrader or options.no_solutions):
@@ -251,7 +255,7 @@ def main(arguments: list[str] | None = None, notebooks: Path = REPOSITORY / "not
             if options.check:
                 check(source)
             elif options.with_claims:
-                copy_with_claims(source, options.with_claims)
+                copy_with_claims(source, options.with_claims, whole=options.whole)
                 edition.copy_all_with_claims(notebooks, source, options.with_claims)
             elif options.no_solutions:
                 write_students(source, options.no_solutions, options.hints or "all")

@@ -161,6 +161,9 @@ def test_copies_with_claims_pass_nbval(changeable, tmp_path):
     printed, results = nbval(tmp_path, *paths)
     # set-up, 4 in sight, 2 claims, 2 generated; without an exercise, the solved one has nothing to add
     assert results == ["PASSED"] * 9, printed
+    assert main(["--with-claims", str(tmp_path / "all"), "--whole"], changeable) == 0
+    whole = nbformat.read(tmp_path / "all" / "solutions" / "01.ipynb", 4)
+    assert [cell.source for cell in whole.cells] == [cell.source for cell in notebooks[0].cells]
 
 
 def test_a_wrong_claim_and_values_typed_over_everywhere_fail_in_ci(changeable, tmp_path):
