@@ -117,7 +117,9 @@ def test_a_lesson_of_the_copy_runs_on_the_wheel(installed, tmp_path):
     done = run(installed / "qlora-lab", "course", "mine", "--copy-only", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     notebooks = tmp_path / "mine" / "notebooks"
-    assert sorted(path.name for path in notebooks.glob("*")) == sorted(p.name for p in ROOT.glob("notebooks/*.ipynb"))
+    learners = [*ROOT.glob("notebooks/*.ipynb"), *ROOT.glob("notebooks/zh-TW/*.ipynb")]
+    copied = {path.relative_to(notebooks) for path in notebooks.rglob("*") if path.is_file()}
+    assert copied == {path.relative_to(ROOT / "notebooks") for path in learners}
     progress = {"QLORA_LAB_PROGRESS": str(tmp_path / "progress.json")}
     lesson = notebooks / "10_memory_comparison.ipynb"
     done = run(installed / "python", "-c", NOTEBOOK, lesson, notebooks, folder=tmp_path, **progress)
