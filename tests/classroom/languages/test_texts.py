@@ -86,7 +86,7 @@ def test_who_changes_the_language_keeps_their_progress(tmp_path, monkeypatch, ca
     check_bits_per_parameter(lambda block, scales: 4 + 32 / block)
     first, second = capsys.readouterr().out.splitlines()
     assert first == "✓ 5.2 4.126953 for blocks of 64 and 256: the scales went from a half bit to an eighth."
-    assert second.endswith("這是沒有雙重量化的情況：縮放因子現在占 8 位元。") and "應該是 4.126953" in second
+    assert second.endswith("這是沒有雙重量化的情況：縮放因子現在占 8 位元。") and "應為 4.126953" in second
     here = progress()
     assert here.solved == {"5.2"} and english.startswith("1 of ") and here.summary().startswith("已完成 1 / ")
     assert "我會" in here._repr_html_() and "下一題: 0.1" in repr(here)
