@@ -204,7 +204,7 @@ def for_steps(settings: TrainSettings, steps: int) -> TrainSettings:
 
 def settings_of(args: argparse.Namespace) -> dict[str, str]:
     """The settings, as text, that a resumed run must share with the interrupted one."""
-    per_call = ("output", "resume", "beside", "quiet", "json")
+    per_call = ("output", "resume", "beside", "quiet", "json", "dense_base")
     settings = {key: str(value) for key, value in vars(args).items() if key not in per_call}
     return settings if has_splits(args.data) else {**settings, "held_out": RULE}
 

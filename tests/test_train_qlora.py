@@ -420,7 +420,8 @@ LLAMA = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_p
         ("--seed 5", {"seed": 5}),
         ("--checkpoint-every 7", {"checkpoint_every": 7}),
         ("--quiet", {"progress": False}),
-        ("--method qlora", {"quantization": "nf4"}),
+        ("--method qlora", {"quantization": "nf4", "dense_base": True}),
+        ("--method qlora --no-dense-base", {"quantization": "nf4"}),
         ("--compute-dtype bfloat16", {"loaded in": torch.bfloat16, "compute_dtype": torch.bfloat16}),
         (
             "--preset in-backward --optimizer adamw_torch",
@@ -868,7 +869,7 @@ def test_resume_with_other_settings(capsys, finished, place, tiny_folder, settin
 def test_nothing_that_shapes_a_run_is_left_out_of_that(finished):
     written = json.loads((finished[0] / "run.json").read_text())
     assert set(written) == set(OTHERWISE)
-    per_call = {"output", "resume", "beside", "quiet", "json"}
+    per_call = {"output", "resume", "beside", "quiet", "json", "dense_base"}
     assert set(vars(train_qlora.parser().parse_args([]))) == per_call | set(written)
 
 

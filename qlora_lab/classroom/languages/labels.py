@@ -20,8 +20,9 @@ from pathlib import Path
 from qlora_lab.classroom.drafts import draft_notebooks
 from qlora_lab.classroom.languages.texts import is_specific
 from qlora_lab.classroom.source import BuildError, room
+from qlora_lab.places import PACKAGE
 
-PACKAGE = Path(__file__).resolve().parents[1]
+CLASSROOM = PACKAGE / "classroom"
 SHARED = ("plots.py", "widgets.py", "judging.py", "certificate.py", "checks.py")
 PHRASES = (  # of the build itself, and single words of tables and buttons, which code does not tell from other names
     "Solution",
@@ -155,7 +156,7 @@ def shared_templates() -> list[str]:
     """Those of all lessons together: of shared plots, widgets, verdicts and progress, and of the build."""
     found = dict.fromkeys(PHRASES)
     for name in SHARED:
-        code = (PACKAGE / name).read_text(encoding="utf-8")
+        code = (CLASSROOM / name).read_text(encoding="utf-8")
         found |= dict.fromkeys(templates(code, sentences_only=name != "plots.py"))
     return list(found)
 
@@ -163,7 +164,7 @@ def shared_templates() -> list[str]:
 def lesson_templates(source: Path) -> list[str]:
     """Those of a lesson: its figures, machinery, checks and the code of its notebook; without the shared ones."""
     found: dict[str, None] = {}
-    for path in sorted((PACKAGE / "lessons" / room(source.stem)).glob("*.py")):
+    for path in sorted((CLASSROOM / "lessons" / room(source.stem)).glob("*.py")):
         code = path.read_text(encoding="utf-8")
         found |= dict.fromkeys(templates(code, sentences_only=path.name == "checks.py"))
     for cell in draft_notebooks(source)[1]["cells"]:
