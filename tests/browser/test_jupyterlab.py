@@ -104,6 +104,12 @@ class Lab:
         execute = "([name, given]) => window.jupyterapp.commands.execute(name, given).then(() => null)"
         self.page.evaluate(execute, [name, arguments])
 
+    def change_theme(self, name: str) -> None:
+        """And wait until it is drawn: JupyterLab stumbles over a second change before that."""
+        self.command("apputils:change-theme", theme=name)
+        self.page.wait_for_function("name => document.body.dataset.jpThemeName === name", arg=name)
+        self.page.wait_for_timeout(300)
+
     def cell(self, text: str):
         """The first code cell that holds `text`."""
         return self.page.locator(".jp-CodeCell").filter(has=self.page.locator(".cm-content", has_text=text)).first
@@ -176,9 +182,9 @@ def test_a_notebook_is_clean_in_every_look(open_lab, name):
     assert lab.outputs("stderr") == [] and lab.outputs("error") == []
     assert lab.too_wide() == []
     lab.shoot(f"{name}-light")
-    lab.command("apputils:change-theme", theme="JupyterLab Dark")
+    lab.change_theme("JupyterLab Dark")
     lab.shoot(f"{name}-dark")
-    lab.command("apputils:change-theme", theme="JupyterLab Light")
+    lab.change_theme("JupyterLab Light")
     lab.command("application:toggle-left-area")
     lab.page.set_viewport_size({"width": 700, "height": 2800})
     lab.page.wait_for_timeout(500)
