@@ -105,10 +105,12 @@ class Lab:
         self.page.evaluate(execute, [name, arguments])
 
     def change_theme(self, name: str) -> None:
-        """And wait until it is drawn: JupyterLab stumbles over a second change before that."""
+        """And wait until JupyterLab took its splash screen away: one shown again before that is removed twice."""
+        splash = self.page.locator("#jupyterlab-splash")
+        splash.wait_for(state="detached")
         self.command("apputils:change-theme", theme=name)
         self.page.wait_for_function("name => document.body.dataset.jpThemeName === name", arg=name)
-        self.page.wait_for_timeout(300)
+        splash.wait_for(state="detached")
 
     def cell(self, text: str):
         """The first code cell that holds `text`."""
