@@ -25,6 +25,7 @@ from tests.training.steps.test_fast import batches as random_batches
 from tests.training.steps.test_fast import in_float32, optimizer_of, random_model
 from tests.training.steps.test_fast_families import (
     BY_TYPE,
+    GEMMA2,
     GEMMA3,
     GRANITE,
     LLAMA3,
@@ -252,7 +253,7 @@ FAMILIES = [
     ("qwen2", {**BY_TYPE, "adapters": "PEFT's"}),
     ("qwen3", {"head_dim": 24}),
     ("phi3", {"sliding_window": 9, "quantized": True}),
-    ("gemma2", {"head_dim": 24, "sliding_window": 7, "attn_logit_softcapping": None, "final_logit_softcapping": 3.0}),
+    ("gemma2", GEMMA2),
     ("gemma3_text", GEMMA3),
     ("smollm3", {"no_rope_layers": [0, 1]}),
     ("olmo2", {}),

@@ -82,7 +82,7 @@ class Attention:
     head_norms: of q and of k, before they are rotated; a weight of head_dim numbers norms each head by itself, a longer
     one all heads together. angles: the kind of the rotary angles, a key of `Decoder.angles`; None: q and k are not
     rotated. window: a token reads this many, itself included; None: all before it. scale: factor of the scores; None:
-    1 / sqrt(head_dim).
+    1 / sqrt(head_dim). score_cap: c, for scores of c * tanh(score / c); None: no cap.
     """
 
     heads: int
@@ -92,6 +92,7 @@ class Attention:
     angles: str | None = ""
     window: int | None = None
     scale: float | None = None
+    score_cap: float | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -55,7 +55,9 @@ FAMILIES = {
         ("sliding_window", "query_pre_attn_scalar", "final_logit_softcapping"), one_plus=True, windows_by_type=True
     ),
     "gemma2": Family(
-        ("sliding_window", "query_pre_attn_scalar", "final_logit_softcapping"), one_plus=True, windows_by_type=True
+        ("sliding_window", "query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping"),
+        one_plus=True,
+        windows_by_type=True,
     ),
     "smollm3": Family(("sliding_window", "no_rope_layers"), windows_by_type=True),
     "olmo2": Family(),

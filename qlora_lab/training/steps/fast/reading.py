@@ -144,6 +144,7 @@ def read_attention(module, i: int, config, family: Family, reader: LayerReader) 
         angles=(kind if by_type else "") if rotated else None,
         window=getattr(config, "sliding_window", None) or None if sliding else None,
         scale=None if module.scaling == head_dim**-0.5 else module.scaling,
+        score_cap=getattr(config, "attn_logit_softcapping", None),
     )
 
 
