@@ -89,7 +89,7 @@ print(BitsAndBytesConfig(load_in_4bit=True))
 # %% [markdown]
 # Three of these settings are not those of QLoRA, as its authors described it in {{2023}}. (The lines with `llm_int8` belong to another method.)
 #
-# - A code of four bits can name only sixteen values. **NF4** is a choice of sixteen that lie close together where most weights of a language model lie ([lesson 04](04_nf4.ipynb)).
+# - A code of four bits can name only sixteen values. **NF4** (4-bit NormalFloat) is a choice of sixteen that lie close together where most weights of a language model lie ([lesson 04](04_nf4.ipynb)).
 # - Some neighbouring weights are large, others small. So each group of neighbours has a **scale**, by which its values are multiplied. *Double
 #   quantization* stores the scales in fewer bits, too ([lesson 05](05_double_quantization.ipynb)).
 # - To calculate with its weights, a layer turns them back into ordinary numbers. The **compute dtype** is the format of these numbers. Which one is fast depends on your
@@ -418,9 +418,19 @@ with torch.no_grad():
 #
 # ## Recap
 #
+# ```
+# order ┬─ weights, 4-bit, frozen ┐
+#       └─ adapter, trained ─────(+)
+#                                 │
+#                               JSON
+# exactly right after {{len(records)}} steps
+# orders like those of training  {{score['test']:.0% ±0.15}}
+# orders written in other ways   {{score['shifted']:.0% ±0.2}}
+# ```
+#
 # - QLoRA stores the weights of a model in four bits, leaves them as they are, and trains a small adapter beside them.
 # - A few hundred examples and two minutes on a CPU make a small model almost perfect at one narrow job, as long as the questions look like the examples.
-# - So judge a model on data that differs from what it was trained on, too.
+# - So judge a model on data unlike what it was trained on, too.
 
 # %%
 # NBVAL_IGNORE_OUTPUT

@@ -487,9 +487,20 @@ if my_file is not ...:
 #
 # ## Recap
 #
-# - First read the data report, and a sample token by token. The end token must be learned.
-# - Split by whom the samples are about, not by rows. An answer must follow from its question.
-# - Beside a score belong the number of answers and the dullest guess. More of the same data soon stops helping.
+# ```
+# tickets.csv        {{len(lines) - 1}} rows
+#  └ cleaned         {{sum(map(len, parts.values()))}} samples
+#    │ whole customers, not rows
+#    ├ train         {{len(parts["train"]):2}} to learn
+#    ├ validation    {{len(parts["validation"]):2}} to choose by
+#    └ test          {{len(parts["test"]):2}} to judge by
+#      right         {{len(rows) * shares["exact_match"]["test"]:2.0f ±4}}
+#      dullest guess {{max(Counter(expected).values()):2}}
+# ```
+#
+# - First read the data report, and a sample token by token: the end token must be learned.
+# - Split by whom the samples are about, not by rows, and let answers follow from their question.
+# - Beside a score belong the number of answers and the dullest guess, and more of the same soon stops helping.
 
 # %%
 # NBVAL_IGNORE_OUTPUT

@@ -156,6 +156,8 @@ check_as_chat(as_chat)
 # It fits answers with one right wording, such as JSON; lesson 08 has other scores. And chance alone may move the share of n answers by up
 # to {{98}}/√n points.
 #
+# The questions are answered one after the other. With `--split-by`, fifty customers may be a thousand of them, which takes long.
+#
 # </details>
 #
 # **Merge.** The same command with `--merge` writes an ordinary model:
@@ -179,8 +181,8 @@ check_as_chat(as_chat)
 # | setting | begin with | if not sure |
 # |---|---|---|
 # | `--model` | a chat model; its name often ends with *Instruct* | another has no chat template, and the script stops with an error |
-# | `--lr` | `2e-4` for 7B and more (the QLoRA paper's), `5e-4` for 1B to 3B (not measured), `2e-3` for our 135M model (measured) | train with three rates, a factor of three apart, each in an `--output` folder of its own, and keep the one with the lowest validation loss |
-# | `--steps` | three *epochs*, that is, passes over all samples: `3` × samples / (`batch` × `accumulate`) | if the validation loss still falls at the end, train again with more, in a new folder |
+# | `--lr` | `2e-4` for 7B and more (the QLoRA paper's), `5e-4` for 1B to 3B (not measured), `2e-3` for our 135M model (measured; section 2 takes `3e-3`, with which it learns alike) | train with three rates, a factor of three apart, each in an `--output` folder of its own, and keep the one with the lowest validation loss |
+# | `--steps` | three *epochs*, that is, passes over all samples: `3` × samples to train on / (`batch` × `accumulate`), but `20` at least | if the validation loss still falls at the end, train again with more, in a new folder |
 # | `--batch`, `--accumulate` | `4` and `4`, the defaults | section 3 says which batch fits your card; keep their product |
 # | `--max-length` | `1024`, the default | raise it if the script says that many samples were too long; memory grows with it |
 # | rank and alpha | `16` and `32`, as they are | lesson 06 |
@@ -189,6 +191,8 @@ check_as_chat(as_chat)
 #
 # - `in 4 bits`: how much of your model is (scales not counted). Of a 7B model it should be most. The embeddings stay in {{16}} or {{32}} bits, and
 #   are a large part of our small model.
+# - `dtype` and `bnb_4bit_compute_dtype`: the first is the format of what is not in 4 bits, the second the one in which 4-bit layers compute.
+# - Padding is not mentioned: TRL marks what is learned before it pads, so the real end token stays learned, even where it pads, too (lesson 08).
 # - `place`: the empty name stands for the whole model, which goes to the first GPU, or to the CPU.
 # - `support_avx512bf16_for_cpu`: on some CPUs bitsandbytes switches to a faster way of computing during a validation, and the gradients
 #   after it would be wrong. The line switches that way off.
@@ -244,7 +248,7 @@ assert "<|im_end|>" in second.words["learned"]
 # %% [markdown]
 # **What happened?** It went on after step {{min(second.losses) - 1}}, the last checkpoint, and repeated two steps to the last printed digit. So a saved **checkpoint** (not to be
 # confused with gradient checkpointing) holds more than the adapter: the optimizer's averages, the learning rate's place in its schedule, the state of the random numbers, and the
-# place in the data. The model has seen {{2 * max(second.losses)}} orders, each once. Read `out/answers.jsonl` before you trust a share of
+# place in the data. The model has seen only {{2 * max(second.losses)}} orders, each once. Read `out/answers.jsonl` before you trust a share of
 # so few.
 #
 # <details><summary>May I train longer later? And how do I keep the run?</summary>
@@ -260,7 +264,7 @@ assert "<|im_end|>" in second.words["learned"]
 #
 # | you have | the script computes in | what to do |
 # |---|---|---|
-# | a T4 of {{16}} GB, lent by Colab or Kaggle | fp16 | a model of 7B or 8B, `--max-length 512`; be ready for section 4 |
+# | a T4 of {{16}} GB, lent by Colab or Kaggle | fp16 | a model of 7B or 8B; `--max-length 512`, since a T4 is slow (section 6); be ready for section 4 |
 # | a card of {{24}} GB or more, such as an L4 or an RTX {{3090}} | bf16 | up to 13B, with the defaults |
 # | no GPU | fp32 | the course's small model, for practice |
 #
@@ -359,7 +363,7 @@ assert needs["as it is"] > 15.6 > needs["one sample"]
 # 2. a shorter `--max-length`;
 # 3. a smaller model.
 #
-# Here is the largest `--batch` that the card holds by lesson 02's rule:
+# Here is the largest `--batch`, in powers of two, that the card holds by lesson 02's rule:
 
 # %% machinery "Which batch fits which card"
 heads = [f"{name}, {card['GB']} GB" for name, card in CARDS.items()]
@@ -379,7 +383,7 @@ assert largest_batches("llama-3-8b", 512)["T4"] >= 4 and largest_batches("llama-
 #
 # <details><summary>How do these sums count TRL's loss? And why is a "{{24}} GB" card smaller here?</summary>TRL scores up to {{4096:,}} tokens and {{32768:,}} of the model's words at a time, so the logits of lesson 02 are never there together. The sums count as many scores as that, at {{12}} bytes each, which is more than TRL takes. Sellers' GB are {{2}}³⁰ bytes, so {{24}} of them are {{24 * 2**30 / 1e9:.1f}} of ours, {{10}}⁹ bytes. Torch may use a little less, and the T4 and the L4 keep some for error correction.</details>
 #
-# Does the first cure help? It should let the step of {{16}} samples through, for which memory was too small:
+# With checkpointing and {{4}} samples at a time, does the same step of {{16}} go through?
 
 # %%
 # NBVAL_IGNORE_OUTPUT
@@ -403,8 +407,8 @@ assert mended is None or "recorded" in mended
 #
 # | `grad_norm` | why | what to do |
 # |---|---|---|
-# | `nan` or `inf` now and then, beside a *usual* loss | the loss scaler's factor was too large; it skips this step and takes a smaller one | nothing |
-# | `nan` in every step, loss zero | the model has numbers that are too large for fp16 | on a card with bf16, use that, the default; on a T4 take another model, or `--dtype float32`, which needs more memory and is eight times slower by the data sheet |
+# | `nan` or `inf` now and then, beside a *usual* loss | the loss scaler's factor was too large (section 1, the fold below the loop); it skips this step and takes a smaller one | nothing |
+# | `nan` in every step, loss zero | the model has numbers that are too large for fp16 | on a card with bf16, use that, the default; on a T4 take another model, or `--dtype float32`, which needs more memory and is eight times slower by the data sheet, so that section 6's hours become eight times as many. The first steps show whether your model is one of these |
 #
 # Where does the second kind come from? The largest number of fp16 is {{LARGEST:,}}. What is larger becomes infinity, and infinity minus
 # infinity is NaN.
@@ -443,7 +447,7 @@ assert by_token.argmax() == 0 and by_token[1:].max() < 1000
 #
 # </details>
 #
-# Which module is it? Here is a patient to practise on: `louder` multiplies by {{4}} what goes into the
+# Which module is it? To practise, `louder` multiplies by {{4}} what goes into the
 # first layer and what each layer adds. A layer first divides by the size of what it reads (its *norm* does), so the model should say
 # the same. The cell leaves both models in fp16.
 
@@ -505,7 +509,7 @@ assert place in (None, "model.layers.11.mlp.down_proj"), place
 #
 # ## 5 · A colleague's script
 #
-# **Exercise 9.3 ●●● (3 minutes).** A colleague has changed the script, and taken out the part *look*. His samples have about {{90}} tokens. On a
+# **Exercise 9.3 ●●● (3 minutes).** A colleague has changed the script, and taken out the part *look*. On a
 # T4 the script stops at its first step. On a newer card it trains, and the validation loss looks wonderful. But the answers are bad, and many never end. Which three lines are to
 # blame?
 
@@ -522,9 +526,9 @@ faulty = {93, 103, 116}
 check_faulty(faulty)
 
 # %% [markdown]
-# <details><summary>Hint 1</summary>Begin with the complaints, and ask of each what in a script could cause it. Only then read.</details>
+# <details><summary>Hint 1</summary>Begin with the complaints, and ask of each what in a script could cause it. Only then read. (His samples have about {{90}} tokens.)</details>
 # <details><summary>Hint 2</summary>One of the lines is in the part "split", two are in the part "training".</details>
-# <details><summary>When you have them: which fault did what?</summary>TRL cut the samples off after {{64}} tokens, so the model learned little of each answer, and never its end: hence the bad answers. The part that was taken out would have stopped the script. The validation loss looked wonderful because its samples were cut off in the same place, and were trained on, too. (We tried it with the small model: all test answers were wrong, and went on until they were stopped.) And the adapter got the script's <code>dtype</code>: the loss scaler refuses its fp16 gradients on a T4, and in bf16 small updates vanish.</details>
+# <details><summary>When you have them: which fault did what?</summary>TRL cut the samples off after {{64}} tokens, so the model learned little of each answer, and never its end: hence the bad answers. The part that was taken out would have stopped the script. The validation loss looked wonderful because its samples were cut off in the same place, and were trained on, too. (We tried it with the small model: all test answers were wrong, and went on until they were stopped.) And the adapter got the script's <code>dtype</code>: the loss scaler refuses its fp16 gradients on a T4, and bf16 rounds small updates away.</details>
 
 # %% [markdown]
 # ## 6 · Hours and price
@@ -550,7 +554,7 @@ assert shares[1] < 0.1 and 0.18 < shares[4] < 0.22 and 0.3 < shares[16] < 0.35
 assert 15 < H100["FLOP/s"] / CARDS["T4"]["FLOP/s"] < 15.5
 
 # %% [markdown]
-# With little work in a step, the H100 waits for Python, which takes over half a second to start thousands of small operations. With {{16}}
+# With little work in a step, the H100 waits for Python, which takes half a second or more to start thousands of small operations. With {{16}}
 # samples it is busy nearly all the time, and reaches a third. **We plan with this third for every card.** A T4 is {{H100["FLOP/s"] / CARDS["T4"]["FLOP/s"]:.0f}} times slower and so
 # is busy with fewer samples, but nobody has measured its share: after twenty steps your own log knows better.
 #
@@ -568,8 +572,8 @@ assert 15 < H100["FLOP/s"] / CARDS["T4"]["FLOP/s"] < 15.5
 #
 # </details>
 #
-# Here is Mistral-7B with {{2000:,}} samples of {{512}} tokens, three epochs, four samples at a time (`--steps 375`). The last column is hours
-# times one example price; do not trust the order of the last two cards.
+# Here is Mistral-7B with {{2000:,}} samples of {{512}} tokens to train on, three epochs, four at a time (`--steps 375`). The last column is hours
+# times one example price; do not trust the order of the last two cards. Download, validation and judging come on top.
 
 # %% machinery "Hours and price on three cards"
 price = 0.35  # of an hour: an example, in any currency
@@ -601,7 +605,7 @@ plan = {"model": "mistral-7b", "card": CARDS["T4"], "batch": 16, "length": 512, 
 check_plan(plan)
 
 # %% [markdown]
-# <details><summary>Hint 1</summary>Begin with one sample, and double it while <code>needed_by_script(...).card_bytes / 1e9</code> is at most the card's <code>"GB"</code>.</details>
+# <details><summary>Hint 1</summary>Begin with one sample, and double it while <code>needed_by_script(...).card_bytes / 1e9</code> is at most the card's <code>"GB"</code>. A card of your own is a dict, too: <code>print(CARDS["T4"])</code> shows one.</details>
 # <details><summary>Hint 2</summary>Too long? Fewer epochs, shorter samples, or a smaller model. Twice the batch makes half as many steps, each nearly twice as long.</details>
 
 # %% [markdown]

@@ -347,6 +347,7 @@ for name, (mean, half) in luck.items():
 
 # %% claims
 assert [f"{mean:.2f} {half:.2f}" for mean, half in luck.values()] == ["-2.19 1.77", "-2.19 2.66"]
+assert sorted(differences) == [-6, -3.5, -3.5, -2, -2, -1, 0, 0.5]  # the recap draws them
 
 # %% [markdown]
 # - **Seeds are the luck**: if all the trainings that there could be answered *these* orders, NF4 would lose on average.
@@ -465,11 +466,22 @@ check_my_comparison(compare_answers, mine)
 # %% [markdown]
 # ## Recap
 #
-# - Say of *what* a percentage is. On these orders NF4 costs {{lost:.1f}} ± {{table['nf4'][1]:.1f}} points of right
+# ```
+# NF4 less bf16, each of {{len(pieces["seeds"])}} seeds
+#  o         oo    oo  o   o o
+# if seeds are the luck: a loss
+#          ├──────●──────┤ │
+# if {{len(pieces["cities"])}} cities are: perhaps none
+#       ├─────────●────────┼─┤
+# −6  −5  −4  −3  −2  −1   0  +1
+# points of test
+# ```
+#
+# - Say of *what* a percentage is: on these orders NF4 costs {{lost:.1f}} ± {{table['nf4'][1]:.1f}} points of right
 #   answers.
-# - Where seeds differ as much as methods, one run proves nothing. Take several seeds, the same for both methods,
-#   subtract at each seed, and give the interval, also where you found nothing.
-# - Look at the failures, and count what falls together as one. Six orders to one city were more than half of NF4's
+# - Where seeds differ as much as methods, one run proves nothing, so take several seeds, the same for both methods,
+#   subtract at each, and give the interval, also where you found nothing.
+# - Look at the failures, and count what falls together as one: six orders to one city were more than half of NF4's
 #   loss.
 #
 # Dive C has the rest.

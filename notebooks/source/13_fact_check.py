@@ -296,8 +296,21 @@ check_project(project)
 # %% [markdown]
 # ## Recap
 #
+# ```
+# a claim, case by case
+# ├─ all hold: true           {{count["true"]}}
+# ├─ none holds: false        {{count["false"]}}
+# └─ some hold: it depends    {{count["depends"]}}
+#     2  numbers, kind of INT4
+#     6  what does not fit
+#    13  tokens in a step
+#    15  who masks the padding
+#    16  what the 2 % are of
+#    18  share in linear layers
+# ```
+#
 # - A claim about QLoRA needs its setting: which model, which rank, how many tokens in a step, a per cent of what.
-# - A wrong number may be the right number of something else. Ask of what.
+# - A wrong number may be right for something else, so ask of what.
 # - "It depends" is an answer if you can say on what.
 #
 # Below is what you have shown, by code that ran. `certificate().save("certificate.html")` writes it on a page that you can print.

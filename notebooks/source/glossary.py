@@ -69,7 +69,7 @@
 # | **micro-batch** | The samples of one forward and backward pass; a step may add up the gradients of several. | [dive D](dive_d_training_tricks.ipynb) |
 # | **NaN** | Not a number: what a computation gives that has no result, such as infinity minus infinity. | [lesson 09](09_your_gpu.ipynb) |
 # | **nat** | The unit of the loss, because its logarithm is the natural one. | [lesson 01](01_first_run.ipynb) |
-# | **NF4** | Sixteen levels that suit the weights of language models; a 4-bit code names one of them. | [lesson 04](04_nf4.ipynb) |
+# | **NF4** | NormalFloat in four bits: sixteen levels that suit the weights of language models; a 4-bit code names one of them. | [lesson 04](04_nf4.ipynb) |
 # | **nibble** | One of the two 4-bit codes in a byte. | [lesson 04](04_nf4.ipynb) |
 # | **norm (of gradients)** | The root of the sum of the squares of all gradients. | [dive D](dive_d_training_tricks.ipynb) |
 # | **NVLink** | NVIDIA's direct wires between the cards of one computer. | [dive G](dive_g_more_than_one_card.ipynb) |

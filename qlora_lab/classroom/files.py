@@ -17,9 +17,11 @@ from qlora_lab.classroom.drafts import draft_notebooks
 from qlora_lab.classroom.languages.texts import ENGLISH
 from qlora_lab.classroom.notebook_json import parse_notebook
 from qlora_lab.classroom.outputs import (
+    MACHINE,
     clean_outputs,
     code_cells,
     count_anew,
+    credit,
     find_fault,
     find_other_words,
     find_silence,
@@ -76,6 +78,7 @@ def find_difference(path: Path, expected: dict, language: str = ENGLISH) -> str:
     if not path.exists():
         return "is missing"
     actual = read_notebook(path)
+    credit(expected, actual["metadata"].get(MACHINE, ""), language)
     if actual["metadata"] != expected["metadata"]:
         return f"has other notebook metadata: {', '.join(actual['metadata']) or 'none'}"
     for number, (cell, wanted) in enumerate(zip(actual["cells"], expected["cells"], strict=False), start=1):

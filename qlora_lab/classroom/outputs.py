@@ -16,11 +16,13 @@ from qlora_lab import colab
 from qlora_lab.classroom import values
 from qlora_lab.classroom.checks import all_exercises
 from qlora_lab.classroom.judging import Progress
-from qlora_lab.classroom.languages.texts import ENGLISH
+from qlora_lab.classroom.languages.texts import ENGLISH, translate
 from qlora_lab.classroom.source import REPOSITORY, BuildError
 from qlora_lab.places import IMPORTED_FROM
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
+MACHINE = "machine"  # in a notebook's metadata: what made its outputs
+LAST_ROW = re.compile(r"^\| GPU \|.*$", re.MULTILINE)  # of a lesson's card
 
 
 def code_cells(notebook: dict) -> list[dict]:
@@ -44,13 +46,32 @@ def keep_outputs(notebook: dict, old: dict, language: str = ENGLISH) -> None:
             same = by_source[known_by(cell)].pop(0)
             cell |= {"outputs": same["outputs"], "execution_count": same["execution_count"]}
     count_anew(notebook, language)
+    credit(notebook, old["metadata"].get(MACHINE, ""), language)
 
 
-def restore_outputs(draft: dict, stored: dict) -> None:
+def restore_outputs(draft: dict, stored: dict, language: str = ENGLISH) -> None:
     """Give the code cells of a draft, but for the claims, the outputs of those of its notebook, one by one."""
     visible = [cell for cell in code_cells(draft) if not cell.get("claims")]
     for cell, old in zip(visible, code_cells(stored), strict=True):
         cell |= {"outputs": old["outputs"], "execution_count": old["execution_count"]}
+    credit(draft, stored["metadata"].get(MACHINE, ""), language)
+
+
+def credit(notebook: dict, machine: str, language: str = ENGLISH) -> None:
+    """Name what made a notebook's outputs in its metadata, and below the card of its first cell; "" names nothing."""
+    if machine:
+        notebook["metadata"] = notebook["metadata"] | {MACHINE: machine}
+        row = f"| {translate('outputs from', language)} | {machine} |"
+        first = notebook["cells"][0]
+        first["source"] = LAST_ROW.sub(lambda last: f"{last[0]}\n{row}", first["source"], count=1)
+
+
+def tell_machine() -> None:
+    """Print, in the kernel, what computes there; nothing where torch is not loaded, since nothing hangs on it then."""
+    if "torch" in sys.modules:
+        from qlora_lab.models.hardware import name_machine
+
+        print(name_machine())
 
 
 def count_anew(notebook: dict, language: str = ENGLISH) -> None:
@@ -147,6 +168,7 @@ def execute(
     """Run a draft in the working folder `folder`, claims and all, and store its cleaned outputs in it.
 
     strict: an unsolved exercise is an error (QLORA_LAB_STRICT=1). Progress goes to a temporary file.
+    The draft is credited with the machine, see `credit`.
     Returns the values that the text asks for, and what the kernel printed for them, for `values.answered`.
     Raises BuildError with the cell's source for an error, and for an output that `find_fault` refuses.
     """
@@ -157,7 +179,9 @@ def execute(
         if asked := values.values_of(cell):
             places.append((asked, values.asking(asked)))
     answers, count = [], 0
-    for (place, code), outputs in zip(places, run([code for _, code in places], folder, strict, language), strict=True):
+    told = f"__import__({__name__!r}, fromlist=['tell_machine']).tell_machine()"
+    *shown, machine = run([*(code for _, code in places), told], folder, strict, language)
+    for (place, code), outputs in zip(places, shown, strict=True):
         outputs = clean_outputs(outputs)
         if isinstance(place, list):
             answers.append((place, outputs[0]["text"]))
@@ -172,6 +196,7 @@ def execute(
             place |= {"outputs": outputs, "execution_count": count}
         if fault := find_fault(outputs) or find_silence(place):
             raise BuildError(f"the cell\n\n{code}\n\n{fault}")
+    credit(draft, "".join(output["text"] for output in machine).strip(), language)
     return answers
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import platform
 
 import torch
 
@@ -82,6 +83,16 @@ def has_bf16(device: torch.device) -> bool:
         instructions = torch.cpu.get_capabilities()
         return any(instructions.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
     return False
+
+
+def name_machine() -> str:
+    """What computes here, in a few words: "2 × CPU (x86_64, AVX512, bf16), torch 2.13.0", or the GPU's name."""
+    device = pick_device()
+    name = f"{os.cpu_count()} × CPU ({platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
+    name += ", bf16)" if has_bf16(torch.device("cpu")) else ")"
+    if device.type != "cpu":
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}, {name}"
+    return f"{name}, torch {torch.__version__.partition('+')[0]}"
 
 
 def pick_compute_dtype(device: torch.device) -> torch.dtype:

@@ -19,6 +19,7 @@ from qlora_lab.classroom.checks import all_exercises
 from qlora_lab.classroom.drafts import NOTEBOOK_METADATA, make_notebooks
 from qlora_lab.classroom.outputs import WIDGET, clean_outputs, find_fault, keep_outputs
 from qlora_lab.classroom.source import read_cells, split_solutions
+from qlora_lab.models.hardware import name_machine
 
 SOURCE = """\
 # ---
@@ -576,6 +577,35 @@ def test_live_cells_are_cleaned_and_pass_nbval(tmp_path):
     nbval = [sys.executable, "-m", "pytest", "-q", "--nbval", "-p", "no:cacheprovider", str(notebooks)]
     run = subprocess.run(nbval, env=env, cwd=tmp_path, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout
+
+
+CARD = """\
+# %% [markdown]
+# # A card
+#
+# | you need | |
+# |---|---|
+# | GPU | optional |
+
+# %%
+import torch
+"""
+
+
+def test_the_card_names_the_machine_of_the_outputs(tmp_path, capsys):
+    notebooks = course(tmp_path, n01=CARD)
+    paths = [notebooks / "01.ipynb", notebooks / "solutions" / "01.ipynb"]
+    assert main([], notebooks) == 0 and all("outputs from" not in path.read_text() for path in paths)
+    assert main(["--execute"], notebooks) == 0
+    for path in paths:
+        notebook = nbformat.read(path, 4)
+        assert notebook.metadata["machine"] == name_machine()
+        assert notebook.cells[0].source.endswith(f"| GPU | optional |\n| outputs from | {name_machine()} |")
+    before = paths[0].read_bytes()
+    assert main(["--check"], notebooks) == 0 and main([], notebooks) == 0 and paths[0].read_bytes() == before
+    paths[0].write_text(before.decode().replace("| outputs from | ", "| outputs from | 9"), encoding="utf-8")
+    assert main(["--check"], notebooks) == 1
+    assert "differs from its source in the source of cell 1" in capsys.readouterr().err
 
 
 FIGURE = """\

@@ -37,7 +37,7 @@ from qlora_lab.classroom.files import (
 from qlora_lab.classroom.languages import labels, page, prose, rules
 from qlora_lab.classroom.languages.entries import in_language, same_code, texts_of
 from qlora_lab.classroom.languages.texts import pattern_of
-from qlora_lab.classroom.outputs import code_cells, execute, keep_outputs, restore_outputs
+from qlora_lab.classroom.outputs import MACHINE, code_cells, credit, execute, keep_outputs, restore_outputs
 from qlora_lab.classroom.source import BuildError
 
 LINK = re.compile(r"(?P<before>\]\(|href=\"|src=\")(?!https?:|#|mailto:)(?P<link>[^)\s\"#]+)")
@@ -264,9 +264,8 @@ def build(edition: Edition, source: Path, *, run: bool) -> None:
         else:
             if path.exists():
                 keep_outputs(draft, read_notebook(path), edition.language)
-            borrow_outputs(
-                draft, read_notebook(edition.notebooks / path.relative_to(edition.notebooks / edition.language))
-            )
+            theirs = edition.notebooks / path.relative_to(edition.notebooks / edition.language)
+            borrow_outputs(draft, read_notebook(theirs), edition.language)
         write_notebook(finish(draft, kept), path)
     page.relink(edition)
 
@@ -278,7 +277,7 @@ def copy_with_claims(edition: Edition, source: Path, folder: Path) -> None:
     """
     check(edition, source)
     for path, draft, kept in translated_targets(edition, source):
-        restore_outputs(draft, read_notebook(path))
+        restore_outputs(draft, read_notebook(path), edition.language)
         write_notebook(finish(draft, kept, with_claims=True), folder / path.relative_to(edition.notebooks))
 
 
@@ -289,8 +288,10 @@ def check_values(wanted: list[values.Value], kept: list[values.Kept], now: list[
             raise BuildError(f"{value.text} is {values.shown(value, ours)}, in English {values.shown(value, theirs)}")
 
 
-def borrow_outputs(draft: dict, english: dict) -> None:
+def borrow_outputs(draft: dict, english: dict, language: str) -> None:
     """Give cells that have never run the outputs of the same cells of the English notebook."""
+    if MACHINE not in draft["metadata"]:
+        credit(draft, english["metadata"].get(MACHINE, ""), language)
     by_id = {cell["id"]: cell for cell in code_cells(english)}
     for cell in code_cells(draft):
         if not cell.get("claims") and cell["execution_count"] is None and cell["id"] in by_id:

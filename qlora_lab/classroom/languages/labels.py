@@ -31,6 +31,7 @@ PHRASES = (  # of the build itself, and single words of tables and buttons, whic
     "your code (about {0} lines)",
     *("exercise", "points", "day", "solved", "next", "With", "Ask", "model", "answer", "name"),
     "Download this notebook",
+    "outputs from",
 )
 OUTDATED = "??"
 SILENT_CALLS = {"print", "getattr", "setattr", "open", "run", "import_module", "load_model", "replace", "add_parser"}
