@@ -33,7 +33,7 @@ from qlora_lab.training.templates import LEARN
 from qlora_lab.training.tracking import TRACKERS, require_tracker
 
 KEEP = ("last", "best")
-INITS = ("zero", "loftq")
+INITS = ("zero", "loftq", "pissa")
 JUDGED_HELP = (
     "judged per split and of prose, by their last answer; 0: none. Of data without splits a fifth is held out to judge "
     "on, and with --validate-every a tenth to validate on, at most so many each (default: %(default)s)"
@@ -65,7 +65,7 @@ def parser() -> Parser:
     p.add_argument("--rank", type=count, default=16)
     p.add_argument("--alpha", type=positive, help="default: 2 x rank")
     p.add_argument("--adapter", choices=KINDS, default="lora", help="rsLoRA scales by alpha/sqrt(rank); DoRA: dora.py")
-    p.add_argument("--init", choices=[*INITS, "pissa"], default="zero", help="B is 0, or LoftQ's from a 4-bit base")
+    p.add_argument("--init", choices=INITS, default="zero", help="B is 0, or LoftQ or PiSSA: initialization.py")
     p.add_argument("--lora-plus", type=positive, default=1.0, metavar="RATIO", help="B's learning rate over A's")
     p.add_argument("--targets", type=names, default="all-linear", help="all-linear, or comma-separated: q_proj,v_proj")
     length = p.add_mutually_exclusive_group()
@@ -118,11 +118,6 @@ def recipe(
         UserError: settings that are impossible, or impossible on this device or with this many processes.
     """
     _require_validation(args)
-    if args.init == "pissa":
-        raise UserError(
-            "--init pissa would freeze another base than the checkpoint's, without which its adapter is useless, and a "
-            "run keeps only the adapter: use --init loftq, or initialize_pissa(model) in Python"
-        )
     if args.init == "loftq" and args.method != "qlora":
         raise UserError("--init loftq corrects what 4 bits lose, and --method lora loses nothing: leave it out")
     if args.merge_aware and (args.adapter == "dora" or args.init != "zero"):

@@ -8,6 +8,8 @@ before and after, and leaves in the output folder
     log.jsonl      a line for each step  answers.jsonl the judged answers, before and after
     report.json    what --json prints    report.html   all of it, for a browser
 
+and with --init pissa initial.safetensors: what the adapters began as, and what the frozen weights are without.
+
 `accelerate launch -m qlora_lab.train_qlora ...` spreads the same run over several GPUs. Each has the whole model, and
 its share of the data; with `--config_file data/accelerate/fsdp.yaml` it has a share of the model, too.
 """
@@ -26,9 +28,10 @@ from typing import cast
 import torch
 from safetensors import SafetensorError
 
+from qlora_lab.adapters.files import INITIAL, read_initial, save_initial
 from qlora_lab.adapters.lora import add_lora
 from qlora_lab.adapters.merge_aware import merge_requantized
-from qlora_lab.adapters.peft_adapter import begin_with_loftq, trainable_parameters
+from qlora_lab.adapters.peft_adapter import begin_with_loftq, begin_with_pissa, leave_out, trainable_parameters
 from qlora_lab.arguments import print_anywhere
 from qlora_lab.errors import CANNOT_WRITE, UserError
 from qlora_lab.evaluation.kept_answers import before_only, joined, rows_of
@@ -171,7 +174,10 @@ def run(args: argparse.Namespace) -> dict | None:
         base, tokenizer = load_sharded(args, preset, device, dtype)
     else:
         base, tokenizer = load_model(args.model, quantization, device=device, compute_dtype=dtype)
-    weights = dense_weights(args) if args.init == "loftq" else None
+    weights = dense_weights(args) if args.init != "zero" else None
+    initial = read_initial(folder.path) if args.init == "pissa" and resumed_at else {}
+    if args.init == "pissa" and resumed_at and not initial:
+        raise UserError(f"cannot resume {args.output}: without its {INITIAL} nobody knows what the base was trained as")
     for remark in remarks(tokenizer, train_chats):
         _warn(f"note: {remark}", accelerator)
     samples, left_out = tokenize({"messages": train_chats}, tokenizer, args.max_length, args.learn)
@@ -214,9 +220,19 @@ def run(args: argparse.Namespace) -> dict | None:
             folder.write("answers.jsonl", answers)
             folder.write("before.json", before)
     model = base if sharded else add_adapters(base, args, preset)
-    if weights and not resumed_at:
+    if weights and args.init == "loftq" and not resumed_at:
         say("fitting the adapters to what 4 bits lost ...")
         begin_with_loftq(model, weights)
+    if weights and args.init == "pissa":
+        if initial:
+            leave_out(model, weights, initial)
+        else:
+            say("making the adapters of the most important part of the weights ...")
+            initial = begin_with_pissa(model, weights)
+            if accelerator.is_main_process:
+                save_initial(folder.path, initial)
+        nbytes = sum(matrix.nbytes for matrix in initial.values())
+        say(f"what they began as is kept in {nbytes / 1e6:.1f} MB: the frozen weights are without it")
     settings, held = (settings, 0) if sharded else settle_dense_base(settings, model)
     if held:
         say(f"holding the 4-bit weights in {held / 1e9:.2f} GB of dense ones, too, while training (--no-dense-base)")
@@ -241,7 +257,7 @@ def run(args: argparse.Namespace) -> dict | None:
     adapter_step = (validation and validation.restore_best(model)) or len(records)
     say(f"trained for {time.perf_counter() - start:.0f} s")
     peak = peak_memory_bytes(device)
-    save_adapter(model, folder.adapter, keep_template(tokenizer), accelerator.is_main_process)
+    save_adapter(model, folder.adapter, keep_template(tokenizer), accelerator.is_main_process, initial)
     interrupted = len(records) < steps and not out_of_patience
     if args.merge_aware:
         merge_requantized(model, args.merge_aware)  # it is judged as it will be used

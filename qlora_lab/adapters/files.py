@@ -7,6 +7,15 @@ PEFT's format is a folder with two files:
 
 PEFT does not record which weights an adapter was trained on. We add a fingerprint of them to the header of the
 safetensors file, which PEFT ignores.
+
+PiSSA's adapters fit the base that is left over when they begin: W - s B0 A0. Beside a dense one, PEFT's way is ours: an
+adapter of twice the rank fits W itself, for
+
+    W - s B0 A0 + s B A = W + s [B, -B0] [A; A0]                         (Meng et al. 2024, arXiv 2404.02948, appendix)
+
+Beside a base in 4 bits that is another model, since Q(W - s B0 A0) is not Q(W) - s B0 A0. So A0 and B0 are kept in a
+third file, initial.safetensors, to make that base again. Such an adapter says "pissa" in its config, which PEFT refuses
+to load beside 4-bit layers, and has the fingerprint of another base.
 """
 
 from __future__ import annotations
@@ -16,7 +25,7 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import nn
@@ -28,6 +37,7 @@ from qlora_lab.errors import UserError
 
 MAGNITUDE = "lora_magnitude_vector"  # PEFT's name for DoRA's m
 CONFIG, WEIGHTS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
+INITIAL = "initial.safetensors"
 # PEFT's settings that do not change what A and B mean, or in a way that is understood here. Any other setting that is
 # on does, or may: ranks of single layers, an initialization that changes the base ... Every release has new ones.
 HARMLESS = {
@@ -169,18 +179,96 @@ def add_fingerprint(folder: str | os.PathLike, fingerprint: str) -> None:
     part.replace(weights)
 
 
+def save_initial(folder: str | os.PathLike, initial: Mapping[str, torch.Tensor]) -> None:
+    """Write what PiSSA's adapters began as; the file is never there in part. initial: from `begin_with_pissa`."""
+    from safetensors.torch import save_file
+
+    part = pathlib.Path(folder) / f"{INITIAL}.part"
+    save_file(dict(initial), part)
+    part.replace(part.with_name(INITIAL))
+
+
+def read_initial(folder: str | os.PathLike) -> dict[str, torch.Tensor]:
+    """What `save_initial` wrote into a folder; {} if nothing. Raises UserError if it is damaged."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    file = pathlib.Path(folder) / INITIAL
+    if not file.is_file():
+        return {}
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{file} is damaged, and without it the adapter has no base: {error}") from error
+
+
+def left_over(fingerprint: str, initial: Mapping[str, torch.Tensor]) -> str:
+    """The fingerprint of what is left of a base, from the base's own, when adapters have begun as a part of it."""
+    digest = hashlib.sha256(fingerprint.encode())
+    for name, matrix in sorted(initial.items()):
+        digest.update(name.encode())
+        digest.update(matrix.float().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def keep_beside_left_over(folder: str | os.PathLike, initial: Mapping[str, torch.Tensor], fingerprint: str) -> None:
+    """Let PEFT's files of a PiSSA adapter say that it belongs beside what is left of a 4-bit base.
+
+    Args:
+        initial: from `begin_with_pissa`.
+        fingerprint: of the base before that.
+    """
+    file = pathlib.Path(folder) / CONFIG
+    config = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps({**config, "init_lora_weights": "pissa"}, indent=2), encoding="utf-8")
+    save_initial(folder, initial)
+    add_fingerprint(folder, left_over(fingerprint, initial))
+
+
+def convert_to_plain(folder: str | os.PathLike, initial: Mapping[str, torch.Tensor]) -> None:
+    """Make of PEFT's files of a PiSSA adapter beside a dense base those of one of twice the rank, beside the whole.
+
+    Its scale is the same: alpha doubles, too, or with rsLoRA grows by the root of 2. DoRA's magnitudes stay.
+    """
+    from safetensors.torch import load_file, save_file
+
+    folder = pathlib.Path(folder)
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    grown = {"r": 2 * config["r"], "lora_alpha": config["lora_alpha"] * (2**0.5 if config.get("use_rslora") else 2)}
+    (folder / CONFIG).write_text(json.dumps({**config, **grown}, indent=2), encoding="utf-8")
+    tensors = load_file(folder / WEIGHTS)
+    for name, began in initial.items():
+        key = f"{PREFIX}{name}.weight"
+        is_b = name.endswith("_B")
+        began = (-began if is_b else began).to(tensors[key])
+        tensors[key] = torch.cat([tensors[key], began], dim=int(is_b))  # A is (rank, in), B is (out, rank)
+    save_file(tensors, folder / WEIGHTS, {"format": "pt"})
+
+
+def require_base(folder: str | os.PathLike, fingerprint: str) -> None:
+    """Raise UserError if an adapter was trained beside another base. fingerprint: of the checkpoint's weights."""
+    from safetensors import safe_open
+
+    with safe_open(pathlib.Path(folder) / WEIGHTS, "pt") as file:
+        noted = (file.metadata() or {}).get("base_fingerprint")
+    initial = read_initial(folder)
+    if noted is not None and noted != (left_over(fingerprint, initial) if initial else fingerprint):
+        raise UserError(f"the adapter in {folder} was trained beside another base, or {INITIAL} is another adapter's")
+
+
 def scale_of(config: dict) -> float:
     """By what B A is scaled, from PEFT's settings: alpha / r, or alpha / sqrt(r) with rsLoRA."""
     return config["lora_alpha"] / (math.sqrt(config["r"]) if config.get("use_rslora") else config["r"])
 
 
 def read_adapter(
-    folder: str | os.PathLike, with_dora: bool = False
+    folder: str | os.PathLike, with_dora: bool = False, with_pissa: bool = False
 ) -> tuple[dict, dict[str, torch.Tensor], str | None]:
     """Read an adapter's files, without a model.
 
     Args:
         with_dora: whether the caller knows what to do with DoRA's magnitudes.
+        with_pissa: whether the caller takes what `read_initial` returns from the base.
 
     Returns:
         PEFT's settings; the tensors by "<layer>.lora_A", Tensor[rank, in], "<layer>.lora_B", Tensor[out, rank], and
@@ -210,6 +298,13 @@ def read_adapter(
         for key, value in config.items()
         if value and key not in HARMLESS and value not in HARMLESS_VALUES.get(key, ())
     ]
+    if (folder / INITIAL).is_file() and "init_lora_weights" in special:
+        if not with_pissa:
+            raise UserError(
+                f"the adapter in {folder} is PiSSA's, and belongs beside what it left of its 4-bit base: load_adapter "
+                "loads it, and python -m qlora_lab.export merges it"
+            )
+        special.remove("init_lora_weights")
     dora = with_dora and bool(config.get("use_dora"))
     if dora:
         special.remove("use_dora")

@@ -47,6 +47,12 @@ def begin(A: torch.Tensor, B: torch.Tensor, scale: float, target: torch.Tensor) 
 
 
 @torch.no_grad()
+def without(weight: torch.Tensor, A: torch.Tensor, B: torch.Tensor, scale: float) -> torch.Tensor:
+    """W - scale * B A, Tensor[out, in] in W's dtype: what PiSSA leaves to the frozen base."""
+    return (weight.float() - scale * (B.float() @ A.float())).to(weight.dtype)
+
+
+@torch.no_grad()
 def initialize_pissa(model: nn.Module, quantizer: Quantizer | None = None) -> nn.Module:
     """Give the LoRA layers of a model with dense weights their beginning, in place.
 
@@ -62,8 +68,7 @@ def initialize_pissa(model: nn.Module, quantizer: Quantizer | None = None) -> nn
     for name, layer in required_lora(model).items():
         weight = _dense_weight(name, layer)
         begin(layer.lora_A, layer.lora_B, layer.scale, weight)
-        # LoraLinear's, for DoRA's would also hold what changes in length
-        rest = (weight.float() - LoraLinear.delta(layer)).to(weight.dtype)
+        rest = without(weight, layer.lora_A, layer.lora_B, layer.scale)
         if quantizer:
             _quantize_base(layer, quantizer(rest))
         else:

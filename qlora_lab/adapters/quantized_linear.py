@@ -333,3 +333,18 @@ def dense_weight(module: nn.Module) -> torch.Tensor:
 
     weight: Any = module.weight
     return dequantize_4bit(weight.data, weight.quant_state)
+
+
+@torch.no_grad()
+def replace_weight(module: nn.Module, weight: torch.Tensor) -> None:
+    """Put another weight, Tensor[out_features, in_features], into a frozen linear layer, dense or bitsandbytes'.
+
+    A 4-bit layer quantizes it as it did its own.
+    """
+    old: Any = module.weight
+    if not _is_linear4bit(module):
+        old.data = (weight.T.contiguous() if is_transposed(module) else weight).to(old)
+        return
+    kept = {name: getattr(old, name) for name in ("blocksize", "compress_statistics", "quant_type", "quant_storage")}
+    dense = type(old)(weight, requires_grad=False, module=module, **kept)
+    module.weight = dense.to(old.device)  # this is where bitsandbytes quantizes

@@ -172,8 +172,9 @@ def commands(run: TrainedRun, form: str, where: pathlib.Path, file: str, name: s
 
 
 def base_name(run: TrainedRun, kind: str) -> str:
-    """What the base's own file is called: one that holds the base as it was rounded for training says so."""
-    return f"{_last(run.model)}-nf4" if run.rounded_for(kind) else _last(run.model)
+    """What the base's own file is called: one that holds the base as it was changed for training says so."""
+    what = [_last(run.model), *["left-over"] * run.left_over, *["nf4"] * run.rounded_for(kind)]
+    return "-".join(what)
 
 
 def _last(path: str) -> str:

@@ -36,6 +36,7 @@ import torch
 
 from qlora_lab.adapters.files import load_lora
 from qlora_lab.adapters.merge_aware import merge_requantized
+from qlora_lab.adapters.peft_adapter import load_adapter
 from qlora_lab.adapters.quantized_linear import dequantize_linears
 from qlora_lab.errors import UserError
 from qlora_lab.evaluation.answers import generate, is_exact
@@ -45,6 +46,7 @@ from qlora_lab.evaluation.reports import ANSWERED
 from qlora_lab.export.llama_cpp import LlamaCpp
 from qlora_lab.export.trained_run import TrainedRun
 from qlora_lab.models.loading import load_model, load_tokenizer
+from qlora_lab.models.sharded import CheckpointWeights
 from qlora_lab.training.chat import TokenizedSample, tokenize_chat
 from qlora_lab.training.data import split_chats
 from qlora_lab.training.formats import parse_columns
@@ -154,6 +156,10 @@ def trained_model(run: TrainedRun) -> tuple[Any, Any]:
     if run.merge_aware:
         merged = merge_requantized(load_lora(base, run.adapter), run.merge_aware)
         return in_float32(dequantize_linears(merged)), tokenizer
+    if run.left_over:
+        return in_float32(
+            dequantize_linears(load_adapter(base, run.adapter, CheckpointWeights(str(run.base))))
+        ), tokenizer
     if run.quantized:
         dequantize_linears(base)  # once, not for each token: the rounded weights are the same
     with warnings.catch_warnings():

@@ -8,7 +8,8 @@ That is the model that was trained, and what a file should hold. Q4_0 rounds onc
 than one: it gets the checkpoint's own weights and the adapter (`rounded=False`), see `TrainedRun.rounded_for`.
 docs/export.md has the measurements.
 
-(rsLoRA scales by alpha / sqrt(rank); DoRA then gives each row the length that it has learned, see adapters/dora.py.)
+(rsLoRA scales by alpha / sqrt(rank); DoRA then gives each row the length that it has learned, see adapters/dora.py.
+PiSSA's adapter began as a part of the checkpoint's weight, and what is rounded is the weight without that part.)
 
 Nothing is loaded as a model. A tensor is read from the checkpoint when it is asked for, rounded as bitsandbytes did
 when the model was loaded for training, and forgotten. So a 7B model needs the memory of a few of its matrices.
@@ -24,7 +25,8 @@ from typing import Any
 
 import torch
 
-from qlora_lab.adapters.files import MAGNITUDE, fingerprint_of, read_adapter, scale_of
+from qlora_lab.adapters.files import MAGNITUDE, fingerprint_of, left_over, read_adapter, read_initial, scale_of
+from qlora_lab.adapters.initialization import without
 from qlora_lab.adapters.quantized_linear import frozen_weight
 from qlora_lab.errors import UserError
 from qlora_lab.export.trained_run import TrainedRun
@@ -61,8 +63,10 @@ class MergedWeights:
         if getattr(self.config, "quantization_config", None):
             raise UserError(f"the base {run.model} is stored quantized: export needs its 16-bit checkpoint")
         self._adapter, self._scale, self.dora, fingerprint = {}, 0.0, False, None
-        if with_adapter:
-            settings, self._adapter, fingerprint = read_adapter(run.adapter, with_dora=True)
+        self._initial = read_initial(run.adapter)
+        if with_adapter or self._initial:
+            settings, adapter, fingerprint = read_adapter(run.adapter, with_dora=True, with_pissa=True)
+            self._adapter = adapter if with_adapter else {}
             self._scale, self.dora = scale_of(settings), bool(settings.get("use_dora"))
         self.adapted = {f"{name.rpartition('.lora_')[0]}.weight" for name in self._adapter}
         self._files = checkpoint_index(run.base)
@@ -86,6 +90,9 @@ class MergedWeights:
     def __getitem__(self, name: str) -> torch.Tensor:
         """The tensor, on the CPU: float32 where the adapter changes it, else the run's dtype. So it is rounded once."""
         weight = self._read(name)
+        layer = name.removesuffix(".weight")
+        if f"{layer}.lora_A" in self._initial:
+            weight = without(weight, self._initial[f"{layer}.lora_A"], self._initial[f"{layer}.lora_B"], self._scale)
         if name in self._quantized:
             linear = linear_4bit(weight, "nf4", True, self.run.dtype)
             weight = frozen_weight(linear).dequantize()
@@ -93,7 +100,6 @@ class MergedWeights:
             weight = self._experts[name].rounded(weight)
         if name not in self.adapted:
             return weight
-        layer = name.removesuffix(".weight")
         a, b = self._adapter[f"{layer}.lora_A"], self._adapter[f"{layer}.lora_B"]
         merged = (self._scale * (b.float() @ a.float())).add_(weight)  # as `merge` adds them, bit for bit
         if self.dora:
@@ -141,7 +147,8 @@ class MergedWeights:
                 there = self.shapes.get(name, "no such layer")
                 raise UserError(f"the adapter is for another base: its {layer} is {size}, {self.run.model} has {there}")
         vectors = ((name, self._read(name)) for name, shape in self.shapes.items() if len(shape) == 1)
-        if fingerprint is not None and fingerprint_of(vectors) != fingerprint:
+        now = fingerprint_of(vectors)
+        if fingerprint is not None and fingerprint != (left_over(now, self._initial) if self._initial else now):
             raise UserError(
                 f"the adapter was trained on another base than {self.run.model} is now: shapes agree, weights do not; "
                 "export it with the weights that it was trained on"

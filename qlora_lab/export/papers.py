@@ -15,6 +15,13 @@ from qlora_lab.models.bundled import CATALOGUE
 BUNDLED_BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"  # what the bundled file was made from
 
 
+PISSA = {
+    "qlora": " It began as a part of the weights (PiSSA), and its base is what was left of them, in 4 bits: beside the "
+    "whole base it is useless.",
+    "lora": " It began as a part of the weights (PiSSA), which half of its rank takes away: the base is the whole one.",
+}
+
+
 def modelfile(file: str, vocabulary: Vocabulary, tokenizer) -> str:
     """Ollama's recipe: `ollama create NAME -f Modelfile`.
 
@@ -72,6 +79,8 @@ def adapter_card(settings: Mapping[str, str], report: Mapping, own_tokenizer: bo
     """
     more = (f"tags: [{settings['method']}, lora]", "library_name: peft", "base_model_relation: adapter")
     what = "A LoRA in PEFT's format, to be put beside its base."
+    if settings.get("init") == "pissa":
+        what += PISSA[settings["method"]]
     if (target := settings.get("merge_aware", "None")) != "None":
         what += f" It was trained to be merged and rounded to {target}, and its scores are those of that merge."
     code = ["## Load it", "", "In this folder:", "", "```python", *_loading(settings, report, own_tokenizer), "```", ""]
@@ -122,6 +131,17 @@ def _loading(settings: Mapping[str, str], report: Mapping, own_tokenizer: bool) 
     model, dtype = settings["model"], f"torch.{report.get('compute_dtype', 'bfloat16')}"
     where = f'"{_base(model)[1]}"  # the folder of the base' if pathlib.Path(model).exists() else json.dumps(model)
     quantized, tokenizer = settings["method"] == "qlora", '"."' if own_tokenizer else "name"
+    if quantized and settings.get("init") == "pissa":
+        return [
+            "import torch",
+            "from qlora_lab.finetuning import load_adapter, load_model",
+            "from qlora_lab.models.loading import locate",
+            "from qlora_lab.models.sharded import CheckpointWeights",
+            "",
+            f"name = {where}",
+            f'base, tokenizer = load_model(name, "nf4", compute_dtype={dtype})',
+            'model = load_adapter(base, ".", CheckpointWeights(locate(name)))',
+        ]
     config = [
         "config = BitsAndBytesConfig(",
         '    load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,',

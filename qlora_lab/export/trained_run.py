@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from qlora_lab.adapters.files import INITIAL
 from qlora_lab.errors import UserError
 from qlora_lab.models.compatibility import read_config
 from qlora_lab.models.hardware import DTYPES, pick_compute_dtype, pick_device
@@ -59,6 +60,11 @@ class TrainedRun:
         """
         corrects_it = self.merge_aware is not None or self.settings.get("init") == "loftq"  # the adapter knows of it
         return self.quantized and (corrects_it or kind != "q4_0")
+
+    @property
+    def left_over(self) -> bool:
+        """Whether the base was trained without what its adapter began as: PiSSA, beside a base in 4 bits."""
+        return (self.adapter / INITIAL).is_file()
 
     @property
     def adapter(self) -> pathlib.Path:

@@ -5,6 +5,7 @@ before.json     the judgement before training
 log.jsonl       a line for each step, as soon as it is taken: see `step_log.py`
 tracked.json    the run's name for a tracker, with --track; tensorboard/ has what TensorBoard is told
 checkpoints/    see `checkpoints.py`
+initial.safetensors  with --init pissa, what the adapters began as and the base is without
 adapter/        in PEFT's format, with a model card; with --keep best, the best one that was validated
 answers.jsonl   what was asked, expected and answered, before training and after
 report.json     the finished run
@@ -18,11 +19,13 @@ import os
 import pathlib
 import secrets
 import shutil
+from collections.abc import Mapping
 
 import torch
 
-from qlora_lab.adapters.files import add_fingerprint, fingerprint_of, save_lora
+from qlora_lab.adapters.files import add_fingerprint, convert_to_plain, fingerprint_of, keep_beside_left_over, save_lora
 from qlora_lab.adapters.lora import lora_layers
+from qlora_lab.adapters.quantized_linear import is_quantized
 from qlora_lab.errors import UserError
 from qlora_lab.training.checkpoints import newest_checkpoint
 from qlora_lab.training.sharding import is_sharded, whole
@@ -129,7 +132,13 @@ class RunFolder:
             raise UserError(f"{self.path} holds another run: give another --output, or --resume to continue it")
 
 
-def save_adapter(model, folder: pathlib.Path, tokenizer=None, writes: bool = True) -> None:
+def save_adapter(
+    model,
+    folder: pathlib.Path,
+    tokenizer=None,
+    writes: bool = True,
+    initial: Mapping[str, torch.Tensor] | None = None,
+) -> None:
     """Save an adapter, PEFT's or ours, with its base's fingerprint.
 
     The folder is replaced only when all files are written.
@@ -139,6 +148,7 @@ def save_adapter(model, folder: pathlib.Path, tokenizer=None, writes: bool = Tru
     Args:
         tokenizer: saved beside the adapter if given, for it is no longer the base model's own.
         writes: whether this process is the one that writes the files.
+        initial: from `begin_with_pissa`, if the adapter began so: see `adapters/files.py`.
     """
     gathered: dict[str, torch.Tensor] = {  # the adapters, and what the base's fingerprint is made of
         name: whole(parameter.detach(), parameter)
@@ -153,7 +163,13 @@ def save_adapter(model, folder: pathlib.Path, tokenizer=None, writes: bool = Tru
         save_lora(model, part)
     else:
         model.save_pretrained(part, state_dict=gathered or None)
-        add_fingerprint(part, fingerprint_of({**dict(model.named_parameters()), **gathered}.items()))
+        fingerprint = fingerprint_of({**dict(model.named_parameters()), **gathered}.items())
+        if initial and any(is_quantized(module) for module in model.modules()):
+            keep_beside_left_over(part, initial, fingerprint)
+        else:
+            if initial:
+                convert_to_plain(part, initial)
+            add_fingerprint(part, fingerprint)
         (part / "README.md").unlink(missing_ok=True)  # PEFT's, an empty form: a card is written when there are scores
     if tokenizer is not None:
         tokenizer.save_pretrained(part)
