@@ -49,9 +49,9 @@ A number in the text, or in a figure's description, is not typed but taken from 
 
 Expression and format are as in an f-string, evaluated below the code above; the tolerance, relative or absolute
 (`±0.02`), is for what differs from machine to machine. `--execute` fills the values in and keeps them beside the
-source, in `01_first_run.json`; see `values.py`. It also names the machine that made the outputs, below the card. A number
-that is no result is declared in the same way: {{2023}}. Others fail `--check`, but for those that stood there before, see
-`numbers.py`. What else the text says is asserted in a claims cell:
+source, in `01_first_run.json`; see `values.py`. It also names the machine that made the outputs, below the card. A
+number that is no result is declared in the same way: {{2023}}. Others fail `--check`, but for those that stood there
+before, see `numbers.py`. What else the text says is asserted in a claims cell:
 
     # %% claims
     assert error < previous_error
