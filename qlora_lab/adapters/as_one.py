@@ -27,26 +27,27 @@ SHARE_OF_MEMORY = 0.25  # of what is available, that dense weights may take with
 
 
 class AdaptedProduct(torch.autograd.Function):
-    """y for x of shape (..., in); `weight` gives W, (out, in), in x's dtype. A and B may be wider: they are cast."""
+    """y for x of shape (rows, in); `weight` gives W, (out, in), in x's dtype. A and B may be wider: they are cast.
+
+    Of more dimensions it would have to return a view, and what a Function returned as a view cannot be changed in place
+    (Gemma 3n does that).
+    """
 
     @staticmethod
     def forward(ctx, x, weight: Callable[[], torch.Tensor], bias, lora_A, lora_B, scale: float):
-        rows, A, B = x.flatten(0, -2), lora_A.to(x.dtype), lora_B.to(x.dtype)
-        z = rows @ A.T
-        y = nn.functional.linear(rows, weight(), bias).addmm_(z, B.T, alpha=scale)
-        ctx.save_for_backward(rows, z, A, B)
+        A, B = lora_A.to(x.dtype), lora_B.to(x.dtype)
+        z = x @ A.T
+        y = nn.functional.linear(x, weight(), bias).addmm_(z, B.T, alpha=scale)
+        ctx.save_for_backward(x, z, A, B)
         ctx.weight, ctx.scale, ctx.adapter_dtypes = weight, scale, (lora_A.dtype, lora_B.dtype)
-        return y.view(*x.shape[:-1], len(B))
+        return y
 
     @staticmethod
-    def backward(ctx, gradient):
-        rows, z, A, B = ctx.saved_tensors
-        dy = gradient.flatten(0, -2)
+    def backward(ctx, dy):
+        x, z, A, B = ctx.saved_tensors
         dz = (dy @ B).mul_(ctx.scale)
-        dA, dB = (dz.T @ rows).to(ctx.adapter_dtypes[0]), (dy.T @ z).mul_(ctx.scale).to(ctx.adapter_dtypes[1])
-        dx = None
-        if ctx.needs_input_grad[0]:
-            dx = (dy @ ctx.weight()).addmm_(dz, A).view(*gradient.shape[:-1], A.shape[1])
+        dA, dB = (dz.T @ x).to(ctx.adapter_dtypes[0]), (dy.T @ z).mul_(ctx.scale).to(ctx.adapter_dtypes[1])
+        dx = (dy @ ctx.weight()).addmm_(dz, A) if ctx.needs_input_grad[0] else None
         return dx, None, None, dA, dB, None
 
 
@@ -138,7 +139,8 @@ def _adapted(layer, otherwise: Callable, base, weight: Callable, x: torch.Tensor
     dtypes = {torch.get_autocast_dtype("cpu")} if autocast else {A.dtype, B.dtype}
     if dtypes != {x.dtype}:
         return otherwise(x, *args, **kwargs)
-    return AdaptedProduct.apply(x, weight, _bias(base, x), A, B, layer.scaling[adapter])
+    y = AdaptedProduct.apply(x.flatten(0, -2), weight, _bias(base, x), A, B, layer.scaling[adapter])
+    return y.unflatten(0, x.shape[:-1])
 
 
 def _bias(base: Any, x: torch.Tensor) -> torch.Tensor | None:

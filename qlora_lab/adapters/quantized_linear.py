@@ -89,7 +89,11 @@ class QuantizedLinear(nn.Module):
         kind = x.device.type
         if torch.is_autocast_enabled(kind):
             x = x.to(torch.get_autocast_dtype(kind))
-        return _FrozenMatmul.apply(x, self.weight, None if self.bias is None else self.bias.to(x.dtype))
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        if x.dim() < 3:
+            return _FrozenMatmul.apply(x, self.weight, bias)
+        # with a bias, more dimensions would be a view of two, and a Function's view cannot be changed in place
+        return _FrozenMatmul.apply(x.flatten(0, -2), self.weight, bias).unflatten(0, x.shape[:-1])
 
     def _apply(self, fn, recurse: bool = True):
         """`model.to(...)` calls this. The weight moves to the new device; codes and scales keep their dtypes."""

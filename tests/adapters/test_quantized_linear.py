@@ -103,6 +103,13 @@ def test_gradient_agrees_with_finite_differences():
     assert torch.autograd.gradcheck(lambda x: QuantizedLinear(q)(x), x)
 
 
+def test_what_it_returns_can_be_changed_in_place():
+    """As Gemma 3n does with a projection, which autograd refuses for a Function's output that is a view."""
+    layer, x = QuantizedLinear(quantize(torch.randn(8, 64)), torch.ones(8)), torch.randn(2, 3, 64, requires_grad=True)
+    layer(x).mul_(2).sum().backward()
+    torch.testing.assert_close(x.grad, 2 * layer.weight.dequantize().sum(0).expand(2, 3, 64))
+
+
 def test_nothing_dense_is_kept_for_the_backward_pass():
     layer = QuantizedLinear(nf4_double(torch.randn(64, 64)))
     kept = []
