@@ -88,6 +88,12 @@ panels = {  # values, how far equal settings differ, limits, ticks
 fig, axes = plt.subplots(1, 4, figsize=(8, 6), layout="constrained")
 _ = plot_knobs(axes, GROUPS, panels, prediction)
 
+# %% machinery "The same in numbers: means of three seeds, and one measurement of speed"
+print(f"{'':<20}{'orders':>10}{'English':>10}{'tokens/s':>10}{'peak':>10}")
+for knob, speed in knobs.speed.items():
+    means = [sum(of[knob]) / 3 for of in (knobs.orders, knobs.prose, knobs.peak)]
+    print(f"{knob:<20}{means[0]:>10.4f}{means[1]:>10.2f}{speed:>10,.0f}{means[2]:>7.2f} GB")
+
 # %%
 for knob, guess in prediction.items():
     print(f"{knob:<14}{min(knobs.peak[knob]):.2f} to {max(knobs.peak[knob]):.2f} GB ({told(guess)})")

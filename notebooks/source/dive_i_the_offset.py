@@ -7,12 +7,14 @@
 #
 # | you need | |
 # |---|---|
-# | time | 35 minutes |
+# | time | 38 minutes |
 # | computing | up to 1 minute on two CPU cores |
 # | memory | 1 GB |
 # | GPU | not used |
 
 # %% machinery "Imports"
+import dataclasses
+
 import ipywidgets
 import matplotlib.pyplot as plt
 import numpy as np
@@ -24,7 +26,21 @@ from qlora_lab.classroom.lessons.dive_i.machinery import error_of, least_offset,
 from qlora_lab.classroom.plots import new_axes, plot_codebooks, told
 from qlora_lab.classroom.samples import bundled_weight, sample
 from qlora_lab.classroom.widgets import explore
-from qlora_lab.quantization import INT4, NF4, bof4, normal_float, quantize, quantize_q4_0, relative_rms
+from qlora_lab.memory import SHAPES
+from qlora_lab.quantization import (
+    DYNAMIC8,
+    INT4,
+    INT8,
+    NF4,
+    bof4,
+    normal_float,
+    quantize,
+    quantize_absmax,
+    quantize_affine,
+    quantize_q4_0,
+    quantize_scales,
+    relative_rms,
+)
 
 # %%
 gaussian = sample("Gaussian", 2**20)  # a million numbers from the normal distribution
@@ -195,6 +211,92 @@ assert g["Q4_1"] < g["NF4, blocks of 16, float16"] and e["Q4_1"] > e["NF4, block
 # which bitsandbytes does not offer. As it comes, in blocks of {{32}} with float32 scales, it loses to Q4_1 on both. What a format does
 # with its scales matters as much as its sixteen levels. That is what [lesson 05](05_double_quantization.ipynb) is about. (The embeddings are one example, with a past in 8 bits: see lesson 04. And an error of
 # weights is not yet a worse model: in QLoRA's paper, NF4 with double quantization has a perplexity of {{27.41}}, INT4 one of {{34.34}}.)
+#
+# ### What can stand beside the codes
+#
+# Here are other ways to store an integer block's constants, each with its price. *After a ReLU* is the same numbers with the negative ones
+# set to zero, as activations often are. Programs that multiply integers want no minimum, since it is a float. They hold a **zero point**
+# instead: the code that stands for zero, −minimum / scale, rounded, and `(code − zero point) × scale` is the number.
+
+
+# %% machinery "Integers with other constants"
+def with_zero_point(x, block_size):
+    blocks = x.view(-1, block_size)
+    low, high = blocks.amin(1, keepdim=True), blocks.amax(1, keepdim=True)
+    scale = (high - low) / 15
+    zero_point = (-low / scale).round()
+    codes = ((blocks / scale).round() + zero_point).clamp(0, 15)
+    return ((codes - zero_point) * scale).view_as(x)
+
+
+def affine_half(x, block_size):
+    q = quantize_affine(x, 4, block_size)
+    return dataclasses.replace(q, scale=q.scale.half().float(), minimum=q.minimum.half().float()).dequantize()
+
+
+ways = {  # and the bits of a block's constants, over its size
+    "absmax, blocks of 64": (lambda x: quantize_absmax(x, 4, 64).dequantize(), 32 / 64),
+    "affine, blocks of 128": (lambda x: quantize_affine(x, 4, 128).dequantize(), 64 / 128),
+    "affine, blocks of 64, float16": (lambda x: affine_half(x, 64), 32 / 64),
+    "zero point, blocks of 64": (lambda x: with_zero_point(x, 64), 36 / 64),
+    "affine, blocks of 64": (lambda x: quantize_affine(x, 4, 64).dequantize(), 64 / 64),
+}
+kinds = {"Gaussian": gaussian, "after a ReLU": gaussian.relu()}
+integers = {way: {kind: relative_rms(x, of(x)) for kind, x in kinds.items()} for way, (of, _) in ways.items()}
+print(f"{'':<32}{'bits':>8}" + "".join(f"{kind:>15}" for kind in kinds))
+for way, (_, more) in ways.items():
+    print(f"{way:<32}{4 + more:>8}" + "".join(f"{error:>15.4f}" for error in integers[way].values()))
+
+# %% claims
+absmax, wide, half, whole, affine = integers.values()
+assert absmax["after a ReLU"] > 2 * affine["after a ReLU"] and affine["Gaussian"] < absmax["Gaussian"]
+assert half["Gaussian"] < min(absmax["Gaussian"], wide["Gaussian"])
+assert all(abs(half[kind] / affine[kind] - 1) < 0.001 for kind in kinds)
+assert abs(whole["after a ReLU"] / affine["after a ReLU"] - 1) < 0.001
+
+# %% [markdown]
+# After a ReLU absmax wastes its seven negative codes, and affine has less than half the error. A zero point is a minimum that was moved to a
+# whole number of steps. So it needs four bits instead of {{32}}, zero stays exactly zero, and on Gaussian numbers the error is only {{100 * (integers['zero point, blocks of 64']['Gaussian'] / integers['affine, blocks of 64']['Gaussian'] - 1):.1f}} %
+# larger. With float16 constants, affine costs no more than absmax, and nothing is lost.
+#
+# And the scales? QLoRA quantizes them, too, with {{256}} levels that are not equally spaced ([lesson 05](05_double_quantization.ipynb)). bitsandbytes calls them its
+# **dynamic code**: {{64}} levels from `0.1` to `1`, {{32}} in the decade below, {{16}} in the next, and so on down to one, each in the middle of an equal part of its decade.
+# With their negatives, zero and one, that makes {{256}}. Here they are built, and asked whether equal steps (INT8) would serve as well:
+
+# %% machinery "The dynamic code, and a third quantization"
+levels = [0.0, 1.0]
+for decade in range(7):
+    edges = torch.linspace(0.1, 1, 2 ** (6 - decade) + 1)
+    middles = 10**-decade * (edges[:-1] + edges[1:]) / 2
+    levels += [*middles.tolist(), *(-middles).tolist()]
+dynamic = torch.tensor(sorted(levels))
+print(f"{len(dynamic)} levels, equal to bitsandbytes': {torch.equal(dynamic, DYNAMIC8)}")
+
+scales = quantize(gaussian, NF4, 64).absmax
+centred = (scales - scales.mean()).view(-1, 256)
+near_zero = (centred.abs() < 0.1 * centred.abs().amax(1, keepdim=True)).float().mean().item()
+print(
+    f"within a tenth of the largest: {(dynamic.abs() < 0.1).sum()} of the levels, {near_zero:.0%} of the centred scales"
+)
+one_large = scales.clone()
+one_large[::256] *= 20
+CODES = {"INT8": INT8, "dynamic": dynamic}
+for name, each in {"the scales": scales, "one in 256 twenty times as large": one_large}.items():
+    of = {code: relative_rms(each, quantize_scales(each, 256, by).dequantize()) for code, by in CODES.items()}
+    print(f"error of {name:<34}" + " · ".join(f"{code} {error:.4f}" for code, error in of.items()))
+
+second_level = SHAPES["llama-65b"].linear_parameters() / (64 * 256)
+saved = second_level * (32 - 8 - 32 / 256) / 8
+print(f"a third quantization would save {saved / 1e6:.1f} MB at 65B")
+
+# %% claims
+assert torch.equal(dynamic, DYNAMIC8) and (dynamic.abs() < 0.1).sum() == 127 and near_zero < 0.33
+
+# %% [markdown]
+# Half of the dynamic levels lie where less than a third of the scales are, so equal steps miss these scales by less. The code was made for numbers of all sizes,
+# such as an optimizer's states, and where one scale is far larger than its neighbours it is ahead. In the weights either error drowns.
+#
+# And why stop at two? The scales of the scales could be quantized in turn. But there is one for {{64 * 256:,}} weights, so a third step saves next to nothing.
 #
 # ## 5 · Six suspects
 #
