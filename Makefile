@@ -34,11 +34,12 @@ LAB := --ServerApp.root_dir=notebooks --LabApp.default_url=/lab/tree/00_start_he
 QUIET_LAB = $(PY) -m jupyter labextension disable --level=sys_prefix @jupyterlab/apputils-extension:announcements
 CORES = $(shell $(PY) -c 'import os; print(os.cpu_count())')
 HALF = $(shell $(PY) -c 'import os; print(max(1, os.cpu_count() // 2))')
-# for copies of the notebooks in the folder $work, which is outside of the repository
-NBVAL = $(PY) -m pytest -c pyproject.toml --rootdir="$$work" -p tests.labels --nbval --nbval-current-env \
-    --nbval-sanitize-with tests/nbval_sanitize.cfg
+# for copies of the notebooks in the folder $work, two at a time: a core to itself serves a small model better than a
+# share in two, and 13 GB hold any two of them
+NBVAL = OMP_NUM_THREADS=$(HALF) $(PY) -m pytest -c pyproject.toml --rootdir="$$work" -p tests.labels -p tests.notebook_runs \
+    -n 2 --dist loadfile --no-loadscope-reorder --nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg
 
-.PHONY: help lab test test-all notebooks notebooks-path notebooks-beside sweep labels test-oldest run check bench bench-gpu mutate wheelhouse container publish site clean model
+.PHONY: help lab test test-all notebooks sweep labels test-oldest run check bench bench-gpu mutate wheelhouse container publish site clean model
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -56,37 +57,22 @@ test: check model $(VENV)/triton $(VENV)/export $(VENV)/site ## prove it: check,
 	@$(MAKE) --no-print-directory notebooks
 
 # What runs are copies with the claims that learners do not see: the learner's notebooks whole, and of the solved ones what
-# these do not prove (qlora_lab/classroom/needs.py). The path beside all else, each on half of the cores: a core to itself
-# serves a small model better than a share in two. nbval kills kernels, so their temporary folders lie in the one that is
+# these do not prove (qlora_lab/classroom/needs.py). nbval kills kernels, so their temporary folders lie in the one that is
 # removed.
 # Of the translated ones two are run, solved: tests/classroom/languages compares the code of the others with the English.
 TRANSLATED := 05 10
 notebooks: export HF_HUB_OFFLINE = 1
 notebooks: model $(VENV)/export ## re-run every notebook, learner's and solved, with nbval; hold what they take against their cards
-	@work=$$(mktemp -d); trap 'rm -rf "$$work"' EXIT; mkdir "$$work/tmp"; \
-	$(PY) -m qlora_lab.classroom.build --with-claims "$$work" || exit 1; \
-	TMPDIR="$$work/tmp" OMP_NUM_THREADS=$(HALF) $(MAKE) --no-print-directory --jobs=2 --keep-going work="$$work" \
-	    notebooks-path notebooks-beside
-
-notebooks-path:
-	QLORA_LAB_PROGRESS="$$work/path.json" $(NBVAL) $(NBVAL_FLAGS) "$$work"/[0-9]*.ipynb
-
-notebooks-beside:
-	@failed=; { set -x; \
-	QLORA_LAB_PROGRESS="$$work/solved.json" QLORA_LAB_STRICT=1 $(NBVAL) "$$work"/solutions/*.ipynb \
-	    $(foreach lesson,$(TRANSLATED),"$$work"/zh-TW/solutions/$(lesson)*.ipynb) || failed=1; \
-	QLORA_LAB_PROGRESS="$$work/dives.json" $(NBVAL) $(NBVAL_FLAGS) "$$work"/[!0-9]*.ipynb || failed=1; \
-	} >"$$work/beside.log" 2>&1; cat "$$work/beside.log"; [ -z "$$failed" ]
+	@work=$$(mktemp -d); trap 'rm -rf "$$work"' EXIT; mkdir "$$work/tmp"; export TMPDIR="$$work/tmp"; set -x; \
+	$(PY) -m qlora_lab.classroom.build --with-claims "$$work" && \
+	$(NBVAL) $(NBVAL_FLAGS) "$$work"/*.ipynb "$$work"/solutions/*.ipynb \
+	    $(foreach lesson,$(TRANSLATED),"$$work"/zh-TW/solutions/$(lesson)*.ipynb)
 
 test-all: export HF_HUB_OFFLINE = 1
-test-all: export OMP_NUM_THREADS = $(HALF)
-test-all: test ## the same, and every notebook of all languages whole, learner's beside solved (an hour)
-	@work=$$(mktemp -d); trap 'kill $$solved 2>/dev/null; rm -rf "$$work"' EXIT; mkdir "$$work/tmp"; export TMPDIR="$$work/tmp"; set -x; \
-	$(PY) -m qlora_lab.classroom.build --with-claims "$$work" --whole || exit 1; failed=; \
-	QLORA_LAB_PROGRESS="$$work/solved.json" QLORA_LAB_STRICT=1 $(NBVAL) "$$work"/solutions/*.ipynb "$$work"/*/solutions/*.ipynb \
-	    >"$$work/solved.log" 2>&1 & solved=$$!; \
-	QLORA_LAB_PROGRESS="$$work/learner.json" $(NBVAL) "$$work"/*.ipynb "$$work"/zh-TW/*.ipynb || failed=1; \
-	wait $$solved || failed=1; cat "$$work/solved.log"; [ -z "$$failed" ]
+test-all: test ## the same, and every notebook of all languages whole, learner's and solved (an hour)
+	@work=$$(mktemp -d); trap 'rm -rf "$$work"' EXIT; mkdir "$$work/tmp"; export TMPDIR="$$work/tmp"; set -x; \
+	$(PY) -m qlora_lab.classroom.build --with-claims "$$work" --whole && \
+	$(NBVAL) "$$work"/*.ipynb "$$work"/*/*.ipynb "$$work"/*/solutions/*.ipynb
 
 sweep: export HF_HUB_OFFLINE = 1
 sweep: model ## train, reload, merge, pack and chunk a tiny model of each architecture that transformers has
