@@ -52,8 +52,8 @@ lab: model $(VENV)/export ## open the course in JupyterLab
 # its slider, after the others.
 test: export HF_HUB_OFFLINE = 1
 test: check model $(VENV)/triton $(VENV)/export $(VENV)/site ## prove it: check, unit tests, and every notebook re-run with nbval
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(CORES) -m "not latency"
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(HALF) -m latency
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(CORES) --dist worksteal -m "not latency"
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(HALF) -m latency $$(grep -rl --include='*.py' 'mark\.latency' tests)
 	@$(MAKE) --no-print-directory notebooks
 
 # What runs are copies with the claims that learners do not see: the learner's notebooks whole, and of the solved ones what
