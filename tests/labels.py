@@ -5,6 +5,7 @@
                                                                                the file says of others stays
 
 `make notebooks` gives it copies of the notebooks that hold the course's claims as well: the time of these counts, too.
+Those in a folder are held against their cards as well, but not written down.
 
 A card promises `| computing | up to 3 minutes on two CPU cores |` and `| memory | 4 GB |`. Measured are the seconds of
 all its cells and of starting the kernel, and the most memory that the kernel's process ever held (Linux only; on other
@@ -70,15 +71,18 @@ def pytest_runtest_logreport(report):
     if path.suffix == ".ipynb":
         took = measured.setdefault(path, {"seconds": 0.0})
         took["seconds"] += report.duration
+        took.update(report.user_properties)
 
 
 def pytest_runtest_teardown(item):
     kernel = getattr(item.parent, "kernel", None)
     if kernel is not None and (peak := peak_gigabytes(kernel.km.provisioner.pid)) is not None:
-        measured[pathlib.Path(item.nodeid.partition("::")[0])]["gigabytes"] = peak
+        item.user_properties.append(("gigabytes", peak))  # goes with the report to the process that sums up
 
 
 def pytest_sessionfinish(session):
+    if hasattr(session.config, "workerinput"):  # one of xdist's processes: it has sent its reports
+        return
     for path, took in measured.items():
         promised = labels(json.loads((session.config.rootpath / path).read_text(encoding="utf-8")))
         broken.extend(f"{path}: {told}" for told in exceeded(promised, took))
@@ -91,7 +95,8 @@ def pytest_sessionfinish(session):
             "date": datetime.date.today().isoformat(),
             "versions": {name: version(name) for name in ("torch", "transformers", "peft", "bitsandbytes")},
         }
-        now = {path.stem: {name: round(value, 2) for name, value in took.items()} for path, took in measured.items()}
+        learners = {path.stem: took for path, took in measured.items() if len(path.parts) == 1}
+        now = {stem: {name: round(value, 2) for name, value in took.items()} for stem, took in learners.items()}
         file = pathlib.Path(target)
         before = json.loads(file.read_text(encoding="utf-8"))["notebooks"] if file.exists() else {}
         record["notebooks"] = dict(sorted({**before, **now}.items()))
@@ -103,6 +108,6 @@ def pytest_terminal_summary(terminalreporter):
         terminalreporter.section("what the notebooks took")
     for path, took in sorted(measured.items()):
         memory = f"{took['gigabytes']:5.1f} GB" if "gigabytes" in took else ""
-        terminalreporter.write_line(f"{path.stem:<28} {took['seconds']:6.0f} s {memory}")
+        terminalreporter.write_line(f"{path.with_suffix('')!s:<38} {took['seconds']:6.0f} s {memory}")
     for told in broken:
         terminalreporter.write_line(f"label broken: {told}", red=True)

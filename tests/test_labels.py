@@ -1,4 +1,4 @@
-"""The labels on the notebooks' cards are those of the recorded run, and a run that breaks one fails."""
+"""The labels on the notebooks' cards are those of the recorded run, and a run as CI's that breaks one fails."""
 
 import json
 import math
@@ -13,6 +13,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # as `python -m pytest` has it
 
 from tests import labels  # noqa: E402
+from tests.notebook_runs import longest_first  # noqa: E402
 
 RECORD = json.loads((ROOT / "data" / "records" / "notebooks.json").read_text(encoding="utf-8"))
 NOTEBOOKS = sorted(ROOT.glob("notebooks/*.ipynb"))
@@ -43,34 +44,56 @@ def test_what_exceeds_a_label():
     assert labels.exceeded({}, {"seconds": 1.0}) == ["its card promises no seconds"]
 
 
+def test_the_longest_notebooks_begin():
+    names = ("02.ipynb", "solutions/01.ipynb", "new.ipynb", "01.ipynb")
+    order = longest_first([pathlib.Path(name) for name in names], {"01": 187.0, "02": 4.7})
+    assert list(map(str, order)) == ["new.ipynb", "01.ipynb", "solutions/01.ipynb", "02.ipynb"]
+
+
 CARD = "| you need | |\n|---|---|\n| computing | up to 1 minute on two CPU cores |\n| memory | 1 GB |"
 HUNGRY = "held = bytearray(1_700_000_000); del held"
+SURROUNDINGS = "import os; print(os.environ['QLORA_LAB_STRICT'], os.path.basename(os.environ['QLORA_LAB_PROGRESS']))"
 
 
-@pytest.mark.parametrize(
-    ("card", "code", "told"),
-    [
-        (CARD, "print(1)", ""),
-        (CARD, HUNGRY, "gigabytes, promised are 1"),
-        ("no card", "print(1)", "its card promises no seconds"),
-    ],
-)
-@pytest.mark.skipif(
+def run_with_labels(folder: pathlib.Path, **notebooks: tuple[str, str, str]):
+    """Run notebooks of a card and a cell each, (card, code, what it prints), as `make notebooks` does."""
+    for name, (card, code, printed) in notebooks.items():
+        stored = [{"output_type": "stream", "name": "stdout", "text": printed}] if printed else []
+        cells = [
+            {"cell_type": "markdown", "id": "a", "metadata": {}, "source": card},
+            {"cell_type": "code", "id": "b", "metadata": {}, "execution_count": 1, "source": code, "outputs": stored},
+        ]
+        path = folder / f"{name.replace('__', '/')}.ipynb"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps({"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": cells}))
+    options = ["-p", "no:cacheprovider", "-p", "tests.labels", "-p", "tests.notebook_runs", "-o", "addopts="]
+    options += ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder", "--nbval", "--nbval-current-env"]
+    options += [f"--rootdir={folder}", "--record-labels", folder / "record.json", folder]
+    command = list(map(str, [sys.executable, "-m", "pytest", *options]))
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=180)
+    return done, json.loads((folder / "record.json").read_text(encoding="utf-8"))["notebooks"]
+
+
+needs_peaks = pytest.mark.skipif(
     not pathlib.Path("/proc/self/status").exists(), reason="only Linux tells a process's peak of memory"
 )
-def test_a_run_that_breaks_its_label_fails(tmp_path, card, code, told):
-    printed = [{"output_type": "stream", "name": "stdout", "text": "1\n"}] if "print" in code else []
-    cells = [
-        {"cell_type": "markdown", "id": "a", "metadata": {}, "source": card},
-        {"cell_type": "code", "id": "b", "metadata": {}, "execution_count": 1, "source": code, "outputs": printed},
-    ]
-    path = tmp_path / "01_n.ipynb"
-    path.write_text(json.dumps({"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": cells}))
-    options = ["-p", "no:cacheprovider", "-p", "tests.labels", "-o", "addopts=", "--nbval", "--nbval-current-env"]
-    options += [f"--rootdir={tmp_path}", "--record-labels", tmp_path / "record.json"]
-    command = [sys.executable, "-m", "pytest", *options, path]
-    done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, timeout=180)
-    assert (done.returncode, "label broken: 01_n.ipynb: " in done.stdout) == ((1, True) if told else (0, False))
-    assert told in done.stdout and "1 passed" in done.stdout
-    took = json.loads((tmp_path / "record.json").read_text())["notebooks"]["01_n"]
-    assert took["seconds"] > 0 and (1.7 < took["gigabytes"] < 2.2) == (code == HUNGRY)
+
+
+@needs_peaks
+def test_each_notebook_runs_as_its_reader_has_it(tmp_path):
+    learner = (CARD, SURROUNDINGS, "0 01_n.progress.json\n")
+    solved = (CARD, SURROUNDINGS, "1 01_n.progress.json\n")
+    done, took = run_with_labels(tmp_path, **{"01_n": learner, "solutions__01_n": solved})
+    assert done.returncode == 0 and "2 passed" in done.stdout and "label broken" not in done.stdout, done.stdout
+    assert list(took) == ["01_n"] and took["01_n"]["seconds"] > 0 and 0.02 < took["01_n"]["gigabytes"] < 1
+
+
+@needs_peaks
+def test_a_run_that_breaks_its_label_fails(tmp_path):
+    done, took = run_with_labels(
+        tmp_path, **{"01_hungry": (CARD, HUNGRY, ""), "02_bare": ("no card", "print(1)", "1\n")}
+    )
+    assert done.returncode == 1 and "2 passed" in done.stdout, done.stdout
+    assert re.search(r"label broken: 01_hungry\.ipynb: 1\.[789] gigabytes, promised are 1", done.stdout)
+    assert "label broken: 02_bare.ipynb: its card promises no seconds" in done.stdout
+    assert 1.7 < took["01_hungry"]["gigabytes"] < 2.2
