@@ -494,7 +494,7 @@ if my_file is not ...:
 #    ├ train         {{len(parts["train"]):2}} to learn
 #    ├ validation    {{len(parts["validation"]):2}} to choose by
 #    └ test          {{len(parts["test"]):2}} to judge by
-#      right         {{len(rows) * shares["exact_match"]["test"]:2.0f ±4}}
+#      right         {{len(rows) * report["after"]["exact_match"]["test"]:2.0f ±4}}
 #      dullest guess {{max(Counter(expected).values()):2}}
 # ```
 #
