@@ -77,6 +77,21 @@ def starting_tokenizer(tokenizer):
     return starting
 
 
+@pytest.fixture(scope="session")
+def website_folder(tmp_path_factory) -> pathlib.Path:
+    """The course as a website, built once for all of xdist's processes. It takes Sphinx, and half a minute."""
+    from filelock import FileLock
+
+    from qlora_lab.classroom import website
+
+    temporary = tmp_path_factory.getbasetemp()
+    folder = (temporary.parent if "PYTEST_XDIST_WORKER" in os.environ else temporary) / "website"
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            website.build(folder)
+    return folder
+
+
 def tiny_config(**changes):
     from transformers import LlamaConfig
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from qlora_lab.classroom import website
 from tests.browser.test_jupyterlab import CHROMIUM, REQUIRED, SHOTS
 
 pytest.importorskip("playwright.sync_api", reason="no Playwright: pip install -e '.[dev]'")
@@ -40,15 +39,8 @@ PALE = """() => {
 }"""
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("website") / "site"
-    website.build(folder)
-    return folder
-
-
 @pytest.fixture
-def open_page(browser, site):
+def open_page(browser, website_folder):
     """Opens a page of the website, and notes what it asks for and complains of."""
 
     def opened(page: str, width: int = 1280, scheme: str = "light"):
@@ -58,7 +50,7 @@ def open_page(browser, site):
         shown.on("console", lambda message: shown.complaints.append(message.text))
         shown.on("pageerror", lambda error: shown.complaints.append(str(error)))
         shown.on("requestfailed", lambda request: shown.complaints.append(request.url))
-        shown.goto((site / f"{page}.html").as_uri())
+        shown.goto((website_folder / f"{page}.html").as_uri())
         return shown
 
     return opened
@@ -67,12 +59,12 @@ def open_page(browser, site):
 @pytest.mark.parametrize("page", PAGES)
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [360, 1280])
-def test_a_page_is_readable(open_page, site, page, scheme, width):
+def test_a_page_is_readable(open_page, website_folder, page, scheme, width):
     shown = open_page(page, width, scheme)
     SHOTS.mkdir(exist_ok=True)
     shown.screenshot(path=SHOTS / f"website-{page.replace('/', '-')}-{scheme}-{width}.png", full_page=True)
     assert shown.complaints == []
-    assert [url for url in shown.asked if not url.startswith((site.as_uri(), "data:"))] == []
+    assert [url for url in shown.asked if not url.startswith((website_folder.as_uri(), "data:"))] == []
     assert shown.evaluate("document.documentElement.scrollWidth") <= width
     assert shown.evaluate(PALE) == []
     shown.close()

@@ -49,16 +49,14 @@ class Page(HTMLParser):
             self.loaded.append(given["href"])
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("website") / "site"
-    website.build(folder)
-    return folder
+@pytest.fixture
+def site(website_folder) -> Path:
+    return website_folder
 
 
 @pytest.fixture(scope="module")
-def pages(site) -> dict[Path, Page]:
-    return {path: Page(path) for path in sorted(site.rglob("*.html"))}
+def pages(website_folder) -> dict[Path, Page]:
+    return {path: Page(path) for path in sorted(website_folder.rglob("*.html"))}
 
 
 def test_each_notebook_and_document_is_a_page(site):
