@@ -69,7 +69,8 @@ notebooks: model $(VENV)/export ## re-run every notebook, learner's and solved, 
 	    $(foreach lesson,$(TRANSLATED),"$$work"/zh-TW/solutions/$(lesson)*.ipynb)
 
 test-all: export HF_HUB_OFFLINE = 1
-test-all: test ## the same, and every notebook of all languages whole, learner's and solved (an hour)
+test-all: test ## the same, tests marked "whole", and every notebook of all languages whole, learner's and solved (an hour)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(CORES) --dist worksteal -m whole
 	@work=$$(mktemp -d); trap 'rm -rf "$$work"' EXIT; mkdir "$$work/tmp"; export TMPDIR="$$work/tmp"; set -x; \
 	$(PY) -m qlora_lab.classroom.build --with-claims "$$work" --whole && \
 	$(NBVAL) "$$work"/*.ipynb "$$work"/*/*.ipynb "$$work"/*/solutions/*.ipynb

@@ -24,10 +24,11 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's backgro
 
 
 def pytest_collection_modifyitems(config, items):
-    if "sweep" not in config.option.markexpr:
-        for item in items:
-            if item.get_closest_marker("sweep"):
-                item.add_marker(pytest.mark.skip(reason="in `make sweep`"))
+    for marker, target in {"sweep": "make sweep", "whole": "make test-all"}.items():
+        if marker not in config.option.markexpr:
+            for item in items:
+                if item.get_closest_marker(marker):
+                    item.add_marker(pytest.mark.skip(reason=f"in `{target}`"))
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):

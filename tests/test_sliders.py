@@ -33,6 +33,16 @@ def positions(slider: ipywidgets.Widget) -> list:
     return [slider.min + type(slider.value)(step * slider.step) for step in sorted({0, *range(0, steps, 7), steps})]
 
 
+def pictures_at_ends(slider: ipywidgets.Widget, live: ipywidgets.Image) -> set[bytes]:
+    """The figures with a slider at its last value and at its first; it is put back."""
+    before, pictures = slider.value, []
+    for value in (positions(slider)[0], positions(slider)[-1], positions(slider)[0]):
+        slider.value = value
+        pictures.append(bytes(live.value))
+    slider.value = before
+    return set(pictures[1:])
+
+
 def milliseconds_of_moves(sliders: list[ipywidgets.Widget], live: ipywidgets.Image, moves: int) -> list[float]:
     """Move one slider after the other until so many moves have been made."""
     times = []
@@ -85,6 +95,19 @@ def test_what_sliders_need():
     assert needed_cells(cells) == [cells[i] for i in (0, 2, 3, 4, 5, 8, 10, 11, 13)]
 
 
+def test_a_slider_that_the_figure_does_not_follow():
+    def draw(followed, passed_over):
+        ax = matplotlib.figure.Figure(figsize=(2, 1)).subplots()
+        ax.bar(0, followed)
+        return ax
+
+    sliders = [ipywidgets.IntSlider(value=5, min=1, max=5) for _ in range(2)]
+    with capture_output():
+        box = widgets.explore(draw, followed=sliders[0], passed_over=sliders[1])
+    assert [len(pictures_at_ends(slider, box.children[-1])) for slider in sliders] == [2, 1]
+    assert [slider.value for slider in sliders] == [5, 5]
+
+
 @pytest.mark.slow
 @pytest.mark.latency
 @pytest.mark.parametrize("source", WITH_SLIDERS, ids=lambda source: source.stem)
@@ -104,6 +127,8 @@ def test_figures_follow_within_100_ms(source, monkeypatch, tmp_path):
             assert boxes
             for box in boxes:
                 *sliders, live = box.children
+                for slider in sliders:
+                    assert len(pictures_at_ends(slider, live)) == 2, f"the figure does not follow {slider.description}"
                 milliseconds_of_moves(sliders, live, 5)  # warm up
                 measured = []  # p95 and median of each round
                 while len(measured) < ROUNDS and not (measured and measured[-1][0] < LIMIT_MS):

@@ -23,6 +23,13 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 NAMES = [path.stem for path in sorted((ROOT / "notebooks").glob("*.ipynb"))]
 RECORD = json.loads((ROOT / "data" / "records" / "notebooks.json").read_text(encoding="utf-8"))["notebooks"]
 LONG = {name for name, took in RECORD.items() if took["seconds"] > 60}  # they train: here they are opened as stored
+# Run here by `make test`: between them they have every kind of slider. nbval runs all notebooks, and test_sliders.py
+# moves all of their sliders; that a browser does it, too, the other quick ones show in `make test-all`.
+LIVE = {"02_memory_wall", "dive_c_small_differences", "dive_i_the_offset"}
+LOOKS = [pytest.param(name, name in LIVE, id=f"{name}-{'live' if name in LIVE else 'stored'}") for name in NAMES]
+LOOKS += [
+    pytest.param(name, True, id=f"{name}-live", marks=pytest.mark.whole) for name in NAMES if name not in LIVE | LONG
+]
 SHOTS = ROOT / "screenshots"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 SETTINGS = {  # a notebook's cells are all in the page, on a light ground or a dark one
@@ -30,7 +37,7 @@ SETTINGS = {  # a notebook's cells are all in the page, on a light ground or a d
     "apputils-extension/themes": {"theme": "JupyterLab Light"},
 }
 
-REQUIRED = os.environ.get("QLORA_LAB_BROWSER") == "required"  # as CI has it: there, nothing is skipped
+REQUIRED = os.environ.get("QLORA_LAB_BROWSER") == "required"  # as CI has it: it has Chromium
 
 pytestmark = [
     pytest.mark.browser,
@@ -174,11 +181,11 @@ def open_lab(course, browser):
         lab.close()
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_notebook_is_clean_in_every_look(open_lab, name):
-    """Run where that is quick, else as stored; then on a dark ground, and in a window as wide as half a screen."""
+@pytest.mark.parametrize("name, live", LOOKS)
+def test_a_notebook_is_clean_in_every_look(open_lab, name, live):
+    """As stored or after a run; then on a dark ground, and in a window as wide as half a screen."""
     lab = open_lab(name)
-    if name not in LONG:
+    if live:
         lab.command("notebook:run-all-cells")
         move_every_slider(lab, at_least=sliders_in(name))
     assert lab.outputs("stderr") == [] and lab.outputs("error") == []
