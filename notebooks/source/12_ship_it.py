@@ -255,9 +255,9 @@ assert why == "stop" and is_exact(answer, order[-1]["content"])
 # %% [markdown]
 # That was your model, without PyTorch. Programs written for OpenAI's service can ask it, too.
 #
-# For a friend's laptop, copy the folder `shipped`, install Ollama or llama.cpp there, and type its line from above. After `ollama create`, `ollama run` with the model's name
-# starts a chat. In training, a system message stated the task before each order, and Ollama would take another one. So first write yours,
-# `order[0]["content"]`, behind `SYSTEM` in the `Modelfile`.
+# For a friend's laptop, copy the folder `shipped`, and install llama.cpp or Ollama there. In training, a system message stated the task before each
+# order; without one, the chat template writes its own (lesson 08). So for Ollama, first write yours, `order[0]["content"]`, behind `SYSTEM` in
+# the `Modelfile`. Then type the line from above. `ollama run` with the model's name starts a chat.
 #
 # <details><summary>How do I keep the folder, and install these?</summary>
 #
@@ -338,15 +338,14 @@ assert (
 # levels, and some of them near the middle. There a small correction decides which way a weight goes, and moves it by a whole step. On
 # average the adapter survives.
 #
-# *Q4_0 twice* is made from *dequantized*, so its weights were rounded to NF4 and then to Q4_0. Because of such losses, export takes
-# *pristine* for Q4_0. Or train with `--merge-aware q4_0`: then each step rounds as the file will, and takes the rounding's slope for one, so that the
-# adapter learns what survives. (On a GPU, three runs with it had {{88}} to {{95}} of {{100}} `test` orders right, and three without it, rounded twice, {{63}} to {{79}}.)
+# *Q4_0 twice* is made from *dequantized*, so its weights were rounded to NF4 and then to Q4_0. That is nearer to your model, and
+# yet worse, it seems because two errors add up. (In three other runs, on a GPU, twice kept {{62}} to {{73}} %.) So
+# export takes *pristine* for Q4_0. Or train with `--merge-aware q4_0`: then each step rounds as the file will, so that the adapter learns what survives. (On a GPU, three runs with it had {{88}} to {{95}} of {{100}} `test` orders right, and three without it, rounded twice, {{63}} to {{79}}.)
 #
 # <details><summary>How sure is that?</summary>
 #
-# All of it is one run. In three others, on a GPU, *Q4_0 twice* kept {{62}} to {{73}} % of the right answers, and not {{13}} of {{61}}. So all that is
-# sure is that a second rounding to 4 bits is a risk. That Q8_0's perplexity is lower than the model's is
-# chance. And the bundled checkpoint was in 4 bits before (lesson 04), so even its pristine weights are rounded, in all rows alike.
+# The table is one run, and {{13}} of {{61}} was its bad luck. That Q8_0's perplexity is lower than the model's is chance. And the
+# bundled checkpoint was in 4 bits before (lesson 04), so even its pristine weights have been rounded.
 # [The page on exports](../docs/export.md) has more figures, also of `--merge-aware`.
 #
 # </details>
@@ -392,8 +391,7 @@ assert not any(tokenizer.eos_token_id in sample.labels for sample in hers)
 
 # %% [markdown]
 # After a turn, the model's template writes the end token and a line break. Our data stops at the end token. TRL learns
-# the line break, too, which does no harm. Hers teaches a line break *in place of* the end token, and six steps of that were enough. (Her prompts lack it, too,
-# but the server's prompts, which have it, still get the right answer.)
+# the line break, too, which does no harm. Hers teaches a line break *in place of* the end token, and six steps of that were enough.
 #
 # **Exercise 12.2 ●●○ (4 minutes).** Write the test that finds this *before* training, in anybody's data: the share of samples that teach
 # their end. Behind the end token, only blanks such as line breaks may be learned. A sample's `labels` are token ids,
@@ -441,8 +439,7 @@ server, question = serve("riddle"), [{"role": "user", "content": "What is the ca
 print(ask(server, question, 15)[0])
 
 # %% [markdown]
-# On our machine, it says *L'Étoile, la Cité, la France*. (Yours says *Paris*? Remember that: it is a clue, too.) There are
-# four suspects:
+# On our machine, it says *L'Étoile, la Cité, la France*. (Take ours if yours says *Paris*.) There are four suspects:
 #
 # | suspect | what it would have done |
 # |---|---|
@@ -451,9 +448,9 @@ print(ask(server, question, 15)[0])
 # | "weights" | They were rounded to 8 bits when the file was written. |
 # | "inputs" | To multiply fast, llama.cpp on a CPU also rounds the numbers that flow *into* each layer, for each token anew, if the weights have 8 bits or fewer. |
 #
-# **Exercise 12.3 ●●○ (3 minutes).** Print three clues. For clues {{2}} and {{3}}, PyTorch rounds one thing only. Each number says how many
-# times as likely as *L* it finds *The* for the answer's first word: above {{1}} the answer begins in English. There are eight, with noise of a
-# millionth on all inputs, to show what is chance. Who is the culprit, and is the file whole or broken?
+# **Exercise 12.3 ●●○ (3 minutes).** Print three clues. For clues {{2}} and {{3}}, PyTorch rounds one thing only, in float32. Each number is
+# the probability of *The* as the answer's first word, divided by that of *L*: above {{1}} the answer begins in English. There are eight, with noise of a
+# millionth on each layer's inputs, to show what is chance. (With nothing rounded, it is {{1.1}} each time.) Who is the culprit, and is the file whole or broken?
 
 # %%
 # NBVAL_IGNORE_OUTPUT
@@ -488,9 +485,9 @@ check_riddle(riddle)
 #
 # <details><summary>Here is why</summary>
 #
-# Both words are nearly a tie. Rounded weights always move it to the same place, on the English side. Rounded inputs scatter it: noise of a
-# millionth sends a few of them to the neighbouring level, and each layer makes more of that. So the file is whole, and may answer
-# otherwise on another computer, whose processor adds in another order. On what it was trained for, your own model meets few such ties.
+# Both words are nearly a tie. Rounded weights always move it to the same place, farther on the English side. Rounded inputs scatter it: noise of a
+# millionth sends a few of them to the neighbouring level, and each layer makes more of that. The F16 file, whose inputs are not rounded, sides with
+# English. So the Q8_0 file is whole, and may answer otherwise on another computer, whose processor adds in another order.
 # [The page on exports](../docs/export.md) tells the riddle whole.
 #
 # </details>
@@ -519,8 +516,6 @@ assert '"customer"' in ask(server, order[:-1], 40, lora=[{"id": 0, "scale": 1}])
 assert '"customer"' not in ask(server, order[:-1], 40, lora=[{"id": 0, "scale": 0}])[0]
 
 # %% [markdown]
-# In our run, *Ivanov* becomes *Ivanova*: the price of a base in Q4_0.
-#
 # Each exported folder has a *model card*, `README.md`. Add where the data comes from, and what the model is not for.
 #
 # ## 8 · Your own run
@@ -537,7 +532,13 @@ assert '"customer"' not in ask(server, order[:-1], 40, lora=[{"id": 0, "scale": 
 #
 # ## Recap
 #
-# - Merge into the *dequantized* base: that is the model that you trained.
+# ```
+#   4-bit base, dequantized ──┐     ┌──► 16 or 8 bits: answers alike
+#                             ├─(+)─┤
+#   adapter, α/r · B A ───────┘     └──► the same 4 bits again: most of it is gone
+# ```
+#
+# - Merge into the *dequantized* base, the model that you trained; for Q4_0, into the *pristine* one.
 # - A good file answers as the trained model does. Whether the model is good is another question.
 # - A model that was taught something else in place of its end token runs on.
 

@@ -56,7 +56,8 @@ def parser() -> Parser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; return the exit code: 0, or 2 for a user's error and for a broken export."""
+    """Run the command line; return the exit code: 0, 2 (a user's error, a broken export), 130 (Ctrl-C)."""
+    written = None
     try:
         args = parser().parse_args(arguments)
         require_possible(args)
@@ -68,6 +69,10 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        left = f"{args.to} is whole, but not checked" if written else "nothing is left of the export"
+        print(f"error: interrupted: {left}", file=sys.stderr)
+        return 130
     if check:
         text = json.dumps(check.as_dict(), indent=1, ensure_ascii=False)
         (args.to / "check.json").write_text(text, encoding="utf-8", errors="backslashreplace")

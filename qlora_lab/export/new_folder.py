@@ -32,8 +32,8 @@ def new_folder(target: pathlib.Path, nbytes: int) -> Iterator[pathlib.Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
         if (free := shutil.disk_usage(target.parent).free) < nbytes:
             raise UserError(
-                f"the disk of {target.parent} is too full: {nbytes / 1e6:,.0f} MB are to be written, and "
-                f"{free / 1e6:,.0f} MB are free"
+                f"the disk of {target.parent} is too full: {nbytes / 1e6:,.1f} MB are to be written, and "
+                f"{free / 1e6:,.1f} MB are free"
             )
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir()
@@ -46,7 +46,7 @@ def new_folder(target: pathlib.Path, nbytes: int) -> Iterator[pathlib.Path]:
         raise UserError(f"cannot write {target}: {error}; nothing is left of it") from error
     except OSError as error:
         if error.errno is None:  # NumPy's, which writes the tensors of a GGUF file: "20480 requested and 5904 written"
-            why = f"not all bytes were taken ({error}), is the disk full?"
+            why = f"not all bytes were taken ({error}), so the disk seems to be full"
         elif error.errno in CANNOT_WRITE:
             why = os.strerror(error.errno)
         else:

@@ -169,13 +169,19 @@ def test_several_adapters_beside_one_base(small_tokenizer, tmp_path):
         assert numpy.abs(theirs - expected[2 if adapter is None else adapter]).max() < 0.1
 
 
-@needs_llama_cpp
-def test_other_programs_ask_the_server_as_they_ask_openais(small_tokenizer, tmp_path):
-    """Over HTTP: an answer in one piece, the same as a stream, the list of models, a request without messages."""
+@pytest.fixture
+def served(small_tokenizer, tmp_path):
+    """A random model in llama.cpp's server."""
     run = make_run(tmp_path, family_config("llama tied"), small_tokenizer)
     export(read_run(run), tmp_path / "out", "gguf", "f16")
     (file,) = (tmp_path / "out").glob("*.gguf")
-    served, chat = LlamaCpp(file, context=128), [{"role": "user", "content": "two teas"}]
+    return LlamaCpp(file, context=128)
+
+
+@needs_llama_cpp
+def test_other_programs_ask_the_server_as_they_ask_openais(served):
+    """Over HTTP: an answer in one piece, the same as a stream, the list of models, a request without messages."""
+    chat = [{"role": "user", "content": "two teas"}]
     expected = served.chat(chat, 8)
 
     def send(path: str, request: dict | None = None) -> str:
@@ -198,6 +204,28 @@ def test_other_programs_ask_the_server_as_they_ask_openais(small_tokenizer, tmp_
     with pytest.raises(urllib.error.HTTPError) as refused:
         send("/v1/chat/completions", {"model": "any", "max_tokens": 8})
     assert refused.value.code >= 400 and "messages" in json.loads(refused.value.read())["error"]["message"]
+
+
+@needs_llama_cpp
+def test_openais_own_client_asks_the_server(served):
+    """In one piece, as a stream, with a text to stop at, without messages."""
+    openai = pytest.importorskip("openai", reason="no openai here: PyPI's client of OpenAI's service")
+    client = openai.OpenAI(base_url=f"{served.address}/v1", api_key="none", max_retries=0)
+    chat = [{"role": "user", "content": "two teas"}]
+    expected, request = served.chat(chat, 8), {"model": "any", "messages": chat, "max_tokens": 8, "temperature": 0}
+    whole = client.chat.completions.create(**request)
+    choice = whole.choices[0]
+    assert choice.message.content.strip() == expected.text != "" and whole.usage.completion_tokens == expected.tokens
+    assert choice.finish_reason == ("stop" if expected.stopped else "length")
+    events = list(client.chat.completions.create(**request, stream=True))
+    pieces = [choice.delta.content or "" for event in events for choice in event.choices]
+    said = choice.message.content.rstrip("\ufffd")  # a stream leaves the first half of a character out
+    assert len(pieces) > 2 and "".join(pieces) == said
+    end = said[len(said) // 2 :]
+    stopped = client.chat.completions.create(**request, stop=end).choices[0]
+    assert stopped.message.content == said[: said.index(end)] != "" and stopped.finish_reason == "stop"
+    with pytest.raises(openai.APIStatusError, match="messages"):
+        client.chat.completions.create(model="any", messages=openai.omit, max_tokens=8)
 
 
 @needs_llama_cpp

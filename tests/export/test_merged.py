@@ -184,7 +184,7 @@ def test_an_incomplete_checkpoint_is_refused(run, capsys):
 def test_a_full_disk_is_seen_before_anything_is_written(run, capsys, monkeypatch):
     usage = shutil.disk_usage(run)._replace(free=1000)
     monkeypatch.setattr(new_folder.shutil, "disk_usage", lambda _: usage)
-    assert "is too full" in refused(capsys, run)
+    assert "is too full: 0.2 MB are to be written, and 0.0 MB are free" in refused(capsys, run)
 
 
 def test_files_are_flushed_as_every_system_can(tmp_path):
@@ -224,20 +224,33 @@ def test_a_tokenizer_with_more_tokens_than_the_model_has_rows_is_refused(run, ca
     assert f"has {WORDS + 1} tokens and the embeddings have {WORDS} rows" in refused(capsys, run, "--as", "gguf")
 
 
-def test_a_killed_export_leaves_nothing_under_the_final_name_and_the_next_one_works(run, monkeypatch):
+def test_a_killed_export_leaves_nothing_under_the_final_name_and_the_next_one_works(run, monkeypatch, capsys):
     def killed(*_, **__):
         assert (run.parent / "out.part" / "model.safetensors").is_file() and not (run.parent / "out").exists()
         raise KeyboardInterrupt
 
+    capsys.readouterr()  # transformers' bars, from making models
     with monkeypatch.context() as patch:
         patch.setattr(command, "model_card", killed)
-        with pytest.raises(KeyboardInterrupt):
-            command.main([str(run), "--to", str(run.parent / "out")])
+        assert command.main([str(run), "--to", str(run.parent / "out")]) == 130
+    assert capsys.readouterr().err == "error: interrupted: nothing is left of the export\n"
     assert sorted(path.name for path in run.parent.iterdir()) == ["base", "run"]
     (run.parent / "out.part").mkdir()  # what SIGKILL leaves behind
     (run.parent / "out.part" / "old.txt").write_text("old")
     assert command.main([str(run), "--to", str(run.parent / "out")]) == 0
     assert not (run.parent / "out" / "old.txt").exists() and not (run.parent / "out.part").exists()
+
+
+def test_a_check_that_is_interrupted_leaves_the_whole_export(run, monkeypatch, capsys):
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "check_export", killed)
+    out = run.parent / "out"
+    capsys.readouterr()
+    assert command.main([str(run), "--to", str(out), "--check"]) == 130
+    assert capsys.readouterr().err == f"error: interrupted: {out} is whole, but not checked\n"
+    assert AutoModelForCausalLM.from_pretrained(out).config.vocab_size == WORDS
 
 
 def test_an_adapter_of_the_embeddings_is_refused(run, capsys):
