@@ -5,8 +5,9 @@
 A starts random and B at zero, so an adapted model first computes exactly what it computed before. Only A and B are
 trained: rank * (in + out) numbers instead of in * out. (Hu et al. 2021, arXiv 2106.09685, section 4.1.)
 
-With `rank_stabilized`, the scale is alpha / sqrt(rank). What A and B add to the output then neither grows nor shrinks
-with the rank; with alpha / rank, a high rank learns ever more slowly. (rsLoRA, Kalajdzievski 2023, arXiv 2312.03732.)
+With `rank_stabilized`, the scale is alpha / sqrt(rank). B's first step then changes the output equally at all ranks if
+it is plain gradient descent's. With Adam, alpha / rank does that, and alpha / sqrt(rank) lets a high rank take larger
+steps: at one rank it is a larger alpha. (rsLoRA, Kalajdzievski 2023, arXiv 2312.03732; dive E has the sums.)
 
     add_lora(model)               freeze the model, put a LoraLinear around its linear layers, in place
     merge, unmerge                add the correction to the base's weight; take it back, exactly

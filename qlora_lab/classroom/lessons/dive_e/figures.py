@@ -3,18 +3,12 @@
 from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from qlora_lab.classroom.plots import BLUE, GREEN, GREY, ORANGE, VERMILION, fix_ticks
 from qlora_lab.experiments.methods_compared import Difference
 
 LOSSES = (0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.3)  # ticks
-GRID_STYLES: dict[str, tuple[str, str, str]] = dict(
-    zip(
-        ("rank 16", "full", "rank 64", "rank 4", "rank 1"),
-        ((BLUE, "o", "-"), (ORANGE, "s", "--"), (GREEN, "^", "-."), (VERMILION, "D", ":"), (GREY, "v", "-")),
-        strict=True,
-    )
-)
 STYLES = ((BLUE, "o", "-"), (ORANGE, "s", "--"), (GREEN, "^", "-."), (VERMILION, "D", ":"), (GREY, "v", "-"))
 
 
@@ -36,6 +30,7 @@ def plot_forest(axes: Sequence[Axes], panels: Mapping[str, Sequence[Difference]]
         ax.axvline(0, color="0.3", linewidth=1)
         ax.set(title=title, xlabel=unit, ylim=(len(names) - 0.5, -0.5))
         fix_ticks(ax.yaxis, range(len(names)), names)
+        ax.xaxis.set_major_locator(MaxNLocator(5))  # no more: losses have long labels
         ax.grid(axis="y", color="0.9", linewidth=0.7)
         ax.set_axisbelow(True)
         ax.spines[["top", "right"]].set_visible(False)
@@ -58,28 +53,4 @@ def plot_rates(axes: Sequence[Axes], panels: Mapping[str, Mapping[str, Mapping[f
         ax.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("validation loss (nats per token, log scale)")
     axes[-1].legend(frameon=False, fontsize=9)
-    return axes
-
-
-def plot_grid(
-    axes: Sequence[Axes], panels: Mapping[str, Mapping[str, Mapping[int, Sequence[float]]]]
-) -> Sequence[Axes]:
-    """A line through the mean validation loss of each who, and a dot for each seed; a panel for what is varied."""
-    for ax, (varied, found) in zip(axes, panels.items(), strict=True):
-        for who, losses in found.items():
-            colour, marker, dashes = GRID_STYLES[who]
-            at = sorted(losses)
-            ax.plot(at, [sum(losses[x]) / len(losses[x]) for x in at], color=colour, linestyle=dashes)
-            dots = [(x, loss) for x in at for loss in losses[x]]
-            label = "full fine-tuning" if who == "full" else who
-            ax.plot(*zip(*dots, strict=True), marker, color=colour, markersize=5, linestyle="none", label=label)
-        at = sorted({x for losses in found.values() for x in losses})
-        ax.set(xscale="log", yscale="log", xlabel=f"{varied} (log scale)")
-        fix_ticks(ax.xaxis, at, [f"{x:,}" for x in at])
-        fix_ticks(ax.yaxis, LOSSES, [f"{loss:g}" for loss in LOSSES])
-        for axis in (ax.xaxis, ax.yaxis):
-            axis.set_minor_formatter(lambda value, _: "")
-        ax.spines[["top", "right"]].set_visible(False)
-    axes[0].set_ylabel("validation loss (nats per token, log scale)")
-    axes[0].legend(frameon=False, fontsize=9)
     return axes
