@@ -3,19 +3,20 @@
     make site
     python -m qlora_lab.classroom.website site
 
-Nothing is run. The pages open from the folder, without a server or the internet, and can be searched. In a published
-copy (`make publish`), each lesson has links to Colab and Kaggle.
+Nothing is run. The pages open from the folder, without a server or the internet, and can be searched. An edition in
+another language is a website of its own in the folder of its name, `zh-TW/`, and pages lead to the same lesson in the
+other. In a published copy (`make publish`), each lesson has links to Colab and Kaggle.
 """
 
 from __future__ import annotations
 
 import importlib
 import io
+import posixpath
 import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable
 from pathlib import Path
 
 import nbformat
@@ -23,8 +24,17 @@ from nbformat import NotebookNode
 
 from qlora_lab import __version__, colab
 from qlora_lab.arguments import Parser, print_anywhere
-from qlora_lab.classroom.languages.edition import editions
+from qlora_lab.classroom.languages.edition import Edition, editions
 from qlora_lab.classroom.languages.page import page_of
+from qlora_lab.classroom.languages.site import (
+    address,
+    lead_across,
+    name_controls,
+    page_at,
+    search_in_pairs,
+    sphinx_name,
+    write_catalogue,
+)
 from qlora_lab.classroom.languages.texts import ENGLISH, translate
 from qlora_lab.classroom.source import REPOSITORY
 from qlora_lab.errors import UserError
@@ -43,8 +53,14 @@ PUBLIC = """# qlora_lab.{room}
 ```
 """
 COLOUR = re.compile(r"\x1b\[\d+(;\d+)*m")
-LINK = re.compile(r'<a href="([\w./-]+)\.ipynb"')  # inside of HTML; Sphinx follows those of Markdown
 TITLE = re.compile(r"# @title (.*)\n")
+LANGUAGES = """{% if languages %}<div class="sidebar-tree">
+<p class="caption" role="heading"><span class="caption-text">{{ _("Other languages") }}</span></p>
+<ul>{% for name, place in languages %}
+<li class="toctree-l1"><a class="reference internal" href="{{ pathto(place, 1) }}">{{ name }}</a></li>
+{% endfor %}</ul></div>{% endif %}
+"""
+SIDEBAR = ("brand", "search", "scroll-start", "navigation", "languages", "scroll-end")  # Furo's, and LANGUAGES
 SETTINGS = {
     "project": "QLoRA Lab",
     "release": __version__,
@@ -61,6 +77,8 @@ SETTINGS = {
     "autodoc_member_order": "bysource",
     "autodoc_typehints": "signature",
     "exclude_patterns": ["files"],
+    "templates_path": ["templates"],
+    "html_sidebars": {"**": [f"sidebar/{part}.html" for part in SIDEBAR]},
 }
 
 
@@ -71,33 +89,64 @@ def build(folder: Path, root: Path = REPOSITORY) -> None:
     warn), or if the folder has something else in it.
     """
     try:
-        from sphinx.application import Sphinx
-        from sphinx.errors import SphinxError
-        from sphinx.util.docutils import docutils_namespace
+        import sphinx  # noqa: F401
     except ImportError:
         raise UserError("the website is made by Sphinx: pip install -c constraints.txt -e '.[site]'") from None
     if folder.exists() and any(folder.iterdir()) and not (folder / "searchindex.js").is_file():
         raise UserError(f"{folder} is not empty, and no website of before: name another folder")
     with tempfile.TemporaryDirectory() as scratch:
-        pages, made = Path(scratch, "pages"), Path(scratch, "html")
+        made, found = Path(scratch, "html", ENGLISH), editions(root / "notebooks")
+        pages = Path(scratch, "pages")
         write_pages(pages, root)
-        warnings = io.StringIO()
-        try:
-            with docutils_namespace():  # a second website of this process begins anew
-                app = Sphinx(pages, None, made, Path(scratch, "cache"), "html", SETTINGS, status=None, warning=warnings)
-                app.connect("autodoc-process-docstring", keep_lists)
-                app.build()
-        except SphinxError as error:
-            raise UserError(f"the website was not made: {error}") from None
-        if warnings.getvalue():
-            told = COLOUR.sub("", warnings.getvalue()).replace(f"{pages}/", "").splitlines()
-            more = f"\nand {len(told) - 10} more lines" if len(told) > 10 else ""
-            raise UserError("the website was not made, because Sphinx warns:\n" + "\n".join(told[:10]) + more)
-        for edition in editions(root / "notebooks"):
-            say_language((made / "notebooks" / edition.language).glob("*.html"), edition.language)
-            say_language(made.glob(f"{page_of(edition).stem}.html"), edition.language)
+        names = [(each.name, f"{each.language}/index.html") for each in found]
+        run_sphinx(pages, made, SETTINGS | {"html_context": {"languages": names}})
+        for edition in found:
+            pages = Path(scratch, f"pages-{edition.language}")
+            write_edition(pages, edition, root)
+            others = [("English", "../index.html")]
+            others += [(name, f"../{place}") for name, place in names if name != edition.name]
+            catalogue = Path(scratch, "catalogue", edition.language)
+            run_sphinx(pages, made.with_name(edition.language), settings_of(edition, catalogue, others))
+            name_controls(made.with_name(edition.language).rglob("*.html"), edition.language)
+            shutil.move(made.with_name(edition.language), made / edition.language)
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(made, folder, ignore=shutil.ignore_patterns(".buildinfo", "objects.inv"))
+
+
+def settings_of(edition: Edition, catalogue: Path, others: list[tuple[str, str]]) -> dict:
+    """Sphinx's settings for an edition. others: the websites in other languages, as LANGUAGES needs them."""
+    write_catalogue(catalogue, edition.language)
+    return SETTINGS | {
+        "language": sphinx_name(edition.language),
+        "locale_dirs": [str(catalogue)],
+        "html_use_index": False,
+        "html_context": {"languages": others},
+    }
+
+
+def run_sphinx(pages: Path, made: Path, settings: dict) -> None:
+    """Make HTML of a folder of pages. Raises UserError with the first of Sphinx's warnings, if there are any."""
+    from sphinx.application import Sphinx
+    from sphinx.errors import SphinxError
+    from sphinx.util.docutils import docutils_namespace
+
+    (pages / "templates" / "sidebar").mkdir(parents=True)
+    (pages / "templates" / "sidebar" / "languages.html").write_text(LANGUAGES, encoding="utf-8")
+    warnings = io.StringIO()
+    try:
+        with docutils_namespace():  # a second website of this process begins anew
+            cache = pages.with_name(f"{pages.name}-cache")
+            app = Sphinx(pages, None, made, cache, "html", settings, status=None, warning=warnings)
+            app.connect("autodoc-process-docstring", keep_lists)
+            if app.config.language.startswith("zh"):
+                app.add_search_language(search_in_pairs(app.config.language))
+            app.build()
+    except SphinxError as error:
+        raise UserError(f"the website was not made: {error}") from None
+    if warnings.getvalue():
+        told = COLOUR.sub("", warnings.getvalue()).replace(f"{pages}/", "").splitlines()
+        more = f"\nand {len(told) - 10} more lines" if len(told) > 10 else ""
+        raise UserError("the website was not made, because Sphinx warns:\n" + "\n".join(told[:10]) + more)
 
 
 def write_pages(pages: Path, root: Path) -> None:
@@ -105,19 +154,12 @@ def write_pages(pages: Path, root: Path) -> None:
     readme = (root / "README.md").read_text(encoding="utf-8")
     badges = dict(BADGES.findall(readme))
     notebooks = sorted((root / "notebooks").glob("*.ipynb"))
-    translated = {
-        each: sorted((root / "notebooks" / each.language).glob("*.ipynb")) for each in editions(root / "notebooks")
-    }
-    for path in [*notebooks, *sum(translated.values(), [])]:
+    for path in notebooks:
         write_page(path, pages, badges.get(path.stem, ""), root)
     shutil.copytree(root / "docs", pages / "docs")
     for name in OTHERS:
         if (root / name).is_file():  # a students' copy has none
             shutil.copy(root / name, pages)
-    for each in translated:
-        if (page := page_of(each)).is_file():
-            links = page.read_text(encoding="utf-8").replace("](README.md)", "](index.md)")
-            (pages / page.name).write_text(links, encoding="utf-8")
     (pages / "api").mkdir()
     described = set()
     for room in ROOMS:  # each name once
@@ -131,19 +173,37 @@ def write_pages(pages: Path, root: Path) -> None:
     parts = {
         "The path": on_path,
         "Deep dives": [name for name in names if name not in on_path],
-        **{
-            each.name: [
-                *([page_of(each).stem] if page_of(each).is_file() else []),
-                *[f"notebooks/{each.language}/{path.stem}" for path in of],
-            ]
-            for each, of in translated.items()
-        },
         "More": [*docs, *(Path(name).stem for name in OTHERS if (root / name).is_file())],
         "Library": [f"api/{room}" for room in ROOMS],
     }
+    write_index(pages, lead_across(readme, "README.md", languages_of(root), root), parts)
+
+
+def write_edition(pages: Path, edition: Edition, root: Path) -> None:
+    """What Sphinx reads for an edition: its README as the first page, and its notebooks for reading."""
+    badges = dict(BADGES.findall((root / "README.md").read_text(encoding="utf-8")))
+    notebooks = sorted((root / "notebooks" / edition.language).glob("*.ipynb"))
+    for path in notebooks:
+        write_page(path, pages, badges.get(path.stem, ""), root)
+    page = page_of(edition)
+    text = page.read_text(encoding="utf-8") if page.is_file() else f"# {SETTINGS['project']}\n"
+    names = [f"notebooks/{path.stem}" for path in notebooks]
+    on_path = [name for name in names if re.match(r"notebooks/\d", name)]
+    parts = {"The path": on_path, "More": [name for name in names if name not in on_path]}
+    parts = {translate(caption, edition.language): entries for caption, entries in parts.items()}
+    write_index(pages, lead_across(text, page.name, languages_of(root), root), parts)
+
+
+def write_index(pages: Path, text: str, parts: dict[str, list[str]]) -> None:
+    """Write the first page. parts: by caption in the sidebar, the pages below it."""
     for caption, entries in parts.items():
-        readme += f"\n```{{toctree}}\n:hidden:\n:caption: {caption}\n\n" + "\n".join(entries) + "\n```\n"
-    (pages / "index.md").write_text(readme, encoding="utf-8")
+        text += f"\n```{{toctree}}\n:hidden:\n:caption: {caption}\n\n" + "\n".join(entries) + "\n```\n"
+    pages.mkdir(parents=True, exist_ok=True)
+    (pages / "index.md").write_text(text, encoding="utf-8")
+
+
+def languages_of(root: Path) -> list[str]:
+    return [each.language for each in editions(root / "notebooks")]
 
 
 def write_page(path: Path, pages: Path, badges: str, root: Path) -> None:
@@ -151,29 +211,28 @@ def write_page(path: Path, pages: Path, badges: str, root: Path) -> None:
 
     badges: Markdown, links to Colab and Kaggle for the English notebook, or empty.
     """
-    place = path.relative_to(root)  # notebooks/05_....ipynb, or notebooks/zh-TW/05_....ipynb
-    language = ENGLISH if len(place.parts) == 2 else place.parts[1]
-    up = "../" * (len(place.parts) - 1)
-    others = {} if language == ENGLISH else {"English": root / "notebooks" / path.name}
+    place = path.relative_to(root).as_posix()  # notebooks/05_....ipynb, or notebooks/zh-TW/05_....ipynb
+    languages = languages_of(root)
+    language, page = page_at(place, languages)
+    others = {} if language == ENGLISH else {"English": f"notebooks/{path.name}"}
     for edition in editions(root / "notebooks"):
         if edition.language != language:
-            others[edition.name] = root / "notebooks" / edition.language / path.name
-    links = [f"{{download}}`{translate('Download this notebook', language)} <{up}files/{place}>`"]
-    links += [badges.replace("notebooks/", f"{place.parent.as_posix()}/")] if badges else []
-    links += [f"[{name}](/{other.relative_to(root).as_posix()})" for name, other in others.items() if other.exists()]
-    page = for_reading(nbformat.read(path, as_version=4), " ".join(links))
-    (pages / place).parent.mkdir(parents=True, exist_ok=True)
-    nbformat.write(page, pages / place)
-    file = pages / "files" / place  # what learners download: the notebook itself, not the page's copy of it
-    file.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copy(path, file)
-
-
-def say_language(paths: Iterable[Path], language: str) -> None:
-    """Let pages say in which language they are: Sphinx knows one for all."""
-    for path in paths:
-        text = path.read_text(encoding="utf-8")
-        path.write_text(re.sub(r'(<html[^>]* lang=)"en"', rf'\1"{language}"', text, count=1), encoding="utf-8")
+            others[edition.name] = f"notebooks/{edition.language}/{path.name}"
+    links = [f"{{download}}`{translate('Download this notebook', language)} <../files/{path.name}>`"]
+    links += [badges.replace("notebooks/", f"{posixpath.dirname(place)}/")] if badges else []
+    links += [
+        f'<a href="{address(other, place, languages)}">{name}</a>'
+        for name, other in others.items()
+        if (root / other).exists()
+    ]
+    notebook = nbformat.read(path, as_version=4)
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = lead_across(cell.source, place, languages, root)
+    (pages / "notebooks").mkdir(parents=True, exist_ok=True)
+    nbformat.write(for_reading(notebook, " ".join(links)), pages / f"{page}.ipynb")
+    (pages / "files").mkdir(exist_ok=True)
+    shutil.copy(path, pages / "files")  # what learners download: the notebook itself, not the page's copy of it
 
 
 def for_reading(notebook: NotebookNode, links: str) -> NotebookNode:
@@ -184,7 +243,6 @@ def for_reading(notebook: NotebookNode, links: str) -> NotebookNode:
     cells = [cell for cell in notebook.cells if not cell.source.startswith(colab.TITLE)]
     for cell in cells:
         if cell.cell_type != "code":
-            cell.source = LINK.sub(r'<a href="\1.html"', cell.source)
             continue
         settings = {}
         if cell.metadata.get("jupyter", {}).get("source_hidden"):

@@ -15,7 +15,10 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::PendingDeprecationWarning"),
 ]
-PAGES = ("index", "notebooks/05_double_quantization", "docs/instructors", "api/memory")
+PAGES = (
+    *("index", "notebooks/05_double_quantization", "docs/instructors", "api/memory"),
+    *("zh-TW/index", "zh-TW/notebooks/05_double_quantization"),
+)
 # Texts whose contrast with the ground behind them is below WCAG's 4.5 (3 for large ones), with the contrast
 PALE = """() => {
   const canvas = document.createElement('canvas').getContext('2d', {willReadFrequently: true});
@@ -77,6 +80,17 @@ def test_the_search_finds_a_lesson(open_page):
     shown.wait_for_selector("ul.search li a")
     assert any("05 · " in found.inner_text() for found in shown.query_selector_all("ul.search li a"))
     assert shown.complaints == []
+    shown.close()
+
+
+def test_the_chinese_search_finds_a_lesson(open_page):
+    shown = open_page("zh-TW/index")
+    shown.fill("input[name=q]", "雙重量化")
+    shown.press("input[name=q]", "Enter")
+    shown.wait_for_selector("ul.search li a")
+    found = [link.inner_text() for link in shown.query_selector_all("ul.search li a")]
+    assert any("05 · " in title for title in found) and not any("Exporting" in title for title in found)
+    assert "找到" in shown.inner_text("#search-results") and shown.complaints == []
     shown.close()
 
 

@@ -59,9 +59,15 @@ def pages(website_folder) -> dict[Path, Page]:
     return {path: Page(path) for path in sorted(website_folder.rglob("*.html"))}
 
 
+def page_of(path: Path) -> Path:
+    """Where a notebook's page is in the website: notebooks/zh-TW/05_... in zh-TW/notebooks/."""
+    folder = Path("zh-TW") if path.parent.name == "zh-TW" else Path()
+    return folder / "notebooks" / f"{path.stem}.html"
+
+
 def test_each_notebook_and_document_is_a_page(site):
     for path in NOTEBOOKS:
-        assert (site / path.relative_to(REPOSITORY).with_suffix(".html")).is_file()
+        assert (site / page_of(path)).is_file()
     for path in [*(REPOSITORY / "docs").glob("*.md"), REPOSITORY / "CONTRIBUTING.md"]:
         assert (site / path.relative_to(REPOSITORY).with_suffix(".html")).is_file()
 
@@ -92,7 +98,7 @@ def test_pages_need_nothing_from_elsewhere(site, pages):
 def test_each_figure_says_what_it_shows(site, pages):
     """Every figure's description of the notebook is that of the page, word by word."""
     for path in NOTEBOOKS:
-        told = pages[site / path.relative_to(REPOSITORY).with_suffix(".html")].alts
+        told = pages[site / page_of(path)].alts
         figures = [
             output.metadata["image/png"]["alt"]
             for cell in nbformat.read(path, as_version=4).cells
@@ -106,13 +112,28 @@ def test_each_figure_says_what_it_shows(site, pages):
 
 def test_a_lesson_leads_to_itself_in_the_other_language(site, pages):
     english = pages[site / "notebooks" / "05_double_quantization.html"]
-    chinese = pages[site / "notebooks" / "zh-TW" / "05_double_quantization.html"]
-    assert "zh-TW/05_double_quantization.html" in english.links and "../05_double_quantization.html" in chinese.links
+    chinese = pages[site / "zh-TW" / "notebooks" / "05_double_quantization.html"]
+    assert "../zh-TW/notebooks/05_double_quantization.html" in english.links
+    assert "../../notebooks/05_double_quantization.html" in chinese.links
+    assert "../zh-TW/index.html" in english.links and "../../index.html" in chinese.links  # in the sidebar
     assert re.search('<html[^>]* lang="zh-TW"', chinese.text) and re.search('<html[^>]* lang="en"', english.text)
     assert "下載這本筆記本" in chinese.text
     (file,) = [link for link in chinese.links if link.endswith(".ipynb")]
-    kept = (site / "notebooks" / "zh-TW" / file).resolve().read_bytes()
+    kept = (site / "zh-TW" / "notebooks" / file).resolve().read_bytes()
     assert kept == (REPOSITORY / "notebooks" / "zh-TW" / "05_double_quantization.ipynb").read_bytes()
+
+
+def test_chinese_pages_have_a_chinese_frame(site, pages):
+    """Around the text nothing is English, but names; and the search is of the Chinese pages."""
+    text = pages[site / "zh-TW" / "notebooks" / "05_double_quantization.html"].text
+    frame = text[: text.index("<article")] + text[text.index("</article>") :]
+    said = re.sub(r"<(script|style|svg|title).*?</\1>", " ", frame[frame.index("<body") :], flags=re.DOTALL)
+    said = " ".join(re.findall(r'(?:aria-label|title|placeholder)="([^"]*)"', said)) + re.sub("<[^>]*>", " ", said)
+    names = ("QLoRA Lab", "LLM", "GPU", "GB", "English", "Sphinx", "@pradyunsg", "'s", "Furo")
+    assert re.findall("[A-Za-z]{2,}", re.sub("|".join(map(re.escape, names)), "", said)) == []
+    assert {"本頁內容", "下一頁", "上一頁", "課程路徑", "其他語言", "搜尋"} <= set(re.findall("[\u4e00-\u9fff]+", said))
+    index = (site / "zh-TW" / "searchindex.js").read_text(encoding="utf-8")
+    assert '"縮放"' in index and '"縮放"' not in (site / "searchindex.js").read_text(encoding="utf-8")
 
 
 def test_a_page_is_the_notebook_for_reading(site, pages):

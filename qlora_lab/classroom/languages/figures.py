@@ -97,7 +97,8 @@ def translate_figure(figure: Figure) -> None:
     """Translate all texts of a figure: titles, labels, legends, notes, tables, and the names at ticks."""
     for text in texts_of(figure):
         english = text.get_text()
-        said = in_plain_signs(translate(english))
+        words = english.strip()  # a space keeps a label off its bar
+        said = english.replace(words, in_plain_signs(translate(words)))
         if said != english and not FORMULA.search(said):
             text.set_text(said)
     for ax in figure.axes:
@@ -119,7 +120,8 @@ def texts_of(figure: Figure) -> Iterator[Text]:
         if (text := getattr(figure, name, None)) is not None:
             yield text
     for ax in figure.axes:
-        yield from (ax.title, ax.xaxis.label, ax.yaxis.label, *ax.texts)
+        yield from (ax.title, ax._left_title, ax._right_title)  # of set_title(loc=...), which has no public names
+        yield from (ax.xaxis.label, ax.yaxis.label, *ax.texts)
         if legend := ax.get_legend():
             yield from (legend.get_title(), *legend.get_texts())
         for table in ax.tables:

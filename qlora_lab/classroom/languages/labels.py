@@ -24,12 +24,23 @@ from qlora_lab.places import PACKAGE
 
 CLASSROOM = PACKAGE / "classroom"
 SHARED = ("plots.py", "widgets.py", "judging.py", "certificate.py", "checks.py")
+NAVIGATION = (  # what the website's pages say around a text: Sphinx's messages, the theme's, and names of buttons
+    *("On this page", "Skip to content", "Back to top", "Next", "Previous", "Home", "View this page", "Search"),
+    *("Made with ", '<a href="https://www.sphinx-doc.org/">Sphinx</a> and ', "Link to this heading", "Permalink"),
+    *("Error", "Please activate JavaScript to enable the search functionality.", "Hide Search Matches"),
+    "Search finished, found one page matching the search query.",
+    *("Toggle site navigation sidebar", "Toggle table of contents sidebar", "Toggle navigation of "),
+    *("Toggle Light / Dark / Auto color theme", "Toggle hidden content"),
+    *("The path", "More", "Other languages"),
+)
 PHRASES = (  # of the build itself, and single words of tables and buttons, which code does not tell from other names
+    *NAVIGATION,
     "Solution",
     "your code here",
     "your code (about 1 line)",
     "your code (about {0} lines)",
     *("exercise", "points", "day", "solved", "next", "With", "Ask", "model", "answer", "name"),
+    *("load", "forward", "backward", "weight update", "equal"),  # phases of a record; matplotlib has "equal" as well
     "Download this notebook",
     "outputs from",
 )
@@ -115,9 +126,13 @@ def is_said(node: ast.AST, parents: dict[ast.AST, ast.AST]) -> bool:
     if isinstance(parent, (ast.Expr, ast.Compare, ast.Assert)):
         return False
     while parent is not None and not isinstance(parent, ast.stmt):
-        if isinstance(parent, ast.arg) or (isinstance(parent, ast.Subscript) and child is parent.slice):
+        if isinstance(parent, ast.arg):
             return False
-        if isinstance(parent, ast.Call) and name_of_call(parent) in SILENT_CALLS:
+        if isinstance(parent, ast.Subscript) and child is parent.slice:
+            names_a_bar = isinstance(parent.ctx, ast.Store) and text_of(node) not in PLOT_OPTIONS
+            if not names_a_bar:
+                return False
+        if isinstance(parent, ast.Call) and child is not parent.func and name_of_call(parent) in SILENT_CALLS:
             return False
         if isinstance(parent, ast.keyword) and parent.arg in OPTIONS:
             return False

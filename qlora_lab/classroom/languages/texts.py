@@ -23,8 +23,12 @@ SOURCES = NOTEBOOKS / "source"
 ENGLISH = "en"
 FIELD = re.compile(r"\{(\d+)(?::([^{}]*))?\}")  # of a template
 NUMBER = r" *[-+−]?[\d.,]*\d(?:e[-+]?\d+)?%?|[-+−]?(?:inf|nan)"  # what a field with a format is
+NAME = r"\S+?|(?:(?![a-z]{2}|: ).)+?"  # what a field of a short template is: one word, or names and numbers
 WORD = re.compile(r"[A-Za-z]{2}")
-LEAST_LETTERS = 5  # of a template in which a field can be any text: one with fewer would match too much
+LOWER = re.compile(r"[a-z]{2}")  # in a word of English; names of formats and units are in capitals
+SIGNS = {": ": "：", ", ": "，", "  ": "  ", " · ": " · ", "\n": "\n"}  # between the parts of a label
+LEAST_LETTERS = 4  # of a template with a field that is not a number
+LEAST_SIGNS = 5  # of a template in which such a field can be any text: one with fewer would match too much
 
 
 def started_in() -> Path:
@@ -85,6 +89,23 @@ def translated(text: str, into: str) -> str:
             # a field may be a sentence of its own; single words are what the learner or the code named
             fields = {name: translated(field, into) if " " in field else field for name, field in fields.items()}
             return FIELD.sub(lambda found, fields=fields: fields[found[1]], template)
+    return composed(text, into)
+
+
+def composed(text: str, into: str) -> str:
+    """A label made of labels, names and numbers ("no adapter: 1.512"), if all its words are known; else as it is."""
+    for sign, translation in SIGNS.items():
+        first, found, rest = text.partition(sign)
+        if not found or not first.strip() or not rest.strip():
+            continue
+        if (end := translated(found + rest, into)) != found + rest:  # a template may begin with the sign
+            rest, translation = found + rest, ""
+        else:
+            end = translated(rest, into)
+        begin = translated(first, into)
+        unknown = any(said == part and LOWER.search(part) for part, said in ((first, begin), (rest, end)))
+        if (begin, end) != (first, rest) and not unknown:
+            return begin + translation + end
     return text
 
 
@@ -109,10 +130,14 @@ def catalogue(into: str) -> tuple[dict[str, str], list[tuple[re.Pattern, list[st
 
 
 def pattern_of(template: str) -> re.Pattern:
-    """What the finished texts of a template look like; a field with a format is a number, others are any text."""
+    """What the finished texts of a template look like; a field with a format is a number, others are any text.
+
+    In a short template ("{0} bits") they are names: it would match the end of a sentence otherwise.
+    """
+    text = ".*?" if len(re.sub(r"\s", "", FIELD.sub("", template))) >= LEAST_SIGNS else NAME
     parts, end = [], 0
     for found in FIELD.finditer(template):
-        parts += [re.escape(template[end : found.start()]), f"({NUMBER})" if is_number(found[2]) else "(.*?)"]
+        parts += [re.escape(template[end : found.start()]), f"({NUMBER if is_number(found[2]) else text})"]
         end = found.end()
     return re.compile("".join([*parts, re.escape(template[end:])]), re.DOTALL)
 

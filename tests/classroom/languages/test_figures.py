@@ -45,6 +45,9 @@ def test_every_text_of_a_figure_is_translated_when_it_is_drawn(chinese):
     left.barh(["measured", "your guess"], [1, 2], label="scales")
     left.set(title="density", xlabel="relative error", ylabel="nobody has translated this")
     left.annotate("3.126 bits, error 0.1069", (1, 1))
+    left.annotate(" equal", (1, 1))
+    left.set_title("scales", loc="left")
+    left.set_title("codes", loc="right")
     left.legend(title="block size")
     right.plot([0.5, 1.5])
     right.set_yticks([0, 1], ["codes", "0.5"])
@@ -55,7 +58,8 @@ def test_every_text_of_a_figure_is_translated_when_it_is_drawn(chinese):
         assert (left.get_title(), left.get_xlabel(), left.get_ylabel()) == (
             "密度", "相對誤差", "nobody has translated this",
         )  # fmt: skip
-        assert left.texts[0].get_text() == "3.126 位元，誤差 0.1069"
+        assert [text.get_text() for text in left.texts] == ["3.126 位元，誤差 0.1069", " 相等"]
+        assert (left.get_title("left"), left.get_title("right")) == ("縮放因子", "代碼")
         legend = left.get_legend()
         assert (legend.get_title().get_text(), legend.get_texts()[0].get_text()) == ("區塊大小", "縮放因子")
         assert [label.get_text() for label in right.get_yticklabels()] == ["代碼", "0.5"]

@@ -17,6 +17,9 @@ LABELS = {
     "{0} gives {1:,.4g}, expected {2:g}. {3}": "{0} 得到 {1}，應為 {2}。{3}",
     "These are bytes: bits are asked for.": "這是位元組：題目要的是位元。",
     "of {0:d}": "共 {0}",
+    "{0} bits": "{0} 位元",
+    "no adapter": "沒有適配器",
+    "blocks": "區塊",
     "no translation yet": "",
 }
 
@@ -50,6 +53,17 @@ def chinese(tmp_path, monkeypatch) -> None:
         ("no translation yet", "no translation yet"),
         ("nobody has translated this", "nobody has translated this"),
         ("0.25", "0.25"),
+        ("5 bits", "5 位元"),
+        ("4 + 0.125 bits", "4 + 0.125 位元"),
+        ("lora-bf16 bits", "lora-bf16 位元"),  # a name
+        ("each weight takes 4 bits", "each weight takes 4 bits"),  # the template is too short for any text
+        ("no adapter: 1.512", "沒有適配器：1.512"),  # a label, and a number
+        ("NF4: 5 bits", "NF4：5 位元"),
+        ("7B, no adapter", "7B，沒有適配器"),
+        ("no adapter   3", "沒有適配器   3"),
+        ("no adapter: blocks", "沒有適配器：區塊"),
+        ("no adapter: nobody has translated this", "no adapter: nobody has translated this"),
+        ("some words, blocks", "some words, blocks"),
     ],
 )  # fmt: skip
 def test_a_finished_text_is_said_in_chinese(chinese, english, said):
@@ -108,6 +122,8 @@ def draw(ax, rows: "a type of thing", name="the default name"):
     print(f"{name} is printed")
     ax.set(xlabel="density", ylabel=f"error of {name} ({rows:.2f} %)", yscale="log scale")
     ax.plot(rows["a key of it"], linestyle="a dashed line", label=f"{rows:.1f}")
+    rows[f"{name}, a new bar"] = rows["bbox"] = f"{rows:g} to {name}".replace("a minus sign", "-")
+    ax.text(0, 0, f"{rows:.0f} to {rows:g}".replace("-", "−"))
     if name == "a comparison with it":
         raise ValueError("an error that nobody translates")
     return right("Well done. " f"{name:>4}: {'yes it is' if rows else 'no it is not'}")
@@ -121,6 +137,8 @@ def check(came):
         "the default name",
         "density",
         "error of {0} ({1:.2f} %)",
+        "{0}, a new bar",
+        "{0:.0f} to {1:g}",
         "Well done. {0:>4}: {1}",
         "yes it is",
         "no it is not",

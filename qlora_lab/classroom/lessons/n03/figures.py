@@ -84,9 +84,9 @@ def plot_blocks(
     places = {"va": "bottom", "xytext": (3, 5)}, {"va": "top", "xytext": (-3, -6), "ha": "right"}
     for name, colour, marker, dash, place in zip(curves, (VERMILION, BLUE), "so", ("--", "-"), places, strict=True):
         x, y, labels = zip(*curves[name], strict=True)
-        ax.plot(x, y, color=colour, marker=marker, linestyle=dash, markersize=5, label=f"{name}: blocks")
+        ax.plot(x, y, color=colour, marker=marker, linestyle=dash, markersize=5, label=": ".join((name, "blocks")))
         longer_x, longer_y, longer = zip(*stars[name], strict=True)
-        ax.plot(longer_x, longer_y, "*", color=colour, markersize=12, label=f"{name}: one scale")
+        ax.plot(longer_x, longer_y, "*", color=colour, markersize=12, label=": ".join((name, "one scale")))
         for point in zip(x, y, labels, strict=True):
             ax.annotate(point[2], point[:2], textcoords="offset points", fontsize=8, color=colour, **place)
         for point in zip(longer_x, longer_y, longer, strict=True):

@@ -40,7 +40,7 @@ def draw_choice(block: int, second: int, double: bool, model: str) -> Axes:
     weights = SHAPES[f"llama-{model.lower()}"].linear_parameters()
     ends = {name: f"{weights * sum(row.values()) / 8 / 1e9:.1f} GB" for name, row in rows.items()}
     draw_stacked(left, rows, "bits per parameter", ends, legend=False).set_xlim(0, 6.5)
-    left.set_title(" + ".join(f"{part:.3g}" for part in rows["yours"].values()) + " bits", fontsize=10)
+    left.set_title(f"{' + '.join(f'{part:.3g}' for part in rows['yours'].values())} bits", fontsize=10)
     curves = {
         name: [(bits_per_parameter(size, each, 256), errors[size, 256 if each else None], size) for size in SIZES]
         for name, each in {"float32 scales": False, "double quantization": True}.items()

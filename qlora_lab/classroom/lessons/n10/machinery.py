@@ -53,7 +53,7 @@ def phases_of(run: dict) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
     for name, phase in run["phases"].items():
         if "steady" in name:
             continue
-        name = name.removeprefix("first ").removeprefix("step: ")
+        name = name.removeprefix("first ").removeprefix("step: ").replace("update", "weight update")
         kept, peak = phase["allocated"] / GB, phase["peak_allocated"] / GB
         rows[name] = {"held at its end": kept, "only for a moment": peak - kept}
         ends[name] = f"peak {peak:.2f}"
