@@ -364,7 +364,8 @@ def out_of_memory(args: argparse.Namespace, error: BaseException) -> str:
             optimizer=args.optimizer or ("paged_adamw_32bit" if args.preset else "adamw_torch"),
             preset=args.preset,
         )
-        text += f"; predicted for samples of {args.max_length} tokens on a GPU:\n{predicted.table()}"
+        less = ", without what DoRA needs more than LoRA" if args.adapter == "dora" else ""
+        text += f"; predicted for samples of {args.max_length} tokens on a GPU{less}:\n{predicted.table()}"
     return text
 
 

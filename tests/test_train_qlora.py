@@ -1037,6 +1037,15 @@ def test_out_of_memory_tells_the_prediction_and_a_knob(bundled, tmp_path):
     assert "Traceback" not in done.stderr
 
 
+def test_a_prediction_for_lora_is_not_taken_for_doras(tiny_folder):
+    texts = {}
+    for kind in ("lora", "rslora", "dora"):
+        args = train_qlora.parser().parse_args(["--model", str(tiny_folder), "--adapter", kind])
+        texts[kind] = train_qlora.out_of_memory(args, MemoryError())
+    assert texts["rslora"] == texts["lora"] and "tokens on a GPU:\n" in texts["lora"]
+    assert texts["dora"] == texts["lora"].replace("on a GPU:", "on a GPU, without what DoRA needs more than LoRA:")
+
+
 def test_a_models_own_dropout_is_repeatable(tiny_folder, tmp_path, capsys):
     folder = shutil.copytree(tiny_folder, tmp_path / "dropout")
     config = json.loads((folder / "config.json").read_text())
