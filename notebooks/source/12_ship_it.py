@@ -338,15 +338,21 @@ assert (
 # levels, and some of them near the middle. There a small correction decides which way a weight goes, and moves it by a whole step. On
 # average the adapter survives.
 #
-# *Q4_0 twice* is made from *dequantized*, so its weights were rounded to NF4 and then to Q4_0. That is nearer to your model, and
-# yet worse, it seems because two errors add up. (In three other runs, on a GPU, twice kept {{62}} to {{73}} %.) So
-# export takes *pristine* for Q4_0. Or train with `--merge-aware q4_0`: then each step rounds as the file will, so that the adapter learns what survives. (On a GPU, three runs with it had {{88}} to {{95}} of {{100}} `test` orders right, and three without it, rounded twice, {{63}} to {{79}}.)
+# *Q4_0 twice* is made from *dequantized*: its weights were rounded to NF4, then to Q4_0. What that costs is luck: three runs on
+# a GPU kept {{62}} to {{73}} %. So export rounds once, from *pristine* weights. Or train with `--merge-aware q4_0`: then each step
+# rounds as the file will, and the adapter learns what survives. (On a GPU, three such runs had {{88}} to {{95}} of {{100}} `test`
+# orders right, and three without it, rounded twice, {{63}} to {{79}}.)
 #
-# <details><summary>How sure is that?</summary>
+# <details><summary>How sure is that, and how can one train through a rounding?</summary>
 #
-# The table is one run, and {{13}} of {{61}} was its bad luck. That Q8_0's perplexity is lower than the model's is chance. And the
-# bundled checkpoint was in 4 bits before (lesson 04), so even its pristine weights have been rounded.
-# [The page on exports](../docs/export.md) has more figures, also of `--merge-aware`.
+# The table is one run. Its file from pristine weights is *farther* from the model that you trained than the one that was rounded twice,
+# but nearer to what the checkpoint held before any rounding; that seems to count for more in 4 bits. How *pristine* does in
+# several runs was not measured, so take it for the safer choice, not for a proven one. The bundled checkpoint was in 4 bits before
+# (lesson 04): even its pristine weights have been rounded. That Q8_0's perplexity is lower than the model's is chance.
+#
+# A rounding has a slope of zero, as lesson 07 says. `--merge-aware` computes with the rounded weights and passes the gradient on as if
+# the slope were one: a *straight-through estimator* ([dive E](dive_e_beyond_qlora.ipynb) judges it).
+# [The page on exports](../docs/export.md) has more figures.
 #
 # </details>
 #
@@ -516,6 +522,8 @@ assert '"customer"' in ask(server, order[:-1], 40, lora=[{"id": 0, "scale": 1}])
 assert '"customer"' not in ask(server, order[:-1], 40, lora=[{"id": 0, "scale": 0}])[0]
 
 # %% [markdown]
+# Ours wrote *Ivanova* for *Ivanov*: the adapter was not trained on this base, so judge it anew.
+#
 # Each exported folder has a *model card*, `README.md`. Add where the data comes from, and what the model is not for.
 #
 # ## 8 · Your own run
