@@ -428,9 +428,9 @@ with torch.no_grad():
 # orders written in other ways   {{score['shifted']:.0% ±0.2}}
 # ```
 #
-# - QLoRA stores the weights of a model in four bits, leaves them as they are, and trains a small adapter beside them.
-# - A few hundred examples and two minutes on a CPU make a small model almost perfect at one narrow job, as long as the questions look like the examples.
-# - So judge a model on data unlike what it was trained on, too.
+# - QLoRA stores a model's weights in four bits, leaves them as they are, and trains a small adapter beside them.
+# - A few hundred examples and two minutes on a CPU make a small model almost perfect at one narrow job, for questions like the examples.
+# - So judge it on data unlike its training data, too.
 
 # %%
 # NBVAL_IGNORE_OUTPUT

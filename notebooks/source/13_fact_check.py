@@ -276,8 +276,8 @@ assert sorted(results) == list(range(1, 19)) and count == {"true": 4, "depends":
 # python -m qlora_lab.train_qlora --data my.jsonl --output runs/mine --steps 30
 # ```
 #
-# The check reads the run's report: is the data yours, has the loss fallen by half, is there an adapter? (The solution below makes up
-# requests to a help desk, as a stand-in for your file.)
+# The check reads the run's report: is the data yours, has the loss fallen by half, is there an adapter? (The solution makes up
+# requests to a help desk instead.)
 
 # %%
 ### BEGIN SOLUTION
