@@ -1,7 +1,7 @@
 """QLoRA in plain Hugging Face: a chat model in 4 bits learns from your file, on one GPU (from a T4 up) or on a CPU.
 
     pip install torch "transformers>=5.17,<6" "peft>=0.20,<1" "bitsandbytes>=0.50,<1" "trl>=1.14.2,<2"
-    python qlora_hf.py --model HuggingFaceTB/SmolLM2-135M-Instruct --data my.jsonl --output out
+    python qlora_hf.py --model HuggingFaceTB/SmolLM2-135M-Instruct --data my.jsonl --output out --lr 2e-3
 
 A line of the file is {"prompt": "...", "response": "..."}, with "system" if you like, and with other columns. Or it is
 a CSV file, whose first line names these columns. If the session ends before the training does, give the same command

@@ -74,8 +74,6 @@ quote = functools.partial(lines_of, script)
 # {{quote("fast =", 2)}}
 # ```
 #
-# Without the words in brackets torch would say that a T4 has bf16, too, because it can imitate it, slowly.
-#
 # **Model.** Without these settings, known from lesson 01, you get FP4 and slow fp32, and nobody warns you:
 #
 # ```python
@@ -133,16 +131,17 @@ check_as_chat(as_chat)
 # ```
 #
 # TRL turns the adapter of a 4-bit model into bf16, and the loop makes it fp32 again. First, bf16 keeps {{8}} significant bits of a
-# number (seven are stored, lesson 03), so a small update is rounded away. Second, training in fp16, as on a T4, needs a **loss scaler**, which is made for fp32
-# gradients.
+# number (seven are stored, lesson 03), so a small update can be rounded away. Second, on a T4 gradients flow back through the layers in fp16, where the smallest would
+# become zero. A **loss scaler** prevents that, and needs the adapter's own gradients in fp32.
 #
 # <details><summary>What is a loss scaler? And did QLoRA's paper not train adapters in bf16?</summary>
 #
-# Gradients are often smaller than fp16's smallest number, {{6}}·{{10}}⁻⁸, and would become zero. So the loss is multiplied by {{65536:,}} at
-# first, which makes all gradients as much larger, and after the backward pass they are divided by it again, in fp32. Torch's scaler
-# refuses gradients in fp16.
+# Where the layers compute in fp16, so does the backward pass: what it hands from layer to layer is fp16, even if the adapter's own
+# gradients are fp32. These numbers are often smaller than fp16's smallest, {{6}}·{{10}}⁻⁸. So the loss is multiplied by {{65536:,}} at
+# first, which makes all gradients as much larger, and after the backward pass the adapter's are divided by it again, in fp32. Torch's scaler
+# refuses to do so in fp16.
 #
-# The paper did train in bf16, and it worked there. At rank {{16}} fp32 costs little, and is on the safe side.
+# The paper did train in bf16, and it worked there: not every update is too small. At rank {{16}} fp32 costs little, and is on the safe side.
 #
 # </details>
 #
@@ -153,7 +152,7 @@ check_as_chat(as_chat)
 #
 # <details><summary>What is such a count worth?</summary>
 #
-# It fits answers with one right wording, such as JSON; lesson 08 has other scores. And chance alone may move the share of n answers by up
+# It fits answers with one right wording, such as JSON; lesson 08 has other scores. Read `out/answers.jsonl` before you trust a share of few answers. And chance alone may move the share of n answers by up
 # to {{98}}/√n points.
 #
 # The questions are answered one after the other. With `--split-by`, fifty customers may be a thousand of them, which takes long.
@@ -181,14 +180,16 @@ check_as_chat(as_chat)
 # | setting | begin with | if not sure |
 # |---|---|---|
 # | `--model` | a chat model; its name often ends with *Instruct* | another has no chat template, and the script stops with an error |
-# | `--lr` | `2e-4` for 7B and more (the QLoRA paper's), `5e-4` for 1B to 3B (not measured), `2e-3` for our 135M model (measured; section 2 takes `3e-3`, with which it learns alike) | train with three rates, a factor of three apart, each in an `--output` folder of its own, and keep the one with the lowest validation loss |
-# | `--steps` | three *epochs*, that is, passes over all samples: `3` × samples to train on / (`batch` × `accumulate`), but `20` at least | if the validation loss still falls at the end, train again with more, in a new folder |
+# | `--lr` | `2e-4`, the default, for 7B and more (the QLoRA paper's), `5e-4` for 1B to 3B (not measured), `2e-3` for our 135M model (measured; section 2 takes `3e-3`, with which it learns alike) | train with three rates, a factor of three apart, each in an `--output` folder of its own, and keep the one with the lowest validation loss |
+# | `--steps` | three *epochs*, that is, passes over all samples: `3` × samples to train on / (`batch` × `accumulate`), but `20` at least; the default, `200`, knows nothing of your file | if the validation loss still falls at the end, train again with more, in a new folder |
+# | `--every` | a tenth of `--steps`: ten validations, as in lesson 08 | the default is `25`; a run of fewer steps validates and saves only at its end, so that nothing is left of a session that ends earlier, and the last state counts as the best |
 # | `--batch`, `--accumulate` | `4` and `4`, the defaults | section 3 says which batch fits your card; keep their product |
 # | `--max-length` | `1024`, the default | raise it if the script says that many samples were too long; memory grows with it |
 # | rank and alpha | `16` and `32`, as they are | lesson 06 |
 #
 # <details><summary>And the other words in the script?</summary>
 #
+# - `including_emulation=False`: without these words torch would say that a T4 has bf16, too, because it can imitate it, slowly.
 # - `in 4 bits`: how much of your model is (scales not counted). Of a 7B model it should be most. The embeddings stay in {{16}} or {{32}} bits, and
 #   are a large part of our small model.
 # - `dtype` and `bnb_4bit_compute_dtype`: the first is the format of what is not in 4 bits, the second the one in which 4-bit layers compute.
@@ -209,8 +210,8 @@ check_as_chat(as_chat)
 # ## 2 · Run it, and pull the plug
 #
 # Borrowed GPUs are taken back after some hours. Let us practise that: {{12}} steps, with a checkpoint and a validation after every
-# fourth. As soon as step {{6}} is done, the process is killed. (`smollm2` is the folder of the course's small model;
-# `python -m qlora_lab.models fetch` prints where it lies.)
+# fourth. As soon as step {{6}} is done, the process is killed. (`smollm2` is the folder of the course's small model. What
+# the script prints is shortened here.)
 
 # %%
 # NBVAL_IGNORE_OUTPUT
@@ -248,8 +249,7 @@ assert "<|im_end|>" in second.words["learned"]
 # %% [markdown]
 # **What happened?** It went on after step {{min(second.losses) - 1}}, the last checkpoint, and repeated two steps to the last printed digit. So a saved **checkpoint** (not to be
 # confused with gradient checkpointing) holds more than the adapter: the optimizer's averages, the learning rate's place in its schedule, the state of the random numbers, and the
-# place in the data. The model has seen only {{2 * max(second.losses)}} orders, each once. Read `out/answers.jsonl` before you trust a share of
-# so few.
+# place in the data. The model has seen only {{2 * max(second.losses)}} orders, each once.
 #
 # <details><summary>May I train longer later? And how do I keep the run?</summary>
 #
@@ -264,9 +264,9 @@ assert "<|im_end|>" in second.words["learned"]
 #
 # | you have | the script computes in | what to do |
 # |---|---|---|
-# | a T4 of {{16}} GB, lent by Colab or Kaggle | fp16 | a model of 7B or 8B; `--max-length 512`, since a T4 is slow (section 6); be ready for section 4 |
+# | a T4 of {{16}} GB, lent by Colab or Kaggle | fp16 | a model of 7B or 8B and `--max-length 512`, since a T4 is slow (section 6); by section 3's sums 13B fits, too, but takes nearly twice as long; be ready for section 4 |
 # | a card of {{24}} GB or more, such as an L4 or an RTX {{3090}} | bf16 | up to 13B, with the defaults |
-# | no GPU | fp32 | the course's small model, for practice |
+# | no GPU | fp32 | the course's small model with `--lr 2e-3`, for practice; `python -m qlora_lab.models fetch` prints where it lies |
 #
 # On Colab the disk is gone with the session. So put your data, and the script from section 1 as `qlora_hf.py`, into a folder `qlora` on
 # your Drive, choose a T4, and run this (*we had no T4 to try it on*):
@@ -276,11 +276,16 @@ assert "<|im_end|>" in second.words["learned"]
 # %cd /content/drive/MyDrive/qlora
 # !pip install -q "transformers>=5.17,<6" "peft>=0.20,<1" "bitsandbytes>=0.50,<1" "trl>=1.14.2,<2"
 # !hf auth login
-# !python qlora_hf.py --model mistralai/Mistral-7B-Instruct-v0.3 --data my.jsonl --output out --max-length 512
+# !python qlora_hf.py --model mistralai/Mistral-7B-Instruct-v0.3 --data my.jsonl --output out --max-length 512  # and your --steps, --every
 # ```
 #
-# In a new session, run the same lines again. You will see warnings there, which this lesson hides: that `gradient_checkpointing` *is
-# deprecated* and, without a GPU, *Failed to load CPU gemm_4bit_forward*. They are harmless.
+# In a new session, run the same lines again. There each step's line has its `grad_norm`, too, and there are warnings, some of them harmless.
+#
+# <details><summary>Which warnings are harmless?</summary>
+#
+# That `gradient_checkpointing` *is deprecated* and, without a GPU, *Failed to load CPU gemm_4bit_forward*.
+#
+# </details>
 #
 # <details><summary>Some models, such as Llama and Gemma, are <b>gated</b>: what must I do?</summary>
 #
@@ -363,7 +368,9 @@ assert needs["as it is"] > 15.6 > needs["one sample"]
 # 2. a shorter `--max-length`;
 # 3. a smaller model.
 #
-# Here is the largest `--batch`, in powers of two, that the card holds by lesson 02's rule:
+# Here is the largest `--batch`, in powers of two, that the card holds by lesson 02's rule. But TRL computes the loss in pieces, so that all
+# logits are never there together: Dora's step of exercise 2.2 (Llama-3-8B, {{16}} samples) then needs
+# {{needed_by_script("llama-3-8b", 16, 512).card_bytes / 1e9:.0f}} GB, not {{needed_by_script("llama-3-8b", 16, 512, loss_chunk=None).card_bytes / 1e9:.0f}}.
 
 # %% machinery "Which batch fits which card"
 heads = [f"{name}, {card['GB']} GB" for name, card in CARDS.items()]
@@ -375,13 +382,14 @@ for model in ("mistral-7b", "llama-3-8b", "llama-2-13b"):
         print(f"{what:<28}{length:>16,}" + "".join(f"{fits[name] or '–':>20}" for name in CARDS))
 
 # %% claims
-assert largest_batches("llama-3-8b", 512)["T4"] >= 4 and largest_batches("llama-2-13b", 1024)["L4"] >= 4
+assert largest_batches("llama-3-8b", 512)["T4"] >= 4 and largest_batches("llama-2-13b", 512)["T4"] >= 4
+takes = [hours(model, CARDS["T4"], 4, 512, 2000, 3) for model in ("mistral-7b", "llama-2-13b")]
+assert 1.75 < takes[1] / takes[0] < 2 and largest_batches("llama-2-13b", 1024)["L4"] >= 4
 
 # %% [markdown]
-# These are sums: nobody has run them on these cards. At its end the script prints the peak of torch's memory; CUDA's context, half a GB,
-# comes on top.
+# These are sums: nobody has run them on these cards.
 #
-# <details><summary>How do these sums count TRL's loss? And why is a "{{24}} GB" card smaller here?</summary>TRL scores up to {{4096:,}} tokens and {{32768:,}} of the model's words at a time, so the logits of lesson 02 are never there together. The sums count as many scores as that, at {{12}} bytes each, which is more than TRL takes. Sellers' GB are {{2}}³⁰ bytes, so {{24}} of them are {{24 * 2**30 / 1e9:.1f}} of ours, {{10}}⁹ bytes. Torch may use a little less, and the T4 and the L4 keep some for error correction.</details>
+# <details><summary>How do these sums count TRL's loss? Why is a "{{24}} GB" card smaller here? And what did my run take?</summary>TRL scores up to {{4096:,}} tokens and {{32768:,}} of the model's words at a time. The sums count as many scores as that, at {{12}} bytes each, which is more than TRL takes. Sellers' GB are {{2}}³⁰ bytes, so {{24}} of them are {{24 * 2**30 / 1e9:.1f}} of ours, {{10}}⁹ bytes. Torch may use a little less, and the T4 and the L4 keep some for error correction. At its end the script prints the peak of torch's memory; CUDA's context, half a GB, comes on top.</details>
 #
 # With checkpointing and {{4}} samples at a time, does the same step of {{16}} go through?
 
@@ -410,8 +418,8 @@ assert mended is None or "recorded" in mended
 # | `nan` or `inf` now and then, beside a *usual* loss | the loss scaler's factor was too large (section 1, the fold below the loop); it skips this step and takes a smaller one | nothing |
 # | `nan` in every step, loss zero | the model has numbers that are too large for fp16 | on a card with bf16, use that, the default; on a T4 take another model, or `--dtype float32`, which needs more memory and is eight times slower by the data sheet, so that section 6's hours become eight times as many. The first steps show whether your model is one of these |
 #
-# Where does the second kind come from? The largest number of fp16 is {{LARGEST:,}}. What is larger becomes infinity, and infinity minus
-# infinity is NaN.
+# Where does the second kind come from? The largest number of fp16 is {{LARGEST:,}}. What is larger becomes infinity, and infinity divided
+# by infinity is NaN.
 #
 # **Predict.** In this small model, how large is the largest number that flows from one layer to the next?
 
@@ -497,7 +505,7 @@ assert place in (None, "model.layers.11.mlp.down_proj"), place
 
 # %% [markdown]
 # It should be `model.layers.11.mlp.down_proj`, with an infinity: there the figure jumps, and four times that jump is more than fp16 has. The
-# NaN follows later. Neither the loss scaler nor a smaller learning rate can help, because frozen weights make these numbers. bf16 reaches
+# NaN follows in the next layer, whose norm divides by a size that is infinite, too. Neither the loss scaler nor a smaller learning rate can help, because frozen weights make these numbers. bf16 reaches
 # up to {{3}}·{{10}}³⁸.
 #
 # <details><summary>How do I get the outputs of <em>my</em> model?</summary>
@@ -511,7 +519,7 @@ assert place in (None, "model.layers.11.mlp.down_proj"), place
 #
 # **Exercise 9.3 ●●● (3 minutes).** A colleague has changed the script, and taken out the part *look*. On a
 # T4 the script stops at its first step. On a newer card it trains, and the validation loss looks wonderful. But the answers are bad, and many never end. Which three lines are to
-# blame?
+# blame? And which line causes which complaint? (One has two causes.)
 
 # %%
 show_broken()
@@ -528,7 +536,7 @@ check_faulty(faulty)
 # %% [markdown]
 # <details><summary>Hint 1</summary>Begin with the complaints, and ask of each what in a script could cause it. Only then read. (His samples have about {{90}} tokens.)</details>
 # <details><summary>Hint 2</summary>One of the lines is in the part "split", two are in the part "training".</details>
-# <details><summary>When you have them: which fault did what?</summary>TRL cut the samples off after {{64}} tokens, so the model learned little of each answer, and never its end: hence the bad answers. The part that was taken out would have stopped the script. The validation loss looked wonderful because its samples were cut off in the same place, and were trained on, too. (We tried it with the small model: all test answers were wrong, and went on until they were stopped.) And the adapter got the script's <code>dtype</code>: the loss scaler refuses its fp16 gradients on a T4, and bf16 rounds small updates away.</details>
+# <details><summary>When you have them: which line did what?</summary>"It stops on a T4": <code>to(dtype)</code>, by which the adapter and its gradients are fp16 there, and the loss scaler refuses these. (On the newer card they are bf16, which rounds small updates away.) "The answers are bad, and many never end": <code>max_length=64</code>. TRL cut the samples off after {{64}} tokens, so the model learned little of each answer, and never its end; the part that was taken out would have stopped the script. "The validation loss looks wonderful" has two causes: the validation samples were trained on, by <code>part in ("train", …)</code>, and they were cut off in the same place. (We tried it with the small model: all test answers were wrong, and went on until they were stopped.)</details>
 
 # %% [markdown]
 # ## 6 · Hours and price
@@ -551,12 +559,35 @@ for batch in (1, 4, 16):
 
 # %% claims
 assert shares[1] < 0.1 and 0.18 < shares[4] < 0.22 and 0.3 < shares[16] < 0.35
+assert 8 < H100["FLOP/s"] / CARDS["L4"]["FLOP/s"] < H100["FLOP/s"] / CARDS["RTX 3090"]["FLOP/s"] < 15
 assert 15 < H100["FLOP/s"] / CARDS["T4"]["FLOP/s"] < 15.5
+elsewhere = [
+    {
+        run["batch_size"]: run["milliseconds"]
+        for run in host["runs"]
+        if run["who"] == "trl" and run["gradient_checkpointing"]
+    }
+    for host in record["other_hosts"]
+]
+kernels = {
+    run["batch_size"]: run["kernels"]
+    for run in record["profiles"]
+    if run["who"] == "standard" and run["gradient_checkpointing"]
+}
+assert 1 < kernels[4] / kernels[1] < 1.1
+assert [took[1] > took[4] for took in elsewhere if took] == [True, True]
 
 # %% [markdown]
-# With little work in a step, the H100 waits for Python, which takes half a second or more to start thousands of small operations. With {{16}}
-# samples it is busy nearly all the time, and reaches a third. **We plan with this third for every card.** A T4 is {{H100["FLOP/s"] / CARDS["T4"]["FLOP/s"]:.0f}} times slower and so
-# is busy with fewer samples, but nobody has measured its share: after twenty steps your own log knows better.
+# With little work in a step, the H100 waits for Python, which takes half a second or more to start thousands of small operations, about as many for one sample
+# as for four. With {{16}} samples it is busy nearly all the time, and reaches a third. **We plan with this third for every card.** Ours are {{H100["FLOP/s"] / CARDS["L4"]["FLOP/s"]:.0f}} to {{H100["FLOP/s"] / CARDS["T4"]["FLOP/s"]:.0f}} times slower and so
+# are busy with fewer samples, but nobody has measured their shares: after twenty steps your own log knows better.
+#
+# <details><summary>One sample took longer than four: is that chance?</summary>
+#
+# Hardly. Each time is a median over all steps but the first two, which include the warm-up. And in two more runs, on other
+# machines with such a card, one sample took longer than four, too. The record does not tell why.
+#
+# </details>
 #
 # <details><summary>What is the best case? And why only a third, if the card is busy?</summary>
 #
@@ -572,8 +603,8 @@ assert 15 < H100["FLOP/s"] / CARDS["T4"]["FLOP/s"] < 15.5
 #
 # </details>
 #
-# Here is Mistral-7B with {{2000:,}} samples of {{512}} tokens to train on, three epochs, four at a time (`--steps 375`). The last column is hours
-# times one example price; do not trust the order of the last two cards. Download, validation and judging come on top.
+# Here is Mistral-7B with {{2000:,}} samples of {{512}} tokens to train on, three epochs, four at a time (`--steps 375`). The prices are examples. Do not
+# trust the order of the last two cards. Download, validation and judging come on top.
 
 # %% machinery "Hours and price on three cards"
 price = 0.35  # of an hour: an example, in any currency
@@ -584,9 +615,9 @@ for name, card in CARDS.items():
     print(f"{name:<9}{pace:>6.0f} tokens a second{took:>6.1f} h{took * price:>6.2f}")
 
 # %% [markdown]
-# **Exercise 9.4 ●●● (3 minutes).** Plan a run of your own that fits on its card by lesson 02's rule, with a batch that is as large as the card holds
+# **Exercise 9.4 ●●● (3 minutes).** Plan a run of your own that fits on its card, with a batch that is as large as the card holds
 # (double it, and it would no longer fit), and that ends within twelve hours, before Colab or Kaggle take the card back.
-# `needed_by_script(model, batch, length).card_bytes` and `hours(model, card, batch, length, samples, epochs)` tell what your plan takes. `print(*SHAPES)` shows the models' names.
+# `needed_by_script(model, batch, length).card_bytes` and `hours(model, card, batch, length, samples, epochs)` tell what your plan takes.
 
 # %%
 ### BEGIN SOLUTION
@@ -605,7 +636,7 @@ plan = {"model": "mistral-7b", "card": CARDS["T4"], "batch": 16, "length": 512, 
 check_plan(plan)
 
 # %% [markdown]
-# <details><summary>Hint 1</summary>Begin with one sample, and double it while <code>needed_by_script(...).card_bytes / 1e9</code> is at most the card's <code>"GB"</code>. A card of your own is a dict, too: <code>print(CARDS["T4"])</code> shows one.</details>
+# <details><summary>Hint 1</summary>Begin with one sample, and double it while <code>needed_by_script(...).card_bytes / 1e9</code> is at most the card's <code>"GB"</code>. A card of your own is a dict, too: <code>print(CARDS["T4"])</code> shows one. And <code>print(*SHAPES)</code> shows the models' names.</details>
 # <details><summary>Hint 2</summary>Too long? Fewer epochs, shorter samples, or a smaller model. Twice the batch makes half as many steps, each nearly twice as long.</details>
 
 # %% [markdown]
