@@ -13,6 +13,7 @@ import dataclasses
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib import font_manager
@@ -120,7 +121,8 @@ def texts_of(figure: Figure) -> Iterator[Text]:
         if (text := getattr(figure, name, None)) is not None:
             yield text
     for ax in figure.axes:
-        yield from (ax.title, ax._left_title, ax._right_title)  # of set_title(loc=...), which has no public names
+        sides: Any = ax  # titles of set_title(loc=...) have no public names
+        yield from (ax.title, sides._left_title, sides._right_title)
         yield from (ax.xaxis.label, ax.yaxis.label, *ax.texts)
         if legend := ax.get_legend():
             yield from (legend.get_title(), *legend.get_texts())
