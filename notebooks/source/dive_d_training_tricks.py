@@ -559,7 +559,7 @@ prediction = {"orders": ..., "English": ...}  # ← your guesses, in nats per to
 shown = [knob for knob in [*RATES, *GROUPS[4]] if knob != "lr 1.5e-2"]
 points = {knob: list(zip(knobs.orders[knob], knobs.prose[knob])) for knob in shown}
 start = untrained_prose()
-labels = {"as it is": (-6, 14), "batch 32": (42, -4), "rank 4": (20, -12), "rank 64": (-44, 4), "q, v": (-22, 8)}
+labels = {"as it is": (-6, 14), "batch 32": (42, -4), "rank 4": (34, 8), "rank 64": (-44, 4), "q, v": (-22, 8)}
 labels |= {"q, k, v, o": (14, 20), "lr 1.5e-4": (0, 10), "lr 5e-4": (-12, -14), "lr 5e-3": (30, 4)}
 _ = plot_tradeoff(new_axes(height=4), points, start, labels, (prediction["orders"], prediction["English"]))
 mean = {knob: [sum(values) / 3 for values in zip(*seeds)] for knob, seeds in points.items()}

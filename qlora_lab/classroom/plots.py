@@ -154,7 +154,7 @@ def plot_intervals(
     """A row for each method: its differences as rings, their mean and interval as a bar; 0 is a line.
 
     band: the range of differences that do not matter, grey. notes: for each row, a few words at the right end. What
-    lies outside the limits is drawn as an arrow at the edge. A figure without notes, a static one, has a legend.
+    lies outside the limits is drawn as an arrow at the edge.
     """
     if band:
         ax.axvspan(*band, color="0.93", zorder=0, label=f"{band[0]:g} to {band[1]:+g}".replace("-", "−"))
@@ -179,8 +179,7 @@ def plot_intervals(
     ax.plot(means, rows, "D", color=VERMILION, markersize=6, zorder=3, label="mean")
     for row, note in enumerate(notes or ()):
         ax.text(0.99, row, note, transform=ax.get_yaxis_transform(), va="center", ha="right")
-    if notes is None:
-        ax.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=4, fontsize=9)
+    ax.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=4, fontsize=9).set_gid("frame")
     ax.set(ylim=(len(intervals) - 0.5, -0.7), xlim=limits, xlabel=xlabel)
     ax.set_yticks(range(len(intervals)), list(intervals), fontsize=9)
     ax.tick_params(axis="y", length=0)

@@ -1,6 +1,7 @@
 """Figures of dive_c_small_differences."""
 
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 
 from qlora_lab.classroom.plots import BLUE, GREEN, GREY, ORANGE, VERMILION, is_number
 
@@ -39,14 +40,17 @@ def plot_seeds(axes: list[Axes], pairs: dict[str, tuple[list[float], list[float]
 
     pairs: by "first | second", the scores of both. Lines that rise are dashed.
     """
+    styles = {"rises": (BLUE, "--"), "stays": (GREY, "-"), "falls": (VERMILION, "-")}
     for ax, (names, (first, second)) in zip(axes, pairs.items(), strict=True):
         for a, b in zip(first, second, strict=True):
-            colour, style = (BLUE, "--") if b > a else (VERMILION, "-") if b < a else (GREY, "-")
+            colour, style = styles["rises" if b > a else "falls" if b < a else "stays"]
             ax.plot([0, 1], [a, b], color=colour, linestyle=style, marker="o", markersize=4, linewidth=1.5)
         ax.set_xlim(-0.25, 1.25)
         ax.set_xticks([0, 1], names.split(" | "))
         ax.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel(ylabel)
+    handles = [Line2D([], [], color=colour, linestyle=style, label=name) for name, (colour, style) in styles.items()]
+    axes[0].figure.legend(handles=handles, frameon=False, loc="outside upper center", ncols=3, fontsize=9)
     return axes[0]
 
 

@@ -143,7 +143,8 @@ def plot_tradeoff(
     markers = "osD^vP*X<>"
     ax.axhline(start, color=GREY, linestyle=":", linewidth=1)
     ax.text(0.0042, start, "untrained", color=GREY, fontsize=9, ha="right", va="bottom")
-    for i, (knob, seeds) in enumerate(points.items()):
+    in_sight = sorted(points.items(), key=lambda item: -min(item[1])[0])  # left to right: neighbours differ in colour
+    for i, (knob, seeds) in enumerate(in_sight):
         colour = GREY if knob not in labels else (BLUE, ORANGE, GREEN)[i % 3]
         marker = "." if knob not in labels else markers[i % len(markers)]
         ax.plot(*zip(*seeds, strict=True), marker, color=colour, markersize=6, markerfacecolor="none", linestyle="")

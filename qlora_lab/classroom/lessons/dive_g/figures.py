@@ -57,7 +57,7 @@ def plot_cards_needed(
     ax.set(xlabel="cards", ylabel="on each card (GB, 10$^9$ bytes)", xlim=(-0.5, len(at)), ylim=(0, top))
     fix_ticks(ax.xaxis, range(len(at)), at)
     ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(frameon=False, fontsize=9, loc="upper right", bbox_to_anchor=(0.92, 1)).set_gid("frame")
+    ax.legend(frameon=False, fontsize=9, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3).set_gid("frame")
     return ax
 
 
@@ -97,7 +97,8 @@ def plot_plan(ax: Axes, computing: float, wires: dict[str, float], guesses: dict
     ax.barh(range(len(names)), values, 0.6, left=1e-4, color=colours)
     for row, value in enumerate(values):
         size = f"{value:,.{2 if value < 10 else 0}f} s"
-        ax.text(1.15 * value, row, size + " (longer)" * (value > computing), va="center", fontsize=9)
+        end = computing if value < computing < 3 * value else value  # the line would strike the number out
+        ax.text(1.15 * end, row, size + " (longer)" * (value > computing), va="center", fontsize=9)
     ax.axvline(computing, color="0.4", linestyle="--", linewidth=1)
     for row, way in enumerate(wires, 1):
         if is_number(guess := guesses.get(way)) and guess > 0:

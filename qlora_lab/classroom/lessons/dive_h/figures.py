@@ -96,7 +96,7 @@ def plot_plans(ax: Axes, adapters: list[int], gigabytes: dict[str, list[float]],
         ax.plot(adapters, sizes, color=colour, linestyle=style, linewidth=2, label=name)
     for name, size in cards.items():
         ax.axhline(size, color=GREY, linestyle=":", linewidth=1)
-        ax.annotate(name, (adapters[-1], size), ha="right", va="bottom", color=GREY, fontsize=9)
+        ax.text(1.01, size, name, transform=ax.get_yaxis_transform(), va="center", color=GREY, fontsize=9)
     ax.set(xlabel="adapters served", ylabel="weights (GB, 10$^9$ bytes)", xscale="log", yscale="log")
     ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
