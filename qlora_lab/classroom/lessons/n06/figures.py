@@ -23,8 +23,8 @@ def plot_sum(weight: Tensor, column: Tensor, row: Tensor) -> Axes:
 def plot_found(wanted: Tensor, found: Tensor) -> Axes:
     """Two matrices side by side: the update that was missing, and the one that was learned."""
     _, axes = plt.subplots(1, 2, figsize=(7, 3.2), layout="constrained")
-    draw_matrix(axes[0], wanted, 2, decimals=1, title="the update that was missing")
-    return draw_matrix(axes[1], found, 2, decimals=1, title="alpha / r · B A, after training")
+    draw_matrix(axes[0], wanted, 6, decimals=1, title="the update that was missing")
+    return draw_matrix(axes[1], found, 6, decimals=1, title="alpha / r · B A, after training")
 
 
 def plot_chances(ax: Axes, chances: dict[str, float]) -> Axes:

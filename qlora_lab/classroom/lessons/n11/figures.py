@@ -50,12 +50,16 @@ def plot_answers(ax: Axes, dense: list[list[int]], few_bits: list[list[int]], or
 
 
 def plot_coins(ax: Axes, heads: dict[str, list[int]]) -> Axes:
-    """How often a number of heads came up: a histogram for each way to toss, 6 numbers to a bar."""
+    """How often a number of heads came up: a histogram for each way to toss, a bar around each sixth number.
+
+    A number between two bars counts half in each: so fair coins, heads and tails alike, give a symmetric picture.
+    """
+    bins = range(-3, 64, 6)
     for (name, counts), (colour, style) in zip(heads.items(), [(BLUE, "-"), (ORANGE, "--")], strict=True):
-        share = [1 / len(counts)] * len(counts)
-        bins = list(range(-3, 64, 6))
-        ax.hist(counts, bins, weights=share, histtype="step", color=colour, linestyle=style, linewidth=2, label=name)
-    ax.set(xlabel="heads among 60 coins", ylabel="share of 10,000 tosses", xlim=(-3, 63))
+        halves = [count + side for count in counts for side in (-0.5, 0.5)]
+        share = [1 / len(halves)] * len(halves)
+        ax.hist(halves, bins, weights=share, histtype="step", color=colour, linestyle=style, linewidth=2, label=name)
+    ax.set(xlabel="heads among 60 coins", ylabel="share of 10,000 tosses", xlim=(-3, 63), xticks=range(0, 61, 6))
     ax.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     ax.legend(frameon=False)
     return ax
