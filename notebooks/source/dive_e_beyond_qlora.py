@@ -705,6 +705,13 @@ assert 3.9 < trained["QLoRA"] / trained["rank 4"] < 4.1
 # %% [markdown]
 # **Yours.** `python -m qlora_lab.train_qlora --data YOUR_FILE --rank 4 --alpha 32` trains rank {{4}} on your own data. There are also `--adapter rslora` and `dora`, `--init loftq` and `pissa`, and `--lora-plus 16`. Run QLoRA and one of them with
 # `--seed 0`, `1` and `2`. Give the three differences to `paired_interval` and to `seeds_needed`.
+#
+# <details><summary>Repeat the experiment of this lesson?</summary>
+#
+# `python -m qlora_lab.experiments methods` takes some {{13}} minutes of one H200. On two CPU cores, `!python -m qlora_lab.experiments methods --small`
+# in a cell trains four of its methods for {{3}} steps, with two seeds, in less than three minutes: enough to see how it works, and too little to judge.
+#
+# </details>
 
 # %%
 # NBVAL_IGNORE_OUTPUT

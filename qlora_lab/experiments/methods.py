@@ -132,7 +132,7 @@ def summary(runs: list[dict]) -> str:
 SMALL = ("QLoRA", "LoRA, 16-bit base", "rsLoRA", "LoRA+")
 
 
-def small(who: str, seeds: int = 2, steps: int = 4, rate: float = 1e-3) -> dict:
+def small(who: str, seeds: int = 2, steps: int = 3, rate: float = 1e-3) -> dict:
     """A method in a few steps of the diary, at one rate: `compare` for two cores and three minutes."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return compare(f"{who}, diary", seeds, device, steps=steps, rates=(rate,), judged=0, batch_size=4, texts=4)
