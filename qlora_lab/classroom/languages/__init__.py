@@ -12,5 +12,6 @@ prose.py      the translator's file, read and written; stale texts and the entri
 labels.py     the templates of labels and messages, found in the code; the JSON file of their translations
 rules.py      what a translation must keep: numbers, values, code, links, structure; and its terms
 page.py       README in that language, and what is out of step there
+site.py       the website in that language: where its pages lie, its navigation, its search
 edition.py    the command line's part: extract, build, check
 """
