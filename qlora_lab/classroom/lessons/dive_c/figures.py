@@ -1,5 +1,7 @@
 """Figures of dive_c_small_differences."""
 
+from typing import Any
+
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
@@ -40,7 +42,7 @@ def plot_seeds(axes: list[Axes], pairs: dict[str, tuple[list[float], list[float]
 
     pairs: by "first | second", the scores of both. Lines that rise are dashed.
     """
-    styles = {"rises": (BLUE, "--"), "stays": (GREY, "-"), "falls": (VERMILION, "-")}
+    styles: dict[str, tuple[str, Any]] = {"rises": (BLUE, "--"), "stays": (GREY, "-"), "falls": (VERMILION, "-")}
     for ax, (names, (first, second)) in zip(axes, pairs.items(), strict=True):
         for a, b in zip(first, second, strict=True):
             colour, style = styles["rises" if b > a else "falls" if b < a else "stays"]
