@@ -76,7 +76,7 @@ prediction = ...  # ← your guess, between 0.9 and 0.995
 # %% machinery "Errors at twenty offsets and eight block sizes, and their picture"
 OFFSETS = np.linspace(0.9, 0.995, 20).tolist()
 BLOCK_SIZES = [32, 64, 128, 256, 512, 1024, 2048, 4096]
-part = gaussian[: 2**17]  # enough for a figure, and quick
+part = gaussian[: 2**17]  # enough for a figure, and quick: the point moves with the slider
 numbers = {size: gaussian if size == 64 else part for size in BLOCK_SIZES}  # for 64, as many as in lesson 04
 errors = {size: [error_of(normal_float(4, offset), x, size) for offset in OFFSETS] for size, x in numbers.items()}
 best_offset_of = {size: OFFSETS[int(np.argmin(errors[size]))] for size in BLOCK_SIZES}
@@ -86,9 +86,9 @@ excess = {size: error_of(NF4, numbers[size], size) / min(errors[size]) - 1 for s
 def draw_offset(offset, block_size):
     _, axes = plt.subplots(1, 2, figsize=(9, 3.6), width_ratios=[1, 1.25], layout="constrained")
     levels = normal_float(4, offset)
-    here = (offset, error_of(levels, numbers[block_size], block_size))
+    here = (offset, error_of(levels, part, block_size))
     ax = plot_offset(axes, levels, OFFSETS, errors[block_size], here, prediction)
-    ax.set_title(f"blocks of {block_size} · error {here[1]:.4f}", loc="left", fontsize=11)
+    ax.set_title(f"offset {offset:.4f}, blocks of {block_size}", loc="left", fontsize=11)
     return ax
 
 

@@ -25,8 +25,8 @@ def plot_offset(
     fix_ticks(left.xaxis, [-1, -0.5, 0, 0.5, 1])
     best, least = offsets[int(np.argmin(errors))], min(errors)
     right.plot(offsets, np.array(errors) / least - 1, color=BLUE)
-    right.plot(best, 0, "s", color=GREEN, markersize=8, label=f"least error, at {best:.3f}")
-    right.plot(here[0], here[1] / least - 1, "o", color=VERMILION, markersize=9, label=f"your offset, {here[0]:.4f}")
+    right.plot(best, 0, "s", color=GREEN, markersize=8, label="least error")
+    right.plot(here[0], here[1] / least - 1, "o", color=VERMILION, markersize=9, label="your offset")
     right.axvline(0.9677083, color=GREY, linestyle="--", linewidth=1.2, label="NF4's, 0.9677")
     if is_number(guess):
         right.axvline(guess, color=VERMILION, linestyle=":", linewidth=1.5, label=f"your guess, {guess:g}")
@@ -34,7 +34,8 @@ def plot_offset(
     fix_ticks(right.xaxis, [0.9, 0.92, 0.94, 0.96, 0.98])
     right.set(xlabel="offset (outermost probability)", ylabel="relative RMS error above the least")
     right.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    right.legend(frameon=False, loc="upper left")
+    right.legend(frameon=False, loc="upper left").set_gid("frame")
+    right.set_title(f"error {here[1]:.4f}, least {least:.4f} at {best:.3f}", loc="left", fontsize=11)
     for ax in axes:
         ax.spines[["top", "right"]].set_visible(False)
     left.spines["left"].set_visible(False)
