@@ -2,7 +2,7 @@
 # # 09 · Your GPU
 #
 # How do you do all this without the course's package, on your own card? Here is one script, written with Hugging Face's
-# libraries alone. You read it, run it and pull its plug, learn what to do when memory runs out or numbers do, and plan a run of your own.
+# libraries alone. You run it and pull its plug, learn what to do when memory runs out or numbers do, and plan a run of your own.
 #
 # | you need | |
 # |---|---|
@@ -193,6 +193,10 @@ check_as_chat(as_chat)
 # - `in 4 bits`: how much of your model is (scales not counted). Of a 7B model it should be most. The embeddings stay in {{16}} or {{32}} bits, and
 #   are a large part of our small model.
 # - `dtype` and `bnb_4bit_compute_dtype`: the first is the format of what is not in 4 bits, the second the one in which 4-bit layers compute.
+# - TRL: *Transformer Reinforcement Learning*, for which the library was begun.
+# - The optimizer is not named, so it is torch's AdamW. Section 3 shows how little an adapter's averages take: lesson 02's paged ones
+#   are not needed for it.
+# - `generation_config`: settings that come with a model, its end tokens among them.
 # - Padding is not mentioned: TRL marks what is learned before it pads, so the real end token stays learned, even where it pads, too (lesson 08).
 # - `place`: the empty name stands for the whole model, which goes to the first GPU, or to the CPU.
 # - `support_avx512bf16_for_cpu`: on some CPUs bitsandbytes switches to a faster way of computing during a validation, and the gradients
@@ -254,7 +258,7 @@ assert "<|im_end|>" in second.words["learned"]
 # <details><summary>May I train longer later? And how do I keep the run?</summary>
 #
 # A larger `--steps` goes on, too. But the learning rate, which had fallen to zero, jumps up to its place on the longer curve. For a
-# clean run begin again, in a new folder. If a session ended while a checkpoint was being written, remove that last folder first.
+# clean run begin again, in a new folder. Another file needs a new folder, too: in the old one, the command goes on from the old checkpoint. If a session ended while a checkpoint was being written, remove that last folder first.
 #
 # This lesson's folder is removed when its kernel ends: `shutil.copytree("out", "/a/folder/of/yours")` keeps the run.
 #
@@ -279,9 +283,9 @@ assert "<|im_end|>" in second.words["learned"]
 # !python qlora_hf.py --model mistralai/Mistral-7B-Instruct-v0.3 --data my.jsonl --output out --max-length 512  # and your --steps, --every
 # ```
 #
-# In a new session, run the same lines again. There each step's line has its `grad_norm`, too, and there are warnings, some of them harmless.
+# In a new session, run the same lines again. There, a step's line has its `grad_norm`, too.
 #
-# <details><summary>Which warnings are harmless?</summary>
+# <details><summary>There are warnings. Which are harmless?</summary>
 #
 # That `gradient_checkpointing` *is deprecated* and, without a GPU, *Failed to load CPU gemm_4bit_forward*.
 #
@@ -290,7 +294,7 @@ assert "<|im_end|>" in second.words["learned"]
 # <details><summary>Some models, such as Llama and Gemma, are <b>gated</b>: what must I do?</summary>
 #
 # Their makers want you to accept a licence first. Log in on the model's page, read it and agree. Make an access token there (*read* is
-# enough), and give it to your machine with `hf auth login`.
+# enough), and give it to your machine with `hf auth login`. If the page of your model asks for nothing, leave that line out.
 #
 # </details>
 #
@@ -309,11 +313,11 @@ assert "<|im_end|>" in second.words["learned"]
 # from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 #
 # four_bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-#                                bnb_4bit_compute_dtype=torch.float16)
+#                                bnb_4bit_compute_dtype=torch.float16)  # on a newer card bfloat16, here and below
 # model = AutoModelForCausalLM.from_pretrained("out/adapter", quantization_config=four_bits, dtype=torch.float16,
 #                                              device_map={"": 0}).eval()  # the base, too: the adapter names it
 # tokenizer = AutoTokenizer.from_pretrained("out/adapter")
-# chat = [{"role": "user", "content": "your question"}]
+# chat = [{"role": "user", "content": "your question"}]  # before it the system message, if your samples have one
 # ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True).to(0)
 # print(tokenizer.decode(model.generate(**ids, max_new_tokens=100)[0]))
 # ```
@@ -364,12 +368,12 @@ assert needs["as it is"] > 15.6 > needs["one sample"]
 # **What happened?** At rank {{16}}, the adapter and its optimizer are small, so shrinking them saves little. Checkpointing saves most, and
 # the script has it. **So when memory runs out, do this, in this order:**
 #
-# 1. a smaller `--batch` with a larger `--accumulate`, which is the same step, but takes longer;
+# 1. a smaller `--batch` with a larger `--accumulate`: but for dropout and rounding the same step, only slower;
 # 2. a shorter `--max-length`;
 # 3. a smaller model.
 #
-# Here is the largest `--batch`, in powers of two, that the card holds by lesson 02's rule. But TRL computes the loss in pieces, so that all
-# logits are never there together: Dora's step of exercise 2.2 (Llama-3-8B, {{16}} samples) then needs
+# Here is the largest `--batch`, in powers of two, that the card holds by lesson 02's rule, which leaves some memory free. But TRL computes the loss in pieces, so that the
+# logits are never all there: Dora's step of exercise 2.2 (Llama-3-8B, {{16}} samples) then needs
 # {{needed_by_script("llama-3-8b", 16, 512).card_bytes / 1e9:.0f}} GB, not {{needed_by_script("llama-3-8b", 16, 512, loss_chunk=None).card_bytes / 1e9:.0f}}.
 
 # %% machinery "Which batch fits which card"
@@ -387,11 +391,11 @@ takes = [hours(model, CARDS["T4"], 4, 512, 2000, 3) for model in ("mistral-7b", 
 assert 1.75 < takes[1] / takes[0] < 2 and largest_batches("llama-2-13b", 1024)["L4"] >= 4
 
 # %% [markdown]
-# These are sums: nobody has run them on these cards.
+# Nobody has run these sums on the cards.
 #
 # <details><summary>How do these sums count TRL's loss? Why is a "{{24}} GB" card smaller here? And what did my run take?</summary>TRL scores up to {{4096:,}} tokens and {{32768:,}} of the model's words at a time. The sums count as many scores as that, at {{12}} bytes each, which is more than TRL takes. Sellers' GB are {{2}}³⁰ bytes, so {{24}} of them are {{24 * 2**30 / 1e9:.1f}} of ours, {{10}}⁹ bytes. Torch may use a little less, and the T4 and the L4 keep some for error correction. At its end the script prints the peak of torch's memory; CUDA's context, half a GB, comes on top.</details>
 #
-# With checkpointing and {{4}} samples at a time, does the same step of {{16}} go through?
+# With both cures, checkpointing and {{4}} samples at a time, does the same step of {{16}} go through?
 
 # %%
 # NBVAL_IGNORE_OUTPUT
@@ -445,19 +449,20 @@ by_token = dict(outputs_of(model, ids))[layers[11]][0].abs().amax(dim=-1)
 assert by_token.argmax() == 0 and by_token[1:].max() < 1000
 
 # %% [markdown]
-# **What happened?** Layer {{peaks.index(max(peaks))}} writes a few huge numbers, all at the first token, and they are carried along nearly to the end. Many
-# language models do so. This one stays below fp16's end by a factor of {{LARGEST / max(peaks):.1f ±0.1}}; users report that Gemma {{3}} goes beyond it.
+# **What happened?** Layer {{peaks.index(max(peaks))}} writes a few huge numbers, all at the first token, and they are carried along nearly to the end. [Many
+# language models](https://arxiv.org/abs/2402.17762) do so. This one stays below fp16's end by a factor of {{LARGEST / max(peaks):.1f ±0.1}}; [users report](https://github.com/huggingface/transformers/issues/36822) that Gemma {{3}} goes beyond it.
 #
 # <details><summary>Why do models do that?</summary>
 #
 # Attention spreads a share of {{100}} % over the tokens, even where there is nothing to look for. Models have learned to look at the first token
-# then, and the huge numbers mark it.
+# then, and the huge numbers mark it. They have to be huge because a norm follows, which divides by the token's size: beside them, hardly
+# anything else of the token is left, so that it looks alike in every text.
 #
 # </details>
 #
 # Which module is it? To practise, `louder` multiplies by {{4}} what goes into the
 # first layer and what each layer adds. A layer first divides by the size of what it reads (its *norm* does), so the model should say
-# the same. The cell leaves both models in fp16.
+# the same. The cell leaves both models in fp16, for exercise 9.2.
 
 # %% machinery "The louder model, and its loss in three formats"
 loud = AutoModelForCausalLM.from_pretrained("smollm2", dtype=torch.float32, trust_remote_code=False).eval()
@@ -476,7 +481,7 @@ assert abs(lost[0] - normal[0]) < 0.01 and abs(lost[1] - normal[0]) < 0.05 and l
 assert abs(normal[2] - normal[0]) < 0.05
 
 # %% [markdown]
-# **Exercise 9.2 ●●○ (2 minutes).** Write a function that gets the outputs of all modules, in the order in which they were computed, and
+# **Exercise 9.2 ●○○ (2 minutes).** Write a function that gets the outputs of all modules, in the order in which they were computed, and
 # gives the name of the first one that went wrong. (An infinity is wrong already.)
 
 
@@ -505,13 +510,14 @@ assert place in (None, "model.layers.11.mlp.down_proj"), place
 
 # %% [markdown]
 # It should be `model.layers.11.mlp.down_proj`, with an infinity: there the figure jumps, and four times that jump is more than fp16 has. The
-# NaN follows in the next layer, whose norm divides by a size that is infinite, too. Neither the loss scaler nor a smaller learning rate can help, because frozen weights make these numbers. bf16 reaches
-# up to {{3}}·{{10}}³⁸.
+# NaN follows in the next layer, whose norm divides by a size that is infinite, too. Neither the loss scaler nor a smaller learning rate can help, because frozen weights make these numbers.
 #
-# <details><summary>How do I get the outputs of <em>my</em> model?</summary>
+# <details><summary>How do I get the outputs of <em>my</em> model? And what has <code>louder</code> changed?</summary>
 #
 # `outputs_of` calls `module.register_forward_hook(hook)` for each of `model.named_modules()`; torch then calls
 # `hook(module, inputs, output)` after that module.
+#
+# `louder` multiplies the embeddings, and the last matrix of each attention (`o_proj`) and of each MLP (`down_proj`).
 #
 # </details>
 #
@@ -541,7 +547,7 @@ check_faulty(faulty)
 # %% [markdown]
 # ## 6 · Hours and price
 #
-# How long will a run take? From a card's data sheet one can reckon how fast a step would be *at best*. How much of that is reached was
+# How long will a run take? A card's data sheet tells how fast a step would be *at best*. How much of that is reached was
 # measured for TRL on one H100 only, with LLaMA-7B, rank {{64}} and {{512}} tokens a sample:
 
 # %% machinery "Read the record, and set it beside the best case"
@@ -575,17 +581,40 @@ kernels = {
     if run["who"] == "standard" and run["gradient_checkpointing"]
 }
 assert 1 < kernels[4] / kernels[1] < 1.1
+profiled = {
+    run["batch_size"]: (run["busy_milliseconds"], run["span_milliseconds"])
+    for run in record["profiles"]
+    if run["who"] == "standard" and run["gradient_checkpointing"]
+}
+assert {n: (round(busy), round(span)) for n, (busy, span) in profiled.items()} == {
+    1: (104, 834),
+    4: (277, 707),
+    16: (968, 1054),
+}
+without = [
+    {
+        run["batch_size"]: run["milliseconds"]
+        for run in host["runs"]
+        if run["who"] == "standard" and run["gradient_checkpointing"]
+    }
+    for host in [record, *record["other_hosts"]]
+]
+assert [took[1] < took[4] for took in without if took] == [True, True, True]
+assert 1.6 < 1 / 3 / shares[4] < 2  # so much longer with the share of four samples
 assert [took[1] > took[4] for took in elsewhere if took] == [True, True]
 
 # %% [markdown]
-# With little work in a step, the H100 waits for Python, which takes half a second or more to start thousands of small operations, about as many for one sample
-# as for four. With {{16}} samples it is busy nearly all the time, and reaches a third. **We plan with this third for every card.** Ours are {{H100["FLOP/s"] / CARDS["L4"]["FLOP/s"]:.0f}} to {{H100["FLOP/s"] / CARDS["T4"]["FLOP/s"]:.0f}} times slower and so
-# are busy with fewer samples, but nobody has measured their shares: after twenty steps your own log knows better.
+# With one sample or with four, the H100 waits for Python, which takes half a second or more to start the same thousands of small operations.
+# With {{16}} samples it is busy nearly all the time, and reaches a third. **We plan with this third for every card.** Ours are slower and
+# so are busy with fewer samples, but nobody has measured their shares, and a T4 is held back (second fold): **the hours below may double.**
+# After twenty steps your own log knows better.
 #
 # <details><summary>One sample took longer than four: is that chance?</summary>
 #
 # Hardly. Each time is a median over all steps but the first two, which include the warm-up. And in two more runs, on other
-# machines with such a card, one sample took longer than four, too. The record does not tell why.
+# machines with such a card, one sample took longer than four, too. The record does not tell why; without TRL, four took longer each time.
+# But it tells whose time it is. In a profile of the step without TRL, the GPU computes for {{104}} of {{834}} ms with one sample, for {{277}}
+# of {{707}} with four, and for {{968}} of {{1054:,}} with {{16}}. The rest of the time it waits.
 #
 # </details>
 #
@@ -598,12 +627,14 @@ assert [took[1] > took[4] for took in elsewhere if took] == [True, True]
 # In a data sheet, look for the line "FP16" or "BF16 Tensor Core". Take the *dense* number: "with sparsity" is double. For a GeForce take
 # "with FP32 accumulate", which is half of the other.
 #
-# The H100's products reach about two thirds of the data sheet's speed, and the many small operations between them wait for memory. A card that
-# reads its memory fast for its FLOP/s, such as the RTX {{3090}}, should do better than a third, and the L4 worse.
+# The H100's matrix products alone reach {{record["matrix product, operations per second"] / H100["FLOP/s"]:.0%}} of the data sheet's speed, and the many small operations between them wait for memory. A card that
+# reads its memory fast for its FLOP/s, such as the RTX {{3090}}, should do better than a third, and the L4 worse. A T4 may draw only {{70}} watts, and
+# slows down for that: somebody measured {{24}} of its {{65}} TFLOP/s for matrix products alone, and
+# [an answer in NVIDIA's forum](https://forums.developer.nvidia.com/t/about-gpu-peak-performance/264462) gave this reason.
 #
 # </details>
 #
-# Here is Mistral-7B with {{2000:,}} samples of {{512}} tokens to train on, three epochs, four at a time (`--steps 375`). The prices are examples. Do not
+# Here is Mistral-7B with {{2000:,}} samples of {{512}} tokens to train on, three epochs, four at a time (`--steps 375`). The price is one example for all. Do not
 # trust the order of the last two cards. Download, validation and judging come on top.
 
 # %% machinery "Hours and price on three cards"
@@ -615,9 +646,9 @@ for name, card in CARDS.items():
     print(f"{name:<9}{pace:>6.0f} tokens a second{took:>6.1f} h{took * price:>6.2f}")
 
 # %% [markdown]
-# **Exercise 9.4 ●●● (3 minutes).** Plan a run of your own that fits on its card, with a batch that is as large as the card holds
-# (double it, and it would no longer fit), and that ends within twelve hours, before Colab or Kaggle take the card back.
-# `needed_by_script(model, batch, length).card_bytes` and `hours(model, card, batch, length, samples, epochs)` tell what your plan takes.
+# **Exercise 9.4 ●●● (3 minutes).** How much can a card learn in the twelve hours of a session? Choose a card, a model, and a length that section 3
+# has not. Take the largest batch as there, and as many samples as end in time at half the speed: a tenth more would be late.
+# `needed_by_script(model, batch, length).card_bytes` and `hours(model, card, batch, length, samples, epochs)` reckon.
 
 # %%
 ### BEGIN SOLUTION
@@ -629,7 +660,7 @@ for name, card in CARDS.items():
 ### STUB:     "samples": ...,
 ### STUB:     "epochs": ...,
 ### STUB: }
-plan = {"model": "mistral-7b", "card": CARDS["T4"], "batch": 16, "length": 512, "samples": 1000, "epochs": 2}
+plan = {"model": "mistral-7b", "card": CARDS["T4"], "batch": 16, "length": 768, "samples": 4500, "epochs": 3}
 ### END SOLUTION
 
 # %%
@@ -637,7 +668,7 @@ check_plan(plan)
 
 # %% [markdown]
 # <details><summary>Hint 1</summary>Begin with one sample, and double it while <code>needed_by_script(...).card_bytes / 1e9</code> is at most the card's <code>"GB"</code>. A card of your own is a dict, too: <code>print(CARDS["T4"])</code> shows one. And <code>print(*SHAPES)</code> shows the models' names.</details>
-# <details><summary>Hint 2</summary>Too long? Fewer epochs, shorter samples, or a smaller model. Twice the batch makes half as many steps, each nearly twice as long.</details>
+# <details><summary>Hint 2</summary>Twice as many samples take twice as many hours. So ask first what a thousand of them take.</details>
 
 # %% [markdown]
 # ## Recap

@@ -136,11 +136,13 @@ def check_faulty(faulty: Iterable[int]) -> Verdict:
 MODELS = ("llama-2-7b", "llama-3-8b", "mistral-7b", "qwen2.5-7b", "llama-2-13b", "llama-2-70b", "llama-3-70b")
 NEEDED = ("model", "card", "batch", "length", "samples", "epochs")
 LONGEST = 12  # hours: about what Colab and Kaggle lend at a time
+SLOWER = 2  # times the planned hours, which a run must end in, too
+LISTED = (512, 1024)  # lengths in section 3's table, which has the largest batches for them
 
 
 @exercise("9.4", "a plan for your card", item="memory", points=3, todo="fill in `plan`")
 def check_plan(plan: dict) -> Verdict:
-    """plan: model (a name in SHAPES), card, batch, length, samples, epochs, of a run that fits and ends in time."""
+    """plan: model (a name in SHAPES), card, batch, length, samples, epochs, of the largest run that ends in time."""
     from qlora_lab.classroom.lessons.n09.machinery import hours, needed_by_script
     from qlora_lab.memory import SHAPES
 
@@ -158,6 +160,8 @@ def check_plan(plan: dict) -> Verdict:
             raise Mistake(f'plan["{name}"] is {described(plan[name])}, expected a whole number from 1 up.')
     if SHAPES[model].parameters() < 1e9:
         return wrong("That model fits anywhere: plan a larger one.")
+    if length in LISTED:
+        return wrong(f"Section 3's table has the batches for {length:,} tokens already: plan with another length.")
     need = needed_by_script(model, batch, length).card_bytes / 1e9
     if need > card["GB"]:
         less = "it needs several cards" if batch == 1 else "try a smaller batch"
@@ -165,7 +169,14 @@ def check_plan(plan: dict) -> Verdict:
         return wrong(f"{room} do not fit on a card of {card['GB']} GB: {less}, or a smaller model.")
     if needed_by_script(model, 2 * batch, length).card_bytes / 1e9 <= card["GB"]:
         return wrong(f"{need:.1f} of {card['GB']} GB: twice the batch would fit, too.")
-    took = hours(model, card, batch, length, plan["samples"], plan["epochs"])
+    took = SLOWER * hours(model, card, batch, length, plan["samples"], plan["epochs"])
     if took > LONGEST:
-        return wrong(f"It fits, but takes {took:.1f} hours: plan fewer epochs, shorter samples, or a smaller model.")
-    return right(f"{need:.1f} of {card['GB']} GB, {took:.1f} hours. Multiply by your price an hour.")
+        return wrong(f"It fits, but at half the speed takes {took:.1f} hours: plan fewer samples.")
+    if 1.1 * took <= LONGEST:
+        return wrong(f"Even at half the speed it ends after {took:.1f} hours: a tenth more samples would end in time.")
+    accumulate = max(1, 16 // batch)
+    steps = round(plan["samples"] * plan["epochs"] / (batch * accumulate))
+    return right(
+        f"{need:.1f} of {card['GB']} GB, {took:.1f} hours at half the speed. "
+        f"As flags: --max-length {length} --batch {batch} --accumulate {accumulate} --steps {steps}"
+    )

@@ -27,8 +27,8 @@ T4 = {"GB": 15.6, "FLOP/s": 65e12, "bytes/s": 320e9}
 
 
 def plan(**changes):
-    """1,000 samples of 512 tokens, three epochs: Llama-3-8B on a T4."""
-    return {"model": "llama-3-8b", "card": T4, "batch": 16, "length": 512, "samples": 1000, "epochs": 3} | changes
+    """4,000 samples of 768 tokens, three epochs: Llama-3-8B on a T4, in twelve hours at half the speed."""
+    return {"model": "llama-3-8b", "card": T4, "batch": 8, "length": 768, "samples": 4000, "epochs": 3} | changes
 
 
 RIGHT = [
@@ -36,7 +36,7 @@ RIGHT = [
     (check_first_bad, (first_bad,)),
     (check_faulty, ([116, 93, 103],)),
     (check_plan, (plan(),)),
-    (check_plan, (plan(model="llama-2-13b", card=T4 | {"GB": 24}, batch=8, length=1024, epochs=1),)),
+    (check_plan, (plan(model="llama-2-13b", card=T4 | {"GB": 24}, batch=8, length=1500, samples=3700, epochs=1),)),
 ]
 
 WRONG = [  # and what the learner must be told
@@ -80,5 +80,7 @@ WRONG = [  # and what the learner must be told
     (check_plan, plan(model="llama-3-70b", batch=1), "it needs several cards"),
     (check_plan, plan(batch=64), "with what lesson 02 leaves free, do not fit"),
     (check_plan, plan(batch=4), "twice the batch would fit, too"),
-    (check_plan, plan(samples=20_000), "It fits, but takes"),
+    (check_plan, plan(batch=16, length=512, samples=6000), "has the batches for 512 tokens already"),
+    (check_plan, plan(samples=8000), "at half the speed takes"),  # in time at full speed only
+    (check_plan, plan(samples=3500), "a tenth more samples would end in time"),
 ]
