@@ -49,7 +49,8 @@ def plot_errors(ax: Axes, rows: list[dict], measure: str) -> Axes:
         ax.plot(bits, errors, color=colour, linestyle=dash, marker=marker, markersize=5, label=name)
     for name, (marker, colour) in POINTS.items():
         (row,) = (row for row in rows if row["format"] == name)
-        ax.plot(row["bits"], percent(row, measure), marker, color=colour, markersize=10, label=name)
+        hollow = {"markersize": 10, "markerfacecolor": "none", "markeredgewidth": 2}  # what lies below it can be seen
+        ax.plot(row["bits"], percent(row, measure), marker, color=colour, label=name, **hollow)
     ax.set(xlim=(3.98, 5.05), ylim=(6, 18), xlabel="bits per parameter, scales included")
     ax.set_ylabel(f"{measure} error (%)")
     fix_ticks(ax.xaxis, [4, 4.25, 4.5, 4.75, 5])
@@ -79,7 +80,7 @@ def plot_rises(ax: Axes, rises: dict[str, dict[str, float]], guess: object = ...
 def plot_sensitivity(ax: Axes, values: dict[str, float], label: str) -> Axes:
     """A field for each linear layer, kinds by decoder layers, coloured by value; rings: the largest five.
 
-    values: by dotted name, such as model.layers.3.mlp.up_proj.
+    values: by dotted name, such as model.layers.3.mlp.up_proj; nats per token.
     """
     places = {name: (KINDS.index(name.rpartition(".")[2]), int(name.split(".")[2])) for name in values}
     table = np.zeros((len(KINDS), 1 + max(layer for _, layer in places.values())))
@@ -91,7 +92,8 @@ def plot_sensitivity(ax: Axes, values: dict[str, float], label: str) -> Axes:
         row, column = places[name]
         ax.plot(column, row, "o", color=GREEN, markersize=13, markerfacecolor="none", markeredgewidth=2)
     ax.set(yticks=range(len(KINDS)), yticklabels=KINDS, xlabel="decoder layer")
-    ax.figure.colorbar(picture, ax=ax, label=label, fraction=0.04)
+    ax.figure.colorbar(picture, ax=ax, label=f"{label}\n(nats per token)", fraction=0.04)
+    ax.set_title("rings: the five largest rises", loc="right", fontsize=9)
     for spine in ax.spines.values():
         spine.set_visible(False)
     return ax

@@ -53,7 +53,7 @@ def plot_energy(ax: Axes, shares: dict[str, list[float]], guess: tuple[int, obje
         ax.plot(ranks, values, color=colour, linestyle=style, linewidth=1.8, label=name)
     rank_axis(ax, [1, max(map(len, shares.values()))], "rank r (log scale)")
     rank, percent = guess
-    ax.axvline(rank, color=GREY, linewidth=0.8)
+    ax.axvline(rank, color=GREY, linewidth=0.8, label=f"rank {rank}")
     if is_number(percent):
         ax.plot(rank, percent / 100, "D", color=VERMILION, markersize=9, label="your guess")
     ax.set(ylim=(0, 1.03), ylabel="share of the squared norm")
@@ -82,11 +82,12 @@ def plot_truncation(
     for (name, values), (colour, marker, style) in zip(losses.items(), styles, strict=False):
         right.plot(values, color=colour, linestyle=style, marker=marker, markersize=5, label=name)
         right.plot(here, values[here], marker, color=colour, markersize=12)
-    right.hlines(ends, 0, len(ranks) - 1, color=GREY, linewidth=1, linestyle=":", label="before, after training")
+    for end, style, label in zip(ends, (":", "-."), ("before training", "after training"), strict=True):
+        right.hlines(end, 0, len(ranks) - 1, color=GREY, linewidth=1, linestyle=style, label=label)
     right.legend(frameon=False, loc="center right", fontsize=9).set_gid("frame")
     fix_ticks(right.xaxis, range(len(ranks)), ranks)
     right.set(xlim=(-0.2, len(ranks) - 0.8), xlabel="rank (log scale)")
-    right.set(ylabel="loss on unseen orders", ylim=(0, 1.15 * max(ends)))
+    right.set(ylabel="loss on unseen orders (nats per token)", ylim=(0, 1.15 * max(ends)))
     for ax in (left, right):
         ax.spines[["top", "right"]].set_visible(False)
     return right

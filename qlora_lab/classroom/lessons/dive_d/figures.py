@@ -14,7 +14,7 @@ def plot_knobs(
     panels: dict[str, tuple[dict[str, list[float]], list[float], tuple[float, float], list[float]]],
     guesses: Mapping[str, object],
 ) -> Axes:
-    """Dots: a row for each knob, a panel for each measure, a dot for each run.
+    """Rings: a row for each knob, a panel for each measure, a ring for each run, the runs of a row one below the other.
 
     groups: the rows, by kind. panels: by axis label, the values of each knob; values that should be equal, for the grey
     band; the axis's limits (logarithmic if one is ten times the other), and its ticks. What lies beyond the upper limit
@@ -30,13 +30,20 @@ def plot_knobs(
         ax.axvspan(min(equal), max(equal), color=GREY, alpha=0.3, linewidth=0, label="equal settings")
         for group in groups[:-1]:
             ax.axhline(rows[group[-1]] + 0.75, color="0.85", linewidth=0.8)
-        inside = [(value, rows[knob]) for knob, runs in values.items() for value in runs if value <= high]
+        inside = [
+            (value, rows[knob] + 0.18 * (i - (len(runs) - 1) / 2))
+            for knob, runs in values.items()
+            for i, value in enumerate(runs)
+            if value <= high
+        ]
         ax.plot(*zip(*inside, strict=True), "o", color=BLUE, markersize=4.5, markerfacecolor="none", label="a run")
         for knob, runs in values.items():
             if max(runs) > high:
                 text = f"{min(runs):.3g} … {max(runs):.3g} →"
                 ax.text(0.98, rows[knob], text, transform=ax.get_yaxis_transform(), ha="right", va="center", fontsize=8)
-        ax.set(xscale="log" if high >= 10 * low else "linear", xlim=(low, high), xlabel=label)
+        ax.set(xlim=(low, high), xlabel=label)
+        if high >= 10 * low:
+            ax.set(xscale="log", xlabel=f"{label}\nlog scale")
         ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         ax.xaxis.set_minor_locator(NullLocator())
         ax.set_ylim(y - 1.0, -0.6)

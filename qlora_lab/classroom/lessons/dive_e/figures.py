@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from qlora_lab.classroom.plots import BLUE, GREEN, GREY, ORANGE, VERMILION, fix_ticks
@@ -34,6 +35,14 @@ def plot_forest(axes: Sequence[Axes], panels: Mapping[str, Sequence[Difference]]
         ax.grid(axis="y", color="0.9", linewidth=0.7)
         ax.set_axisbelow(True)
         ax.spines[["top", "right"]].set_visible(False)
+    compared = max(d.compared for found in panels.values() for d in found)
+    handles = [
+        Line2D([], [], color=GREY, linewidth=3.5, label="95 % interval"),
+        Line2D([], [], color=GREY, linewidth=1, label=f"corrected for {compared} methods"),
+        Line2D([], [], color=BLUE, marker="o", markersize=7, label="surely better"),
+        Line2D([], [], color=VERMILION, marker="o", markersize=7, label="surely worse"),
+    ]
+    axes[0].figure.legend(handles=handles, loc="outside upper center", ncols=4, frameon=False, fontsize=9)
     return axes
 
 

@@ -24,8 +24,8 @@ def plot_roofline(ax: Axes, rate: float, bandwidth: float, kernels: dict[str, fl
     for name, x in kernels.items():
         ax.plot(x, reach(x), "o", color="black", markersize=6)
         sloped = x < corner
-        place = {"xytext": (9, -4), "ha": "left"} if sloped else {"xytext": (0, -17), "ha": "center"}
-        ax.annotate(name, (x, reach(x)), textcoords="offset points", fontsize=9, **place)
+        place = (9, -4) if sloped else (-6, -17)
+        ax.annotate(name, (x, reach(x)), place, textcoords="offset points", fontsize=9)
     if guess:
         ax.axvline(guess, color=GREY, linestyle=":", label="your guess")
     ax.set(xscale="log", yscale="log", xlim=ends, ylim=(0.15, 2500))
@@ -120,7 +120,7 @@ def plot_arriving(ax: Axes, sizes: list[float], shares: dict[str, list[float]], 
         ax.plot([size, size], [-0.05, 1.1], color=GREY, linestyle=":", linewidth=1.2)
         ax.text(size / 1.1, 0.6, text, color="0.35", fontsize=9, va="center", ha="right")
     ax.set(xscale="log", ylim=(-0.05, 1.3), xlabel="size of the correction, as a share of the output's")
-    ax.set_ylabel("share of it that arrives")
+    ax.set_ylabel("share of the correction that arrives")
     ax.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     ax.set_yticks([0, 0.25, 0.5, 0.75, 1])
     ax.legend(frameon=False, loc="upper left", ncols=2, fontsize=9)
@@ -147,7 +147,7 @@ def plot_bounds(
     ax.plot(tokens, launching, "--", color=VERMILION, label="the CPU launches")
     ax.plot(tokens, busy, "-", color=BLUE, label="the GPU computes")
     ax.plot(*zip(*measured, strict=True), "k_", markersize=18, markeredgewidth=2.5, label="measured")
-    ax.plot(*here, "D", color=GREEN, markersize=8, label="here")
+    ax.plot(*here, "D", color=GREEN, markersize=11, markerfacecolor="none", markeredgewidth=2, label="here")
     ax.annotate(f"{here[1]:,.0f} ms", here, (0, -16), textcoords="offset points", ha="center", fontsize=9, color=GREEN)
     ax.set(xscale="log", yscale="log", xlim=(220, 19_000), ylim=(15, 4000))
     ax.set(xlabel="tokens a step", ylabel="a step (ms)")

@@ -22,7 +22,7 @@ def plot_snapped(
     x = range(len(wanted))
     left.hlines(levels, -1, len(wanted), color="0.85", linewidth=0.8, zorder=0)
     left.vlines(x, wanted, stored, color=GREY, linewidth=1)
-    left.plot(x, base, "_", color=GREY, markersize=7, label="base")
+    left.plot(x, base, "_", color="black", markersize=11, label="base")
     left.plot(x, wanted, "o", color=ORANGE, markersize=5, markerfacecolor="none", label="wanted")
     left.plot(x, stored, "s", color=BLUE, markersize=3.5, label="stored in 4 bits")
     left.set(xlim=(-1, len(wanted)), xlabel="weight of one block", ylabel="value / largest of the base's block")
@@ -35,7 +35,7 @@ def plot_snapped(
     right.annotate(
         f"× {factor:g}: {survival[factor]:.0%}", (0.97, 0.06), xycoords="axes fraction", color=VERMILION, ha="right"
     )
-    right.set(xscale="log", ylim=(0, 1.15), xlabel="correction, times the trained one", ylabel="share that survives")
+    right.set(xscale="log", ylim=(0, 1.15), xlabel="correction,\ntimes the trained one", ylabel="share that survives")
     ticks = [1, 3, 10, 30]
     fix_ticks(right.xaxis, ticks, [f"× {tick}" for tick in ticks])
     right.minorticks_off()

@@ -24,11 +24,11 @@ def plot_bases(
     """
     left, right = axes
     names = [f"{name}\n{bits:.4g} bits" for name, (bits, _, _) in bases.items()]
-    for ax, column, colour, hatch in [(left, 1, ORANGE, "//"), (right, 2, BLUE, "")]:
+    for ax, column, colour, hatch, decimals in [(left, 1, ORANGE, "//", 3), (right, 2, BLUE, "", 2)]:
         values = [row[column] for row in bases.values()]
         drawn = ax.barh(names, values, 0.65, color=colour, hatch=hatch, edgecolor="white")
-        ax.bar_label(drawn, [f"{value:.2f}" for value in values], padding=3, fontsize=9)
-        ax.set_xlim(0, 1.22 * max(values))
+        ax.bar_label(drawn, [f"{value:.{decimals}f}" for value in values], padding=3, fontsize=9)
+        ax.set_xlim(0, 1.25 * max(values))
         ax.spines[["top", "right"]].set_visible(False)
         ax.tick_params(axis="y", length=0)
     right.axvline(dense, color=VERMILION, linestyle="--", label=f"not quantized: {dense:.2f}")
@@ -92,8 +92,9 @@ def plot_layer(
     """
     left, right = axes
     # added as artists: `stairs` also computes the limits, which takes longer than all the rest
-    left.add_artist(StepPatch(*original, color=GREY, alpha=0.4, fill=True, linewidth=0, baseline=0))
-    left.add_artist(StepPatch(*restored, edgecolor=BLUE, fill=False, linewidth=1, baseline=0))
+    left.add_artist(StepPatch(*original, color=GREY, alpha=0.4, fill=True, linewidth=0, baseline=0, label="original"))
+    left.add_artist(StepPatch(*restored, edgecolor=BLUE, fill=False, linewidth=1, baseline=0, label="quantized"))
+    left.legend(frameon=False, loc="upper left").set_gid("frame")
     left.set(xlabel="weight", ylabel="share of the weights (log scale)", yscale="log")
     for (name, points), (colour, _, marker) in zip(dots.items(), STYLES, strict=False):
         x, y = zip(*points, strict=True)

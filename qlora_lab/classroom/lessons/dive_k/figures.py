@@ -24,7 +24,7 @@ def plot_table(ax: Axes, levels: list[float], grid: list[float], number: float) 
         ax.annotate("", (target, 0.35), (point, 0.1), arrowprops=style)
     ax.plot(number, 0, "o", color=VERMILION)
     ax.annotate("the number", (number, 0), (-8, -18), textcoords="offset points", color=VERMILION, ha="right")
-    ax.set(ylim=(-0.9, 1.9), yticks=[], xlabel="number that is looked up")
+    ax.set(ylim=(-0.9, 1.9), yticks=[], xlabel="number that is looked up (grid steps)")
     ax.spines["left"].set_visible(False)
     return ax
 

@@ -11,8 +11,8 @@ def plot_cards(ax: Axes, outcomes: dict[tuple[str, str], dict[int, str]], cards:
     outcomes: by row and card, "fits" (a dot), "pages" (a ring) or "fails" (a cross); nothing where it was not tried.
     """
     marks = {
-        "fits": ("o", BLUE, BLUE, "trains, optimizer states included"),
-        "pages": ("o", BLUE, "white", "trains, but the states would have to move out"),
+        "fits": ("o", BLUE, BLUE, "trains, with states and 0.5 GB of context"),
+        "pages": ("o", BLUE, "white", "trains, but states would move out"),
         "fails": ("X", VERMILION, VERMILION, "out of memory"),
     }
     rows, y = {}, 0.0
