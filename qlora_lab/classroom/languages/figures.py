@@ -29,28 +29,27 @@ FORMULA = re.compile(r"\$[^$]+\$")
 POWER = re.compile(r"\$\^\{?(-?\d+)\}?\$")
 RAISED = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 HOOK = f"{__name__}:prepare"
-FONTS = (  # that have the signs of Traditional Chinese, the best first; macOS, Windows, Linux
-    *("PingFang TC", "PingFang HK", "Heiti TC", "Microsoft JhengHei", "Microsoft YaHei"),
-    *(
-        "Noto Sans CJK TC",
-        "Noto Sans TC",
-        "Noto Sans CJK HK",
-        "Noto Sans CJK JP",
-        "Noto Sans CJK SC",
-        "Source Han Sans TC",
-    ),
-    *("WenQuanYi Zen Hei", "WenQuanYi Micro Hei", "AR PL UMing TW", "AR PL UKai TW", "Droid Sans Fallback"),
-    *("PMingLiU", "Arial Unicode MS"),
+TRADITIONAL = (  # fonts that draw the signs as Taiwan and Hong Kong do, the best first; macOS, Windows, Linux
+    *("PingFang TC", "Heiti TC", "Microsoft JhengHei", "Noto Sans CJK TC", "Noto Sans TC", "Source Han Sans TC"),
+    *("PingFang HK", "Noto Sans CJK HK", "Noto Serif CJK TC", "AR PL UMing TW", "AR PL UKai TW", "PMingLiU"),
 )
-FILES = ("noto*cjk*", "noto*tc*", "wqy*", "uming*", "ukai*", "pingfang*", "msjh*", "*heiti*")  # of these, as installed
+FONTS = (  # and those that have the signs, but draw them, and the comma, as Japan and the Mainland do
+    *TRADITIONAL,
+    *("Noto Sans CJK JP", "Noto Sans CJK SC", "Microsoft YaHei", "WenQuanYi Zen Hei", "WenQuanYi Micro Hei"),
+    *("Droid Sans Fallback", "Arial Unicode MS"),
+)
+FILES = (  # of these, as installed
+    *("noto*cjk*", "noto*tc*", "sourcehan*", "wqy*", "uming*", "ukai*", "mingliu*", "pingfang*", "msjh*", "*heiti*"),
+)
 
 
 def find_font() -> str:
-    """The name of an installed font that has Chinese signs; empty if there is none.
+    """The name of an installed font that has Chinese signs, a Traditional one if there is any; empty if there is none.
 
     matplotlib remembers which fonts there were when it was first imported; those that came later are looked for here.
+    Of a collection (.ttc) matplotlib sees all faces from 3.11 on, and before only the first: Noto Sans CJK's is JP.
     """
-    if found := known_font():
+    if (found := known_font()) in TRADITIONAL:
         return found
     for path in font_manager.findSystemFonts():
         if any(Path(path.lower()).match(pattern) for pattern in FILES):

@@ -90,8 +90,8 @@ def find_faults(edition: Edition) -> Iterator[str]:
 
 
 def commands(block: str) -> list[str]:
-    """What one types, of a fenced block: its lines without their comments."""
-    return [line.partition(" # ")[0].rstrip() for line in block.splitlines()] if block.startswith("```") else []
+    """What one types, of a block that is a fenced one."""
+    return rules.typed(block) if block.startswith("```") else []
 
 
 def faults_of_rows(page: str, english: str, name: str, edition: Edition) -> Iterator[str]:

@@ -1,8 +1,9 @@
 """What a translation must keep of the English text, and which words it must not use.
 
-Kept: the values (`{{error:.3f}}`), the numbers, code, links, formulas, tags, the arrows that mark what a learner fills
-in, and the structure: headings, rows of tables, list items. A number may be written in digits where English has it in
-words. `terms.json` lists for the course's terms the one translation, and words that it is not translated by.
+Kept: the values (`{{error:.3f}}`), the numbers, code up to the comments in blocks, links, formulas, tags, the arrows
+that mark what a learner fills in, and the structure: headings, rows of tables, list items. A number may be written in
+digits where English has it in words. `terms.json` lists for the course's terms the one translation, and words that it
+is not translated by.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ def parts(text: str) -> dict[str, Counter | set]:
     """What stands in both languages alike, by name."""
     pieces = split_text(text, 0)
     plain = "".join(piece if isinstance(piece, str) else " " for piece in pieces)
-    fences = {found[0] for found in FENCE.finditer(plain) if found["name"].strip()}
+    fences = {"\n".join(typed(found[0])) for found in FENCE.finditer(plain) if found["name"].strip()}
     plain = FENCE.sub(" ", plain)
     return {
         "value": {piece.text for piece in pieces if isinstance(piece, Value)},
@@ -100,6 +101,11 @@ def parts(text: str) -> dict[str, Counter | set]:
         "arrow": Counter(re.findall("[←→⇒]", plain)),
         "dots": Counter(re.findall("[●○]+", plain)),
     }
+
+
+def typed(block: str) -> list[str]:
+    """What one types, of a fenced block: its lines without their comments."""
+    return [line.partition(" # ")[0].rstrip() for line in block.splitlines()]
 
 
 def compared(name: str, ours, theirs) -> Iterator[str]:

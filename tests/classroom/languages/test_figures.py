@@ -120,6 +120,36 @@ def test_a_font_that_came_later_is_found(monkeypatch):
     assert figures.known_font() == "" and figures.find_font() in figures.FONTS
 
 
+@pytest.mark.parametrize(
+    ("installed", "best"),
+    [
+        (["Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans CJK HK", "Noto Sans CJK TC"], "Noto Sans CJK TC"),
+        (["Microsoft YaHei", "Noto Sans CJK TC"], "Noto Sans CJK TC"),
+        (["WenQuanYi Zen Hei", "Noto Sans CJK HK"], "Noto Sans CJK HK"),
+        (["DejaVu Sans", "Noto Sans CJK JP"], "Noto Sans CJK JP"),
+    ],
+)
+def test_a_traditional_face_is_taken_where_there_is_one(monkeypatch, installed, best):
+    """Others draw the comma at the lower left."""
+    entries = [font_manager.FontEntry(name=name) for name in installed]
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", entries)
+    monkeypatch.setattr(font_manager, "findSystemFonts", lambda: [])
+    assert figures.find_font() == best
+
+
+def test_a_traditional_font_that_came_later_is_taken(monkeypatch):
+    """matplotlib knew another one already, which must not hide it."""
+    entries = [font_manager.FontEntry(name="WenQuanYi Zen Hei", fname="/fonts/wqy-zenhei.ttc")]
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", entries)
+    monkeypatch.setattr(font_manager, "findSystemFonts", lambda: ["/fonts/NotoSansCJK.ttc"])
+    monkeypatch.setattr(
+        font_manager.fontManager,
+        "addfont",
+        lambda path: entries.append(font_manager.FontEntry(name="Noto Sans CJK TC", fname=path)),
+    )
+    assert figures.find_font() == "Noto Sans CJK TC"
+
+
 @needs_font
 def test_translating_costs_little(chinese):
     """Of a redraw's 100 ms: three measured, the best counts."""

@@ -8,7 +8,7 @@ import pytest
 from qlora_lab.classroom.checks import all_exercises, check_bits_per_parameter, progress
 from qlora_lab.classroom.judging import Progress
 from qlora_lab.classroom.languages import labels, texts
-from qlora_lab.classroom.languages.rules import faults_of_label
+from qlora_lab.classroom.languages.rules import faults, faults_of_label
 from qlora_lab.errors import UserError
 
 LABELS = {
@@ -165,6 +165,18 @@ def check(came):
 def test_what_a_label_must_keep(english, translation, says):
     found = list(faults_of_label(english, translation))
     assert len(found) == len(says) and all(told.startswith(said) for told, said in zip(found, says, strict=True)), found
+
+
+@pytest.mark.parametrize(
+    ("translation", "says"),
+    [
+        ("```python\nload(path)  # 你的資料夾\n```", []),
+        ("```python\nload(folder)  # 你的資料夾\n```", ["lacks the code", "has the code"]),
+    ],
+)
+def test_a_block_of_code_may_have_its_comments_translated(translation, says):
+    found = list(faults("label", "```python\nload(path)  # your folder\n```", translation))
+    assert [told[: len(said)] for told, said in zip(found, says, strict=True)] == says
 
 
 def test_a_label_whose_english_has_changed_is_kept_as_outdated():
