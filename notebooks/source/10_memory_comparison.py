@@ -315,4 +315,4 @@ check_choice(choice)
 progress()
 
 # %% [markdown]
-# **Next:** [11 · What did {{4}} bits cost?](11_accuracy_comparison.ipynb)
+# **Next:** [11 · What did four bits cost?](11_accuracy_comparison.ipynb)

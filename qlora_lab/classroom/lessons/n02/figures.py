@@ -111,14 +111,15 @@ def plot_growth(
     cards: Sequence[float] = (),
     guess: object = None,
 ) -> Axes:
-    """Memory (GB, 10^9 bytes) over the tokens of a step, a line for each setting, and cards as dashed lines.
+    """Memory (GB, 10^9 bytes) over the tokens of a step, with and without checkpointing, and cards as dashed lines.
 
-    guess: the learner's GB at the most tokens; no mark if it is open.
+    curves: by "with" and "without". guess: the learner's GB at the most tokens; no mark if it is open.
     """
     styles = [(BLUE, "-", "o"), (VERMILION, "-.", "s"), (GREEN, ":", "^")]
     for (name, values), (colour, dash, marker) in zip(curves.items(), styles, strict=False):
         ax.plot(tokens, values, color=colour, linestyle=dash, marker=marker, markersize=5)
-        ax.annotate(name, (tokens[-1], values[-1]), (8, 0), textcoords="offset points", va="center", color=colour)
+        place = {"textcoords": "offset points", "va": "center", "color": colour}
+        ax.annotate(f"{name}\ncheckpointing", (tokens[-1], values[-1]), (8, 0), **place)
     top = 1.1 * max([*(max(values) for values in curves.values()), guess if is_number(guess) else 0])
     for card in cards:
         if card <= top:
