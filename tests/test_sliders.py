@@ -1,8 +1,13 @@
-"""The notebooks' sliders, moved: every figure follows within 100 ms, at the notebook's own sample size."""
+"""The notebooks' sliders, moved at the notebook's own sample size: every figure follows, and within 100 ms.
 
+How soon is a property of the machine, too: only `make test-all` measures it.
+"""
+
+import contextlib
 import itertools
 import pathlib
 import time
+from collections.abc import Iterator
 
 import ipywidgets
 import matplotlib
@@ -108,11 +113,9 @@ def test_a_slider_that_the_figure_does_not_follow():
     assert [slider.value for slider in sliders] == [5, 5]
 
 
-@pytest.mark.slow
-@pytest.mark.latency
-@pytest.mark.parametrize("source", WITH_SLIDERS, ids=lambda source: source.stem)
-def test_figures_follow_within_100_ms(source, monkeypatch, tmp_path):
-    monkeypatch.setenv("QLORA_LAB_PROGRESS", str(tmp_path / "progress.json"))
+@contextlib.contextmanager
+def boxes_of(source: pathlib.Path, monkeypatch) -> Iterator[list[ipywidgets.Widget]]:
+    """What `explore` makes in a notebook: of its cells, those run that sliders need."""
     boxes = []
     explore = widgets.explore
     monkeypatch.setattr(widgets, "explore", lambda *args, **kwargs: boxes.append(explore(*args, **kwargs)) or boxes[-1])
@@ -125,16 +128,35 @@ def test_figures_follow_within_100_ms(source, monkeypatch, tmp_path):
             for cell in needed_cells(cells):
                 exec(compile(cell, source.name, "exec"), names)
             assert boxes
-            for box in boxes:
-                *sliders, live = box.children
-                for slider in sliders:
-                    assert len(pictures_at_ends(slider, live)) == 2, f"the figure does not follow {slider.description}"
-                milliseconds_of_moves(sliders, live, 5)  # warm up
-                measured = []  # p95 and median of each round
-                while len(measured) < ROUNDS and not (measured and measured[-1][0] < LIMIT_MS):
-                    times = sorted(milliseconds_of_moves(sliders, live, MOVES))
-                    measured.append((times[round(0.95 * MOVES) - 1], times[MOVES // 2]))
-                assert measured[-1][0] < LIMIT_MS, f"{[s.description for s in sliders]}: p95 and median {measured} ms"
+            yield boxes
     finally:
         InteractiveShell.clear_instance()
         matplotlib.pyplot.close("all")
+
+
+@pytest.fixture(autouse=True)
+def progress_apart(monkeypatch, tmp_path):
+    monkeypatch.setenv("QLORA_LAB_PROGRESS", str(tmp_path / "progress.json"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", WITH_SLIDERS, ids=lambda source: source.stem)
+def test_figures_follow(source, monkeypatch):
+    with boxes_of(source, monkeypatch) as boxes:
+        for *sliders, live in (box.children for box in boxes):
+            for slider in sliders:
+                assert len(pictures_at_ends(slider, live)) == 2, f"the figure does not follow {slider.description}"
+
+
+@pytest.mark.slow
+@pytest.mark.latency
+@pytest.mark.parametrize("source", WITH_SLIDERS, ids=lambda source: source.stem)
+def test_figures_follow_within_100_ms(source, monkeypatch):
+    with boxes_of(source, monkeypatch) as boxes:
+        for *sliders, live in (box.children for box in boxes):
+            milliseconds_of_moves(sliders, live, 5)  # warm up
+            measured = []  # p95 and median of each round
+            while len(measured) < ROUNDS and not (measured and measured[-1][0] < LIMIT_MS):
+                times = sorted(milliseconds_of_moves(sliders, live, MOVES))
+                measured.append((times[round(0.95 * MOVES) - 1], times[MOVES // 2]))
+            assert measured[-1][0] < LIMIT_MS, f"{[s.description for s in sliders]}: p95 and median {measured} ms"

@@ -15,9 +15,9 @@ MAGIC = re.compile(r"^(\s*)[%!].*$", re.MULTILINE)
 def cells_to_prove(learner: list[dict], solved: list[dict]) -> set[int]:
     """The places of the solved notebook's code cells that have to run beside the learner's notebook, run whole.
 
-    They are: cells that differ from the learner's in source or outputs; those that read, directly or through others,
-    what these give a value or may change; and all before them that make what is read. Any other cell has the same
-    source, finds the same values and stores the same outputs in both notebooks.
+    They are: cells that differ from the learner's in source, or in outputs that nbval compares; those that read,
+    directly or through others, what these give a value or may change; and all before them that make what is read.
+    Any other cell has the same source, finds the same values and stores the same outputs in both notebooks.
 
     learner, solved: their code cells with outputs, the first cell of the one beside the first of the other, and so on.
     """
@@ -25,7 +25,7 @@ def cells_to_prove(learner: list[dict], solved: list[dict]) -> set[int]:
     kept, different = set(), set()
     for place, (theirs, ours) in enumerate(zip(learner, solved, strict=True)):
         read, bound, changed = names[place]
-        if theirs["source"] != ours["source"] or shown(theirs) != shown(ours) or read & different:
+        if theirs["source"] != ours["source"] or show_different(theirs, ours) or read & different:
             kept.add(place)
             different |= bound | changed
         else:
@@ -37,6 +37,12 @@ def cells_to_prove(learner: list[dict], solved: list[dict]) -> set[int]:
             kept.add(place)
             needed = (needed - bound) | read
     return kept
+
+
+def show_different(learner: dict, solved: dict) -> bool:
+    """Whether outputs differ. Those that nbval is told to ignore, as times and rates, do not count."""
+    compared = "nbval-ignore-output" not in solved.get("metadata", {}).get("tags", [])
+    return compared and shown(learner) != shown(solved)
 
 
 def shown(cell: dict) -> list[dict]:
@@ -65,7 +71,7 @@ def names_of(source: str) -> tuple[set[str], set[str], set[str]]:
         elif isinstance(node, ast.Attribute | ast.Subscript) and isinstance(node.ctx, ast.Store):
             changed.add(root_of(node))
     silent = {"", "print", "display", "progress", "__import__"} | {
-        name for name in changed if name.startswith("check_")
+        name for name in changed if name.startswith(("check_", "show_"))
     }
     return read, bound - {"_"}, changed - silent
 

@@ -23,10 +23,11 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 NAMES = [path.stem for path in sorted((ROOT / "notebooks").glob("*.ipynb"))]
 RECORD = json.loads((ROOT / "data" / "records" / "notebooks.json").read_text(encoding="utf-8"))["notebooks"]
 LONG = {name for name, took in RECORD.items() if took["seconds"] > 60}  # they train: here they are opened as stored
-# Run here by `make test`: between them they have every kind of slider. nbval runs all notebooks, and test_sliders.py
-# moves all of their sliders; that a browser does it, too, the other quick ones show in `make test-all`.
+# In `make test`: between them they have every kind of slider. nbval runs all notebooks, test_sliders.py moves all of
+# their sliders, and test_website.py looks at all stored pages. In `make test-all` JupyterLab, too, shows all of them.
 LIVE = {"02_memory_wall", "dive_c_small_differences", "dive_i_the_offset"}
-LOOKS = [pytest.param(name, name in LIVE, id=f"{name}-{'live' if name in LIVE else 'stored'}") for name in NAMES]
+LOOKS = [pytest.param(name, True, id=f"{name}-live") for name in sorted(LIVE)]
+LOOKS += [pytest.param(name, False, id=f"{name}-stored", marks=pytest.mark.whole) for name in NAMES]
 LOOKS += [
     pytest.param(name, True, id=f"{name}-live", marks=pytest.mark.whole) for name in NAMES if name not in LIVE | LONG
 ]

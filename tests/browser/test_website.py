@@ -73,6 +73,16 @@ def test_a_page_is_readable(open_page, website_folder, page, scheme, width):
     shown.close()
 
 
+def test_every_page_fits_a_telephone(open_page, website_folder):
+    pages = [path.relative_to(website_folder).with_suffix("") for path in sorted(website_folder.rglob("*.html"))]
+    assert {page.as_posix() for page in pages} > set(PAGES)
+    for page in pages:
+        shown = open_page(page.as_posix(), width=360, scheme="dark")
+        assert shown.complaints == [], page
+        assert shown.evaluate("document.documentElement.scrollWidth") <= 360, page
+        shown.close()
+
+
 def test_the_search_finds_a_lesson(open_page):
     shown = open_page("index")
     shown.fill("input[name=q]", "quantized scales")

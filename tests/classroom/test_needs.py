@@ -59,6 +59,16 @@ def test_another_output_is_proven_and_other_pixels_are_not():
     assert cells_to_prove(*pictures) == set()
 
 
+def test_outputs_that_nbval_ignores_prove_nothing_and_a_function_that_shows_changes_nothing():
+    ignored = {"metadata": {"tags": ["nbval-ignore-output"]}}
+    sides = []
+    for rate, solution in (("52 tokens/s", "..."), ("36 tokens/s", "show_answers(row)")):
+        sides.append([cell("run()", rate) | ignored, cell("show_answers(slow)"), cell("row = 1"), cell(solution)])
+    assert cells_to_prove(*sides) == {2, 3}
+    del sides[1][0]["metadata"]
+    assert cells_to_prove(*sides) == {0, 2, 3}
+
+
 def test_magics_are_no_python_and_claims_of_values_change_nothing():
     assert names_of("%matplotlib inline\nif 1:\n  !ls\nx = y")[:2] == ({"y"}, {"x"})
     assert names_of("__import__('a').guard((lambda: x, 1))") == ({"__import__", "x"}, set(), set())

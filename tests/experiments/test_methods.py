@@ -87,6 +87,7 @@ def test_a_comparison_tries_all_rates_and_judges_the_best(tiny, monkeypatch):
     assert "rate" in methods.summary(found["runs"])
 
 
+@pytest.mark.whole
 def test_whole_models_are_trained_a_rate_at_a_time_and_the_best_is_kept(tiny, monkeypatch):
     """The second rate is the best: what is judged began as its seeds' run, not as the first or the last."""
     stacks, judged, train = [], [], methods_runs.train_runs
@@ -118,7 +119,10 @@ def test_the_judge_of_a_merge_aware_run_sees_the_merge(tiny, monkeypatch):
 
 @pytest.mark.parametrize(
     ("point", "amounts", "accumulation"),
-    [(("rank 16", (50, 200), 64, 2), (50, 200), 4), (("full", (2000,), 4, 2), (2000,), 1)],
+    [
+        pytest.param(("rank 16", (50, 200), 64, 2), (50, 200), 4, marks=pytest.mark.whole),
+        (("full", (2000,), 4, 2), (2000,), 1),
+    ],
 )
 def test_a_point_of_the_grid(tiny, monkeypatch, point, amounts, accumulation):
     asked, batches = [], methods_runs.Batches
