@@ -361,7 +361,7 @@ assert (
 #
 # ## 5 · A colleague's model
 #
-# A colleague trains your adapter for six more steps (learning rate `0.003`), with a script that writes chats a little differently.
+# A colleague trains your adapter for six more steps (learning rate `0.002`), with a script that writes chats a little differently.
 #
 # **Predict.** What is wrong with her model?
 

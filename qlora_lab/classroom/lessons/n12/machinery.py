@@ -148,7 +148,7 @@ def go_on_training(run: pathlib.Path, samples: list[TokenizedSample], steps: int
     dtype = pick_compute_dtype(pick_device())
     settings: Mapping[str, Any] = {
         "steps": steps,
-        "learning_rate": 3e-3,
+        "learning_rate": 2e-3,
         "compute_dtype": dtype,
         "pad_token_id": tokenizer.pad_token_id,
     }
