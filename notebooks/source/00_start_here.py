@@ -57,7 +57,7 @@ assert model.is_loaded_in_4bit
 assert model.config.num_hidden_layers == 30 and model.config.vocab_size == 49_152
 
 # %% [markdown]
-# It talks: **your machine is ready.** (Outputs that you see before running a cell are ours: a card's row *outputs from* names the machine. Where a GPU measured something, the output names it.) In [lesson 01](01_first_run.ipynb) you teach it a trade.
+# It talks: **your machine is ready.** (Before you run a cell, its output is ours: a card's row *outputs from*, if any, names the machine. Where a GPU measured, outputs name it.) In [lesson 01](01_first_run.ipynb) you teach it a trade.
 #
 # ## How predictions work
 #

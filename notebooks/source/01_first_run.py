@@ -380,9 +380,9 @@ if taught.losses:
     print(f"shifted orders exactly right: {score['shifted']:.0%} before, {taught.shifted:.0%} after")
 
 # %% [markdown]
-# **What happened?** Is your fifth order right now, and was it wrong before? And what became of the `shifted` orders? When we trained on the solution's sentence, the fifth order was right afterwards,
+# **What happened?** Is your fifth order right now, and was it wrong before? And what became of the `shifted` orders? When we trained on the solution's sentence, the fifth order was right,
 # but of the {{50}} `shifted` orders only {{5}} were right, where {{13}} had been before. Four examples teach one more way of writing. They do not teach the job, and they can pull the model away
-# from what it could do already. [Lesson 08](08_your_data.ipynb) shows how to judge examples, and that more of the same kind do not help here: only other kinds can.
+# from what it could do. [Lesson 08](08_your_data.ipynb) shows how to judge examples, and that more of the same kind do not help. Other kinds may: nobody has tried here.
 #
 # There is a catch: you know the `shifted` orders by now, so they are no longer a fair test of what you train next.
 #

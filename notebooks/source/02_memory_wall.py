@@ -2,7 +2,7 @@
 # # 02 · Why can I not just fine-tune a 7B model?
 #
 # LLaMA-7B has {{6.7}} billion parameters. In {{16}} bits they take {{13.5}} GB, so on a card of {{24}} GB the model answers questions
-# with room to spare. But start to fine-tune it there, and the first step ends in *CUDA out of memory*. What fills the card?
+# with room to spare. But start to fine-tune it there, and it ends in *CUDA out of memory*. What fills the card?
 # And how do an adapter and four bits, as in lesson 01, change that? All of it is arithmetic that you can do before you rent a card.
 #
 # | you need | |
@@ -172,8 +172,7 @@ assert [mixed[part] for part in ("gradients", "optimizer states", "master weight
 assert 780 < 12 * SHAPES["llama-65b"].parameters() / 1e9 < 785
 
 # %% [markdown]
-# **What happened?** It takes {{sum(full.values()) / 1e9:.1f}} GB, again {{sum(full.values()) / n:.0f}} bytes for each parameter. Mixed precision is for speed, and saves no memory here. On a card
-# of {{24}} GB the step fails in the backward pass, since weights and gradients alone take {{4 * n / 1e9:.0f}} GB.
+# **What happened?** It takes {{sum(full.values()) / 1e9:.1f}} GB, again {{sum(full.values()) / n:.0f}} bytes for each parameter. Mixed precision is for speed, and saves no memory here.
 #
 # > **Other sums** that you will read belong to other recipes:
 
@@ -245,7 +244,7 @@ assert abs(others[0] - others[1]) < 0.1
 #
 # | part | what it is |
 # |---|---|
-# | **helpers** | what is needed to compute: room for matrix products, a weight matrix unpacked from {{4}} to {{16}} bits, Adam's intermediate results |
+# | **helpers** | what is needed to compute: room for matrix products, a weight matrix unpacked from {{4}} to {{16}} bits, the adapter rounded to {{16}} bits, Adam's intermediate results |
 # | **CUDA context** | what the GPU's driver takes before your first tensor; we count half a GB |
 #
 # **What happened?** Of LoRA's memory, {{100 * bars["LoRA"]["weights"] / sum(bars["LoRA"].values()):.0f}} % are frozen weights, and QLoRA shrinks them by {{100 * (1 - bars["QLoRA"]["weights"] / bars["LoRA"]["weights"]):.0f}} %. All the rest, about {{others[1]:.1f}} GB, costs both
@@ -310,7 +309,7 @@ assert f"{real.allocated / 1e9:.2f} {real.on_the_card / 1e9:.2f}" == "5.43 7.80"
 
 # %% [markdown]
 # - *Torch's tensors* are less than our sum, because they leave out the CUDA context and the optimizer states. QLoRA's optimizer is
-#   **paged**: its states, {{needed["QLoRA"].outside["paged optimizer states"] / 1e9:.2f}} GB, lie in memory that the driver can move to the CPU when the card is full. (That makes steps slower.)
+#   **paged**: its states, {{needed["QLoRA"].outside["paged optimizer states"] / 1e9:.2f}} GB, lie on the card, in memory that the driver can move to the CPU when that is full. (That makes steps slower.)
 # - *On the card* is more than our sum, because torch takes memory in large pieces and leaves gaps in them, and because this driver took
 #   more than half a GB. Lesson 10 takes the difference apart.
 #
@@ -399,10 +398,11 @@ assert len(needs) > 15 and all(on_the_card < card_for(memory) for memory, on_the
 assert all(abs(card_for(memory) - memory.card_bytes / 1e9) < 1e-8 for memory, _ in needs)
 
 # %% [markdown]
-# The rule holds for all of our runs with QLoRA at 7B and 13B. (At 65B the gaps were up to a GB larger.)
+# The GB and the halves were chosen to cover all of our runs with QLoRA at 7B and 13B. (At 65B the gaps were up to a GB larger.)
 #
 # **Exercise 2.2 ●●○ (3 minutes).** By that rule, four steps are too large for their card. For each, exactly one of the changes is enough. Which one?
-# Reckon roughly, in GB. The rows of activations and logits are those of the rule, one and a half times what they take.
+# Reckon roughly, in GB. The rows of activations and logits are those of the rule, one and a half times what they take. The peaks are at the logits,
+# before gradients come.
 #
 # | change | what it leaves |
 # |---|---|
@@ -471,7 +471,7 @@ SLIDERS = {
 explore(draw, **SLIDERS)
 
 # %% [markdown]
-# Which card does a model need? Here is the first of the three methods that fits each card by section 5's rule, with section 3's settings. (The rule leaves some memory free. With nothing left free, smaller cards
+# Which card does a model need? Here is the first of the three methods that fits each card by section 5's rule, with section 3's settings. (With nothing left free, smaller cards
 # were enough: {{8}} GB for 7B, {{12}} for 13B, {{24}} for 33B, {{48}} for 65B, lesson 10.)
 
 # %% machinery "A table of models and cards"

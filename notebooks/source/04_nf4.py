@@ -87,7 +87,7 @@ from transformers import BitsAndBytesConfig
 assert BitsAndBytesConfig(load_in_4bit=True).bnb_4bit_quant_type == "fp4"
 
 # %% [markdown]
-# NF4's levels are dense around zero and sparse at the ends. One is exactly zero, so that a zero stays zero. That leaves seven
+# NF4's levels are dense around zero and sparse at the ends. One is exactly zero, so that what was set to zero on purpose stays zero. That leaves seven
 # negative and eight positive ones. INT4 has lesson 03's fifteen marks, and one code left over. FP4, a float of four bits, is here
 # because bitsandbytes takes it if you do not ask for NF4.
 #
@@ -133,7 +133,7 @@ torch.special.ndtri(torch.tensor([0.5, 0.6, 0.7, 0.8, 0.9, 1.0]))
 # %% [markdown]
 # Between two neighbours there is always the same share of the distribution, a tenth. Yet the distances grow, since numbers are rare far out.
 # That is the spacing we want: dense in the middle. Only the last quantile is useless, because a normal distribution has no largest number. So bitsandbytes starts a
-# little below {{1}}, at an **offset** of `0.9677083`, and goes inwards in equal steps of probability:
+# little below {{1}}, at an **offset** of `0.9677083` (dive I says why), and goes inwards in equal steps of probability:
 
 # %%
 offset = 0.9677083
@@ -147,7 +147,7 @@ print("divided      ", [round(q / positive[0], 4) for q in positive])
 assert torch.allclose(torch.tensor(positive[::-1]) / positive[0], NF4[8:])
 
 # %% [markdown]
-# Those are NF4's eight positive levels, the largest first. The negative ones come from seven probabilities in the same way.
+# Those are NF4's eight positive levels. The negative ones come from seven probabilities in the same way.
 #
 # **Exercise 4.1 ●●○ (5 minutes).** Write all of NF4, equal to bitsandbytes' table to the last bit: probabilities in float32, then
 # `normal_quantiles`, which returns a list of Python floats. Put all sixteen into one float32 tensor, and divide last.
@@ -254,7 +254,7 @@ print(f"one fixed scale: rarest {fixed.min():.1%} · most frequent {fixed.max():
 assert fixed.min() > 0.05 and fixed.max() < 0.075
 
 # %% [markdown]
-# The claim is nearly true here. And what do larger blocks do, whose largest number is farther out? Move the slider:
+# The claim is nearly true here (but seven negative levels share as much as eight positive ones). What do larger blocks do, whose largest number is farther out? Move the slider:
 
 # %% machinery "Draw the usage at a block size"
 BLOCK_SIZES = [32, 64, 128, 256, 512, 1024, 2048, 4096]
@@ -295,8 +295,7 @@ assert all(0.74 < abs(codebooks["used equally"][i]) < 0.76 for i in (0, -1))
 
 # %% [markdown]
 # Equal use does harm. Those levels end at three quarters of the absmax, so each block's largest number is missed by a
-# quarter. The table of the least error is used about as unequally as NF4, and NF4 is not far above it. So NF4's levels are *not* used
-# equally, and it works all the same. ([Dive A](dive_a_better_codebooks.ipynb) makes better tables.)
+# quarter. The table of the least error is used about as unequally as NF4, and NF4 is not far above it. ([Dive A](dive_a_better_codebooks.ipynb) makes better tables.)
 #
 # ## 5 · NF4 against INT4
 #
@@ -431,7 +430,7 @@ assert of_int4 / of_nf4 < 1.6 < 1 / part_left
 # %% [markdown]
 # With NF4 the loss rises by {{losses["NF4"] - losses["as it is"]:.2f ±0.05}} instead of
 # {{losses["INT4"] - losses["as it is"]:.2f ±0.05}}, for the same bits. One small model and five paragraphs are a sign, not a law: in these layers, the two formats'
-# errors differ far less than the losses, and do not explain such a factor. Affine INT4 is left out, because it would look far too good on these
+# errors differ far less than the losses. We do not know why. Affine INT4 is left out, because it would look far too good on these
 # layers. Why, the next section shows.
 #
 # ## 6 · The checkpoint with a past

@@ -98,8 +98,8 @@ if not free:
 # %% [markdown]
 # ## 2 · How far off is the sum?
 #
-# The record has {{len(runs)}} settings: LoRA, QLoRA and full fine-tuning, ranks {{16}} and {{64}}, {{512}} to {{32768:,}} tokens a step, with and without checkpointing.
-# The sum is `estimate`, as in lesson 02, but only its part for torch's tensors; section 4 comes to what else a card must hold. None of its
+# The record has {{len(runs)}} settings: LoRA and QLoRA from 7B up, full fine-tuning of models up to 1.7B, ranks {{16}} and {{64}}, {{512}} to {{32768:,}} tokens a step, with and without checkpointing.
+# The sum is lesson 02's `estimate`, but only its part for torch's tensors; section 4 comes to what else a card must hold. None of its
 # terms was fitted: each is a tensor that one can name.
 #
 # **Predict.** By how many per cent is today's sum off, at most?
@@ -129,19 +129,25 @@ assert [f"{count} {then:.1f} {now:.1f}" for count, then, now in errors.values()]
     "10 3.0 1.1",
     "6 1.7 1.7",
 ]
+in_full = {run["shape"] for run in runs if run["method"] == "full"}
+assert in_full == {"smollm2-135m", "smollm2-360m", "smollm2-1.7b"}
+assert all(SHAPES[run["shape"]].parameters() > 6.7e9 for run in runs if run["method"] != "full")
+assert estimate(SHAPES["llama-7b"], "full", full_precision="mixed").total > 100e9
 
 # %% [markdown]
 # **What happened?** Today the sum is within {{max(now for _, _, now in errors.values()):.1f}} % everywhere. On a GPU a step makes the same tensors each time, and the size of each
-# follows from the model's shapes. One can count them.
+# follows from the model's shapes.
 #
 # The clean test of today's sum is the last line: these {{errors["held out, predicted before they ran"][0]}} were predicted before they ran. Three of
-# them are LoRA and three full fine-tuning. QLoRA is not among them, so its error stands on settings that were known.
+# them are LoRA and three full fine-tuning, none QLoRA, so its error stands on settings that were known.
 #
-# <details><summary>And the other lines, and the middle column?</summary>
+# <details><summary>And the other lines, the middle column, and the full fine-tuning?</summary>
 #
 # The middle column is what the formulas of the day said when a setting was measured. The first ones missed some settings by far, because they had
 # counted a tensor that is not there, or forgotten one. *Held out* are settings that no formula was made with at the time. After ten of them were known, the formulas were mended
 # once more. Most of what is left is torch, which rounds blocks of memory up.
+#
+# The models that were fine-tuned in full are SmolLM2's, with lesson 02's fp32 copy or with all weights and gradients in fp32. (For 7B, the H100 would be too small.)
 #
 # </details>
 #

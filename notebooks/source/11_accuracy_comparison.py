@@ -37,7 +37,7 @@ from qlora_lab.finetuning import load_samples
 # Two ways to train the same small model: *LoRA* on a base in float32, and *QLoRA* on that base in NF4. All else is
 # equal: lesson 01's orders, four steps of two, and the **seed**, the number that decides how the adapter begins and in
 # which order the samples come. Then we take the loss on six held-out orders, in nats per token; lower is better.
-# The *perplexity* is e to the power of the loss: among so many equally likely tokens the model seems to choose.
+# Lesson 08's *perplexity* is e to the power of the loss: among so many equally likely tokens the model seems to choose.
 #
 # **Predict.** By how many per cent is QLoRA's loss higher? And its perplexity?
 
@@ -132,7 +132,7 @@ for other in set(four_bits) - {"int4"}:  # on orders INT4 is ahead of none by mo
 #
 # ### {{2}} % of what?
 #
-# Here is what NF4 costs against bf16, in five ways. (*Points* are per cent of all orders, NF4 less bf16.)
+# Here is what NF4 costs against bf16, in five ways. (*Points* are per cent of all orders, NF4's minus bf16's.)
 
 # %% machinery "Costs in five ways"
 wrong = [100 - means["test"][m] for m in ("lora-bf16", "nf4")]
@@ -156,6 +156,7 @@ assert list(ways.values()) == ["-2.2", "-2.3%", "+69%", "+3.5%", "+14%"]
 #
 # Both methods had the same eight seeds. At seed `3`, say, both adapters begin with the same numbers and see the same
 # orders in turn. So subtract at each seed: luck that both had cancels out. This is called **pairing**.
+# (In the outputs, *less* means minus.)
 
 
 # %%
@@ -228,8 +229,8 @@ assert [abs(mean) < half for mean, half in [paired_interval(compare("nf4", "lora
 
 # %% [markdown]
 # **Under {{2}} points?** NF4's interval reaches from {{ends['nf4'][0]:.1f}} to {{ends['nf4'][1]:.1f}}. That NF4 loses
-# *something* on these {{200}} orders is **shown**, for the whole interval lies below zero (if only just: against the
-# float32 base it would hold zero). That it loses less than {{2}} points is **open**: a loss of {{1}} point fits the
+# *something* against bf16 on these {{200}} orders is **shown**: the whole interval lies below zero. (Against the float32
+# base it holds zero: there it is **open**.) That it loses less than {{2}} points is **open**: a loss of {{1}} point fits the
 # data, and so does one of {{3}}. And that it loses more than {{5}} is **refuted**.
 #
 # ## 4 · One word
@@ -335,7 +336,7 @@ assert min(heads["10 stacks of 6"]) <= 6 and max(heads["10 stacks of 6"]) >= 54
 
 # %% [markdown]
 # Leipzig is such a stack, at least with NF4; most other cities are hardly glued. `by_group` makes one number of each
-# city, so that {{200}} orders become {{len(set(city))}} pieces of luck, and the mean stays. (Dive C does it by hand.)
+# city, so that {{200}} orders become {{len(set(city))}} pieces of luck, and the mean stays.
 
 # %% alt="Two {{95}} % intervals for the same mean of {{table['nf4'][0]:.2f}} points, NF4 less bf16. If seeds are the luck, it lies below {{0}}. If cities are, it goes from {{luck['cities'][0] - luck['cities'][1]:.1f}} to {{luck['cities'][0] + luck['cities'][1]:+.1f}} and includes {{0}}."
 pieces = {"seeds": differences, "cities": by_group(changes("nf4"), city)}
@@ -367,8 +368,8 @@ assert sorted(differences) == [-6, -3.5, -3.5, -2, -2, -1, 0, 0.5]  # the recap 
 # ## 5 · What can be said
 #
 # **Exercise 11.1 ●●● (4 minutes).** Six claims. Do the {{48}} runs show each, refute it, or leave it open? The
-# next cell prints the claims; the intervals that you need, and two more, stand under them. Each is a difference, the
-# first name less the second.
+# next cell prints the claims; the intervals that you need, and two more, stand under them. Each is the
+# first name minus the second.
 
 # %%
 for name, what in CLAIMS.items():
@@ -428,7 +429,8 @@ assert ["{:+.3f} ± {:.3f}".format(*paired_interval(each)) for each in nats_of] 
 
 # %% [markdown]
 # These runs say nothing about **large models**: in the QLoRA paper, from 7B up, NF4 with double
-# quantization lost nothing on average (dive C, section 10). And nothing about **other tasks** or longer training.
+# quantization lost nothing on average (dive C, section 10). And nothing about **other tasks**, longer
+# training, or models never rounded.
 #
 # ## 6 · Yours
 #
@@ -467,7 +469,7 @@ check_my_comparison(compare_answers, mine)
 # ## Recap
 #
 # ```
-# NF4 less bf16, each of {{len(pieces["seeds"])}} seeds
+# NF4 minus bf16, each of {{len(pieces["seeds"])}} seeds
 #  o         oo    oo  o   o o
 # if seeds are the luck: a loss
 #          ├──────●──────┤ │
@@ -483,8 +485,6 @@ check_my_comparison(compare_answers, mine)
 #   subtract at each, and give the interval, also where you found nothing.
 # - Look at the failures, and count what falls together as one: six orders to one city were more than half of NF4's
 #   loss.
-#
-# Dive C has the rest.
 
 # %%
 # NBVAL_IGNORE_OUTPUT
