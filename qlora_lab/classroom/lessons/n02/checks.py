@@ -100,8 +100,11 @@ def check_cures(cures: dict[str, str]) -> Verdict:
             return wrong(f"{patient} has {described(change)}, expected one of {', '.join(map(repr, CHANGES))}.")
         before, after = room_for(step_of(patient)), room_for(step_of(patient, change))
         if after > card:
-            saved = "changes nothing" if after == before else f"saves {before - after:.1f} GB"
-            return wrong(f"{patient}: {change!r} {saved}, but {before - card:.1f} are too many for {card} GB.")
+            too_many = f"{before - card:.1f}"
+            if after == before:
+                return wrong(f"{patient}: '{change}' changes nothing, but {too_many} are too many for {card} GB.")
+            saved = f"{before - after:.1f}"
+            return wrong(f"{patient}: '{change}' saves {saved} GB, but {too_many} are too many for {card} GB.")
     return right("Four near misses, each of which costs an evening if it is found out by trying.")
 
 
