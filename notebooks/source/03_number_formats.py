@@ -328,8 +328,8 @@ with rounded(model, 4, None) as (_, zeros):
 # **What happened?** In INT4 with one scale, outliers stretch the rulers, most weights become zero, and the model babbles. With a scale for
 # each {{64}} weights the same codes suffice. That is how four bits can work.
 #
-# Something is lost all the same. The loss, here on five paragraphs of English, rises from {{loss['not rounded']:.2f ±0.05}} to {{loss['INT4 in blocks']:.2f ±0.1}}. (Guessing blindly among all
-# {{len(tokenizer):,}} tokens would give the logarithm of their number, {{torch.tensor(len(tokenizer)).log():.1f}}.) But the
+# Still, the loss, on five paragraphs of English, rises from {{loss['not rounded']:.2f ±0.05}} to {{loss['INT4 in blocks']:.2f ±0.1}}. (Guessing blindly among all
+# {{len(tokenizer):,}} tokens would give the logarithm of their number, {{torch.tensor(len(tokenizer)).log():.1f}}. INT4's is worse: it expects wrong tokens.) But the
 # marks lie at *equal* distances, although most weights are near zero. The next lesson places them better.
 #
 # **Exercise 3.2 ●●○ (4 minutes).** Spend a budget, in bits per parameter, on weights of *your* model. You may choose codes of

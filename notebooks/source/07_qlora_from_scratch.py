@@ -112,9 +112,9 @@ assert f"{relative_rms(W, q.dequantize()):.2f}" == "0.09" and 0.05 < relative_rm
 assert x.shape[1] == 576 and gradient.shape[1] == 1536 and len(x) == len(gradient) > 50
 
 # %% [markdown]
-# So the gradient is exact for the rounded model, and {{100 * relative_rms(of_original, of_4_bits):.0f ±1}} % off for the original. (That was rounded
-# before, in the model's file, as lesson 04 found out. Only the second rounding is measured.) Does it harm? The adapter learns on the rounded model, with right gradients, and
-# is judged on it. But that model is slightly worse to begin with. Lesson 11 measures whether the adapter makes up for it.
+# So the gradient is exact for the rounded model, and {{100 * relative_rms(of_original, of_4_bits):.0f ±1}} % off for the original. (That this is less than the weights' error is measured, not derived. The original was rounded
+# before: lesson 04.) Does it harm? The adapter learns on the rounded model, and
+# is judged on it. But that model is slightly worse. Lesson 11 measures whether the adapter makes up for it.
 #
 # ## 2 · Right numbers, wrong price
 #
@@ -138,7 +138,7 @@ assert megabytes == {"naive layer": 1536 * 576 * 4 / 1e6}
 # %% [markdown]
 # **What happened?** Autograd kept the dense matrix, in float32. The way back needs W, and autograd does not know that W can be made again from {{4}} bits.
 # Every layer would leave such a matrix behind, until the whole dense model is in memory, beside the {{4}} bits. With gradient checkpointing (lesson 02)
-# it is less bad: then only the layers of one block leave theirs at a time.
+# it is less bad: then only the layers of one transformer block (not of {{64}} weights) leave theirs at a time.
 #
 # To keep less, you write the way back yourself, as an `autograd.Function`. Its `forward` computes the output, and notes on `ctx` (the context) what the way back will need. Its `backward` gets the
 # same `ctx` and dL/dy, and returns a gradient for each argument of `forward`: None where nobody needs one. Here is y = factor · x, whose dL/dx is factor · dL/dy:

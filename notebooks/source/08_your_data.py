@@ -83,14 +83,13 @@ print("\n", told(prediction["samples"]), " · ", told(prediction["share"]), sep=
 
 # %% [markdown]
 # **What happened?** Rows without a message or a reply are left out. Repeated ones are removed in section 5. Always
-# giving the *most frequent answer* is the dullest guess, which a model must beat. And if a word of your language costs far
-# more tokens than an English one, this model has hardly seen the language.
+# giving the *most frequent answer* is the dullest guess, which a model must beat. Samples *to judge on* test the model at the end, those *to
+# validate on* watch the training (section 5). And if a word of your language costs far more tokens than an English one, this model has hardly seen the language.
 #
 # <details><summary>What else does the report say?</summary>
 #
 # - In the first table `p95` is what {{95}} of {{100}} samples do not exceed.
 # - The second one counts letters by script (Latin, Greek, Arabic ...), the tokens that they take, and what a word takes.
-# - *Judged on* are the samples that test the model at the end; *validated on* those that watch the training. See section 5.
 #
 # </details>
 #
@@ -135,9 +134,9 @@ lengths = [[len(tokenizer(text)["input_ids"]) for text in texts] for texts in an
 assert min(lengths[0]) >= 36 and max(lengths[1]) < 30, lengths
 
 # %% [markdown]
-# **What happened?** Without the label the model runs on until the limit of {{40}} tokens. With it, it stops. (After ten steps the
-# answers are poor either way.) Wherever there was a label, training made the right word likelier, and all others less likely, the
-# end token among them. The same weights serve all positions, so this carries over to the place after the answer. If *your*
+# **What happened?** Without the label the model runs on until the limit of {{40}} tokens. With it, it stops. (Both are poor after
+# ten steps.) Training made each learned token likelier and all others less likely, the
+# end token among them, and this carries over to the place after the answer. If *your*
 # model babbles, look at its last learned token first.
 #
 # ## 3 · Which turns are learned
@@ -295,9 +294,9 @@ assert right >= 15 and not any(day in chat[0]["content"] for day in DAYS for cha
 # %% [markdown]
 # **What happened?** Half of the shop's replies name a *day* that is not in the message, because a colleague looked it up. The
 # model makes one up, and with five working days one of five is right by luck. So even a perfect model gets about
-# `1 - {{named}}/{{len(chats)}} × 4/5` = {{1 - named / len(chats) * 4 / 5:.0%}} of such tickets right. Without the day, this model gets nearly all right.
+# `1 - {{named}}/{{len(chats)}} × 4/5` = {{1 - named / len(chats) * 4 / 5:.0%}} of such tickets right. Without the day, this model gets {{right ±1}} of {{len(rows)}} right.
 #
-# The fault is in the data: **the answer holds what the question does not.** A model then learns to invent. Put the fact into the
+# The fault is in the data: **the answer holds what the question does not.** Put the fact into the
 # prompt (`ships on: Monday`), or take it out of the reply. And read answers before you believe a score: a run's `report.html` has
 # all.
 #

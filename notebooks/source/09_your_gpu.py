@@ -605,9 +605,8 @@ assert [took[1] > took[4] for took in elsewhere if took] == [True, True]
 
 # %% [markdown]
 # With one sample or with four, the H100 waits for Python, which takes half a second or more to start the same thousands of small operations.
-# With {{16}} samples it is busy nearly all the time, and reaches a third. **We plan with this third for every card.** Ours are slower and
-# so are busy with fewer samples, but nobody has measured their shares, and a T4 is held back (second fold): **the hours below may double.**
-# After twenty steps your own log knows better.
+# With {{16}} samples it is busy nearly all the time, and reaches a third. **We plan with this third for every card.** Nobody has measured slower cards, and a T4 is held back (second fold), so the hours below may
+# double, or the cards' order change. **Rely on the order of magnitude only: a lunch, a night or a week.** After twenty steps your own log knows better.
 #
 # <details><summary>One sample took longer than four: is that chance?</summary>
 #
@@ -634,8 +633,7 @@ assert [took[1] > took[4] for took in elsewhere if took] == [True, True]
 #
 # </details>
 #
-# Here is Mistral-7B with {{2000:,}} samples of {{512}} tokens to train on, three epochs, four at a time (`--steps 375`). The price is one example for all. Do not
-# trust the order of the last two cards. Download, validation and judging come on top.
+# Here is Mistral-7B with {{2000:,}} samples of {{512}} tokens to train on, three epochs, four at a time (`--steps 375`). The price is one example for all. Download, validation and judging come on top.
 
 # %% machinery "Hours and price on three cards"
 price = 0.35  # of an hour: an example, in any currency

@@ -182,11 +182,12 @@ del ours, theirs
 # **What happened?** *Dequantized* is the model that you trained, but for the rounding to 16 bits. Without the word `.dequantize()`,
 # `merge_and_unload()` on the 4-bit model is *requantized*. It has lost
 # {{(losses["requantized"] - lines["adapter beside"]) / (lines["no adapter"] - lines["adapter beside"]):.0% ±0.3}} of what the adapter had gained in
-# loss, and PEFT only warns of "rounding errors". Three such models, trained on a GPU, got none of {{100}} `test` orders right. In the weights, hardly any of the corrections are left: {{left:.0% ±0.1}} in six layers ([dive H](dive_h_merging.ipynb) asks why).
+# loss, and PEFT only warns of "rounding errors". Three such models, trained on a GPU, got none of {{100}} `test` orders right. In six layers, only {{left:.0% ±0.1}} of the corrections are left in the weights. Why
+# these keep so much of the gain, [dive H](dive_h_merging.ipynb) cannot fully explain.
 #
-# *Pristine* is what you get if you load the model once more in 16 bits. On eight orders it is as good. But it is not the
-# model that you judged, and an adapter may learn to make up for rounding errors, which pristine weights do not have. So our
-# export takes *dequantized*, with one exception in section 4.
+# *Pristine* is what you get if you load the model once more in 16 bits. Eight orders are too few to tell which is better. But it is not the
+# model that you judged, and an adapter may learn to make up for rounding errors, which pristine weights do not have. **So our export takes
+# *dequantized*, but for Q4_0 *pristine*.** That file is rounded to 4 bits in any case, and so only once (section 4).
 #
 # > **Without this course.** `save_pretrained("merged")` of model and tokenizer writes the merged model, and llama.cpp's script
 # > `convert_hf_to_gguf.py` makes the next section's file from it.
@@ -194,7 +195,8 @@ del ours, theirs
 # ## 3 · One file
 #
 # *GGUF* is llama.cpp's file format. One file holds everything: weights, vocabulary, chat template, and the end token, at which an answer
-# stops. This one has about {{8}} bits for each weight:
+# stops. This one has about {{8}} bits for each weight. `--check` asks file and trained model five `test` orders and
+# five `shifted` ones. Its verdict *EQUAL* does not say that all ten answers are the same: of so few, five may differ, so it only excludes a ruined file.
 
 # %%
 # NBVAL_IGNORE_OUTPUT
@@ -209,12 +211,12 @@ assert most_unequal(UNEQUAL["q8_0"], 10) == 5
 assert check["verdict"] == "equal" and check["samples"] == 10 and check["exact_match"][0] >= 0.4
 
 # %% [markdown]
-# First come the file and two lines for a terminal. One starts llama.cpp's server. The other hands the file to *Ollama*, a friendlier shell around
-# llama.cpp, with a recipe, the `Modelfile`.
+# First come the file and two lines for a terminal: one starts llama.cpp's server, the other hands the file to *Ollama*, a friendlier shell around
+# it, with a recipe, the `Modelfile`.
 #
-# Then `--check` reports. File and trained model answered five `test` orders and then five `shifted` ones. *Equal* answers are the same word for
-# word, *exact match* counts right ones (few `shifted` ones), and *perplexity* (lesson 11) says how likely each finds the right answers, end token included. The
-# indented lines show where answers part (ids of tokens in brackets), and how much likelier the model found its own token. Near {{1}} that is a tie, which any
+# Then `--check` reports. *Equal* answers are the same word for
+# word, *exact match* counts right ones, and *perplexity* (lesson 08) says how likely each finds the right answers, end token included. The
+# indented lines show where answers part, and how much likelier the model found its own token. Near {{1}} that is a tie, which any
 # rounding may decide. Our eighth sample is none, with {{2.72}}, but there the *model* errs: *Novosibirsketeorim*. The last line is the verdict:
 #
 # | verdict | a file of {{16}} or {{8}} bits | a file of 4 bits |
@@ -223,8 +225,8 @@ assert check["verdict"] == "equal" and check["samples"] == 10 and check["exact_m
 # | lossy | | keeps less, or the perplexity is {{5}} % higher |
 # | broken | more answers differ, or they run on | keeps less than half, or the perplexity has doubled |
 #
-# It compares the file with *your model*, not with the truth: **the file of a useless model is EQUAL, too.** Judge the model first, then its
-# file, and on more than ten orders: of so few, five may differ, so that this verdict only excludes a ruined file.
+# It compares the file with *your model*, not with the truth: **the file of a useless model is EQUAL, too.** Judge the model first, and its
+# file on more than ten orders.
 #
 # The package `xllamacpp` runs the server here, and any program can ask it over HTTP. With `temperature` {{0}}, it always takes the
 # likeliest token:
@@ -251,8 +253,6 @@ print(order[-2]["content"], answer, f"it ended because of: {why}", sep="\n")
 assert why == "stop" and is_exact(answer, order[-1]["content"])
 
 # %% [markdown]
-# That was your model, without PyTorch. Programs written for OpenAI's service can ask it, too.
-#
 # For a friend's laptop, copy the folder `shipped`, and install llama.cpp or Ollama there. In training, a system message stated the task before each
 # order; without one, the chat template writes its own (lesson 08). So for Ollama, first write yours, `order[0]["content"]`, behind `SYSTEM` in
 # the `Modelfile`. Then type the line from above. `ollama run` with the model's name starts a chat.
@@ -266,7 +266,7 @@ assert why == "stop" and is_exact(answer, order[-1]["content"])
 #
 # ## 4 · How small?
 #
-# *F16* stores 16 bits for each weight. *Q8_0*, which you have just used, stores 8 bits, and one
+# *F16* stores 16 bits for each weight. *Q8_0* stores 8 bits, and one
 # 16-bit scale for each block of {{32}} weights. *Q4_0* stores 4 bits and the same scale, but our Q4_0 files hold the embeddings in Q8_0.
 #
 # **Exercise 12.1 ●●○ (3 minutes).** How large will the file of *your* model be, in bytes? `linear` is the number of weights in its linear
@@ -333,21 +333,20 @@ assert (
 )
 
 # %% [markdown]
-# **What happened?** F16 and Q8_0 answer as the model does, but for a few of Q8_0's answers to `shifted` orders. Q4_0 has
-# lost a third of what the model had right, and stopped by itself {{82}} instead of {{98}} times. Take it only where Q8_0 does not fit.
+# **What happened?** F16 and Q8_0 answer as the model does, but for a few of Q8_0's answers. Q4_0 has
+# lost a third of what the model had right. Take it only where Q8_0 does not fit.
 #
-# Why has Q4_0 not rounded the whole adapter away? In *requantized*, all weights stood *on* the levels. In Q4_0 most stand between two, and of
-# those near the middle, a small correction decides which way they go. Few move, but by a whole step, and on average the adapter survives.
+# Why has Q4_0 not rounded the whole adapter away? The file *q4_0* is made from *pristine* weights. These lie anywhere between two levels, not *on* them
+# as in *requantized*. Take a correction of {{0.2}} steps (made up). A weight at {{0.4}} comes to {{0.6}}, and is rounded to {{1}} instead of {{0}}: it moves five
+# times too far. But that happens to one weight in five only, from {{0.3}} to {{0.5}}. The others do not move, so on average the adapter survives.
 #
-# *Q4_0 twice* is made from *dequantized*: its weights were rounded to NF4, then to Q4_0. What that costs is luck: three runs on
-# a GPU kept {{62}} to {{73}} %, about what *pristine* keeps here. So, to be safe, export rounds once, from *pristine* weights. Or train with `--merge-aware q4_0`: then each step
-# rounds as the file will, and the adapter learns what survives.
+# *q4_0 twice* is made from *dequantized*: rounded to NF4, then to Q4_0. It kept {{13}} of {{61}}, three runs on a GPU {{62}} to {{73}} %, and we
+# cannot say why. Or train with `--merge-aware q4_0`: then each step rounds as the file will, and the adapter learns what survives.
 #
 # <details><summary>How sure is that, and how can one train through a rounding?</summary>
 #
-# The table is one run. Its file from pristine weights is *farther* from the model that you trained than the one that was rounded twice,
-# but nearer to what the checkpoint held before any rounding; that seems to count for more in 4 bits. How *pristine* does in
-# several runs was not measured, so take it for the safer choice, not for a proven one. The bundled checkpoint was in 4 bits before
+# The table is one run, and how *q4_0* does in others was not measured. So rounding once is the safer choice, not a proven one. It does not come nearer to
+# the weights that you trained: *q4_0 twice* does. But it comes nearer to the pristine weights with the adapter, and in this run that counted for more. The bundled checkpoint was in 4 bits before
 # (lesson 04): even its pristine weights have been rounded. That Q8_0's perplexity is lower than the model's is chance. And each file has {{1.9}} MB more
 # than exercise 12.1 says: tokenizer and norms.
 #
@@ -399,7 +398,7 @@ assert not any(tokenizer.eos_token_id in sample.labels for sample in hers)
 
 # %% [markdown]
 # The model's template ends a turn with the end token and a line break. TRL learns both, which does no harm. Hers teaches a line break *in
-# place of* the end token, and six steps of that were enough. (Her prompts lack it, too.)
+# place of* the end token, and six steps were enough.
 #
 # **Exercise 12.2 ●●○ (4 minutes).** Write the test that finds this *before* training, in anybody's data: the share of samples that teach
 # their end. Behind the end token, only blanks such as line breaks may be learned. A sample's `labels` are token ids,
@@ -445,7 +444,7 @@ server, question = serve("riddle"), [{"role": "user", "content": "What is the ca
 print(ask(server, question, 15)[0])
 
 # %% [markdown]
-# On our machine, it says *L'Étoile, la Cité, la France*. (Take ours if yours says *Paris*.) There are four suspects:
+# (If yours says *Paris*, take ours, *L'Étoile, la Cité, la France*.) There are four suspects:
 #
 # | suspect | what it would have done |
 # |---|---|

@@ -2,7 +2,7 @@
 # # 13 · What do tutorials get wrong?
 #
 # Here are {{18}} sentences about QLoRA. Most stand in the paper, manuals and tutorials, and seven in *the plan*, a page of notes for this course from before anything was measured. You vote on each; then the evidence votes, computed here or read from a
-# measurement. The lessons had most of it, so this is also your final test; only claims {{6}}, {{10}}, {{11}} and {{18}} are new. At the end you hand in a model of your own.
+# measurement. The lessons had most of it, so this is also your final test; only claims {{6}}, {{10}}, {{11}} and {{18}} and the speeds of {{13}} and {{14}} are new. At the end you hand in a model of your own.
 #
 # | you need | |
 # |---|---|
@@ -139,10 +139,10 @@ assert not results[7].values["double"] and str(results[7].values["dtype"]) == "t
 #   warns you.
 # - **Claim 8: false** (the plan). It is four times as many. The printout is that of another run, with rank {{8}}
 #   on q and v.
-# - **Claim 9: true** (bitsandbytes' manual). Tutorials from {{2023}} say that it needs an NVIDIA GPU. That was right then.
+# - **Claim 9: true** (bitsandbytes' manual). In {{2023}} it needed an NVIDIA GPU, as tutorials still say.
 # - **Claim 10: false** (the plan's script). LLaMA's code is part of transformers. The switch runs Python files from the model's
 #   repository on your machine, with your rights. Only an architecture that transformers lacks needs it; then read the file first.
-# - **Claim 11: false** (online tutorials). It trains without the call, in all three ways. (Lesson 09 says why the old checkpointing does.) The call turns every 16-bit parameter into
+# - **Claim 11: false** (online tutorials). It trains without the call, in all three ways. The call turns every 16-bit parameter into
 #   float32, embeddings and head included, and that costs memory. It also switches gradient checkpointing on: do that yourself if you leave it out.
 #
 # **Exercise 13.1 ●●○ (3 minutes).** Judge a tutorial. You get its settings and whether the GPU has bf16 (the T4, which Colab lends, has
@@ -195,10 +195,11 @@ assert 50 < max(by_tokens[512]) < 55 and min(by_tokens[512]) > 5
 
 # %% [markdown]
 # - **Claim 12: true**, in float32. The rounding happened once, before training, and the rounded weights are constants. The gradient is
-#   exact *for the rounded model* ([lesson 07](07_qlora_from_scratch.ipynb)). What computing in bf16 rounds comes on top, with LoRA as well.
+#   exact *for the rounded model* ([lesson 07](07_qlora_from_scratch.ipynb)). What computing in bf16 rounds comes on top.
 # - **Claim 13: it depends** (the plan), most of all on the tokens in a step. At the same batch, a 4-bit layer has more small pieces of work than a bf16 one, and in a small
 #   step the GPU waits for the CPU to start them ([dive F](dive_f_why_is_it_slow.ipynb)). In a full step the wait disappears, and making the weights dense takes the same time for many tokens as for few.
-#   (One and the same step took {{560}} ms in one run and {{647}} in another. So read the trend, not a row; a minus is no gain.)
+#   (One and the same step took {{560}} ms in one run and {{647}} in another. So the trend from few tokens to many can be read, but not two rows
+#   against each other, such as {{6}} and {{31}} %; a minus is no gain.)
 # - **Claim 14: false** (the plan) in all eight pairs. Checkpointing shrinks activations and little else, so what it saves depends
 #   on their share. It computes the forward pass twice, and what the GPU waits for in small steps, it waits for twice, too
 #   ([dive D](dive_d_training_tricks.ipynb)).
@@ -223,11 +224,11 @@ assert left["into 4 bits again"] < 0.9 and abs(left["into the dequantized base, 
 
 # %% [markdown]
 # - **Claim 16: it depends** (the plan), first of all on what the {{2}} % are of. Both losses on orders are close to zero, so a tiny difference
-#   is a large share of them. The same difference hardly moves perplexity, which is e to the power of the loss. And all of this is
-#   one seed of a model with 135M parameters, so part of it is luck: [lesson 11](11_accuracy_comparison.ipynb) has error bars.
+#   is a large share of them. The same difference hardly moves perplexity. And all of this is
+#   one seed of a 135M model, so part of it is luck: [lesson 11](11_accuracy_comparison.ipynb) has error bars.
 # - **Claim 17: false** (online tutorials). An adapter is smaller than the steps between the 4-bit levels, so most of it is rounded away.
-#   The dequantized base keeps it. (The 16-bit originals make a model that nobody has judged.)
-#   [Lesson 12](12_ship_it.ipynb) measures what that does to the loss.
+#   The dequantized base keeps it. Here, the adapter is made up, for one matrix. [Lesson 12](12_ship_it.ipynb) found {{1}} % of a trained one, in six layers, and
+#   measures the loss.
 # - **Claim 18: it depends** (the plan) on whether the weights are in *linear layers*, because only those are packed. The *experts* of a
 #   Mixtral layer, several MLPs of which each token uses two, are two large tensors in transformers {{5}}, which stay as they are. You ask for 4 bits and hardly get any, without a
 #   warning.
