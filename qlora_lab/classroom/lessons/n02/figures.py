@@ -118,8 +118,8 @@ def plot_growth(
     styles = [(BLUE, "-", "o"), (VERMILION, "-.", "s"), (GREEN, ":", "^")]
     for (name, values), (colour, dash, marker) in zip(curves.items(), styles, strict=False):
         ax.plot(tokens, values, color=colour, linestyle=dash, marker=marker, markersize=5)
-        place = {"textcoords": "offset points", "va": "center", "color": colour}
-        ax.annotate(f"{name}\ncheckpointing", (tokens[-1], values[-1]), (8, 0), **place)
+        beside = f"{name}\ncheckpointing"
+        ax.annotate(beside, (tokens[-1], values[-1]), (8, 0), textcoords="offset points", va="center", color=colour)
     top = 1.1 * max([*(max(values) for values in curves.values()), guess if is_number(guess) else 0])
     for card in cards:
         if card <= top:
