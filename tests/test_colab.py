@@ -157,7 +157,6 @@ def test_colab_gets_the_course_and_what_it_lacks_and_keeps_its_torch(machine, tm
     assert twice.stdout.splitlines() == [kept, kept, cwd, package, version, file]
 
 
-@pytest.mark.whole
 def test_a_first_notebook_runs_there(machine, tmp_path):
     """All cells of 03 in the simulated Colab's kernel, begun in an empty folder."""
     folder, python, _ = machine

@@ -55,7 +55,6 @@ def test_readme_has_badges_for_every_lesson(published):
 
 
 @pytest.mark.slow
-@pytest.mark.whole
 def test_the_tests_pass_in_that_copy(published):
     """Those that know of the set-up cell and of README's table."""
     env = os.environ | {"PYTHONPATH": str(published)}

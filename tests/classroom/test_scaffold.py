@@ -31,7 +31,6 @@ def python(course: Path, *arguments: str) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.slow
-@pytest.mark.whole
 def test_a_new_lesson_is_whole(course):
     new = ["-m", "qlora_lab.classroom", "new"]
     done = python(course, *new, "lesson", "98_bytes", "--title", "what does it cost?", "--write-only")

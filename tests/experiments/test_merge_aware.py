@@ -30,7 +30,6 @@ def test_a_way_is_judged_in_what_it_was_trained_for(tiny, way, kinds):
     assert all(f"{kind}: validation {loss:.4f}, test 0/2" in merge_aware.summary(run) for kind, loss in losses.items())
 
 
-@pytest.mark.whole
 def test_each_way_trains_with_its_target_in_view_for_its_steps(tiny, monkeypatch):
     asked = []
 

@@ -87,7 +87,6 @@ def test_a_comparison_tries_all_rates_and_judges_the_best(tiny, monkeypatch):
     assert "rate" in methods.summary(found["runs"])
 
 
-@pytest.mark.whole
 def test_whole_models_are_trained_a_rate_at_a_time_and_the_best_is_kept(tiny, monkeypatch):
     """The second rate is the best: what is judged began as its seeds' run, not as the first or the last."""
     stacks, judged, train = [], [], methods_runs.train_runs

@@ -130,7 +130,6 @@ def fingerprint(run: pathlib.Path) -> str:
         return file.metadata()["base_fingerprint"]
 
 
-@pytest.mark.whole
 def test_one_killed_ends_all_and_another_number_goes_on(untied, tmp_path, capsys):
     output = tmp_path / "run"
     command = ["--model", str(untied), *RUN.split(), "--output", str(output)]

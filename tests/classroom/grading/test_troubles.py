@@ -182,7 +182,6 @@ class Peak(threading.Thread):
 
 @POSIX
 @pytest.mark.slow
-@pytest.mark.whole
 def test_forty_hand_ins_of_all_kinds(tmp_path):
     students = hand_ins(str(tmp_path / "left"))
     assert len(students) == 40
