@@ -76,7 +76,6 @@ def test_the_log_is_the_report_step_by_step(whole):
     assert noted == report["validation_losses"]
 
 
-@pytest.mark.whole
 def test_a_killed_run_ends_like_one_that_was_not(whole, capsys, tiny_folder, tmp_path):
     output = tmp_path / "run"
     arguments = ["--model", tiny_folder, "--output", output, *CARE]

@@ -118,10 +118,7 @@ def test_the_judge_of_a_merge_aware_run_sees_the_merge(tiny, monkeypatch):
 
 @pytest.mark.parametrize(
     ("point", "amounts", "accumulation"),
-    [
-        pytest.param(("rank 16", (50, 200), 64, 2), (50, 200), 4, marks=pytest.mark.whole),
-        (("full", (2000,), 4, 2), (2000,), 1),
-    ],
+    [(("rank 16", (50, 200), 64, 2), (50, 200), 4), (("full", (2000,), 4, 2), (2000,), 1)],
 )
 def test_a_point_of_the_grid(tiny, monkeypatch, point, amounts, accumulation):
     asked, batches = [], methods_runs.Batches

@@ -231,7 +231,7 @@ def test_the_loss_in_chunks_is_the_loss_or_chunks_are_refused(name, folder_of, m
 @pytest.mark.parametrize(
     "names",
     [
-        pytest.param(["llama", "gemma3", "mixtral", "gpt2", "bart"], id="some", marks=pytest.mark.whole),
+        pytest.param(["llama", "gemma3", "mixtral", "gpt2", "bart"], id="every run"),
         *(
             pytest.param(TYPES[n : n + 40], id=f"from {TYPES[n]}", marks=pytest.mark.sweep)
             for n in range(0, len(TYPES), 40)
