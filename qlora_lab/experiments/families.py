@@ -2,8 +2,9 @@
 
     losses   a small model of each family with random weights, its norms too: the losses of some steps in float32, and
              in bf16 with the plain step, with the fast step, and with the fast step and checkpointing
-    speeds   the shapes of models that people train, with random weights in NF4, adapters of rank 64 on all linear
-             layers, 512 tokens a sample: `standard` is PEFT + bitsandbytes, see `step_ways`
+    speeds   the shapes of models that people train, with random weights in NF4, adapters on all linear layers, 512
+             tokens a sample: `standard` is PEFT + bitsandbytes and `fast` ours, see `step_ways`; "trl" is SFTTrainer,
+             and "unsloth, plain loop" what Unsloth's kernels do without a Trainer around them (`unsloth_speed`)
 
 Times, peaks and the floor are those of `step_speed`.
 """
@@ -13,16 +14,20 @@ from __future__ import annotations
 import argparse
 import pathlib
 import warnings
+from collections.abc import Iterator
 
 import torch
 from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from qlora_lab.adapters.peft_adapter import add_adapter
 from qlora_lab.arguments import Parser, count
 from qlora_lab.experiments.gpu import empty_cache, require_gpu
 from qlora_lab.experiments.record import Record
+from qlora_lab.experiments.sft_trainer import standard_sft_steps
 from qlora_lab.experiments.step_speed import PACKAGES, RATE, matrix_product_rate
-from qlora_lab.experiments.step_ways import COMMON, LENGTH, RANK, SETTINGS, result, samples
+from qlora_lab.experiments.step_ways import COMMON, LENGTH, SETTINGS, result, samples_of_steps
+from qlora_lab.experiments.unsloth_process import WITHOUT_CHECKPOINTING, unsloth_runs
 from qlora_lab.models.random_weights import build_random
 from qlora_lab.training.batches import Batches
 from qlora_lab.training.chat import TokenizedSample
@@ -38,6 +43,7 @@ SMALL = {
     "head_dim": 64,
     "vocab_size": 1000,
 }
+EAGER = {"attn_implementation": "eager"}  # transformers' other kinds of attention leave a cap out
 FEATURES = {  # model: its type, and what its config sets, so that each feature is used within 200 tokens
     "llama": ("llama", {}),
     "llama 3": (
@@ -48,7 +54,7 @@ FEATURES = {  # model: its type, and what its config sets, so that each feature 
     "qwen2": ("qwen2", {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 2}),
     "qwen3": ("qwen3", {}),
     "phi3": ("phi3", {"sliding_window": 50}),
-    "gemma2": ("gemma2", {"sliding_window": 64, "query_pre_attn_scalar": 50, "attn_logit_softcapping": None}),
+    "gemma2": ("gemma2", {"sliding_window": 64, "query_pre_attn_scalar": 50, "attn_logit_softcapping": 0.5, **EAGER}),
     "gemma3": ("gemma3_text", {"sliding_window": 64, "sliding_window_pattern": 2, "query_pre_attn_scalar": 50}),
     "smollm3": ("smollm3", {"no_rope_layers": [1, 1, 0, 1]}),
     "olmo2": ("olmo2", {}),
@@ -116,13 +122,12 @@ SHAPES = {  # the configs that their makers publish
         },
     ),
 }
-WAYS = ("standard", "fast")
+PLAIN_UNSLOTH = WITHOUT_CHECKPOINTING[1]
+WAYS = ("standard", "fast", "trl", PLAIN_UNSLOTH)
 
 
 def config(kind: str, **features):
     """A config of transformers, its embeddings not tied to its head where a family lets one choose."""
-    from transformers import AutoConfig
-
     common = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     if not kind.startswith("gemma"):
         common["tie_word_embeddings"] = False
@@ -207,36 +212,59 @@ def weights_in_products(model, vocabulary: int) -> int:
     return linears + vocabulary * model.config.hidden_size
 
 
-def compare_speeds(record: Record, steps: int, ways: tuple[str, ...]) -> None:
+def compare_speeds(record: Record, steps: int, ways: tuple[str, ...], ranks: tuple[int, ...]) -> None:
     for name, (kind, features) in SHAPES.items():
-        base = None
-        for who in ways:
-            for batch, checkpointing in SETTINGS:
-                key = {"model": name, "who": who, "batch_size": batch, "gradient_checkpointing": checkpointing}
-                if record.rows("speeds", **key):
-                    continue
-                if base is None:
-                    empty_cache()
-                    base = build_random(config(kind, **features), device="cuda", compute_dtype=torch.bfloat16)
-                    weights = weights_in_products(base, features["vocab_size"])
-                    model = add_adapter(base, rank=RANK, alpha=RANK)
-                empty_cache()
-                torch.cuda.reset_peak_memory_stats()
-                batches = Batches(samples(4 * batch, LENGTH, features["vocab_size"]), batch)
-                records = train_steps(
-                    model, batches, steps=steps, gradient_checkpointing=checkpointing, fast=who == "fast", **COMMON
-                )
-                row = key | result(list(records))
-                floor = 1e3 * (6 if checkpointing else 4) * weights * batch * LENGTH / record.content[RATE]
-                row |= {"weights": weights, "share_of_floor": floor / row["milliseconds"]}
-                record.add("speeds", row)
+        shape, vocabulary = config(kind, **features), features["vocab_size"]
+        with torch.device("meta"):
+            weights = weights_in_products(AutoModelForCausalLM.from_config(shape), vocabulary)
+        for rank in ranks:
+            rows = [
+                key
+                for who in ways
+                for batch, checkpointing in SETTINGS
+                if not record.rows("speeds", **(key := key_of(name, rank, who, batch, checkpointing)))
+            ]
+            for run in made_runs(shape, vocabulary, rank, rows, steps):
+                tokens = run["batch_size"] * LENGTH
+                floor = 1e3 * (6 if run["gradient_checkpointing"] else 4) * weights * tokens / record.content[RATE]
+                run |= {"weights": weights, "share_of_floor": floor / run["milliseconds"]}
+                record.add("speeds", run)
                 print(
-                    f"{name:12} {who:9} {batch:2}{', checkpointing' if checkpointing else '':15} "
-                    f"{row['tokens_per_second']:7.0f} tokens/s {row['share_of_floor']:5.0%} of the floor "
-                    f"{row['peak_allocated'] / 1e9:6.2f} GB",
+                    f"{name:12} rank {rank:2} {run['who']:20} {run['batch_size']:2}"
+                    f"{', checkpointing' if run['gradient_checkpointing'] else '':15} "
+                    f"{run['tokens_per_second']:7.0f} tokens/s {run['share_of_floor']:5.0%} of the floor "
+                    f"{run['peak_allocated'] / 1e9:6.2f} GB",
                     flush=True,
                 )
-        base = model = None
+
+
+def key_of(name: str, rank: int, who: str, batch: int, checkpointing: bool) -> dict:
+    return {"model": name, "rank": rank, "who": who, "batch_size": batch, "gradient_checkpointing": checkpointing}
+
+
+def made_runs(shape, vocabulary: int, rank: int, rows: list[dict], steps: int) -> Iterator[dict]:
+    """These rows of one model and rank, each with its result. TRL's come after ours, since it changes the model."""
+    model = None
+    for row in (row for row in rows if row["who"] != PLAIN_UNSLOTH):
+        if model is None:
+            empty_cache()
+            base = build_random(shape, device="cuda", compute_dtype=torch.bfloat16)
+            model = add_adapter(base, rank=rank, alpha=rank)
+        empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        who, batch, checkpointing = row["who"], row["batch_size"], row["gradient_checkpointing"]
+        data = samples_of_steps(batch, vocabulary)
+        if who == "trl":
+            records = standard_sft_steps(model, data, batch, checkpointing, steps)
+        else:
+            settings = {"gradient_checkpointing": checkpointing, "fast": who == "fast", **COMMON}
+            records = list(train_steps(model, Batches(data, batch), steps=steps, **settings))
+        yield row | result(records)
+    model = base = None
+    theirs = [row for row in rows if row["who"] == PLAIN_UNSLOTH]
+    settings = [(row["who"], row["batch_size"], row["gradient_checkpointing"]) for row in theirs]
+    for run in unsloth_runs(settings, steps, shape, rank) if theirs else ():
+        yield theirs[0] | run
 
 
 # --- Command line -----------------------------------------------------------------------------------------------------
@@ -245,6 +273,7 @@ def compare_speeds(record: Record, steps: int, ways: tuple[str, ...]) -> None:
 def add_flags(parser: Parser) -> None:
     parser.add_argument("--parts", default="losses,speeds", help="which of them (default: %(default)s)")
     parser.add_argument("--ways", default=",".join(WAYS), help="for the speeds (default: %(default)s)")
+    parser.add_argument("--ranks", type=count, nargs="+", default=[64, 16], help="for the speeds (default: 64 16)")
     parser.add_argument("--loss-steps", type=count, default=50, help="of each training (default: %(default)s)")
     parser.add_argument("--steps", type=count, default=8, help="of each training that is timed (default: %(default)s)")
     parser.add_argument("--output", type=pathlib.Path, help="folder for a record, families-<gpu>.json")
@@ -260,7 +289,6 @@ def run(arguments: argparse.Namespace) -> None:
         torch.cuda.get_device_name(),
         packages=PACKAGES,
         settings={
-            "rank": RANK,
             "sequence_length": LENGTH,
             "steps": arguments.steps,
             "loss_steps": arguments.loss_steps,
@@ -273,4 +301,4 @@ def run(arguments: argparse.Namespace) -> None:
     if "losses" in arguments.parts:
         compare_losses(record, arguments.loss_steps)
     if "speeds" in arguments.parts:
-        compare_speeds(record, arguments.steps, tuple(arguments.ways.split(",")))
+        compare_speeds(record, arguments.steps, tuple(arguments.ways.split(",")), tuple(arguments.ranks))

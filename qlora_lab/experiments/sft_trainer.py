@@ -8,19 +8,36 @@ import time
 import torch
 
 from qlora_lab.experiments.step_ways import COMMON, LENGTH, make, samples_of_steps
-from qlora_lab.models.loading import load_model
+from qlora_lab.training.chat import TokenizedSample
 from qlora_lab.training.step_records import StepRecord
 
 
 def trl_steps(batch: int, checkpointing: bool, steps: int) -> list[StepRecord]:
     """The standard model, with PEFT's adapters, through SFTTrainer."""
     model, _ = make("standard")
-    _, tokenizer = load_model(device="cpu")  # SFTTrainer wants one; the samples are made of numbers
+    return standard_sft_steps(model, samples_of_steps(batch), batch, checkpointing, steps)
+
+
+def standard_sft_steps(model, data: list[TokenizedSample], batch: int, checkpointing: bool, steps: int):
+    """`sft_steps` on a model of `build_random` with PEFT's adapters. SFTTrainer makes these adapters bf16 ones."""
+    model.gradient_checkpointing_disable()  # SFTTrainer turns it on, and never off
     settings = {"gradient_checkpointing_kwargs": {"use_reentrant": False}}
-    return sft_steps(model, tokenizer, batch, checkpointing, steps, **settings)
+    return sft_steps(model, wordless_tokenizer(), data, batch, checkpointing, steps, **settings)
 
 
-def sft_steps(model, tokenizer, batch: int, checkpointing: bool, steps: int, **settings) -> list[StepRecord]:
+def wordless_tokenizer():
+    """A tokenizer that knows no words, for samples that are made of numbers: SFTTrainer and Unsloth want one."""
+    import tokenizers
+    import transformers
+
+    special = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    words = tokenizers.models.WordLevel({token: i for i, token in enumerate(special.values())}, "<unk>")
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizers.Tokenizer(words), **special)
+
+
+def sft_steps(
+    model, tokenizer, data: list[TokenizedSample], batch: int, checkpointing: bool, steps: int, **settings
+) -> list[StepRecord]:
     """SFTTrainer on a model with adapters. A step's seconds go from the end of the one before to its own end."""
     import datasets
     import transformers
@@ -41,7 +58,7 @@ def sft_steps(model, tokenizer, batch: int, checkpointing: bool, steps: int, **s
             if logs and "loss" in logs:
                 logged.append(logs)
 
-    ids = [list(sample.ids) for sample in samples_of_steps(batch)]
+    ids = [list(sample.ids) for sample in data]
     with tempfile.TemporaryDirectory() as folder:
         configured = SFTConfig(
             output_dir=folder,

@@ -49,9 +49,9 @@ def samples(count: int, length: int, vocabulary: int) -> list[TokenizedSample]:
     ]
 
 
-def samples_of_steps(batch: int) -> list[TokenizedSample]:
-    """Four steps' samples, which all ways train on over and over."""
-    return samples(4 * batch, LENGTH, SHAPES[SHAPE].vocab_size)
+def samples_of_steps(batch: int, vocabulary: int | None = None) -> list[TokenizedSample]:
+    """Four steps' samples, which all ways train on over and over. vocabulary: that of SHAPE unless given."""
+    return samples(4 * batch, LENGTH, vocabulary or SHAPES[SHAPE].vocab_size)
 
 
 def make(who: str):
@@ -117,21 +117,22 @@ def graphed_steps(model, batch: int, checkpointing: bool, steps: int) -> Generat
         graph.replay()
         return loss
 
-    yield from plain_loop(replay, parameters, batch, steps)
+    yield from plain_loop(replay, parameters, samples_of_steps(batch), batch, steps)
 
 
 def plain_loop(
     forward_backward: Callable[[torch.Tensor], torch.Tensor],
     parameters: list[torch.nn.Parameter],
+    data: list[TokenizedSample],
     batch: int,
     steps: int,
 ) -> Generator[StepRecord, None, None]:
     """The least that a training needs: gradients, clipping, AdamW.
 
     forward_backward: takes a step's ids, on the host; leaves gradients, returns the loss.
+    data: the samples of four steps, over and over.
     """
     adamw = make_optimizer(COMMON["optimizer"], parameters, COMMON["learning_rate"], 0.0)
-    data = samples_of_steps(batch)
     for step in range(steps):
         start = time.perf_counter()
         rows = data[step % 4 * batch :][:batch]

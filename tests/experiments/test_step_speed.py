@@ -83,7 +83,7 @@ def test_the_plain_loop_trains(on_a_cpu):
         loss.backward()
         return loss.detach()
 
-    records = list(step_ways.plain_loop(forward_backward, parameters, 2, 16))
+    records = list(step_ways.plain_loop(forward_backward, parameters, step_ways.samples_of_steps(2), 2, 16))
     assert [record.step for record in records] == list(range(1, 17))
     assert {ids.shape for ids in given} == {(2, 12)}
     assert torch.equal(given[0], given[4]) and not any(torch.equal(given[0], ids) for ids in given[1:4])
@@ -96,7 +96,7 @@ def test_sft_trainer_is_timed_from_step_to_step(on_a_cpu, monkeypatch, tokenizer
     pytest.importorskip("trl", reason="TRL has left Python 3.10")
     start, waited = time.perf_counter(), []
     monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: waited.append(time.perf_counter()))
-    records = sft_trainer.sft_steps(tiny(), tokenizer, 2, False, 5, use_cpu=True)
+    records = sft_trainer.sft_steps(tiny(), tokenizer, step_ways.samples_of_steps(2), 2, False, 5, use_cpu=True)
     assert [record.step for record in records] == [1, 2, 3, 4, 5] and len(waited) == 5
     between = [later - earlier for earlier, later in zip(waited, waited[1:], strict=False)]
     assert [record.seconds for record in records[1:]] == pytest.approx(between, abs=1e-3)
@@ -145,8 +145,8 @@ def unsloth_speed(monkeypatch):
 )
 def test_unsloth_trains_as_its_row_says(on_a_cpu, unsloth_speed, monkeypatch, who, checkpointing, mode):
     trainers = []
-    monkeypatch.setattr(unsloth_speed, "sft_steps", lambda *of: trainers.append(of[2:]) or steps(1.0, 1.0, 2.0))
-    run = unsloth_speed.run("a folder", who, 2, checkpointing, 6)
+    monkeypatch.setattr(unsloth_speed, "sft_steps", lambda *of: trainers.append(of[3:]) or steps(1.0, 1.0, 2.0))
+    run = unsloth_speed.run("a folder", 64, who, 2, checkpointing, 6)
     assert sys.modules["unsloth"].asked == [mode, mode]
     if "plain" in who:
         assert not trainers and len(run["losses"]) == 6 and run["losses"][-1] < run["losses"][1]
@@ -155,14 +155,14 @@ def test_unsloth_trains_as_its_row_says(on_a_cpu, unsloth_speed, monkeypatch, wh
 
 
 def test_one_of_unsloths_runs_that_fails_does_not_end_the_others(unsloth_speed, monkeypatch, capsys):
-    def run(folder, who, batch, checkpointing, steps):
+    def run(folder, rank, who, batch, checkpointing, steps):
         if batch == 4:
             raise RuntimeError("no kernel for this")
         return {"milliseconds": 1.0}
 
     monkeypatch.setattr(unsloth_speed, "run", run)
     rows = [["unsloth", batch, True] for batch in (1, 4, 16)]
-    monkeypatch.setattr(sys, "argv", ["unsloth_speed", "a folder", "20", json.dumps(rows)])
+    monkeypatch.setattr(sys, "argv", ["unsloth_speed", "a folder", "20", "64", json.dumps(rows)])
     assert unsloth_speed.main() == 1
     out, error = capsys.readouterr()
     assert [json.loads(line)["batch_size"] for line in out.splitlines()] == [1, 16]
@@ -190,7 +190,7 @@ def test_unsloth_has_a_process_of_its_own(on_a_cpu, monkeypatch, capsys):
 
             assert AutoConfig.from_pretrained(cwd).quantization_config["bnb_4bit_quant_type"] == "nf4"
             assert AutoTokenizer.from_pretrained(cwd).pad_token == "<pad>"
-            started.append((command[1:4], command[-2:], env["UNSLOTH_DISABLE_STATISTICS"]))
+            started.append((command[1:4], command[-3:], env["UNSLOTH_DISABLE_STATISTICS"]))
 
         def __enter__(self):
             return self
@@ -207,7 +207,7 @@ def test_unsloth_has_a_process_of_its_own(on_a_cpu, monkeypatch, capsys):
     assert list(unsloth_process.unsloth_runs([("unsloth", 1, True)], 20)) == [{"who": "unsloth"}, {}]
     (start,) = started
     assert start[0][:2] == ["-m", "qlora_lab.experiments.unsloth_speed"]
-    assert start[1:] == (["20", '[["unsloth", 1, true]]'], "1")
+    assert start[1:] == (["20", "64", '[["unsloth", 1, true]]'], "1")
     assert "exit status 1" in capsys.readouterr().out
 
 
