@@ -75,7 +75,7 @@ from qlora_lab.training.data import has_splits
 from qlora_lab.training.loop import train
 from qlora_lab.training.picture import in_short
 from qlora_lab.training.presets import Preset
-from qlora_lab.training.processes import another_has_ended, make_accelerator
+from qlora_lab.training.processes import another_has_ended, make_accelerator, on_cpu
 from qlora_lab.training.run_folder import RunFolder, save_adapter
 from qlora_lab.training.sharding import is_wanted, require_shardable
 from qlora_lab.training.step_log import StepLog
@@ -134,7 +134,7 @@ def run(args: argparse.Namespace) -> dict | None:
     """
     from accelerate import PartialState
 
-    machine = PartialState(cpu=not torch.cuda.is_available())
+    machine = PartialState(cpu=on_cpu())
     device = cast(torch.device, machine.device)  # optional in Accelerate's types, never in a state that has been made
     dtype = DTYPES.get(args.compute_dtype) or pick_compute_dtype(device)
     preset, settings = recipe(args, device, dtype, machine.num_processes)

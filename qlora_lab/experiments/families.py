@@ -272,7 +272,9 @@ def made_runs(shape, vocabulary: int, rank: int, rows: list[dict], steps: int) -
 
 def add_flags(parser: Parser) -> None:
     parser.add_argument("--parts", default="losses,speeds", help="which of them (default: %(default)s)")
-    parser.add_argument("--ways", default=",".join(WAYS), help="for the speeds (default: %(default)s)")
+    parser.add_argument(
+        "--ways", nargs="+", choices=WAYS, default=WAYS, metavar="WAY", help=f"for the speeds: {'; '.join(WAYS)}"
+    )
     parser.add_argument("--ranks", type=count, nargs="+", default=[64, 16], help="for the speeds (default: 64 16)")
     parser.add_argument("--loss-steps", type=count, default=50, help="of each training (default: %(default)s)")
     parser.add_argument("--steps", type=count, default=8, help="of each training that is timed (default: %(default)s)")
@@ -301,4 +303,4 @@ def run(arguments: argparse.Namespace) -> None:
     if "losses" in arguments.parts:
         compare_losses(record, arguments.loss_steps)
     if "speeds" in arguments.parts:
-        compare_speeds(record, arguments.steps, tuple(arguments.ways.split(",")), tuple(arguments.ranks))
+        compare_speeds(record, arguments.steps, tuple(arguments.ways), tuple(arguments.ranks))

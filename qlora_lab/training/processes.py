@@ -43,6 +43,13 @@ def another_has_ended(error: RuntimeError) -> bool:
     return isinstance(error, lost) or "gloo/transport" in str(error)
 
 
+def on_cpu() -> bool:
+    """Whether this process trains on the CPU: there is no NVIDIA GPU, or `accelerate launch --cpu` asks for it."""
+    from accelerate.utils import parse_flag_from_env
+
+    return not torch.cuda.is_available() or bool(parse_flag_from_env("ACCELERATE_USE_CPU"))
+
+
 def make_accelerator(compute_dtype: torch.dtype, device: torch.device):
     """Make 🤗 Accelerate's accelerator for this compute dtype and the model's device."""
     from accelerate import Accelerator
