@@ -44,6 +44,20 @@ def test_what_exceeds_a_label():
     assert labels.exceeded({}, {"seconds": 1.0}) == ["its card promises no seconds"]
 
 
+def test_a_slow_machine_may_take_longer_but_no_more_memory():
+    promised, took = {"seconds": 60, "gigabytes": 2}, {"seconds": 170.0, "gigabytes": 3.1}
+    assert labels.exceeded(promised, took, pace=2.0) == ["3.1 gigabytes, promised are 2"]
+    assert labels.exceeded(promised, {"seconds": 190.0}, pace=2.0) == ["190.0 seconds, promised are 60"]
+
+
+def test_the_pace_is_that_of_most_notebooks():
+    recorded = dict.fromkeys("abcdef", 10.0)
+    slow_and_one_much_slower = {"a": 21.0, "b": 19.0, "c": 20.0, "d": 20.0, "e": 90.0, "new": 500.0}
+    assert labels.pace_of(slow_and_one_much_slower, recorded) == 2.0
+    assert labels.pace_of(dict.fromkeys("abcdef", 5.0), recorded) == 1.0  # a faster machine keeps the labels, too
+    assert labels.pace_of(dict.fromkeys("abcd", 20.0), recorded) == 1.0  # too few to tell
+
+
 def test_the_longest_notebooks_begin():
     names = ("02.ipynb", "solutions/01.ipynb", "new.ipynb", "01.ipynb")
     order = longest_first([pathlib.Path(name) for name in names], {"01": 187.0, "02": 4.7})

@@ -132,7 +132,7 @@ vote = ...  # "none", "data", "sharded" or "both"
 def launch(processes, module, flags="", sharded=False):
     """Run a module of this course in so many processes of this computer; what it printed."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    asked = {"ACCELERATE_USE_FSDP": str(sharded).lower(), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    asked = {"ACCELERATE_USE_FSDP": str(sharded).lower(), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     command += ["-m", module, *flags.split()]
     done = subprocess.run(command, env={**os.environ, **asked}, cwd=temporary.name, capture_output=True, text=True)
     if done.returncode:

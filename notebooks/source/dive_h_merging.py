@@ -152,7 +152,7 @@ in_each = [
 assert abs(torch.stack(in_each).median() * 64 - 1) < 0.2
 assert abs(found["pristine"][0] - 1) < 0.05 and 5 < found["pristine"][1] < 10
 assert found["Q4_0"][0] > 1.1 and abs(found["Q4_0"][1] / found["pristine"][1] - 1) < 0.15
-assert max(loss["dequantized"], loss["pristine"]) < volume[1] + 0.03 and loss["Q4_0"] > loss["dequantized"] + 0.05
+assert max(loss["dequantized"], loss["pristine"]) < volume[1] + 0.03 and loss["Q4_0"] > 1.5 * loss["dequantized"]
 assert alone["checkpoint"] < alone["NF4"] - 0.2 and alone["NF4"] < alone["NF4, then Q4_0"] - 0.2
 assert volume[0.02] > loss["requantized"] > volume[0.1] and volume[0.1] - volume[1] < 0.5 * (alone["NF4"] - volume[1])
 

@@ -94,7 +94,7 @@ def read_vocabulary(tokenizer, rows: int) -> Vocabulary:
     if tokenizer.eos_token_id is None:
         raise UserError("the tokenizer has no end token: the exported file would never stop")
     by_id = {id: token for token, id in model["vocab"].items()}
-    in_bytes = not model.get("byte_fallback")
+    in_bytes = not model.get("byte_fallback") or _splits_into_bytes(settings)
     by_id |= {added["id"]: _text_of(added, in_bytes) for added in settings["added_tokens"]}
     if (last := max(by_id)) >= rows:
         raise UserError(
@@ -128,11 +128,26 @@ def _text_of(added: dict[str, Any], in_bytes: bool) -> str:
     return added["content"].replace("▁", " ")  # Gemma's "▁▁", for two spaces
 
 
+def _splits_into_bytes(settings: dict[str, Any]) -> bool:
+    """Whether texts become bytes before any merge, so that a fallback for unknown characters is never needed.
+
+    transformers 5.17 sets `byte_fallback` for a byte-level tokenizer that it reads from GGUF as well.
+    """
+    pre: dict[str, Any] = settings.get("pre_tokenizer") or {}
+    return any(part["type"] == "ByteLevel" for part in pre.get("pretokenizers", [pre] if pre else []))
+
+
+def _normalizers(settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """What is done to a text before it is split, step by step; a sequence of none is nothing."""
+    normalizer: dict[str, Any] = settings.get("normalizer") or {}
+    return normalizer.get("normalizers", [normalizer] if normalizer else [])
+
+
 def byte_pre_tokenizer(settings: dict[str, Any]) -> str:
     """llama.cpp's name for a tokenizer.json's splitting rules. Raises UserError for rules that it does not have."""
     pre: dict[str, Any] = settings.get("pre_tokenizer") or {"type": "none"}
     rules = tuple(_rule(part) for part in (pre["pretokenizers"] if pre["type"] == "Sequence" else [pre]))
-    normalizer = (settings.get("normalizer") or {}).get("type")
+    normalizer = " then ".join(step["type"] for step in _normalizers(settings)) or None
     known = PRE_TOKENIZERS.get((rules, normalizer, bool(settings["model"].get("ignore_merges"))))
     if known is None:
         raise UserError(
@@ -177,16 +192,15 @@ def _scores(tokens: list[str], merges: list[str]) -> list[float]:
 
 def _has_space_prefix(settings: dict[str, Any]) -> bool:
     """Whether a text is tokenized as if a space stood before it. Raises UserError for rules unlike LLaMA's, Gemma's."""
-    normalizer, pre = settings.get("normalizer") or {}, settings.get("pre_tokenizer") or {}
-    steps = normalizer.get("normalizers", [normalizer])
+    pre, steps = settings.get("pre_tokenizer") or {}, _normalizers(settings)
     prepends = any(step.get("type") == "Prepend" for step in steps) or (
         pre.get("type") == "Metaspace" and pre.get("prepend_scheme", "always") != "never"
     )
-    known = {None, "Prepend", "Replace"} >= {step.get("type") for step in steps}
+    known = {"Prepend", "Replace"} >= {step["type"] for step in steps}
     if not known or pre.get("type") not in (None, "Metaspace", "Split"):
         raise UserError(
             "the tokenizer changes texts in a way that llama.cpp has no name for: "
-            + json.dumps([normalizer, pre])[:200]
+            + json.dumps([settings.get("normalizer"), pre])[:200]
         )
     return prepends
 

@@ -28,7 +28,7 @@ def changed(tokenizer, **changes):
     """The tokenizer with other parts in its tokenizer.json, and no template."""
     settings = json.loads(tokenizer.backend_tokenizer.to_str())
     for key, value in changes.items():
-        if key in ("ignore_merges",):
+        if key in ("ignore_merges", "byte_fallback"):
             settings["model"][key] = value
         else:
             settings[key] = value
@@ -57,6 +57,7 @@ DIGITS = {
 }
 BYTE_LEVEL = [
     ("gpt-2", {}),
+    ("gpt-2", {"byte_fallback": True, "normalizer": {"type": "Sequence", "normalizers": []}}),  # by transformers 5.17
     ("smollm", {"pre_tokenizer": DIGITS}),
     ("qwen2", {"pre_tokenizer": split(vocabulary.QWEN2), "normalizer": {"type": "NFC"}}),
     ("llama-bpe", {"pre_tokenizer": split(vocabulary.QWEN2.replace(r"\p{N}|", r"\p{N}{1,3}|")), "ignore_merges": True}),
