@@ -54,8 +54,8 @@ test: check model $(VENV)/triton $(VENV)/export $(VENV)/site ## prove it: check,
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(CORES) --dist worksteal -m "not latency"
 	@$(MAKE) --no-print-directory notebooks
 
-# What runs are copies with the claims that learners do not see: the learner's notebooks whole, and of the solved ones what
-# these do not prove (qlora_lab/classroom/needs.py). nbval kills kernels, so their temporary folders lie in the one that is
+# What runs are copies with the claims that learners do not see: the learner's notebooks whole, and behind each what of the
+# solved one it does not prove (qlora_lab/classroom/needs.py). nbval kills kernels, so their temporary folders lie in the one that is
 # removed.
 # Of the translated ones two are run, solved: tests/classroom/languages compares the code of the others with the English.
 TRANSLATED := 05 10
@@ -63,7 +63,7 @@ notebooks: export HF_HUB_OFFLINE = 1
 notebooks: model $(VENV)/export ## re-run every notebook, learner's and solved, with nbval; hold what they take against their cards
 	@work=$$(mktemp -d); trap 'rm -rf "$$work"' EXIT; mkdir "$$work/tmp"; export TMPDIR="$$work/tmp"; set -x; \
 	$(PY) -m qlora_lab.classroom.build --with-claims "$$work" && \
-	$(NBVAL) $(NBVAL_FLAGS) "$$work"/*.ipynb "$$work"/solutions/*.ipynb \
+	$(NBVAL) $(NBVAL_FLAGS) "$$work"/*.ipynb \
 	    $(foreach lesson,$(TRANSLATED),"$$work"/zh-TW/solutions/$(lesson)*.ipynb)
 
 test-all: export HF_HUB_OFFLINE = 1

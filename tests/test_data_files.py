@@ -89,6 +89,32 @@ def test_unsloths_speeds_are_the_records():
             assert any(row[0] == f"| {name}" and cell in " | ".join(row) for row in rows), (run["who"], name, cell)
 
 
+def test_the_families_speeds_and_losses_are_the_records():
+    record = json.loads((DATA / "records" / "families-nvidia-h200.json").read_text())
+    page = (DATA.parent / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    runs = {}
+    for run in record["speeds"]:
+        setting = f"{run['model']}, {run['batch_size']}{', checkpointing' if run['gradient_checkpointing'] else ''}"
+        runs.setdefault((run["rank"], setting), {})[run["who"]] = run
+    assert len(runs) == 2 * 4 * 4
+    for (rank, setting), of_each in runs.items():
+        ways = ("standard", "trl", "unsloth, plain loop", "fast") if rank == 64 else ("standard", "fast")
+        found = [of_each.get(way) for way in ways]
+        cells = [f"{r['tokens_per_second']:,.0f} · {r['peak_allocated'] / 1e9:.1f} GB" if r else "–" for r in found]
+        fast = of_each["fast"]["tokens_per_second"]
+        times = " · ".join(f"{fast / r['tokens_per_second']:.1f}" if r else "–" for r in found[:-1])
+        share = f"{100 * of_each['fast']['share_of_floor']:.0f} %"
+        assert f"| {' | '.join([setting, *cells, f'{times} ×', share])} |" in page
+    off = {way: [] for way in ("plain", "fast")}
+    for row in record["losses"]:
+        assert len(row["float32"]) == 50 and row["fast"] == row["fast, checkpointing"]
+        for way, largest in off.items():
+            largest.append(max(abs(a / b - 1) for a, b in zip(row[way], row["float32"], strict=True)))
+    assert len(off["fast"]) == 11 and all(ours < plain for ours, plain in zip(off["fast"], off["plain"], strict=True))
+    assert f"off by {100 * max(off['fast']):.2f} % at most" in " ".join(page.split())
+    assert f"the plain step's by {100 * max(off['plain']):.2f} %" in " ".join(page.split())
+
+
 def test_the_page_on_exports_says_what_the_record_of_merge_aware_training_holds():
     """Exact match of `test`, three seeds: plain training beside the base and merged, and training for the merge."""
     page = (DATA.parent / "docs" / "export.md").read_text(encoding="utf-8")

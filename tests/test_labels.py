@@ -69,17 +69,25 @@ HUNGRY = "held = bytearray(1_700_000_000); del held"
 SURROUNDINGS = "import os; print(os.environ['QLORA_LAB_STRICT'], os.path.basename(os.environ['QLORA_LAB_PROGRESS']))"
 
 
-def run_with_labels(folder: pathlib.Path, **notebooks: tuple[str, str, str]):
-    """Run notebooks of a card and a cell each, (card, code, what it prints), as `make notebooks` does."""
-    for name, (card, code, printed) in notebooks.items():
+def run_with_labels(folder: pathlib.Path, **notebooks: tuple[str, ...]):
+    """Run notebooks of a card and a cell each, (card, code, what it prints), as `make notebooks` does.
+
+    A fourth string is the code of another cell, behind those of the learner.
+    """
+    for name, (card, code, printed, *more) in notebooks.items():
         stored = [{"output_type": "stream", "name": "stdout", "text": printed}] if printed else []
         cells = [
             {"cell_type": "markdown", "id": "a", "metadata": {}, "source": card},
             {"cell_type": "code", "id": "b", "metadata": {}, "execution_count": 1, "source": code, "outputs": stored},
         ]
+        cells += [
+            {"cell_type": "code", "id": "c", "metadata": {}, "execution_count": 2, "source": code, "outputs": []}
+            for code in more
+        ]
+        metadata = {"cells_of_the_learner": 1} if more else {}
         path = folder / f"{name.replace('__', '/')}.ipynb"
         path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps({"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": cells}))
+        path.write_text(json.dumps({"nbformat": 4, "nbformat_minor": 5, "metadata": metadata, "cells": cells}))
     options = ["-p", "no:cacheprovider", "-p", "tests.labels", "-p", "tests.notebook_runs", "-o", "addopts="]
     options += ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder", "--nbval", "--nbval-current-env"]
     options += [f"--rootdir={folder}", "--record-labels", folder / "record.json", folder]
@@ -100,6 +108,15 @@ def test_each_notebook_runs_as_its_reader_has_it(tmp_path):
     done, took = run_with_labels(tmp_path, **{"01_n": learner, "solutions__01_n": solved})
     assert done.returncode == 0 and "2 passed" in done.stdout and "label broken" not in done.stdout, done.stdout
     assert list(took) == ["01_n"] and took["01_n"]["seconds"] > 0 and 0.02 < took["01_n"]["gigabytes"] < 1
+
+
+@needs_peaks
+def test_what_proves_the_solved_does_not_count(tmp_path):
+    hungry = f"{HUNGRY}; import time; time.sleep(2)"
+    done, took = run_with_labels(tmp_path, **{"01_n": (CARD, "print(1)", "1\n", hungry)})
+    assert done.returncode == 0 and "2 passed" in done.stdout and "label broken" not in done.stdout, done.stdout
+    assert re.search(r"01_n .* s +0\.\d GB, then [2-9] s for the solved", done.stdout), done.stdout
+    assert took["01_n"]["gigabytes"] < 1
 
 
 @needs_peaks

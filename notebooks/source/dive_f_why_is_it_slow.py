@@ -324,8 +324,8 @@ assert f"{sixteen['elementwise, copies']:.0f} {bars['fast, 16 × 512']['elementw
 # - **Both** is our fast step: `train(..., fast=True)`, or `--fast` in a terminal.
 # - **bf16 adapters** are what many people try first, so that autocast has less to round.
 #
-# All of them were measured with LLaMA. For other families, such as Mistral, Qwen, Phi or Gemma, `--fast` was checked on a CPU and
-# has not run on a GPU yet. Other models train as usual, after a line that says why.
+# All of them were measured with LLaMA. `--fast` serves other families, too, such as Mistral, Qwen, Phi or Gemma (`docs/benchmarks.md` has
+# their speeds). Any other model trains as usual, after a line that says why.
 #
 # **Predict.** The standard step takes {{step:.0f}} ms with one sample. How long does it take with each of these?
 

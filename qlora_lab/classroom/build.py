@@ -98,6 +98,11 @@ from qlora_lab.classroom.students import copy_course, without_solutions
 from qlora_lab.errors import UserError
 from qlora_lab.places import require_checkout
 
+SOLVED_FROM_HERE = """# What proves the solved notebook
+import os, tempfile
+os.environ["QLORA_LAB_STRICT"] = "1"
+os.environ["QLORA_LAB_PROGRESS"] = os.path.join(tempfile.mkdtemp(), "progress.json")"""
+
 
 def build(source: Path, *, run: bool) -> None:
     """Write both notebooks of `source`, executed if `run`, else with the outputs and values that are still valid."""
@@ -152,10 +157,11 @@ def check(source: Path) -> None:
 
 
 def copy_with_claims(source: Path, folder: Path, *, whole: bool = False) -> None:
-    """Write copies of both notebooks of `source`, as CI runs them, into a folder and its folder "solutions".
+    """Write a copy of the notebooks of `source`, as CI runs them, into a folder.
 
-    They hold the claims, and generated ones after each text with values; all other cells have their stored outputs.
-    Unless `whole`, the solved one lacks the cells that the learner's proves as well, see `needs.cells_to_prove`.
+    It is the learner's, and behind it the solved one's cells that this does not prove, see `needs.cells_to_prove`. If
+    `whole`, both are written whole, the solved one into a folder "solutions". Copies hold the claims, and generated
+    ones after each text with values; all other cells have their stored outputs.
     Raises BuildError if a notebook is out of step with its source.
     """
     check(source)
@@ -164,13 +170,26 @@ def copy_with_claims(source: Path, folder: Path, *, whole: bool = False) -> None
         restore_outputs(draft, read_notebook(path))
         kept = values.recall(values_in(draft), values.read_values(source))
         copies.append((finish(draft, kept, with_claims=True), folder / path.relative_to(source.parents[1])))
-    (learner, _), (solved, _) = copies
     if not whole:
-        cells = code_cells(solved)
-        proving = {cells[place]["id"] for place in cells_to_prove(code_cells(learner), cells)}
-        solved["cells"] = [cell for cell in solved["cells"] if cell["cell_type"] != "code" or cell["id"] in proving]
+        (learner, _), (solved, _) = copies
+        add_what_proves(learner, solved)
+        del copies[1]
     for notebook, path in copies:
         write_notebook(notebook, path)
+
+
+def add_what_proves(learner: dict, solved: dict) -> None:
+    """Put the solved notebook's cells that the learner's does not prove behind its own, and write down how many it has.
+
+    From there on an exercise that is not right is an error, and progress begins anew.
+    """
+    cells, own = code_cells(solved), code_cells(learner)
+    places = sorted(cells_to_prove(own, cells))
+    if not places:
+        return
+    learner["metadata"] = learner["metadata"] | {"cells_of_the_learner": len(own)}
+    turn = {**own[0], "id": "what-proves-the-solved", "metadata": {}, "source": SOLVED_FROM_HERE, "outputs": []}
+    learner["cells"] += [turn, *(cells[place] | {"id": f"{cells[place]['id'][:56]}-solved"} for place in places)]
 
 
 def write_assignment(source: Path, folder: Path) -> None:

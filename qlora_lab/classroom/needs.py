@@ -1,6 +1,7 @@
 """Which cells of a notebook need which, by the names that they read, give a value, or may change.
 
-So that CI runs of the solved notebook only what the learner's, which it runs whole, does not prove already.
+So that CI runs of the solved notebook only what the learner's, which it runs whole, does not prove already: behind it,
+in the same kernel, where models are loaded and trained.
 """
 
 import ast
@@ -13,11 +14,12 @@ MAGIC = re.compile(r"^(\s*)[%!].*$", re.MULTILINE)
 
 
 def cells_to_prove(learner: list[dict], solved: list[dict]) -> set[int]:
-    """The places of the solved notebook's code cells that have to run beside the learner's notebook, run whole.
+    """The places of the solved notebook's code cells that have to run behind the learner's notebook, run whole.
 
     They are: cells that differ from the learner's in source, or in outputs that nbval compares; those that read,
-    directly or through others, what these give a value or may change; and all before them that make what is read.
-    Any other cell has the same source, finds the same values and stores the same outputs in both notebooks.
+    directly or through others, what these give a value or may change; and all before them that make what is read, if
+    the learner's notebook ends with another value of it. Any other cell has the same source, finds the same values and
+    stores the same outputs in both notebooks.
 
     learner, solved: their code cells with outputs, the first cell of the one beside the first of the other, and so on.
     """
@@ -30,12 +32,19 @@ def cells_to_prove(learner: list[dict], solved: list[dict]) -> set[int]:
             different |= bound | changed
         else:
             different -= bound
+    last: dict[str, int] = {}  # by name, the last of the learner's cells that gives it a value or may change it
+    for place, cell in enumerate(learner):
+        _, bound, changed = names_of(cell["source"])
+        last |= dict.fromkeys(bound | changed, place)
     needed: set[str] = set()
     for place in reversed(range(len(solved))):
         read, bound, changed = names[place]
-        if place in kept or (bound | changed) & needed:
+        made = (bound | changed) & needed
+        if place in kept or any(last.get(name) != place for name in made):
             kept.add(place)
             needed = (needed - bound) | read
+        else:
+            needed -= made  # there at the learner's end
     return kept
 
 
