@@ -133,7 +133,7 @@ torch.special.ndtri(torch.tensor([0.5, 0.6, 0.7, 0.8, 0.9, 1.0]))
 # %% [markdown]
 # Between two neighbours there is always the same share of the distribution, a tenth. Yet the distances grow, since numbers are rare far out.
 # That is the spacing we want: dense in the middle. Only the last quantile is useless, because a normal distribution has no largest number. So bitsandbytes starts a
-# little below {{1}}, at an **offset** of `0.9677083` (dive I says why), and goes inwards in equal steps of probability:
+# little below {{1}}, at an **offset** of `0.9677083` (halfway between `1 − 1/30` and `1 − 1/32`: dive I says why), and goes inwards in equal steps of probability:
 
 # %%
 offset = 0.9677083

@@ -247,7 +247,7 @@ assert {model: round(size, 2) for model, size in saved.items()} == {"7B": 0.3, "
 # QLoRA's paper says "approximately {{3}} GB" for 65B.
 #
 # > **Other numbers.** You may read that it saves "about {{0.4}} GB for a 65B model". That looks like the *bits per parameter*, {{saved_bits:.3f}}, with the wrong unit.
-# > Others say that it quantizes scales *and zero points*. A zero point is an affine scheme's second number, in place of lesson 04's smallest one. NF4 has none.
+# > Others say that it quantizes scales *and zero points*. A zero point is the second number that an affine scheme may store, where lesson 04 stored the smallest. NF4 has none.
 #
 # **Exercise 5.3 ●●○ (2 minutes).** In blocks of {{32}}, an outlier spoils fewer weights. How many GB would they *add* to a double-quantized model? Write it for any
 # model, and call it for one that you would like to train.

@@ -273,7 +273,7 @@ assert numbers == 1_536 + 576 and total == 134_515_008 and model.config.num_hidd
 # %% [markdown]
 # **What happened?** Rome is the answer for Germany and Japan, too. `A x` is what the row hears at the text's last token.
 # Before training the row was random and heard next to nothing. Now it
-# hears the four texts that ask for a city loudest, and Germany as loudly as France. One sentence has not taught it to tell them apart.
+# hears the four texts that ask for a city loudest (their sign turns the column around), and Germany as loudly as France. One sentence has not taught it to tell them apart.
 #
 # Do two? You start again with a new layer, and add what was true all along: *The capital of Germany is* **Berlin**.
 #

@@ -198,7 +198,7 @@ check_frozen_matmul(FrozenMatmul)
 # %% [markdown]
 # Such a layer makes W twice, once in each direction, and frees it at once: it pays with time, not with memory. (In a step with many tokens it is hardly any time. bitsandbytes makes W, too. For few tokens, one of its **GPU kernels**, small programs that run on the GPU, reads the 4 bits itself.)
 #
-# <details><summary>How much time?</summary>Making W takes as long for many tokens as for few. At the same batch, a step with few tokens took up to half as long again as with a bf16 base, and one with {{8192:,}} no longer: see lesson 13.</details>
+# <details><summary>How much time?</summary>Making W takes as long for many tokens as for few. At the same batch, a step with few tokens took up to {{54}} % longer than with a bf16 base, and one with {{8192:,}} no longer: see lesson 13.</details>
 #
 # **Exercise 7.2 ●●○ (2 minutes).** Do the sum for a model that *you* would like to train in bfloat16. How many GB (a billion bytes) do its
 # weights take at the end of a forward pass without checkpointing: in 4-bit layers like yours, in naive ones, and if the base is not quantized at all? Take {{q.bits_per_parameter:.3f}} bits for a quantized weight,
@@ -314,7 +314,7 @@ assert max(apart["ours, nudged"]) > 1e-6
 # order. (If you do not get exactly zero, bitsandbytes has other code for your processor.)
 #
 # So, in float32 on a CPU, the libraries compute what stands above. What they add is fast GPU code, and many more kinds of models. (Here the scales were copied. If each program quantizes the model itself, a few scales
-# differ. [Dive K](dive_k_to_the_last_bit.ipynb) finds out why, and lets you find the faults in five 4-bit layers.)
+# get another 8-bit code. [Dive K](dive_k_to_the_last_bit.ipynb) finds out why, and lets you find the faults in five 4-bit layers.)
 #
 # ## Recap
 #

@@ -270,14 +270,14 @@ assert all(more[size] < whole["paged states"] for size, (_, whole) in cards.item
 # has measured here: the H100 had room.) The paper's totals are lower; what they may count,
 # and recipes for smaller cards, are in [dive L](dive_l_small_cards.ipynb).
 #
-# <details><summary>And 33B on {{24}} GB? And why has 7B two totals?</summary>
+# <details><summary>And 13B and 33B? And why has 7B two totals?</summary>
 #
-# 33B needs paging even where "{{24}} GB" are {{24 * 2**30 / 1e9:.1f}}: it takes {{sum(cards["33B"][1].values()):.1f}}. And for 7B this table has {{sum(cards["7B"][1].values()):.2f}} GB, where {{sum(pieces.values()):.2f}} were on the card above: it leaves out what is
+# 13B fits, since "{{12}} GB" are {{12 * 2**30 / 1e9:.1f}}. 33B needs paging even where "{{24}} GB" are {{24 * 2**30 / 1e9:.1f}}: it takes {{sum(cards["33B"][1].values()):.1f}}. And for 7B this table has {{sum(cards["7B"][1].values()):.2f}} GB, where {{sum(pieces.values()):.2f}} were on the card above: it leaves out what is
 # unexplained, and counts half a GB for the context, as lesson 02 does.
 #
 # </details>
 #
-# **Exercise 10.2 ●●○ (3 minutes).** Is QLoRA what *you* need? At the same batch, four bits cost time where a step has few tokens (up to half as long again; with {{8192:,}} tokens nothing, lesson 13), and perhaps accuracy (lesson 11). So take LoRA if your card is
+# **Exercise 10.2 ●●○ (3 minutes).** Is QLoRA what *you* need? At the same batch, four bits cost time where a step has few tokens (up to {{54}} % longer; with {{8192:,}} tokens nothing, lesson 13), and perhaps accuracy (lesson 11). So take LoRA if your card is
 # large enough for it, and QLoRA if only for that. (Lesson 02's rule is `estimate(...).card_bytes`.) Choose a model, a card and the size of a step, and find out how many per cent of the total QLoRA saves there.
 
 # %%

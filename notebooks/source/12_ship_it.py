@@ -217,7 +217,7 @@ assert check["verdict"] == "equal" and check["samples"] == 10 and check["exact_m
 # Then `--check` reports. *Equal* answers are the same word for
 # word, *exact match* counts right ones, and *perplexity* (lesson 08) says how likely each finds the right answers, end token included. The
 # indented lines show where answers part, and how much likelier the model found its own token. Near {{1}} that is a tie, which any
-# rounding may decide. Our eighth sample is none, with {{2.72}}, but there the *model* errs: *Novosibirsketeorim*. The last line is the verdict:
+# rounding may decide. (In our eighth sample even the *model* errs: *Novosibirsketeorim*.) The last line is the verdict:
 #
 # | verdict | a file of {{16}} or {{8}} bits | a file of 4 bits |
 # |---|---|---|

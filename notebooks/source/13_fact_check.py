@@ -259,7 +259,7 @@ assert sorted(results) == list(range(1, 19)) and count == {"true": 4, "depends":
 # **How much accuracy does it cost?** Claim 16: say of what, and how sure you are. [Lesson 11](11_accuracy_comparison.ipynb) measures it
 # with eight seeds.
 #
-# **Is training slower?** Claim 13, at the same batch: with {{512}} tokens in a step, yes, by up to a half; with {{8192:,}}, no; in between it varied. And the memory that is saved has room for a larger batch.
+# **Is training slower?** Claim 13, at the same batch: with {{512}} tokens in a step, yes, by up to {{54}} %; with {{8192:,}}, no; in between it varied. And the memory that is saved has room for a larger batch.
 #
 # **Quantize for inference, too?** Either merge the adapter and ship one file, or keep the 4-bit base and serve many adapters beside
 # it. [Lesson 12](12_ship_it.ipynb) does both.
