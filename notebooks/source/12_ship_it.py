@@ -548,7 +548,7 @@ assert '"customer"' not in ask(server, order[:-1], 40, lora=[{"id": 0, "scale": 
 #
 # - Merge into the *dequantized* base, the model that you trained; for Q4_0, into the *pristine* one.
 # - A good file answers as the trained model does. Whether the model is good is another question.
-# - A model that was taught something else in place of its end token runs on.
+# - A model that was taught something else in place of its end token runs on. If only its file does, the file names another end token.
 
 # %%
 # NBVAL_IGNORE_OUTPUT

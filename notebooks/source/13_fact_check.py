@@ -191,7 +191,7 @@ results |= judge(votes, tests)
 assert [results[n].verdict for n in range(12, 16)] == ["true", "depends", "false", "depends"]
 by_tokens, every = results[13].values["by_tokens"], results[13].values["every"]
 assert sum(20 <= change <= 30 for change in every) == 2 and max(by_tokens[8192]) < 0
-assert 50 < max(by_tokens[512]) < 55 and min(by_tokens[512]) > 5
+assert round(max(by_tokens[512])) == 54 and min(by_tokens[512]) > 5
 
 # %% [markdown]
 # - **Claim 12: true**, in float32. The rounding happened once, before training, and the rounded weights are constants. The gradient is
@@ -259,7 +259,7 @@ assert sorted(results) == list(range(1, 19)) and count == {"true": 4, "depends":
 # **How much accuracy does it cost?** Claim 16: say of what, and how sure you are. [Lesson 11](11_accuracy_comparison.ipynb) measures it
 # with eight seeds.
 #
-# **Is training slower?** Claim 13, at the same batch: with {{512}} tokens in a step, yes, by up to {{54}} %; with {{8192:,}}, no; in between it varied. And the memory that is saved has room for a larger batch.
+# **Is training slower?** Claim 13, at the same batch: with {{512}} tokens in a step, yes, by up to {{max(results[13].values["by_tokens"][512]):.0f}} %; with {{8192:,}}, no; in between it varied. And the memory that is saved has room for a larger batch.
 #
 # **Quantize for inference, too?** Either merge the adapter and ship one file, or keep the 4-bit base and serve many adapters beside
 # it. [Lesson 12](12_ship_it.ipynb) does both.

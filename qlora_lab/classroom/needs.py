@@ -64,7 +64,10 @@ def shown(cell: dict) -> list[dict]:
 
 
 def names_of(source: str) -> tuple[set[str], set[str], set[str]]:
-    """Of a cell, the names that it reads from before, that it gives a value, and whose objects it may change."""
+    """Of a cell, the names that it reads from before, that it gives a value, and whose objects it may change.
+
+    What it calls something on may change (`model.eval()`), but not a function that it calls.
+    """
     tree = ast.parse(MAGIC.sub(r"\1pass", source))
     read, bound = set(), set()
     for code in codes_of(compile(tree, "cell", "exec")):
@@ -76,13 +79,11 @@ def names_of(source: str) -> tuple[set[str], set[str], set[str]]:
     changed = set()
     for node in executed(tree):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
-            changed.add(root_of(node.value.func))
+            if not isinstance(node.value.func, ast.Name):
+                changed.add(root_of(node.value.func))
         elif isinstance(node, ast.Attribute | ast.Subscript) and isinstance(node.ctx, ast.Store):
             changed.add(root_of(node))
-    silent = {"", "print", "display", "progress", "__import__"} | {
-        name for name in changed if name.startswith(("check_", "show_"))
-    }
-    return read, bound - {"_"}, changed - silent
+    return read, bound - {"_"}, changed - {"", "__import__"}
 
 
 def codes_of(code: types.CodeType) -> Iterator[types.CodeType]:
