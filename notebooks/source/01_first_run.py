@@ -301,7 +301,7 @@ assert MODEL != BUNDLED or by_place["quantity before total"] > max(list(by_place
 assert MODEL != BUNDLED or wrong_quantities(answers["shifted"], judged["shifted"])["the total"] >= 5
 
 # %% [markdown]
-# So it is. In `test` orders the quantity is nearly always right, even behind the total. In `shifted` orders it is so where it comes first and there is no decoy. Otherwise it is mostly wrong,
+# So it is. In `test` orders the quantity is nearly always right, even behind the total. In `shifted` orders it is so where it comes first and there is no decoy. Otherwise it is often wrong,
 # and the answer often has the total or the decoy instead. (Not always, and wrong cities must have other reasons.)
 #
 # The `test` orders measure whether the model has learned *your sentences*, not whether it has learned *the job*.
@@ -381,7 +381,7 @@ if taught.losses:
 
 # %% [markdown]
 # **What happened?** Is your fifth order right now, and was it wrong before? And what became of the `shifted` orders? When we trained on the solution's sentence, the fifth order was right,
-# but of the {{50}} `shifted` orders only {{5}} were right, where {{13}} had been before. Four examples teach one more way of writing. They do not teach the job, and they can pull the model away
+# but of the {{50}} `shifted` orders only {{6}} were right, where {{16}} had been before. Four examples teach one more way of writing. They do not teach the job, and they can pull the model away
 # from what it could do. [Lesson 08](08_your_data.ipynb) shows how to judge examples, and that more of the same kind do not help. Other kinds may: nobody has tried here.
 #
 # There is a catch: you know the `shifted` orders by now, so they are no longer a fair test of what you train next.
