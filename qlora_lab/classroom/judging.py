@@ -160,9 +160,10 @@ def call(function: Callable, *arguments):
             raise
         raise Mistake(f"{written(function, arguments)} raised {error_text(error)}") from error
     except Exception as error:
-        line = line_of(function, error)
-        place = f", in the line `{line}`" if line else ""
-        raise Mistake(f"{written(function, arguments)} raised {error_text(error)}{place}") from error
+        said, line = error_text(error), line_of(function, error)
+        if line:
+            raise Mistake(f"{written(function, arguments)} raised {said}, in the line `{line}`") from error
+        raise Mistake(f"{written(function, arguments)} raised {said}") from error
     if is_stub(came):
         raise NotImplementedError
     return came
@@ -210,8 +211,8 @@ def expect_diagnosis(came, patients: dict[str, str], diseases: dict[str, str], c
 
 
 def described(value) -> str:
-    """What `value` is, in few characters: "the str 'bfloat16'"."""
-    return f"the {type(value).__name__} {reprlib.repr(value)}"
+    """What `value` is, in few characters, and in no language: "'bfloat16' (str)"."""
+    return f"{reprlib.repr(value)} ({type(value).__name__})"
 
 
 def error_text(error: BaseException) -> str:

@@ -5,7 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from qlora_lab.classroom.checks import all_exercises, check_bits_per_parameter, progress
+from qlora_lab.classroom.checks import (
+    all_exercises,
+    check_as_chat,
+    check_bits_per_parameter,
+    check_choice,
+    check_faults,
+    check_mine,
+    check_plan,
+    progress,
+)
 from qlora_lab.classroom.judging import Progress
 from qlora_lab.classroom.languages import labels, texts
 from qlora_lab.classroom.languages.rules import faults, faults_of_label
@@ -106,6 +115,28 @@ def test_who_changes_the_language_keeps_their_progress(tmp_path, monkeypatch, ca
     assert "我會" in here._repr_html_() and "下一題: 0.1" in repr(here)
     monkeypatch.setenv("QLORA_LAB_LANGUAGE", "en")
     assert progress().summary() == english == Progress(all_exercises(), here.solved, "en").summary()
+
+
+def raises(*_):
+    raise ValueError("an error, of many: words")
+
+
+@pytest.mark.parametrize(
+    ("check", "answer", "beginning", "end"),
+    [
+        (check_as_chat, lambda row: {"prompt": [], "completion": []}, "以 {'rules': 'Answer", "放在 prompt 的開頭。"),
+        (check_as_chat, lambda row: {"prompt": [], "completion": 1}, "以 {'rules': 'Answer", "和 \"content\"。"),
+        (check_plan, {"batch": 1}, "plan 是 {'batch': 1} (dict)，", "'length', 'samples', 'epochs'。"),
+        (check_choice, {"model": 1}, "應為一個 dict，內含 'model', 'card', ", "你給的是 {'model': 1} (dict)。"),
+        (check_mine, {"model": 1}, "應為一個 dict，內含 'model', 'card', ", "你給的是 {'model': 1} (dict)。"),
+        (check_faults, lambda *_: [], "你漏掉了 bnb_4bit_compute_dtype（沒有設定；GPU 有 bf16）：", "預設是 float32。"),
+        (check_faults, raises, "raises({", "在這一行：`raise ValueError(\"an error, of many: words\")`"),
+    ],
+)  # fmt: skip
+def test_a_verdict_is_in_chinese_from_end_to_end(check, answer, beginning, end):
+    """What the learner wrote, and the names that they are to type, stay as they are."""
+    said = texts.translate(check.verdict(answer).message, "zh-TW")
+    assert said.startswith(beginning) and said.endswith(end), said
 
 
 # --- Templates in code ------------------------------------------------------------------------------------------------

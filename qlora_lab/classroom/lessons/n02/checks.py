@@ -122,7 +122,7 @@ def check_mine(mine: dict) -> Verdict:
     """mine: model, card (GB), tokens (in a sample) and the most samples whose QLoRA step fits by `room_for`."""
     names = ("model", "card", "tokens", "samples")
     if not isinstance(mine, dict) or set(mine) != set(names):
-        return wrong(f"expected a dict with {', '.join(names)}, got {described(mine)}.")
+        return wrong(f"expected a dict with {', '.join(map(repr, names))}, got {described(mine)}.")
     shape, card = shape_of(mine["model"]), mine["card"]
     if not isinstance(card, (int, float)) or isinstance(card, bool) or not 1 <= card <= 1000:
         return wrong(f"the card is {described(card)}, expected its size in GB, such as 16.")

@@ -35,7 +35,7 @@ def check_as_chat(as_chat: Callable[[dict], dict]) -> Verdict:
         if not isinstance(came, dict) or set(came) != {"prompt", "completion"}:
             raise Mistake(f'as_chat gives {described(came)}, expected a dict with "prompt" and "completion".')
         if fault := _fault(came, chat_of(row), row):
-            return wrong(f"Of {row}: {fault}")
+            return wrong(f"For {row} your result is wrong: {fault}")
     return right(
         "In the script, these lines take the place of its own `as_chat`, and `--split-by` names a column of your file."
     )
@@ -147,7 +147,7 @@ def check_plan(plan: dict) -> Verdict:
     from qlora_lab.memory import SHAPES
 
     if not isinstance(plan, dict) or set(NEEDED) - set(plan):
-        raise Mistake(f"plan is {described(plan)}, expected a dict with {', '.join(NEEDED)}.")
+        raise Mistake(f"plan is {described(plan)}, expected a dict with {', '.join(map(repr, NEEDED))}.")
     model, card, batch, length = (plan[name] for name in NEEDED[:4])
     if model not in SHAPES:
         raise Mistake(f"{model!r} is no name in SHAPES: choose from {', '.join(MODELS)}.")

@@ -52,7 +52,7 @@ def check_choice(choice: dict) -> Verdict:
     """choice: model, card (GB), samples, tokens (in each), saved (per cent of LoRA's total) and the method to take."""
     names = ("model", "card", "samples", "tokens", "saved", "method")
     if not isinstance(choice, dict) or set(choice) != set(names):
-        return wrong(f"expected a dict with {', '.join(names)}, got {described(choice)}.")
+        return wrong(f"expected a dict with {', '.join(map(repr, names))}, got {described(choice)}.")
     model, card, method = choice["model"], choice["card"], choice["method"]
     if not isinstance(model, Shape) and not (isinstance(model, str) and model in SHAPES):
         return wrong(f"the model is {described(model)}: expected one of {', '.join(SHAPES)}, or a shape.")

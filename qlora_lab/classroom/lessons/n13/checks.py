@@ -66,11 +66,10 @@ def check_faults(faults: Callable[[dict, bool], list]) -> Verdict:
 
 
 def _on(has_bf16: bool) -> str:
-    return f"on a GPU {'with' if has_bf16 else 'without'} bf16"
+    return "on a GPU with bf16" if has_bf16 else "on a GPU without bf16"
 
 
 def _overlooked(name: str, settings: dict, has_bf16: bool) -> str:
-    value = f"{name}={settings[name]!r}" if name in settings else f"{name}, which is not set,"
     why = WHY.get(name) or (
         "float32 is the default"
         if name not in settings
@@ -78,7 +77,9 @@ def _overlooked(name: str, settings: dict, has_bf16: bool) -> str:
         if has_bf16
         else "without bf16 in hardware, it is imitated, slowly: float16"
     )
-    return f"You overlook {value} {_on(has_bf16)}: {why}."
+    if name not in settings:
+        return f"You overlook {name}, which is not set, {_on(has_bf16)}: {why}."
+    return f"You overlook {name}={settings[name]!r} {_on(has_bf16)}: {why}."
 
 
 def _blamed(name: str, settings: dict, has_bf16: bool) -> str:

@@ -110,7 +110,7 @@ WRONG = [  # and what the learner must be told
     (
         check_fastest_preset,
         lambda rows, shape, card: chosen(rows, shape, card, step_seconds, default="none"),
-        "return None, not the str 'none'",
+        "return None, not 'none' (str)",
     ),  # fmt: skip
     (check_fastest_preset, lambda rows, shape, card: rows[1], "a whole row"),
     (check_fastest_preset, lambda rows, shape, card: min(r["card_gb"] for r in rows), "expected the name of a preset"),
