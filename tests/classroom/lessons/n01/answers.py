@@ -43,7 +43,7 @@ WRONG = [  # and what the learner must be told
     (check_bnb_config, bnb(load_in_4bit=None), "say what you want"),
     (check_bnb_config, bnb(load_in_4bit=None, load_in_8bit=True), "LLM.int8()"),
     (check_bnb_config, ({"load_in_4bit": True}, bfloat16), "BitsAndBytesConfig(**options)"),
-    (check_bnb_config, (BitsAndBytesConfig, bfloat16), "expected a BitsAndBytesConfig, got the type"),
+    (check_bnb_config, (BitsAndBytesConfig, bfloat16), "expected a BitsAndBytesConfig, got <class"),
     (check_my_sentence, ([DECOY], LOSSES), "expected one sentence in quotes, got list"),
     (check_my_sentence, (DECOY, []), "nothing was trained on it"),
     (check_my_sentence, (DECOY, [0.2, 0.3]), "0.20 in the first step and 0.30 in the last"),

@@ -100,5 +100,5 @@ WRONG = [  # and what the learner must be told
     (check_mine, MINE | {"samples": 0}, "whole number from 1 on"),
     (check_mine, MINE | {"tokens": 512.5}, "whole number from 1 on"),
     (check_mine, MINE | {"tokens": 1}, "nothing to learn"),
-    (check_mine, {"model": "llama-7b"}, "expected a dict with model, card, tokens, samples"),
+    (check_mine, {"model": "llama-7b"}, "expected a dict with 'model', 'card', 'tokens', 'samples'"),
 ]

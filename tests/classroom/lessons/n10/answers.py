@@ -67,5 +67,5 @@ WRONG = [  # and what the learner must be told
     (check_choice, CHOICE | {"card": "T4"}, "expected its size in GB"),
     (check_choice, CHOICE | {"samples": 0}, "whole number from 1 on"),
     (check_choice, CHOICE | {"tokens": 1}, "whole number from 2 on"),
-    (check_choice, {"model": "llama-7b"}, "expected a dict with model, card"),
+    (check_choice, {"model": "llama-7b"}, "expected a dict with 'model', 'card'"),
 ]
