@@ -56,6 +56,7 @@ def test_the_pace_is_that_of_most_notebooks():
     assert labels.pace_of(slow_and_one_much_slower, recorded) == 2.0
     assert labels.pace_of(dict.fromkeys("abcdef", 5.0), recorded) == 1.0  # a faster machine keeps the labels, too
     assert labels.pace_of(dict.fromkeys("abcd", 20.0), recorded) == 1.0  # too few to tell
+    assert labels.pace_of(dict.fromkeys("abcdef", 60.0), recorded) == labels.SLOWEST  # no machine, but a fault
 
 
 def test_the_longest_notebooks_begin():
@@ -111,12 +112,14 @@ def test_each_notebook_runs_as_its_reader_has_it(tmp_path):
 
 
 @needs_peaks
-def test_what_proves_the_solved_does_not_count(tmp_path):
-    hungry = f"{HUNGRY}; import time; time.sleep(2)"
-    done, took = run_with_labels(tmp_path, **{"01_n": (CARD, "print(1)", "1\n", hungry)})
-    assert done.returncode == 0 and "2 passed" in done.stdout and "label broken" not in done.stdout, done.stdout
+def test_of_what_proves_the_solved_only_the_memory_counts(tmp_path):
+    slow = "held = bytearray(900_000_000); del held; import time; time.sleep(2)"
+    notebooks = {"01_n": (CARD, "print(1)", "1\n", slow), "02_n": (CARD, "print(2)", "2\n", HUNGRY)}
+    done, took = run_with_labels(tmp_path, **notebooks)
+    assert done.returncode == 1 and "4 passed" in done.stdout, done.stdout
     assert re.search(r"01_n .* s +0\.\d GB, then [2-9] s for the solved", done.stdout), done.stdout
-    assert took["01_n"]["gigabytes"] < 1
+    assert re.findall(r"label broken: (.*), promised", done.stdout) == ["02_n.ipynb, solved: 1.8 gigabytes"]
+    assert max(one["gigabytes"] for one in took.values()) < 0.5
 
 
 @needs_peaks

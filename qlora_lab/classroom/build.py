@@ -99,9 +99,9 @@ from qlora_lab.errors import UserError
 from qlora_lab.places import require_checkout
 
 SOLVED_FROM_HERE = """# What proves the solved notebook
-import os, tempfile
-os.environ["QLORA_LAB_STRICT"] = "1"
-os.environ["QLORA_LAB_PROGRESS"] = os.path.join(tempfile.mkdtemp(), "progress.json")"""
+import os as _os, tempfile as _tempfile
+_os.environ["QLORA_LAB_STRICT"] = "1"
+_os.environ["QLORA_LAB_PROGRESS"] = _os.path.join(_tempfile.mkdtemp(), "progress.json")"""
 
 
 def build(source: Path, *, run: bool) -> None:

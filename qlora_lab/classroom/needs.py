@@ -18,8 +18,11 @@ def cells_to_prove(learner: list[dict], solved: list[dict]) -> set[int]:
 
     They are: cells that differ from the learner's in source, or in outputs that nbval compares; those that read,
     directly or through others, what these give a value or may change; and all before them that make what is read, if
-    the learner's notebook ends with another value of it. Any other cell has the same source, finds the same values and
-    stores the same outputs in both notebooks.
+    the learner's notebook ends with another value of it, or one of these cells gives it another. Any other cell has the
+    same source, finds the same values and stores the same outputs in both notebooks.
+
+    What a function changes of its arguments is not followed: there only `make test-all`, which runs the solved
+    notebooks whole, sees a cell that ought to have run again.
 
     learner, solved: their code cells with outputs, the first cell of the one beside the first of the other, and so on.
     """
@@ -36,15 +39,25 @@ def cells_to_prove(learner: list[dict], solved: list[dict]) -> set[int]:
     for place, cell in enumerate(learner):
         _, bound, changed = names_of(cell["source"])
         last |= dict.fromkeys(bound | changed, place)
-    needed: set[str] = set()
-    for place in reversed(range(len(solved))):
-        read, bound, changed = names[place]
-        made = (bound | changed) & needed
-        if place in kept or any(last.get(name) != place for name in made):
-            kept.add(place)
-            needed = (needed - bound) | read
-        else:
-            needed -= made  # there at the learner's end
+    before: set[int] = set()
+    while kept != before:
+        before = set(kept)
+        first: dict[str, int] = {}  # by name, the first of these cells that gives it a value or may change it
+        for place in sorted(kept, reverse=True):
+            _, bound, changed = names[place]
+            first |= dict.fromkeys(bound | changed, place)
+        needed: set[str] = set()
+        for place in reversed(range(len(solved))):
+            read, bound, changed = names[place]
+            made = (bound | changed) & needed
+            used_up = "seed(" in solved[place]["source"]  # a generator does not stay as it was set
+            if place in kept or any(
+                used_up or last.get(name) != place or first.get(name, place) < place for name in made
+            ):
+                kept.add(place)
+                needed = (needed - bound) | read
+            else:
+                needed -= made  # there at the learner's end
     return kept
 
 

@@ -43,7 +43,7 @@ SMALL = {
     "head_dim": 64,
     "vocab_size": 1000,
 }
-EAGER = {"attn_implementation": "eager"}  # transformers' other kinds of attention leave a cap out
+EAGER = {"attn_implementation": "eager"}  # PyTorch's attention, transformers' choice, refuses a cap
 FEATURES = {  # model: its type, and what its config sets, so that each feature is used within 200 tokens
     "llama": ("llama", {}),
     "llama 3": (
@@ -220,7 +220,8 @@ def compare_speeds(record: Record, steps: int, ways: tuple[str, ...], ranks: tup
         for rank in ranks:
             rows = [
                 key
-                for who in ways
+                for who in WAYS
+                if who in ways
                 for batch, checkpointing in SETTINGS
                 if not record.rows("speeds", **(key := key_of(name, rank, who, batch, checkpointing)))
             ]

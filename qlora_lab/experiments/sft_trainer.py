@@ -18,7 +18,9 @@ def trl_steps(batch: int, checkpointing: bool, steps: int) -> list[StepRecord]:
     return standard_sft_steps(model, samples_of_steps(batch), batch, checkpointing, steps)
 
 
-def standard_sft_steps(model, data: list[TokenizedSample], batch: int, checkpointing: bool, steps: int):
+def standard_sft_steps(
+    model, data: list[TokenizedSample], batch: int, checkpointing: bool, steps: int
+) -> list[StepRecord]:
     """`sft_steps` on a model of `build_random` with PEFT's adapters. SFTTrainer makes these adapters bf16 ones."""
     model.gradient_checkpointing_disable()  # SFTTrainer turns it on, and never off
     settings = {"gradient_checkpointing_kwargs": {"use_reentrant": False}}

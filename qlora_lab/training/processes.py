@@ -47,7 +47,7 @@ def on_cpu() -> bool:
     """Whether this process trains on the CPU: there is no NVIDIA GPU, or `accelerate launch --cpu` asks for it."""
     from accelerate.utils import parse_flag_from_env
 
-    return not torch.cuda.is_available() or bool(parse_flag_from_env("ACCELERATE_USE_CPU"))
+    return not torch.cuda.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
 
 
 def make_accelerator(compute_dtype: torch.dtype, device: torch.device):

@@ -10,7 +10,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from qlora_lab.classroom.build import REPOSITORY, main
+from qlora_lab.classroom.build import REPOSITORY, add_what_proves, main
 from qlora_lab.classroom.drafts import FOLDED, make_notebooks
 from qlora_lab.classroom.source import find_all, read_cells
 
@@ -163,6 +163,32 @@ def test_copies_with_claims_pass_nbval(changeable, tmp_path):
     assert main(["--with-claims", str(tmp_path / "all"), "--whole"], changeable) == 0
     whole = nbformat.read(tmp_path / "all" / "solutions" / "01.ipynb", 4)
     assert [cell.source for cell in whole.cells] == [cell.source for cell in notebook.cells]
+
+
+def notebook_of(*cells: tuple[str, str]) -> dict:
+    """A notebook of code cells, each with what it prints."""
+    made = [nbformat.v4.new_code_cell(source, execution_count=1) for source, _ in cells]
+    for cell, (_, printed) in zip(made, cells, strict=True):
+        cell["outputs"] = [nbformat.v4.new_output("stream", text=printed)] if printed else []
+    for place, cell in enumerate(made):
+        cell["id"] = f"cell-{place}"
+    return nbformat.v4.new_notebook(cells=made)
+
+
+@pytest.mark.parametrize(("solution", "results"), [("answer = 4", "PPPPPPP"), ("answer = 5", "PPPPPPF")])
+def test_what_proves_the_solved_notebook_runs_behind_the_learners(tmp_path, solution, results):
+    """In its kernel, where what took long is there; and with exercises that have to be right."""
+    strict = "print(answer, trained, os.environ.get('QLORA_LAB_STRICT'))"
+    first = [("import os\nos.environ.pop('QLORA_LAB_STRICT', 0)\ntrained = 0", ""), ("trained += 1", "")]
+    learner = notebook_of(*first, ("answer = ...", ""), (strict, "Ellipsis 1 None\n"))
+    solved = notebook_of(*first, (solution, ""), (strict, "4 1 1\n"))
+    add_what_proves(learner, solved)
+    assert learner["metadata"]["cells_of_the_learner"] == 4
+    assert [cell["source"] for cell in learner["cells"][5:]] == [solution, strict]
+    nbformat.validate(learner)
+    (tmp_path / "01.ipynb").write_text(json.dumps(learner))
+    printed, found = nbval(tmp_path, tmp_path / "01.ipynb")
+    assert "".join(result[0] for result in found) == results, printed
 
 
 def test_a_wrong_claim_and_values_typed_over_everywhere_fail_in_ci(changeable, tmp_path):

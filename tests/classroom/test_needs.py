@@ -16,6 +16,15 @@ def cell(source: str, shown: str = "") -> dict:
     return {"source": source, "outputs": outputs}
 
 
+def sides_of(path: pathlib.Path) -> list[list[dict]]:
+    """The code cells of a learner's notebook and of the solved one."""
+    sides = [
+        code_cells(json.loads(file.read_text(encoding="utf-8")))
+        for file in (path, path.parent / "solutions" / path.name)
+    ]
+    return [[each | {"source": "".join(each["source"])} for each in side] for side in sides]
+
+
 # source of both, or of the learner's and the solved one; and whether the solved one has to run
 CELLS = [
     ("import torch", False),  # the learner's notebook ends with it
@@ -53,6 +62,42 @@ def test_what_a_solution_may_change_is_followed(solution):
     assert cells_to_prove(learner + later, solved + later) == {0, 1, 3}
 
 
+def test_what_a_cell_that_runs_again_overwrites_is_made_again():
+    corrected = [("...", "x = 5"), ("x = 7", "x = 7"), ("...", "check_a(x)")]
+    changed = [
+        ("model, tokens = load()",) * 2,
+        ("model.eval()",) * 2,
+        ("...", "read(model, tokens)"),
+        ("tokens = 0",) * 2,
+    ]
+    for pairs in (corrected, changed):
+        assert cells_to_prove(*([cell(pair[side]) for pair in pairs] for side in (0, 1))) == {0, 1, 2}
+
+
+def test_a_generator_is_set_again():
+    pairs = [("import torch",) * 2, ("torch.manual_seed(0)",) * 2, ("...", "y = torch.randn(3)")]
+    assert cells_to_prove(*([cell(pair[side]) for pair in pairs] for side in (0, 1))) == {0, 1, 2}
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_all_that_is_read_is_as_the_solved_notebook_has_it(path):
+    """Each name that a cell reads comes from the very cell that made or changed it last in the solved notebook."""
+    learner, solved = sides_of(path)
+    names = [names_of(each["source"]) for each in solved]
+    run = sorted(cells_to_prove(learner, solved))
+    last_there = {}
+    for place, each in enumerate(learner):
+        _, bound, changed = names_of(each["source"])
+        last_there |= dict.fromkeys(bound | changed, (place, each["source"]))
+    now = dict(last_there)
+    for place in run:
+        for name in names[place][0]:
+            makers = [p for p in range(place) if name in names[p][1] | names[p][2]]
+            if makers:
+                assert now[name] == (makers[-1], solved[makers[-1]]["source"]), (place, name)
+        now |= dict.fromkeys(names[place][1] | names[place][2], (place, solved[place]["source"]))
+
+
 def test_another_output_is_proven_and_other_pixels_are_not():
     learner, solved = [cell("progress()", "0 of 2"), cell("a = 1")], [cell("progress()", "2 of 2"), cell("a = 1")]
     assert cells_to_prove(learner, solved) == {0}
@@ -80,13 +125,7 @@ def test_magics_are_no_python_and_claims_of_values_change_nothing():
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_all_exercises_and_their_checks_run(path):
-    learner, solved = (
-        code_cells(json.loads(file.read_text(encoding="utf-8")))
-        for file in (path, path.parent / "solutions" / path.name)
-    )
-    for side in (learner, solved):
-        for each in side:
-            each["source"] = "".join(each["source"])
+    learner, solved = sides_of(path)
     run = cells_to_prove(learner, solved)
     exercises = {
         place for place, pair in enumerate(zip(learner, solved, strict=True)) if pair[0]["source"] != pair[1]["source"]

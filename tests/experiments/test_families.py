@@ -4,8 +4,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from qlora_lab.experiments import families
 from qlora_lab.experiments.__main__ import main
 from qlora_lab.experiments.families import FEATURES, SHAPES, config, deviation, small_model, weights_in_products
+from qlora_lab.experiments.record import Record
 from qlora_lab.models.random_weights import build_random
 from qlora_lab.training.steps.fast.families import FAMILIES, family_of
 
@@ -57,6 +59,36 @@ def test_weights_in_products_are_the_layers_and_the_head():
 
 def test_a_deviation_is_the_largest():
     assert deviation([1.0, 2.2, 3.0], [1.0, 2.0, 4.0]) == pytest.approx(0.25)
+
+
+def test_each_way_is_timed_once_and_trl_after_those_that_want_the_model_whole(monkeypatch):
+    made = []
+    monkeypatch.setattr(families, "SHAPES", {"small": ("llama", TINY)})
+    monkeypatch.setattr(families, "build_random", lambda *_, **how: "base")
+    monkeypatch.setattr(families, "add_adapter", lambda base, rank, alpha: f"{base} with rank {rank}")
+    monkeypatch.setattr(families, "empty_cache", lambda: None)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: None)
+    monkeypatch.setattr(families, "standard_sft_steps", lambda model, *of: made.append(("trl", model)))
+    monkeypatch.setattr(families, "train_steps", lambda model, *of, fast, **how: made.append((fast, model)) or ())
+    figures = {"milliseconds": 2.0, "tokens_per_second": 256.0, "peak_allocated": 1}
+    monkeypatch.setattr(families, "result", lambda records: figures)
+
+    def unsloth(rows, steps, shape, rank):
+        made.append(("unsloth", rank))
+        return ({"who": who, "batch_size": n, "gradient_checkpointing": on} | figures for who, n, on in rows)
+
+    monkeypatch.setattr(families, "unsloth_runs", unsloth)
+    record = Record(None, {families.RATE: 1e12})
+    families.compare_speeds(record, 4, ("unsloth, plain loop", "trl", "fast"), (16,))
+    model = "base with rank 16"
+    assert made == [(True, model)] * 4 + [("trl", model)] * 4 + [("unsloth", 16)]
+    rows = record.rows("speeds", model="small", rank=16)
+    assert [row["who"] for row in rows] == ["fast"] * 4 + ["trl"] * 4 + ["unsloth, plain loop"] * 4
+    weights = 2 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 96) + 97 * 64
+    assert rows[2]["share_of_floor"] == pytest.approx(1e3 * 4 * weights * 4 * 512 / 1e12 / 2.0)
+    made.clear()
+    families.compare_speeds(record, 4, ("fast", "trl", "unsloth, plain loop"), (16,))
+    assert made == []
 
 
 def test_no_gpu_is_said(monkeypatch, capsys):
