@@ -55,8 +55,8 @@ test: check model $(VENV)/triton $(VENV)/export $(VENV)/site ## prove it: check,
 	@$(MAKE) --no-print-directory notebooks
 
 # What runs are copies with the claims that learners do not see: the learner's notebooks whole, and behind each what of the
-# solved one it does not prove (qlora_lab/classroom/needs.py). nbval kills kernels, so their temporary folders lie in the one that is
-# removed.
+# solved one it does not prove (qlora_lab/classroom/needs.py). nbval kills kernels, so their temporary folders lie in the one
+# that is removed.
 # Of the translated ones two are run, solved: tests/classroom/languages compares the code of the others with the English.
 TRANSLATED := 05 10
 notebooks: export HF_HUB_OFFLINE = 1
