@@ -5,6 +5,7 @@ import errno
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -167,10 +168,25 @@ def processes(count: int, module: str, *arguments, shard: bool = False) -> subpr
     shard: say what `accelerate launch` says for a configuration with FSDP.
     """
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
-    surroundings = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    return _started([*command, "-m", module, *map(str, arguments)], shard)
+
+
+def unwatched_processes(count: int, module: str, *arguments, shard: bool = False) -> list[subprocess.Popen]:
+    """Start them as `processes` does, but without torchrun, which ends all of them once it sees one dead."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
+    ranks = [{**meeting, "RANK": str(n), "LOCAL_RANK": str(n), "LOCAL_WORLD_SIZE": str(count)} for n in range(count)]
+    return [_started(command, shard, rank) for rank in ranks]
+
+
+def _started(command: list[str], shard: bool, rank: dict[str, str] | None = None) -> subprocess.Popen:
+    surroundings = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", **(rank or {})}
     surroundings["CUDA_VISIBLE_DEVICES"] = ""  # Accelerate's barrier would want a GPU for each, where there is one
     return subprocess.Popen(
-        [*command, "-m", module, *map(str, arguments)],
+        command,
         cwd=pathlib.Path(__file__).parents[1],
         env={**surroundings, "ACCELERATE_USE_FSDP": str(shard).lower()},
         stdout=subprocess.PIPE,
