@@ -24,7 +24,8 @@ for step in range(begun + 1, 7):
     if step % 2 == 0:
         (out / f"checkpoint-{step}").mkdir(parents=True)
         print({"eval_loss": "0.5"}, flush=True)
-    sleep(0.05)
+    if step == 3 and "--wait" in sys.argv:
+        sleep(600)
 if "--fail" in sys.argv:
     raise ValueError("Attempting to unscale FP16 gradients.")
 print("asked: a\\nexpected: b\\nanswered: c\\nexact match: 0 of 1; chance alone may move that by 98 points")
@@ -49,7 +50,7 @@ def script(tmp_path, monkeypatch) -> str:
 
 
 def test_a_session_that_is_killed_is_gone_on_with(script, capsys):
-    first = machinery.session(script, kill_after=3)
+    first = machinery.session(script + " --wait", kill_after=3)
     assert first.losses == {1: 1.0, 2: 0.5, 3: 0.3333} and first.validated == {2: 0.5}
     assert first.words == {"train": "3 samples"}
     said = capsys.readouterr().out.splitlines()
