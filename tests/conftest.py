@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -145,16 +144,25 @@ def tiny(make_tiny):
     return make_tiny()
 
 
-def kill_train_qlora(arguments: list, output: pathlib.Path, checkpoint: str) -> None:
-    """Start train_qlora, and kill it once `output` has a checkpoint whose name ends so."""
-    command = [sys.executable, "-m", "qlora_lab.train_qlora", *map(str, arguments)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.time() + 120
-    while not list(output.glob(f"checkpoints/checkpoint-*{checkpoint}")) and time.time() < deadline:
-        time.sleep(0.005)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    assert not (output / "report.json").exists(), "it was over before it could be killed"
+KILLED = """
+import os, signal, sys
+from qlora_lab import train_qlora
+write = train_qlora.StepLog.write
+def killed(log, record):
+    write(log, record)
+    if record.step == int(sys.argv[1]):
+        os.kill(os.getpid(), signal.SIGKILL)
+train_qlora.StepLog.write = killed
+sys.exit(train_qlora.main(sys.argv[2:]))
+"""
+
+
+def kill_train_qlora(arguments: list, output: pathlib.Path, step: int) -> None:
+    """Run train_qlora in a process that dies when this step is logged: before its checkpoint, if one is due."""
+    command = [sys.executable, "-c", KILLED, str(step), *map(str, arguments)]
+    done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=300)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert not (output / "report.json").exists()
 
 
 def in_two_processes(module: str, *arguments) -> subprocess.CompletedProcess:

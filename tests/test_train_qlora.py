@@ -155,11 +155,11 @@ def test_the_adapters_card_has_scores_with_counts_and_no_path(finished, tiny_fol
 def test_killed_and_resumed_run_has_the_same_losses(finished, tiny_folder, tmp_path):
     output = tmp_path / "run"
     arguments = ["--model", tiny_folder, "--output", output, "--json", *QUICK]
-    kill_train_qlora(arguments, output, "2")
+    kill_train_qlora(arguments, output, 3)
     resumed = run(*arguments, "--resume")
     assert resumed.returncode == 0, resumed.stderr
     report = json.loads(resumed.stdout)
-    assert 2 <= report["resumed_at"] < 6
+    assert report["resumed_at"] == 2
     assert report["losses"] == json.loads(finished[1].stdout)["losses"]
     assert report["after"] == json.loads(finished[1].stdout)["after"]
 
@@ -391,7 +391,7 @@ def test_ctrl_c_leaves_a_usable_adapter(tiny_folder, tmp_path):
         while not list(output.glob("checkpoints/checkpoint-*2")) and process.poll() is None:
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
-        stdout, stderr = process.communicate(timeout=60)
+        stdout, stderr = process.communicate(timeout=300)
     finally:
         process.kill()  # or 10,000 steps go on beside the other tests
     assert process.returncode == 130
