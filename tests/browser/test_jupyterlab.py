@@ -83,11 +83,15 @@ def course(tmp_path_factory):
         yield address
     finally:
         server.terminate()
-        server.wait(30)
+        try:
+            server.wait(60)
+        except subprocess.TimeoutExpired:  # its kernels are killed with it
+            server.kill()
 
 
 @pytest.fixture(scope="module")
 def browser():
+    playwright.expect.set_options(timeout=60_000)
     flags = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
     with playwright.sync_playwright() as play:
         browser = play.chromium.launch(executable_path=CHROMIUM, args=flags)
@@ -140,12 +144,25 @@ class Lab:
             f".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.{kind}']"
         ).all_inner_texts()
 
+    def narrow(self, width: int) -> None:
+        """Make the window so wide, and wait until JupyterLab has laid its cells out in it."""
+        self.page.set_viewport_size({"width": width, "height": 2800})
+        fits = "width => document.querySelector('.jp-Notebook').getBoundingClientRect().right <= width"
+        self.page.wait_for_function(fits, arg=width)
+
     def too_wide(self) -> list[str]:
-        """Texts, tables and pictures that do not fit into the page: one would have to scroll sideways."""
+        """Texts, tables and pictures that do not fit into the page: one would have to scroll sideways.
+
+        A page that is still being laid out gets some time.
+        """
         script = """() => [...document.querySelectorAll('.jp-RenderedMarkdown, .jp-RenderedHTML, .jp-RenderedImage')]
             .filter(e => e.clientWidth > 0 && e.scrollWidth > e.clientWidth + 2)
             .map(e => e.textContent.trim().slice(0, 90) || 'a picture')"""
-        return self.page.evaluate(script)
+        for _ in range(20):
+            if not (found := self.page.evaluate(script)):
+                break
+            self.page.wait_for_timeout(500)
+        return found
 
     def shoot(self, name: str) -> None:
         """Screenshots of the whole notebook, page by page, if they are wanted: nothing is compared with them."""
@@ -196,7 +213,7 @@ def test_a_notebook_is_clean_in_every_look(open_lab, name, live):
     lab.shoot(f"{name}-dark")
     lab.change_theme("JupyterLab Light")
     lab.command("application:toggle-left-area")
-    lab.page.set_viewport_size({"width": 700, "height": 2800})
+    lab.narrow(700)
     lab.page.wait_for_timeout(500)
     assert lab.too_wide() == []
     lab.shoot(f"{name}-narrow")

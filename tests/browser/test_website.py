@@ -83,24 +83,26 @@ def test_every_page_fits_a_telephone(open_page, website_folder):
         shown.close()
 
 
+def search(shown, words: str, ended: str) -> list[str]:
+    """The titles of what is found, once the page says that it has found all: it shows them one by one."""
+    shown.fill("input[name=q]", words)
+    shown.press("input[name=q]", "Enter")
+    shown.locator("#search-results p.search-summary").filter(has_text=ended).wait_for()
+    return shown.locator("ul.search li a").all_inner_texts()
+
+
 def test_the_search_finds_a_lesson(open_page):
     shown = open_page("index")
-    shown.fill("input[name=q]", "quantized scales")
-    shown.press("input[name=q]", "Enter")
-    shown.wait_for_selector("ul.search li a")
-    assert any("05 · " in found.inner_text() for found in shown.query_selector_all("ul.search li a"))
+    assert any("05 · " in title for title in search(shown, "quantized scales", "found"))
     assert shown.complaints == []
     shown.close()
 
 
 def test_the_chinese_search_finds_a_lesson(open_page):
     shown = open_page("zh-TW/index")
-    shown.fill("input[name=q]", "雙重量化")
-    shown.press("input[name=q]", "Enter")
-    shown.wait_for_selector("ul.search li a")
-    found = [link.inner_text() for link in shown.query_selector_all("ul.search li a")]
+    found = search(shown, "雙重量化", "找到")
     assert any("05 · " in title for title in found) and not any("Exporting" in title for title in found)
-    assert "找到" in shown.inner_text("#search-results") and shown.complaints == []
+    assert shown.complaints == []
     shown.close()
 
 
