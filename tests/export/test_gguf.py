@@ -148,7 +148,7 @@ def test_a_model_without_a_run_is_a_base_as_it_is_stored(small_tokenizer, tmp_pa
     served = LlamaCpp(file, context=128)
     expected = log_probabilities(trained_model(run))
     assert numpy.abs(served.log_probabilities(IDS, WORDS) - expected).max() < 0.1
-    with urllib.request.urlopen(f"{served.address}/health", timeout=10) as answer:
+    with urllib.request.urlopen(f"{served.address}/health", timeout=60) as answer:
         assert answer.status == 200
 
 

