@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 
-from qlora_lab.classroom.plots import BLUE, GREEN, VERMILION, numbers_in
+from qlora_lab.classroom.plots import BLUE, GREEN, VERMILION, draw_guesses, numbers_in
 
 
 def plot_stairs(axes: list[Axes], step: float, weight: float, others: float) -> Axes:
@@ -42,8 +42,7 @@ def plot_megabytes(
     ax.bar_label(drawn, [f"{value:.1f} MB" for value in megabytes.values()], padding=8)
     guesses = numbers_in(guess)
     if guesses:
-        style = {"color": VERMILION, "markersize": 9, "label": "your guess", "clip_on": False, "zorder": 3}
-        ax.plot(list(guesses.values()), list(guesses), "D", **style)
+        draw_guesses(ax, names, guesses)
         ax.legend(frameon=False, loc="lower right")
     ax.set(xlabel=xlabel, xlim=(0, 1.3 * max([*megabytes.values(), *guesses.values()])))
     ax.invert_yaxis()
