@@ -76,7 +76,7 @@ def plot_together(
     lower.set_yticks([1e-9, 1e-6, 1e-3, 1], ["≤ 10$^{-9}$", "10$^{-6}$", "10$^{-3}$", "1"])
     for ax in axes:
         ax.yaxis.set_minor_locator(NullLocator())
-        ax.legend(frameon=False, loc="upper right", fontsize=9, ncols=2)
+        ax.legend(loc="upper right", fontsize=9, ncols=2, edgecolor="none", framealpha=1)  # a guess may lie behind
         ax.set(xlim=(0.5, count + 0.5), xticks=[1, *range(5, count + 1, 5)])
         ax.spines[["top", "right"]].set_visible(False)
     return upper
