@@ -15,6 +15,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.markers import CARETLEFT, CARETRIGHT
 from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator
 from numpy.typing import ArrayLike
 
@@ -106,6 +107,13 @@ def numbers_in(guesses: Mapping[str, object] | None) -> dict[str, float]:
     return {name: guess for name, guess in (guesses or {}).items() if is_number(guess)}
 
 
+def draw_guesses(ax: Axes, bars: list[str], guesses: Mapping[str, float]) -> None:
+    """Guesses as diamonds at the lower edges of their bars (0.6 high): a good one would hide the label at its end."""
+    at = [bars.index(bar) + 0.36 for bar in guesses]
+    marks = ax.plot(list(guesses.values()), at, "D", color=VERMILION, markersize=7, label="your guess", clip_on=False)
+    marks[0].set_zorder(3)
+
+
 def plot_times(ax: Axes, milliseconds: dict[str, float], guess: Mapping[str, object] | None = None) -> Axes:
     """Horizontal bars of times on a log scale, and the learner's guesses as diamonds."""
     names = list(milliseconds)
@@ -113,7 +121,7 @@ def plot_times(ax: Axes, milliseconds: dict[str, float], guess: Mapping[str, obj
     ax.bar_label(drawn, [f"{value:.3g} ms" for value in milliseconds.values()], padding=4)
     guesses = numbers_in(guess)
     if guesses:
-        ax.plot(list(guesses.values()), list(guesses), "D", color=VERMILION, markersize=9, label="your guess")
+        draw_guesses(ax, names, guesses)
         ax.legend(frameon=False)
     everything = [*milliseconds.values(), *guesses.values()]
     ax.set(xscale="log", xlabel="time (ms, log scale)", xlim=(min(everything) / 3, max(everything) * 6))
@@ -171,11 +179,12 @@ def plot_intervals(
     if rings:
         ax.plot(rings, heights, "o", color=GREY, markerfacecolor="none", markersize=5, label="a difference")
     ax.hlines(rows, lows, highs, color=BLUE, linewidth=2.5, label="95 % interval")
-    for ends, edge, arrow in ((lows, left, "<"), (highs, right, ">")):
+    for ends, edge, arrow in ((lows, left, CARETLEFT), (highs, right, CARETRIGHT)):  # whose tips are the points
         for marker, beyond in (("|", False), (arrow, True)):
             chosen = [(end, row) for end, row in zip(ends, rows, strict=True) if (end == edge) == beyond]
             if chosen:
-                ax.plot(*zip(*chosen, strict=True), marker, color=BLUE, markersize=9, markeredgewidth=2)
+                marks = ax.plot(*zip(*chosen, strict=True), marker=marker, color=BLUE, markersize=9, markeredgewidth=2)
+                marks[0].set_linestyle("none")
     ax.plot(means, rows, "D", color=VERMILION, markersize=6, zorder=3, label="mean")
     for row, note in enumerate(notes or ()):
         ax.text(0.99, row, note, transform=ax.get_yaxis_transform(), va="center", ha="right")

@@ -60,6 +60,19 @@ LANGUAGES = """{% if languages %}<div class="sidebar-tree">
 <li class="toctree-l1"><a class="reference internal" href="{{ pathto(place, 1) }}">{{ name }}</a></li>
 {% endfor %}</ul></div>{% endif %}
 """
+# Figures are drawn on white. On a dark page they are turned over, white to black and each hue to itself. On a narrow
+# screen they keep a width at which their words are legible, and are pushed sideways.
+FIGURES = """@media screen {
+  body[data-theme="dark"] .cell_output img { filter: invert(0.93) hue-rotate(180deg); }
+}
+@media screen and (prefers-color-scheme: dark) {
+  body:not([data-theme="light"]) .cell_output img { filter: invert(0.93) hue-rotate(180deg); }
+}
+@media screen and (max-width: 46em) {
+  .cell_output { overflow-x: auto; }
+  .cell_output img { max-width: none; width: 36em; }
+}
+"""
 SIDEBAR = ("brand", "search", "scroll-start", "navigation", "languages", "scroll-end")  # Furo's, and LANGUAGES
 SETTINGS = {
     "project": "QLoRA Lab",
@@ -78,6 +91,8 @@ SETTINGS = {
     "autodoc_typehints": "signature",
     "exclude_patterns": ["files"],
     "templates_path": ["templates"],
+    "html_static_path": ["static"],
+    "html_css_files": ["figures.css"],
     "html_sidebars": {"**": [f"sidebar/{part}.html" for part in SIDEBAR]},
 }
 
@@ -132,6 +147,8 @@ def run_sphinx(pages: Path, made: Path, settings: dict) -> None:
 
     (pages / "templates" / "sidebar").mkdir(parents=True)
     (pages / "templates" / "sidebar" / "languages.html").write_text(LANGUAGES, encoding="utf-8")
+    (pages / "static").mkdir()
+    (pages / "static" / "figures.css").write_text(FIGURES, encoding="utf-8")
     warnings = io.StringIO()
     try:
         with docutils_namespace():  # a second website of this process begins anew

@@ -111,6 +111,16 @@ def test_each_figure_says_what_it_shows(site, pages):
         assert None not in told
 
 
+def test_pages_turn_figures_over_on_dark_and_keep_them_legible_on_narrow_screens(site, pages):
+    """The rules reach each figure: their selectors are those of its place in the page."""
+    for path, page in pages.items():
+        if "image/png" in page.text or any(page.alts):
+            assert 'class="cell_output' in page.text
+            sheets = [path.parent / urlsplit(name).path for name in page.loaded if name and "figures.css" in name]
+            assert [sheet.read_text(encoding="utf-8") for sheet in sheets] == [website.FIGURES]
+    assert website.FIGURES.count(".cell_output img { filter: invert(") == 2
+
+
 def test_a_lesson_leads_to_itself_in_the_other_language(site, pages):
     english = pages[site / "notebooks" / "05_double_quantization.html"]
     chinese = pages[site / "zh-TW" / "notebooks" / "05_double_quantization.html"]

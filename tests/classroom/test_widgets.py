@@ -13,9 +13,15 @@ import pytest
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 from matplotlib.figure import Figure
+from matplotlib.markers import MarkerStyle
+from matplotlib.transforms import Bbox
 from PIL import Image
 
 from qlora_lab.classroom import plots, widgets
+from qlora_lab.classroom.lessons.n02 import figures as n02
+from qlora_lab.classroom.lessons.n05 import figures as n05
+from qlora_lab.classroom.lessons.n07 import figures as n07
+from qlora_lab.classroom.lessons.n12 import figures as n12
 from qlora_lab.finetuning import StepRecord
 
 
@@ -229,4 +235,41 @@ def test_figures_have_labelled_axes_and_tell_nothing_by_colour_alone():
     plt.close("all")
     ax = plots.plot_weights(plots.new_axes(), {"4 bits": 3.5}, {"this machine": 25.0})
     assert "GB" in ax.get_xlabel()
+    plt.close("all")
+
+
+def marks_and_labels(ax) -> tuple[list[Bbox], list[Bbox]]:
+    """Where the diamonds of guesses are, and the texts of a figure, in pixels."""
+    ax.figure.canvas.draw()
+    diamonds = [line for line in ax.lines if line.get_marker() == "D"]
+    half = [line.get_markersize() / 2 * ax.figure.dpi / 72 for line in diamonds]
+    points = [ax.transData.transform(line.get_xydata()) for line in diamonds]
+    marks = [Bbox([at - size, at + size]) for size, each in zip(half, points, strict=True) for at in each]
+    return marks, [text.get_window_extent() for text in ax.texts if text.get_text()]
+
+
+@pytest.mark.parametrize("right", [1.03, 1.06, 1.1])
+def test_no_good_guess_hides_the_number_at_its_bars_end(right):
+    sizes = {"a": 100.0, "b": 60.0}
+    guess = {name: right * size for name, size in sizes.items()}
+    charts = [
+        plots.plot_times(plots.new_axes(height=1.8), sizes, guess),
+        n02.plot_memory(plots.new_axes(height=1.8), {name: {"weights": sizes[name]} for name in sizes}, (), guess),
+        n05.plot_savings(plots.new_axes(height=2), sizes, guess),
+        n07.plot_megabytes(plots.new_axes(height=2), sizes, "MB", guess),
+        n12.plot_merges(plots.new_axes(height=2), sizes, {}, guess),
+    ]
+    for ax in charts:
+        marks, labels = marks_and_labels(ax)
+        assert len(marks) == 2 and len(labels) >= 2
+        assert not any(mark.overlaps(label) for mark in marks for label in labels), (ax.get_xlabel(), right)
+    plt.close("all")
+
+
+def test_an_interval_beyond_the_limits_ends_in_a_whole_arrow_inside_them():
+    ax = plots.plot_intervals(plots.new_axes(), {"a": (0, 9), "b": (0, 1)}, {"a": [], "b": []}, "points", (-2, 2))
+    ax.figure.canvas.draw()
+    arrows = {line.get_xdata()[0]: MarkerStyle(line.get_marker()) for line in ax.lines if len(line.get_xdata()) == 1}
+    left, right = (arrows[edge].get_path().transformed(arrows[edge].get_transform()).vertices for edge in (-2, 2))
+    assert left[:, 0].min() == 0 < left[:, 0].max() and right[:, 0].max() == 0 > right[:, 0].min()
     plt.close("all")

@@ -37,7 +37,7 @@ def plot_rebuilt(matrix: Tensor, rank: int) -> Axes:
     at = range(1, len(singular_values) + 1)
     right.bar(at, singular_values, color=[BLUE if i <= rank else "#D0D0D0" for i in at])
     fix_ticks(right.xaxis, at)
-    right.set(xlabel="direction", ylabel="singular value", ylim=(0, 1.1 * max(singular_values)))
+    right.set(xlabel="direction (blue: kept)", ylabel="singular value", ylim=(0, 1.1 * max(singular_values)))
     right.spines[["top", "right"]].set_visible(False)
     return middle
 

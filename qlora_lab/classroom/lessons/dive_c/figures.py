@@ -31,9 +31,9 @@ def plot_looks(ax: Axes, shares: list[float], guess: object = None) -> Axes:
     ax.axhline(0.05, color=BLUE, linestyle="--", label="one look, at a number fixed beforehand")
     if is_number(guess):
         ax.axhline(guess / 100, color=GREY, linestyle=":", label="your guess")
-    ax.set(xlabel="seeds", ylabel='"a difference!"', ylim=(0, 1.25 * max(shares)))
+    ax.set(xlabel="seeds", ylabel="share with a false alarm", ylim=(0, 1.25 * max(shares)))
     ax.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    ax.legend(frameon=False)
+    ax.legend(edgecolor="none", framealpha=1)  # a guess may lie behind it
     return ax
 
 

@@ -107,7 +107,7 @@ def plot_plan(ax: Axes, computing: float, wires: dict[str, float], guesses: dict
     for row, way in enumerate(wires, 1):
         if is_number(guess := guesses.get(way)) and guess > 0:
             ax.plot(guess, row + 0.38, "D", color="black", markersize=6)
-    ax.set(xscale="log", xlim=(0.01, 5000), xlabel="seconds a step")
+    ax.set(xscale="log", xlim=(0.01, 5000), xlabel="seconds a step (log scale); dashed: as long as computing")
     fix_ticks(ax.xaxis, SECONDS, [f"{second:g}" for second in SECONDS])
     fix_ticks(ax.yaxis, range(len(names)), names)
     ax.set_ylim(len(names) - 0.4, -0.6)

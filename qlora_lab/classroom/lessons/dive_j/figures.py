@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import StepPatch
 from matplotlib.ticker import NullLocator
 
-from qlora_lab.classroom.plots import BLUE, GREEN, GREY, ORANGE, VERMILION, numbers_in
+from qlora_lab.classroom.plots import BLUE, GREEN, GREY, ORANGE, VERMILION, draw_guesses, numbers_in
 
 STYLES = [(BLUE, "-", "o"), (VERMILION, "--", "s"), (GREEN, ":", "^"), (ORANGE, "-.", "D")]
 
@@ -34,8 +34,7 @@ def plot_bases(
     right.axvline(dense, color=VERMILION, linestyle="--", label=f"not quantized: {dense:.2f}")
     guesses = numbers_in(guess)
     if guesses:
-        rows = [list(bases).index(name) for name in guesses]
-        right.plot(list(guesses.values()), rows, "D", color=VERMILION, markersize=8, label="your guess")
+        draw_guesses(right, list(bases), guesses)
         right.set_xlim(0, max(right.get_xlim()[1], 1.05 * max(guesses.values())))
     right.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), fontsize=9, ncols=2)
     left.set_xlabel("relative RMS error of the weights")
@@ -99,9 +98,10 @@ def plot_layer(
     for (name, points), (colour, _, marker) in zip(dots.items(), STYLES, strict=False):
         x, y = zip(*points, strict=True)
         right.plot(x, y, marker, color=colour, markersize=3.5, label=name)
-    right.plot(*chosen, "o", markersize=15, markerfacecolor="none", markeredgecolor="black", markeredgewidth=2)
+    ring = {"markersize": 15, "markerfacecolor": "none", "markeredgecolor": "black", "markeredgewidth": 2}
+    right.plot(*chosen, "o", linestyle="none", label="your choice", **ring)
     right.set(xlabel="bits per parameter", ylabel="relative error of the output (log scale)", yscale="log")
-    right.legend(frameon=False, loc="upper right").set_gid("frame")
+    right.legend(frameon=False, loc="upper right", labelspacing=0.8).set_gid("frame")
     for ax in axes:
         ax.spines[["top", "right"]].set_visible(False)
     return left

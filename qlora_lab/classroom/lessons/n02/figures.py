@@ -61,10 +61,10 @@ def plot_memory(
         place = {"textcoords": "offset points", "va": "center", "ha": side, "bbox": _ON_WHITE}
         ax.annotate(text, (min(size, limit), at[name]), shift, **place)
     if guesses:
-        ax.plot(list(guesses.values()), [at[name] for name in guesses], "D", color="black", markersize=8, zorder=5)
-        name, size = next(iter(guesses.items()))
-        place = {"ha": "center", "va": "bottom", "fontsize": 9, "bbox": _ON_WHITE}
-        ax.annotate("your guess", (size, at[name] - 0.33), **place)
+        below = [at[name] + 0.4 for name in guesses]  # its bar: a good guess would hide the label at the bar's end
+        ax.plot(list(guesses.values()), below, "D", color="black", markersize=7, zorder=5)
+        place = {"textcoords": "offset points", "va": "center", "fontsize": 9}
+        ax.annotate("your guess", (next(iter(guesses.values())), below[0]), (8, 0), **place)
     ax.set(yticks=list(at.values()), yticklabels=list(at), ylim=(len(at) - 0.5, -0.6), xlim=(0, limit))
     ax.set_xlabel("memory (GB, 10$^9$ bytes)")
     ax.tick_params(axis="y", length=0)

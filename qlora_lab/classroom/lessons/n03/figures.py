@@ -87,8 +87,10 @@ def plot_blocks(
         ax.plot(x, y, color=colour, marker=marker, linestyle=dash, markersize=5, label=": ".join((name, "blocks")))
         longer_x, longer_y, longer = zip(*stars[name], strict=True)
         ax.plot(longer_x, longer_y, "*", color=colour, markersize=12, label=": ".join((name, "one scale")))
-        for point in zip(x, y, labels, strict=True):
-            ax.annotate(point[2], point[:2], textcoords="offset points", fontsize=8, color=colour, **place)
+        for bits, error, label in zip(x, y, labels, strict=True):
+            starred = place["va"] == "top" and bits in longer_x  # a star stands below: its label beside, not upon it
+            at = {"va": "center", "xytext": (-9, -5), "ha": "right"} if starred else place
+            ax.annotate(label, (bits, error), textcoords="offset points", fontsize=8, color=colour, **at)
         for point in zip(longer_x, longer_y, longer, strict=True):
             ax.annotate(point[2], point[:2], (0, -16), textcoords="offset points", ha="center", fontsize=8)
     ax.set(yscale="log", xlabel="bits per parameter", ylabel="relative error (log scale)")

@@ -46,7 +46,7 @@ def plot_level_usage(ax: Axes, usage: list[float], guess: Mapping[str, object] |
     ax.set(xlabel="level, from -1 (0) to 1 (15)", ylabel="share of the elements")
     ax.set(xlim=(-0.6, len(usage) - 0.4), ylim=(0, max(0.16, 1.1 * max(usage))))
     ax.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    ax.legend(frameon=False, loc="upper left")
+    ax.legend(loc="upper left", edgecolor="none", framealpha=1)  # a guess may lie behind it
     return ax
 
 

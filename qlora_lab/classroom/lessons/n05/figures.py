@@ -2,7 +2,7 @@
 
 from matplotlib.axes import Axes
 
-from qlora_lab.classroom.plots import BLUE, GREEN, GREY, ORANGE, VERMILION, is_number, numbers_in
+from qlora_lab.classroom.plots import BLUE, GREEN, GREY, ORANGE, VERMILION, draw_guesses, is_number, numbers_in
 
 
 def draw_stacked(
@@ -28,7 +28,7 @@ def draw_stacked(
     for row, text in (ends or {}).items():
         ax.annotate(text, (left[row], row), (5, 0), textcoords="offset points", va="center", fontsize=9)
     if guesses:
-        ax.plot(list(guesses.values()), list(guesses), "D", color=VERMILION, markersize=9, label="your guess")
+        draw_guesses(ax, list(rows), guesses)
     ax.set(xlabel=xlabel, xlim=(0, 1.25 * max([*left.values(), *guesses.values()])))
     ax.invert_yaxis()
     if legend and (len(parts) > 1 or guesses):

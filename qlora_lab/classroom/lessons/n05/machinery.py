@@ -39,13 +39,13 @@ def draw_choice(block: int, second: int, double: bool, model: str) -> Axes:
     rows = {"blocks of 64,\nfloat32 scales": {"codes": 4, "scales": 0.5}, "yours": {"codes": 4} | scales}
     weights = SHAPES[f"llama-{model.lower()}"].linear_parameters()
     ends = {name: f"{weights * sum(row.values()) / 8 / 1e9:.1f} GB" for name, row in rows.items()}
-    draw_stacked(left, rows, "bits per parameter", ends, legend=False).set_xlim(0, 6.5)
-    left.set_title(f"{' + '.join(f'{part:.3g}' for part in rows['yours'].values())} bits", fontsize=10)
+    draw_stacked(left, rows, "bits per parameter (hatched: scales)", ends, legend=False).set_xlim(0, 6.5)
+    left.set_title(f"yours: {' + '.join(f'{part:.3g}' for part in rows['yours'].values())} bits", fontsize=10)
     curves = {
         name: [(bits_per_parameter(size, each, 256), errors[size, 256 if each else None], size) for size in SIZES]
         for name, each in {"float32 scales": False, "double quantization": True}.items()
     }
     bits, error = bits_per_parameter(block, double, second), errors[block, second if double else None]
     draw_block_costs(right, curves, (bits, error)).set(xlim=(3.65, 5.15), ylim=(0.07, 0.19))
-    right.set_title(f"{bits:.3f} bits, error {error:.4f}", fontsize=10)
+    right.set_title(f"yours, ringed: {bits:.3f} bits, error {error:.4f}", fontsize=10)
     return left

@@ -45,7 +45,6 @@ def plot_runs(ax: Axes, runs: dict[str, list[float]], ylabel: str) -> Axes:
         ax.plot(range(1, len(losses) + 1), losses, color=colour, linestyle=style, linewidth=width, label=name)
     ax.set(xlabel="optimizer step", ylabel=ylabel, yscale="log")
     ax.yaxis.set_major_locator(LogLocator(subs=(1,)))
-    ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     ax.yaxis.set_minor_locator(NullLocator())
     ax.legend(frameon=False, fontsize=9)
     return ax

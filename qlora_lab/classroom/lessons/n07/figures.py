@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 
-from qlora_lab.classroom.plots import BLUE, GREEN, VERMILION, numbers_in
+from qlora_lab.classroom.plots import BLUE, GREEN, VERMILION, draw_guesses, numbers_in
 
 
 def plot_stairs(axes: list[Axes], step: float, weight: float, others: float) -> Axes:
@@ -42,8 +42,7 @@ def plot_megabytes(
     ax.bar_label(drawn, [f"{value:.1f} MB" for value in megabytes.values()], padding=8)
     guesses = numbers_in(guess)
     if guesses:
-        style = {"color": VERMILION, "markersize": 9, "label": "your guess", "clip_on": False, "zorder": 3}
-        ax.plot(list(guesses.values()), list(guesses), "D", **style)
+        draw_guesses(ax, names, guesses)
         ax.legend(frameon=False, loc="lower right")
     ax.set(xlabel=xlabel, xlim=(0, 1.3 * max([*megabytes.values(), *guesses.values()])))
     ax.invert_yaxis()
@@ -77,7 +76,7 @@ def plot_together(
     lower.set_yticks([1e-9, 1e-6, 1e-3, 1], ["≤ 10$^{-9}$", "10$^{-6}$", "10$^{-3}$", "1"])
     for ax in axes:
         ax.yaxis.set_minor_locator(NullLocator())
-        ax.legend(frameon=False, loc="upper right", fontsize=9, ncols=2)
+        ax.legend(loc="upper right", fontsize=9, ncols=2, edgecolor="none", framealpha=1)  # a guess may lie behind
         ax.set(xlim=(0.5, count + 0.5), xticks=[1, *range(5, count + 1, 5)])
         ax.spines[["top", "right"]].set_visible(False)
     return upper

@@ -27,5 +27,5 @@ def plot_amounts(ax: Axes, exact: dict[str, dict[int, list[float]]], guess: Mapp
     fix_ticks(ax.xaxis, amounts, [f"{n:,}" for n in amounts])
     ax.xaxis.set_minor_locator(NullLocator())
     ax.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    ax.legend(frameon=False, loc="center right")
+    ax.legend(frameon=False, loc="center right", title="mark: a seed; line: mean")
     return ax

@@ -15,11 +15,11 @@ def plot_lives(ax: Axes, first: dict[int, float], second: dict[int, float], gues
     )
     ax.axvline(max(first) + 0.5, color="0.5", linewidth=1)
     ax.annotate("killed", (max(first) + 0.5, 1), (4, -10), xycoords=("data", "axes fraction"),
-                textcoords="offset points", fontsize=9, color="0.3")  # fmt: skip
+                textcoords="offset points", fontsize=9, color="0.3", bbox={"color": "white", "pad": 1})  # fmt: skip
     if isinstance(guess, int):
         ax.axvline(guess, color=VERMILION, linestyle="--", linewidth=1, label="your guess")
     ax.set(xlabel="step", ylabel="loss (nats per token)", ylim=(0, None))
-    ax.legend(frameon=False)
+    ax.legend(edgecolor="none", framealpha=1)  # a guess may lie behind it
     return ax
 
 
@@ -30,6 +30,6 @@ def plot_peaks(ax: Axes, peaks: list[float], guess: float | None = None) -> Axes
     ax.annotate(f"largest fp16 number: {LARGEST:,}", (0, LARGEST), (0, 4), textcoords="offset points", fontsize=9)
     if isinstance(guess, int | float) and guess > 0:
         ax.axhline(guess, color=VERMILION, linestyle="--", linewidth=1, label=f"your guess: {guess:,}")
-        ax.legend(frameon=False, loc="lower right")
+        ax.legend(loc="lower right", edgecolor="none", framealpha=1)
     ax.set(yscale="log", ylim=(10, 400_000), xlabel="layer", ylabel="largest |number|")
     return ax

@@ -5,7 +5,7 @@ import html
 from IPython.display import HTML
 from matplotlib.axes import Axes
 
-from qlora_lab.classroom.plots import BLUE, GREEN, ORANGE, VERMILION
+from qlora_lab.classroom.plots import BLUE, GREEN, ORANGE, draw_guesses
 from qlora_lab.classroom.widgets import show_tokens
 from qlora_lab.training.chat import TokenizedSample
 
@@ -29,7 +29,7 @@ def plot_merges(ax: Axes, losses: dict[str, float], lines: dict[str, float], gue
         ax.axvline(value, color="0.3", linestyle=style, linewidth=1, label=f"{name}: {value:.3f}")
     made = {name: guess for name, guess in guesses.items() if isinstance(guess, (int, float))}
     if made:
-        ax.plot(list(made.values()), list(made), "D", color=VERMILION, markersize=8, label="your guess")
+        draw_guesses(ax, names, made)
     ax.set_xlim(0, 1.2 * max(*losses.values(), *lines.values(), *made.values()))
     ax.set_xlabel("validation loss (nats per token)")
     ax.invert_yaxis()
