@@ -45,7 +45,7 @@ for package in ("torch", "transformers", "peft", "bitsandbytes", "datasets", "ac
 
 # %% [markdown]
 # The packages are there. Does a model run with them? SmolLM2-135M-Instruct is small, but it is the real thing: it is built like
-# LLaMA, with {{30}} layers and a vocabulary of {{49_152:,}} tokens, and it came with the set-up. Here it is, in four bits:
+# LLaMA, with {{30}} layers and a vocabulary of {{49_152:,}} tokens, and it came with the set-up. Here it is, in four bits (`nf4`: lesson 04):
 
 # %%
 model, tokenizer = load_model("smollm2-135m-instruct", quantization="nf4")
@@ -57,7 +57,7 @@ assert model.is_loaded_in_4bit
 assert model.config.num_hidden_layers == 30 and model.config.vocab_size == 49_152
 
 # %% [markdown]
-# It talks: **your machine is ready.** (Before you run a cell, its output is ours: a card's row *outputs from*, if any, names the machine. Where a GPU measured, outputs name it.) In [lesson 01](01_first_run.ipynb) you teach it a trade.
+# It talks: **your machine is ready.** (Before you run a cell, its output is ours: the row *outputs from* at the top names the machine. Where a GPU measured, outputs name it.) In [lesson 01](01_first_run.ipynb) you teach it a trade.
 #
 # ## How predictions work
 #
@@ -179,7 +179,7 @@ explore(draw, billions=slider)
 # A notebook that is opened there sets itself up: its first cell fetches the course and the packages that are missing, and keeps the torch that is there, since
 # it fits the GPU. (This was tried on simulated machines only.)
 #
-# - **Colab** lends a T4 for free. Your progress is lost with the session, unless your Drive is mounted; the first cell says how.
+# - **Colab** lends a GPU, a T4, for free. Your progress is lost with the session, unless your Drive is mounted; the first cell says how.
 # - **Kaggle**: switch *Internet* on in the notebook's settings. Progress is kept in the notebook's output if you save a version.
 #
 # ## Recap

@@ -14,7 +14,7 @@
 # You load a small chat model in four bits a weight, ask it to do this, **fine-tune** it (you go on training it, on examples of
 # this one task), and ask again. Then you find out what it has not understood, and teach it that with examples of your own.
 #
-# This lesson is for doing. *Why* each step works is the subject of later lessons, and the text says of which.
+# This lesson is for doing. *Why* each step works, later lessons explain.
 #
 # | you need | |
 # |---|---|
@@ -71,7 +71,7 @@ LEARNING_RATE = 1.5e-3  # see section 3
 compute_dtype = pick_compute_dtype(pick_device())
 
 # %% [markdown]
-# (With a GPU and internet you may put in a larger chat model from the Hugging Face hub, `"Qwen/Qwen2.5-1.5B-Instruct"`, say. Larger models want a smaller learning rate: try `5e-4`.)
+# (With a GPU and internet you may put in a larger chat model, `"Qwen/Qwen2.5-1.5B-Instruct"`, say. Larger models want a smaller learning rate: try `5e-4`.)
 #
 # ## 1 · Load it in four bits
 #
@@ -87,7 +87,7 @@ from transformers import BitsAndBytesConfig
 print(BitsAndBytesConfig(load_in_4bit=True))
 
 # %% [markdown]
-# Three of these settings are not those of QLoRA, as its authors described it in {{2023}}. (The lines with `llm_int8` belong to another method.)
+# Three of these settings are not those of QLoRA as published. (The lines with `llm_int8` belong to another method.)
 #
 # - A code of four bits can name only sixteen values. **NF4** (4-bit NormalFloat) is a choice of sixteen that lie close together where most weights of a language model lie ([lesson 04](04_nf4.ipynb)).
 # - Some neighbouring weights are large, others small. So each group of neighbours has a **scale**, by which its values are multiplied. *Double
@@ -136,8 +136,8 @@ assert MODEL != BUNDLED or (weights == 134_515_008 and tokenizer.vocab_size == 4
 assert math.isclose(model.get_memory_footprint() / 1e6, megabytes["all"], rel_tol=0.02)
 
 # %% [markdown]
-# **What happened?** Only the matrices inside the layers were quantized. The *embeddings*, a vector for each of the {{tokenizer.vocab_size:,}} tokens
-# that the model knows, keep {{16}} bits a number or, on some machines, {{32}}. In a model as small as this they take half of the memory or more. In a large one they
+# **What happened?** Only the matrices inside the layers were quantized: half a byte for each of their weights, and a little for their scales. The *embeddings*, a vector for each of the {{tokenizer.vocab_size:,}} tokens
+# that the model knows, keep {{16}} bits a number or, on some machines, {{32}}. In a small model they take half of the memory or more. In a large one they
 # hardly count, so little would be won by rounding them.
 #
 # ## 2 · Ask it before
@@ -198,7 +198,7 @@ model.print_trainable_parameters()
 # %% [markdown]
 # **How does it learn?** In each step the model reads eight chats. For every token that it should write, we look at the probability that it gave to the
 # right one. The **loss** is minus the natural logarithm of this probability, averaged over these tokens (its unit is the *nat*). Then an
-# optimizer, Adam, moves all weights of the adapter by about the **learning rate**, so that the loss gets smaller. ([Dive D](dive_d_training_tricks.ipynb) measures which rate suits this model, and [lesson 02](02_memory_wall.ipynb) says what needs memory.)
+# optimizer, Adam, moves each weight of the adapter so that the loss gets smaller. It divides a weight's gradient by that gradient's usual size, so each moves by about the **learning rate**. ([Dive D](dive_d_training_tricks.ipynb) measures which rate suits this model.)
 #
 # **Predict.** The loss starts near {{1.5}}, when the right token gets a probability of about {{math.exp(-1.5):.0%}}. You take thirty steps. In which will the loss
 # first be below {{0.1}} ({{math.exp(-0.1):.0%}})? And what share of {{len(judged['test'])}} `test` orders will the model then get exactly right? Of as many `shifted` ones?
@@ -233,7 +233,7 @@ answers = {split: answers_of(model, chats) for split, chats in judged.items()}
 show_answers([(chat[1]["content"], said) for chat, said in zip(shown, answers["test"])], ("order", "after training"))
 
 # %% [markdown]
-# An answer counts as right if it is the right JSON object and nothing else. Here are both kinds of orders, whole and field by field:
+# An answer counts as right if it is the right JSON object and nothing else. Here are both kinds, whole and field by field:
 
 # %% machinery "Compare the answers with the right ones"
 wanted = {split: [chat[2]["content"] for chat in chats] for split, chats in judged.items()}
@@ -252,7 +252,7 @@ assert MODEL != BUNDLED or (score["test"] >= 0.85 and score["shifted"] < 0.5)
 
 # %% [markdown]
 # **What happened?** After {{len(records)}} steps the model is almost perfect on orders like those that it has seen. On shifted orders it
-# fails most of the time, and neither the loss nor the `test` score would have told you. Compare the numbers in three wrong answers with those that were expected:
+# fails most of the time, and neither the loss nor the `test` score would have told you. Compare three wrong answers with what was expected:
 
 # %%
 # NBVAL_IGNORE_OUTPUT
@@ -302,7 +302,7 @@ assert MODEL != BUNDLED or wrong_quantities(answers["shifted"], judged["shifted"
 
 # %% [markdown]
 # So it is. In `test` orders the quantity is nearly always right, even behind the total. In `shifted` orders it is so where it comes first and there is no decoy. Otherwise it is often wrong,
-# and the answer often has the total or the decoy instead. (Not always, and wrong cities must have other reasons.)
+# and often the total or the decoy. (Not always. A wrong *city* is mostly the customer's name, another city of the order, or one that training never showed, misspelt.)
 #
 # The `test` orders measure whether the model has learned *your sentences*, not whether it has learned *the job*.
 #

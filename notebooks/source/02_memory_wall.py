@@ -211,7 +211,7 @@ for recipe, each_part in recipes.items():
 # because QLoRA's paper did. (A smaller one will often do, see lesson 06.)
 #
 # **QLoRA** goes on: a frozen weight collects no small steps, so it may be rounded more coarsely. QLoRA stores the linear layers in four bits a
-# parameter, with *scales* to multiply them by (lesson 05). Embedding, output layer and norms keep {{16}} bits.
+# parameter, with *scales* to multiply them by (lesson 05). Embedding, output layer and norms, {{1 - in_linears / n:.1%}} of the parameters, keep {{16}} bits.
 
 # %% machinery "Parameters of an adapter, bits of a weight"
 one_layer = 64 * (4096 + 4096)  # rank × (inputs + outputs)
@@ -240,7 +240,7 @@ others = [sum(bar.values()) - bar["weights"] for bar in (bars["LoRA"], bars["QLo
 assert abs(others[0] - others[1]) < 0.1
 
 # %% [markdown]
-# `estimate`, the course's function for such sums, has two parts that the small model did not need:
+# `estimate`, the course's function for such sums (`"mixed"` is section 2's recipe), has two parts that the small model did not need:
 #
 # | part | what it is |
 # |---|---|
@@ -361,7 +361,7 @@ assert sum(card < curves["without"][-1] for card in CARDS) - sum(card < curves["
 #
 # With checkpointing the second sample costs hardly anything, but each of the last eight costs {{(curves["with"][4] - curves["with"][3]) / 8:.1f}} GB. With many tokens the peak
 # moves to the end of the forward pass, where the logits are: there, three fp32 numbers stand for each token and each
-# known word, namely the logarithm of its probability, that number's gradient, and the score's. Checkpointing does not touch them.
+# known word: the logarithm of its probability, and the gradients of that and of its score. (The score itself is gone by then.) Checkpointing does not touch them.
 
 # %% machinery "How large the logits are"
 for name in ("llama-7b", "llama-3-8b"):
@@ -495,7 +495,7 @@ for name, card in (("llama-33b", 24e9), ("llama-65b", 48e9)):
 # <details><summary>Did QLoRA's paper not train 33B on {{24}} GB, and 65B on {{48}}?</summary>It did. By our sum alone both take a little more than the card
 # has, so some of the paged states must move to the CPU. Lesson 10 shows what was measured.</details>
 #
-# **Exercise 2.3 ●●○ (3 minutes).** Choose a model, your card or one that you would rent, and how many tokens your samples have. What is the largest
+# **Exercise 2.3 ●●○ (3 minutes).** Choose a model, a card, and how many tokens your samples have. What is the largest
 # number of samples in a step with which QLoRA fits, by `card_for`?
 
 # %%

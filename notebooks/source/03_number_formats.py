@@ -253,7 +253,7 @@ check_fixed_rows(quantize_rows)
 # <details><summary>Hint 3</summary>How many different scales does the function return?</details>
 
 # %% [markdown]
-# **Try it.** At first one number in a thousand is an outlier, and on the left, the others crowd around the middle mark. Choose blocks of
+# **Try it.** At first one number in a thousand is an outlier, {{20}} times as large, and on the left, the others crowd around the middle mark. Choose blocks of
 # {{64}} and watch them spread out. Without outliers, which kind of numbers hardly needs blocks? (*Laplace* and *Student-t* are like
 # Gaussian numbers, with more of them far out.)
 #
@@ -295,7 +295,7 @@ assert not is_bundled or (round(farthest) == -51 and 100 < 1e6 * beyond < 120)
 # %% [markdown]
 # Of Gaussian numbers, two in a *billion* lie that far out. So there are outliers.
 #
-# <details><summary>Is this model a fair example?</summary>Yes, with a footnote. Its linear layers were once stored in another 4-bit format, as you will find out in lesson 04. So they have lost something before, and below they are rounded a second time, to other marks. What you will see is the second loss alone.</details>
+# <details><summary>Is this model a fair example?</summary>Yes, with a footnote. Its linear layers were once stored in another 4-bit format, to make a small file, as you will find out in lesson 04. So they have lost something before, and below they are rounded a second time, to other marks. What you will see is the second loss alone.</details>
 #
 # **Predict.** Round all these weights in three ways (`rounded` does it, and puts the old ones back): INT8 and INT4 with one scale for each
 # matrix, and INT4 in blocks of {{64}}. Which of the three models can still tell you the capital of France?

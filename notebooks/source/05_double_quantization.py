@@ -160,7 +160,7 @@ assert 5 < errors["with outliers", "INT8"] / errors["with outliers", "dynamic"] 
 # %% [markdown]
 # **What happened?** Both codes get the scales minus their mean, divided by the largest of their block. Most of the results are larger than a tenth, where
 # the dynamic code is coarse, so it loses more. But beside an outlier all the others shrink to less than a tenth, where the dynamic code's levels are close together. Then INT8's error
-# is {{errors['with outliers', 'INT8'] / errors['with outliers', 'dynamic']:.1f}} times as large. (Section 2's scales have none so large: the code is for other numbers, dive I.)
+# is {{errors['with outliers', 'INT8'] / errors['with outliers', 'dynamic']:.1f}} times as large. (Section 2's scales have none so large: the code was made for other numbers, dive I.)
 #
 # **Exercise 5.1 ●●○ (3 minutes).** Three programs store the same {{2048:,}} scales with the dynamic code, and restore them. One of the scales has been made {{20}} times as large. Two of the
 # programs have a fault from the list above the picture. Which has which?
@@ -273,7 +273,7 @@ print("a model of 8 billion weights:", extra_gigabytes(8e9), "GB")  # ← how ma
 # ## 6 · What did it cost?
 #
 # With float32 scales, the relative error of the *weights* is {{relative_rms(x, dequantize(q)):.4f}}. Now the scales have an error, too, of {{relative_rms(q.absmax, d.absmax.dequantize()):.4f}}, and a weight
-# comes back as its level times its scale. So it gets a second error, as large as its scale's.
+# comes back as its level times its scale. So a scale that is {{100 * relative_rms(q.absmax, d.absmax.dequantize()):.1f}} % off makes its weights {{100 * relative_rms(q.absmax, d.absmax.dequantize()):.1f}} % off, too.
 #
 # **Predict.** What is the error of the weights now?
 

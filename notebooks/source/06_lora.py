@@ -116,7 +116,7 @@ class MyLora(nn.Module):
 
 
 # %% [markdown]
-# (`scale` is LoRA's factor alpha / r. It has nothing to do with the scales of quantized blocks.)
+# (`scale` is LoRA's factor alpha / r, not a quantized block's scale.)
 #
 # Now let it learn. Its base has the weight W, but we want the outputs of W *with* the update of section 1. It sees random
 # inputs and the outputs wanted for them, never the update.
@@ -347,7 +347,7 @@ assert all(fast < slow for fast, slow in zip(runs["alpha 4"][2:50], runs["alpha 
 # %% [markdown]
 # **What happened?** AdamW, the optimizer here, moves each number by about its learning rate in a step, whether its gradient is large or small. B starts at zero, so
 # with twice the learning rate it is twice as large after each step, and twice the alpha does the same to the update. **A larger alpha acts like a
-# larger learning rate for B.** (Equal to the last bit they are only in an experiment as plain as this.)
+# larger learning rate for B.** (To the last bit only here: halving a gradient is exact, and AdamW's `eps`, which blurs tiny ones, is as good as zero.)
 #
 # Why is alpha divided by r? LoRA's authors kept alpha fixed. With a larger rank more products are added up, and the division keeps their sum from growing. Today alpha is often twice the rank,
 # as in lesson 01, which undoes the division: the factor is {{2}} at every rank. Either is fine if you tune the learning rate, and tune it again for each rank that you try

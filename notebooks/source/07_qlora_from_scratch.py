@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 07 · What happens when the base is 4-bit?
 #
-# In lesson 01 you trained an adapter on a base that was held in {{4}} bits, and it learned. Should that not surprise you? Gradients
+# In lesson 01 you trained an adapter on a base in {{4}} bits, and it learned. Should that not surprise you? Gradients
 # had to find their way back through weights that had been *rounded*. Rounding is a staircase, and the slope of a stair is zero.
 #
 # Here you find out how anything can learn through it, and write a 4-bit layer that trains. Then QLoRA made of such layers runs beside
@@ -261,7 +261,7 @@ assert abs(more - 4 * (parameters - 576 * (576 + 192 + 192)) / 1e6) < 1e-6
 #
 # ## 4 · Beside the libraries
 #
-# Outside this course, three statements write QLoRA. The first has the settings that you know from lesson 01. The second loads the model, with a
+# Outside this course, three statements write QLoRA. The first has lesson 01's settings. The second loads the model, with a
 # `Linear4bit` of bitsandbytes' in the place of each linear layer but the head. With the third, PEFT adds A and B beside each of these.
 
 # %%
@@ -280,9 +280,9 @@ theirs = get_peft_model(base, LoraConfig(r=16, lora_alpha=32, target_modules="al
 
 # %% [markdown]
 # (`fetch()` is the folder of the course's model.) Is it the same? A comparison is fair only if both start from the same numbers. So `twin_of` builds *our* layers, copies bitsandbytes' codes and scales into
-# them, and reads A and B from the files that PEFT saves.
+# them, and reads A and B from PEFT's files.
 #
-# Each step builds on the one before, so even a tiny difference may grow. To see that, a third model runs along: our twin, with every number of A larger by a millionth.
+# A tiny difference may grow from step to step. To see that, a third model runs along: our twin, with every number of A larger by a millionth.
 #
 # **Predict.** After twenty steps, how far apart, relatively, do the losses get: bitsandbytes and PEFT from ours, and the nudged twin from ours?
 
@@ -309,7 +309,7 @@ assert max(apart["bitsandbytes + PEFT"]) < 1e-6 and losses["ours"][-1] < 0.5 * l
 assert max(apart["ours, nudged"]) > 1e-6
 
 # %% [markdown]
-# **What happened?** It is one curve, drawn twice. (Its bumps come from the data: each step sees a single sample, and some are easier.) A millionth in A grew, but between the two programs there was nothing
+# **What happened?** It is one curve, drawn twice. (Its bumps come from the data: some samples are easier.) A millionth in A grew, but between the two programs there was nothing
 # to grow. On a CPU, bitsandbytes does in training what your function does: it makes W dense and calls PyTorch's own matrix product, so the same numbers are added in the same
 # order. (If you do not get exactly zero, bitsandbytes has other code for your processor.)
 #

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # 08 · Your data
 #
-# You have a task and a file. In this lesson a messy file becomes a data set, a trained adapter and a judgement. At the end
-# you do the same with a file of yours.
+# You have a task and a file. Here a messy file becomes a data set, a trained adapter and a judgement. At the end you do
+# the same with yours.
 #
 # | you need | |
 # |---|---|
@@ -59,7 +59,7 @@ print(*lines[:4], sep="\n")
 run("python -m qlora_lab.data tickets.csv")
 
 # %% [markdown]
-# This command says how a file is read. It takes text, CSV, Parquet and JSON, and knows these layouts:
+# This command reads text, CSV, Parquet and JSON, and knows these layouts:
 #
 # | layout | a sample has |
 # |---|---|
@@ -82,7 +82,7 @@ run("python -m qlora_lab.data tickets.csv --columns prompt=message,response=repl
 print("\n", told(prediction["samples"]), " · ", told(prediction["share"]), sep="")
 
 # %% [markdown]
-# **What happened?** Rows without a message or a reply are left out. Repeated ones are removed in section 5. Always
+# **What happened?** Rows without a message or a reply are left out, repeated ones in section 5. Always
 # giving the *most frequent answer* is the dullest guess, which a model must beat. Samples *to judge on* test the model at the end, those *to
 # validate on* watch the training (section 5). And if a word of your language costs far more tokens than an English one, this model has hardly seen the language.
 #
@@ -167,8 +167,8 @@ print(*tickets, sep="\n")
 print(f"{len(one & other)} of {len(one | other)} shingles are in both: {len(one & other) / len(one | other):.0%}")
 
 # %% [markdown]
-# Most often a customer has asked again, and a model may remember the answer. So draw whole customers, and keep all tickets of one
-# on the same side. (Or of an author, a patient, a day.)
+# Most often a customer has asked again, and a model may remember the answer. So draw whole customers: all tickets of one stay on
+# the same side. (Or of an author, a patient, a day.)
 
 # %%
 run("python -m qlora_lab.data tickets.csv --columns prompt=message,response=reply --split-by customer", only="hold out")
@@ -177,8 +177,8 @@ run("python -m qlora_lab.data tickets.csv --columns prompt=message,response=repl
 # But {{8}} are nearly the same *numbers aside*: another customer wrote almost the same, with another number. The score is about these
 # sentences only, so also ask your model ten tickets in other words.
 #
-# The second line is about luck. The error that luck typically makes is called the **standard error**; for a share p of n answers
-# it is `√(p (1 - p) / n)`, at most `0.5 / √n`. Shares are seldom off by more than {{1.96}} of them. With {{400}} answers
+# The second line is about luck. Its typical error is the **standard error**: for a share p of n answers
+# it is `√(p (1 - p) / n)`, at most `0.5 / √n`. In {{95}} of {{100}} cases a share is off by less than {{1.96}} of them (hence `0.98`). With {{400}} answers
 # {{98 / 400**0.5:.0f}} points are left.
 #
 # Does the split matter? On a GPU, ten such files were split in both ways, and a model trained on each:
@@ -190,8 +190,8 @@ for name, (share, count) in promised.items():
     print(f"{name:<22}{share:4.0%} of {count:5,} tickets exactly right")
 
 # %% [markdown]
-# Split at random, the score promised more than later customers got; split by customer, it did not. That is what one expects, but
-# luck alone could make it ([the evidence](../docs/decisions.md)).
+# Split at random, the score promised more than later customers got; split by customer, it did not. The reason stands above, but
+# so few tickets do not prove it ([the evidence](../docs/decisions.md)).
 #
 # **Exercise 8.1 ●●○ (3 minutes).** Finish a split by a column. `rows` are dicts; rows with the same value of `column` go to the
 # same list, and `share` of the *values* (rounded down) to the second.
@@ -326,7 +326,7 @@ print(teams)
 # the mistake that would cost you most.
 #
 # And look at the dullest guess beside it: if {{95}} of {{100}} tickets went to one team, always naming it would be {{95}} % right.
-# (Here no team has more than {{max(teams.values())}} of {{len(chats)}}.)
+# (Here it is {{max(teams.values())}} of {{len(chats)}}.)
 #
 # **Exercise 8.2 ●○○ (2 minutes).** The shop wants tickets to reach the right *team*. Write a pattern (without `regex:`) whose group
 # finds the team at the end of the reply, even if its name stands elsewhere, too, or there are two blanks before it.
@@ -346,8 +346,8 @@ check_pattern(pattern)
 # %% [markdown]
 # ## 7 · How many examples, and what is forgotten
 #
-# Measured on a GPU with lesson 01's orders: {{50}} to {{2000}} of them, three random draws each, always {{record['settings']['steps']}} steps of
-# {{record['settings']['batch_size']}}. `shifted` orders are written in other ways than those trained on.
+# Measured on a GPU with lesson 01's orders (`shifted`: written in other ways): {{50}} to {{2000}} of them, three random draws each, always {{record['settings']['steps']}} steps of
+# {{record['settings']['batch_size']}}.
 #
 # **Predict.** What share of {{100}} test orders is exactly right with {{50}} examples, and with {{2000}}?
 
@@ -426,7 +426,7 @@ assert log(mine) > max(kept[False]) - start, (mine, start)
 # columns is enough, such as terms and what they mean. (Writing one takes longer.) No idea? The hint has a task that this small model
 # can learn.
 #
-# The run is removed with this notebook unless `my_run` is a folder of yours. Keep it: lesson 11 can use it, and with {{50}} samples
+# The run is removed with this notebook unless `my_run` is a folder of yours. Keep it: lesson 11 can use it, and with {{20}} samples
 # lesson 13.
 
 # %%
@@ -455,7 +455,7 @@ check_my_file(my_file, my_columns)
 # <code>{"prompt": "Ana will come Monday at 9", "response": "Monday, 9:00, Ana"}</code></details>
 
 # %% [markdown]
-# This reports on your file, trains, and judges the adapter on a fifth of the file. Read the answers, since a share of so few means
+# This reports on your file, trains, and judges the adapter on a fifth of it. Read the answers: a share of so few means
 # little.
 
 # %% machinery "Report, train and judge"

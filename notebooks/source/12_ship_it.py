@@ -124,8 +124,8 @@ print(*(f"{name:<16}{loss:.3f}" for name, loss in lines.items()), sep="\n")
 prediction = {"dequantized": ..., "requantized": ..., "pristine": ...}  # ← your guesses
 
 # %% [markdown]
-# In plain transformers and PEFT, the three ways differ by a few words. (`checkpoint` is the bundled model's folder. A name such as
-# `Qwen/Qwen2.5-1.5B-Instruct` does as well.)
+# In plain transformers and PEFT, the three ways differ by a few words. (`checkpoint` is the bundled model's folder; a name such as
+# `Qwen/Qwen2.5-1.5B-Instruct` will do.)
 
 # %%
 from peft import PeftModel
@@ -182,8 +182,8 @@ del ours, theirs
 # **What happened?** *Dequantized* is the model that you trained, but for the rounding to 16 bits. Without the word `.dequantize()`,
 # `merge_and_unload()` on the 4-bit model is *requantized*. It has lost
 # {{(losses["requantized"] - lines["adapter beside"]) / (lines["no adapter"] - lines["adapter beside"]):.0% ±0.3}} of what the adapter had gained in
-# loss, and PEFT only warns of "rounding errors". Three such models, trained on a GPU, got none of {{100}} `test` orders right. In six layers, only {{left:.0% ±0.1}} of the corrections are left in the weights. Why
-# these keep so much of the gain, [dive H](dive_h_merging.ipynb) cannot fully explain.
+# loss, and PEFT only warns of "rounding errors". Three such models, trained on a GPU, got none of {{100}} `test` orders right. In six layers, only {{left:.0% ±0.1}} of the corrections are left in the weights. But so
+# little does much: {{2}} % of an adapter brought a quarter of the gain ([dive H](dive_h_merging.ipynb)).
 #
 # *Pristine* is what you get if you load the model once more in 16 bits. Eight orders are too few to tell which is better. But it is not the
 # model that you judged, and an adapter may learn to make up for rounding errors, which pristine weights do not have. **So our export takes
@@ -211,17 +211,17 @@ assert most_unequal(UNEQUAL["q8_0"], 10) == 5
 assert check["verdict"] == "equal" and check["samples"] == 10 and check["exact_match"][0] >= 0.4
 
 # %% [markdown]
-# First come the file and two lines for a terminal: one starts llama.cpp's server, the other hands the file to *Ollama*, a friendlier shell around
+# First come the file and two lines for a terminal: one for llama.cpp's server, one for *Ollama*, a friendlier shell around
 # it, with a recipe, the `Modelfile`.
 #
 # Then `--check` reports. *Equal* answers are the same word for
-# word, *exact match* counts right ones, and *perplexity* (lesson 08) says how likely each finds the right answers, end token included. The
-# indented lines show where answers part, and how much likelier the model found its own token. Near {{1}} that is a tie, which any
+# word, *exact match* counts right ones, and *perplexity* (lesson 08) says how likely each finds the right answers. The
+# indented lines show where answers part (token ids in brackets), and how much likelier the model found its own token. Near {{1}} that is a tie, which any
 # rounding may decide. (In our eighth sample even the *model* errs: *Novosibirsketeorim*.) The last line is the verdict:
 #
 # | verdict | a file of {{16}} or {{8}} bits | a file of 4 bits |
 # |---|---|---|
-# | equal | about {{2}} (16 bits) or {{10}} (8 bits) in {{100}} answers may differ, and what chance adds | keeps nearly all that the model had right |
+# | equal | about {{2}} (16 bits) or {{10}} (8 bits) in {{100}} answers may differ, and as many more as chance brings once in a thousand checks | keeps nearly all that the model had right |
 # | lossy | | keeps less, or the perplexity is {{5}} % higher |
 # | broken | more answers differ, or they run on | keeps less than half, or the perplexity has doubled |
 #
@@ -255,7 +255,7 @@ assert why == "stop" and is_exact(answer, order[-1]["content"])
 # %% [markdown]
 # For a friend's laptop, copy the folder `shipped`, and install llama.cpp or Ollama there. In training, a system message stated the task before each
 # order; without one, the chat template writes its own (lesson 08). So for Ollama, first write yours, `order[0]["content"]`, behind `SYSTEM` in
-# the `Modelfile`. Then type the line from above. `ollama run` with the model's name starts a chat.
+# the `Modelfile`. Then type the line from above, and `ollama run` with the model's name.
 #
 # <details><summary>How do I keep the folder, and install these?</summary>
 #
@@ -294,7 +294,7 @@ check_file_bytes(file_bytes)
 
 # %% [markdown]
 # **Predict.** After lesson 01's whole training, a model answered {{100}} orders, half `test` and half `shifted`, and got {{TRAINED.kept}} exactly
-# right ([one run](../docs/export.md), on a CPU). How many of the {{100}} does each file answer word for word as the model does?
+# right ([one run](../docs/export.md), on another CPU than lesson 01's). How many of the {{100}} does each file answer word for word as the model does?
 
 # %%
 prediction = {"f16": ..., "q8_0": ..., "q4_0": ...}  # ← your guesses
@@ -333,20 +333,21 @@ assert (
 )
 
 # %% [markdown]
-# **What happened?** F16 and Q8_0 answer as the model does, but for a few of Q8_0's answers. Q4_0 has
+# **What happened?** F16 answers as the model does, and Q8_0 nearly so. Q4_0 has
 # lost a third of what the model had right. Take it only where Q8_0 does not fit.
 #
 # Why has Q4_0 not rounded the whole adapter away? The file *q4_0* is made from *pristine* weights. These lie anywhere between two levels, not *on* them
 # as in *requantized*. Take a correction of {{0.2}} steps (made up). A weight at {{0.4}} comes to {{0.6}}, and is rounded to {{1}} instead of {{0}}: it moves five
 # times too far. But that happens to one weight in five only, from {{0.3}} to {{0.5}}. The others do not move, so on average the adapter survives.
 #
-# *q4_0 twice* is made from *dequantized*: rounded to NF4, then to Q4_0. It kept {{13}} of {{61}}, three runs on a GPU {{62}} to {{73}} %, and we
-# cannot say why. Or train with `--merge-aware q4_0`: then each step rounds as the file will, and the adapter learns what survives.
+# *q4_0 twice* is made from *dequantized*: rounded to NF4, then to Q4_0. Weights on one level of NF4 mostly go to the same side, so their errors add up
+# instead of cancelling. How far, hangs on the last bits: three runs on a GPU kept {{62}} to {{73}} %. Or train with `--merge-aware q4_0`: then each step rounds as the file will, and the adapter learns what survives.
 #
 # <details><summary>How sure is that, and how can one train through a rounding?</summary>
 #
-# The table is one run, and how *q4_0* does in others was not measured. So rounding once is the safer choice, not a proven one. It does not come nearer to
-# the weights that you trained: *q4_0 twice* does. But it comes nearer to the pristine weights with the adapter, and in this run that counted for more. The bundled checkpoint was in 4 bits before
+# The table is one run. In a second one, on another CPU, *q4_0* kept {{21}} of {{26}} right answers, and *q4_0 twice* none. The base alone shows it best. On ten orders
+# its loss is {{1.6}} in NF4, {{1.6}} in Q4_0 from pristine weights, and {{9.2}} rounded twice. If the weights on one of NF4's levels, some {{3}} % of all, are first made
+# smaller by {{0.2}} %, it is {{2.5}}: that level lies nearly in the middle between two of Q4_0. The bundled checkpoint was in 4 bits before
 # (lesson 04): even its pristine weights have been rounded. That Q8_0's perplexity is lower than the model's is chance. And each file has {{1.9}} MB more
 # than exercise 12.1 says: tokenizer and norms.
 #
@@ -360,7 +361,7 @@ assert (
 #
 # ## 5 · A colleague's model
 #
-# A colleague trains your adapter for six more steps (learning rate `0.002`), with a script that writes chats a little differently.
+# A colleague trains your adapter for six more steps, with a script that writes chats a little differently.
 #
 # **Predict.** What is wrong with her model?
 
@@ -444,7 +445,7 @@ server, question = serve("riddle"), [{"role": "user", "content": "What is the ca
 print(ask(server, question, 15)[0])
 
 # %% [markdown]
-# (If yours says *Paris*, take ours, *L'Étoile, la Cité, la France*.) There are four suspects:
+# (If yours says *Paris*, take ours.) There are four suspects:
 #
 # | suspect | what it would have done |
 # |---|---|
@@ -454,8 +455,8 @@ print(ask(server, question, 15)[0])
 # | "inputs" | To multiply fast, llama.cpp on a CPU also rounds the numbers that flow *into* each layer, for each token anew, if the weights have 8 bits or fewer. |
 #
 # **Exercise 12.3 ●●○ (3 minutes).** Print three clues. For clues {{2}} and {{3}}, PyTorch rounds one thing only, in float32. Each number is
-# the probability of *The* as the answer's first word, divided by that of *L*: above {{1}} the answer begins in English. There are eight, with noise of a
-# millionth on each layer's inputs, to show what is chance: where all eight are equal, none. With nothing rounded, [all are {{1.1}}](../docs/export.md). Who is the culprit, and
+# the probability of *The* as the answer's first word, divided by that of *L*: above {{1}} the answer begins in English. Each is measured eight times, with noise of a
+# millionth on each layer's inputs: eight equal numbers mean that chance plays no part. With nothing rounded, [all are {{1.1}}](../docs/export.md). Who is the culprit, and
 # does the file store anything wrong ("broken") or not ("whole")?
 
 # %%
@@ -506,7 +507,7 @@ check_riddle(riddle)
 # | GGUF, `--as gguf` | {{MEASURED["q4_0"].megabytes:.0f}} to {{MEASURED["f16"].megabytes:.0f}} MB | llama.cpp, Ollama | a laptop, a CPU, no Python |
 # | the adapter alone: `run/adapter`, or GGUF by `--as adapter` | {{Path("run/adapter/adapter_model.safetensors").stat().st_size / 1e6:.0f}} MB, and one base | PEFT and vLLM, or llama.cpp | many tasks share one base |
 #
-# For the last row, llama.cpp loads one base, which `--as base` writes. Each request says which adapters act:
+# For the last row, `--as base` writes the base. Each request says which adapters act:
 
 # %%
 # NBVAL_IGNORE_OUTPUT

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 13 · What do tutorials get wrong?
 #
-# Here are {{18}} sentences about QLoRA. Most stand in the paper, manuals and tutorials, and seven in *the plan*, a page of notes for this course from before anything was measured. You vote on each; then the evidence votes, computed here or read from a
+# Here are {{18}} sentences about QLoRA. Most stand in the paper, manuals and tutorials, seven in *the plan*, a page of notes for this course from before anything was measured. You vote on each; then the evidence votes, computed here or read from a
 # measurement. The lessons had most of it, so this is also your final test; only claims {{6}}, {{10}}, {{11}} and {{18}} and the speeds of {{13}} and {{14}} are new. At the end you hand in a model of your own.
 #
 # | you need | |
@@ -143,7 +143,7 @@ assert not results[7].values["double"] and str(results[7].values["dtype"]) == "t
 # - **Claim 10: false** (the plan's script). LLaMA's code is part of transformers. The switch runs Python files from the model's
 #   repository on your machine, with your rights. Only an architecture that transformers lacks needs it; then read the file first.
 # - **Claim 11: false** (online tutorials). It trains without the call, in all three ways. The call turns every 16-bit parameter into
-#   float32, embeddings and head included, and that costs memory. It also switches gradient checkpointing on: do that yourself if you leave it out.
+#   float32, embeddings and head included, which costs memory. It also switches gradient checkpointing on: do that yourself if you leave it out.
 #
 # **Exercise 13.1 ●●○ (3 minutes).** Judge a tutorial. You get its settings and whether the GPU has bf16 (the T4, which Colab lends, has
 # not: there, float16 is right). Return the names of the settings that are wrong *or missing*. Those that matter are `load_in_4bit`,
@@ -227,7 +227,7 @@ assert left["into 4 bits again"] < 0.9 and abs(left["into the dequantized base, 
 #   is a large share of them. The same difference hardly moves perplexity. And all of this is
 #   one seed of a 135M model, so part of it is luck: [lesson 11](11_accuracy_comparison.ipynb) has error bars.
 # - **Claim 17: false** (online tutorials). An adapter is smaller than the steps between the 4-bit levels, so most of it is rounded away.
-#   The dequantized base keeps it. Here, the adapter is made up, for one matrix. [Lesson 12](12_ship_it.ipynb) found {{1}} % of a trained one, in six layers, and
+#   The dequantized base keeps it. Here, the adapter is made up, for one matrix; of a trained one, [lesson 12](12_ship_it.ipynb) found {{1}} %, and
 #   measures the loss.
 # - **Claim 18: it depends** (the plan) on whether the weights are in *linear layers*, because only those are packed. The *experts* of a
 #   Mixtral layer, several MLPs of which each token uses two, are two large tensors in transformers {{5}}, which stay as they are. You ask for 4 bits and hardly get any, without a
@@ -278,7 +278,7 @@ assert sorted(results) == list(range(1, 19)) and count == {"true": 4, "depends":
 # ```
 #
 # The check reads the run's report: is the data yours, has the loss fallen by half, is there an adapter? (The solution makes up
-# requests to a help desk instead.)
+# requests to a help desk.)
 
 # %%
 ### BEGIN SOLUTION
