@@ -40,17 +40,21 @@ def plot_waterfall(
 ) -> Axes:
     """Parts as bars that begin where the one above ends, and below them bars of totals.
 
-    totals: None says "not recorded". What lies beyond `limit` is cut off.
+    totals: None says "not recorded". What lies beyond `limit` is cut off: an arrow at its number.
     """
     sizes = list(parts.values())
     left = [sum(sizes[:i]) for i in range(len(sizes))] + [0.0] * len(totals)
     widths = sizes + [size or 0.0 for size in totals.values()]
     colours = [ORANGE] * len(parts) + [BLUE, GREEN][: len(totals)]
-    ax.barh(range(len(widths)), widths, 0.75, left, color=colours)
+    ends = [start + width for start, width in zip(left, widths, strict=True)]
+    left, shown = ([min(edge, limit) for edge in edges] for edges in (left, ends))
+    ax.barh(
+        range(len(widths)), [end - start for start, end in zip(left, shown, strict=True)], 0.75, left, color=colours
+    )
     texts = [f"{size:.2f}" for size in sizes]
     texts += ["not recorded" if size is None else f"{size:.2f}" for size in totals.values()]
-    for y, (start, width, text) in enumerate(zip(left, widths, texts, strict=True)):
-        ax.text(min(start + width, limit) + 0.01 * limit, y, text, va="center", fontsize=9)
+    for y, (end, text) in enumerate(zip(ends, texts, strict=True)):
+        ax.text(min(end, limit) + 0.01 * limit, y, text + " →" * (end > limit), va="center", fontsize=9)
     ax.axhline(len(parts) - 0.5, color=GREY, linewidth=0.8)
     fix_ticks(ax.yaxis, range(len(widths)), [*parts, *totals])
     ax.set(xlabel=xlabel, xlim=(0, 1.15 * limit))

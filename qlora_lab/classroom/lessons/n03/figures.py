@@ -149,7 +149,7 @@ def draw_error_sizes(ax: Axes, shares, log_edges, relative_rms: float, title: st
     side = {"ha": "right", "x": at - 0.06} if at > -1.5 else {"ha": "left", "x": at + 0.06}
     ax.text(y=0.4, s="relative error", fontsize=9, color=VERMILION, **side)
     ax.set(xlim=(-4, 1.5), ylim=(-5, 0.8), ylabel="share of the values in a bin")
-    ax.set(xlabel="size of the error / typical size of the numbers")
+    ax.set_xlabel("size of the error / typical size of the numbers", fontsize=9)  # else it is cut off at the right
     fix_ticks(ax.xaxis, range(-4, 2), ["<0.0001", "", "0.01", "0.1", "1", "10"])
     fix_ticks(ax.yaxis, [-4, -2, 0], ["0.01 %", "1 %", "100 %"])
     ax.set_title(title, fontsize=10, loc="left")
