@@ -7,7 +7,7 @@
 #
 # | you need | |
 # |---|---|
-# | time | 65 minutes |
+# | time | 67 minutes |
 # | computing | up to 1 minute on two CPU cores |
 # | memory | 1 GB |
 # | GPU | optional: with one, the last section times your own |
@@ -73,6 +73,7 @@ from qlora_lab.classroom.lessons.dive_f.machinery import (
     time_bundled,
     timeline,
 )
+from qlora_lab.classroom.lessons.n09.machinery import seconds_at_best
 from qlora_lab.classroom.plots import is_number, new_axes, told
 from qlora_lab.classroom.widgets import explore
 
@@ -315,6 +316,53 @@ assert f"{sixteen['elementwise, copies']:.0f} {bars['fast, 16 × 512']['elementw
 # %% [markdown]
 # There are two different troubles. With one sample the GPU *waits* for {{bars['standard, 1 × 512']['waiting']:.0f}} of {{step:.0f}} ms. With sixteen it hardly waits, but
 # {{bars['standard, 16 × 512']['elementwise, copies']:.0f}} of {{step_of('standard', 16):,.0f}} ms go into elementwise kernels and copies.
+#
+# ### And on another card?
+#
+# Lesson 09 plans with a third of what a card's data sheet promises. In a data sheet, look for the line "FP16" or "BF16 Tensor Core".
+# Take the *dense* number: "with sparsity" is double. For a GeForce take "with FP32 accumulate", which is half of the other. At best, a
+# step takes the time of its operations at that speed. And once in each of its three passes, each weight is read in {{4}} bits, written in
+# {{16}}, and read again. Both times are added up. Beside that, here is a step of TRL, with which lesson 09 trains:
+
+# %% machinery "TRL's step beside the best case of the data sheet"
+H100 = {"FLOP/s": 989e12, "bytes/s": 3350e9}  # of the data sheet
+shares = {}
+for samples in (1, 4, 16):
+    best = 1e3 * seconds_at_best("llama-7b", H100, 512 * samples)
+    shares[samples] = best / step_of("trl", samples)
+    print(
+        f"{samples:>2} × 512 tokens: at best {best:4.0f} ms, measured {step_of('trl', samples):5,.0f}, a share of {shares[samples]:.0%}"
+    )
+print(f"the H100's products alone reach {rate / H100['FLOP/s']:.0%} of the data sheet's speed")
+
+# %% claims
+assert shares[1] < 0.1 and 0.18 < shares[4] < 0.22 and 0.3 < shares[16] < 0.35
+assert f"{rate / H100['FLOP/s']:.0%}" == "70%"
+ways = ("trl", "standard")
+timed = [
+    {
+        (run["who"], run["batch_size"]): run["milliseconds"]
+        for run in host["runs"]
+        if run["who"] in ways and run["gradient_checkpointing"]
+    }
+    for host in [record, *record["other_hosts"]]
+]
+timed = [took for took in timed if ("trl", 1) in took]
+assert [[took[way, 1] > took[way, 4] for way in ways] for took in timed] == [[True, False]] * 3
+
+# %% [markdown]
+# With {{16}} samples it is a third. Products never reach the promise, and what lies between them waits for memory (section 5). A card that reads its
+# memory fast for its operations, such as the RTX {{3090}}, should do better than a third, and the L4 worse. With fewer samples the
+# H100 waits for Python. A slower card waits less, since it computes longer, but nobody has measured one. A T4 may draw only {{70}} watts, and slows down for that:
+# somebody measured {{24}} of its {{65}} million million operations a second for matrix products alone, and
+# [an answer in NVIDIA's forum](https://forums.developer.nvidia.com/t/about-gpu-peak-performance/264462) gave this reason.
+#
+# <details><summary>One sample took longer than four: is that chance?</summary>
+#
+# Hardly. Each time is a median over all steps but the first two, which include the warm-up. And in two more runs, on other
+# machines with such a card, TRL took longer with one sample than with four, too. The record does not tell why. Without TRL, four took longer each time.
+#
+# </details>
 #
 # ## 4 · Close the gaps
 #

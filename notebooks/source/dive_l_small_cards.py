@@ -2,18 +2,19 @@
 # # Dive L · Which card is large enough?
 #
 # Lesson 10 ends with a table: 7B trains on a card of {{8}} GB, 65B on one of {{48}}. Can it be less? Here are four recipes that were
-# tried on ever smaller cards, what each of them gives up, and what a card must hold that torch does not count. And
-# you make 13B fit a card of {{12}} GB without moving anything to the CPU.
+# tried on ever smaller cards, what each of them gives up, and what a card must hold that torch does not count. You
+# make 13B fit a card of {{12}} GB without moving anything to the CPU. And if the card is old, it has fp16 only.
 #
 # | you need | |
 # |---|---|
-# | time | 40 minutes |
+# | time | 43 minutes |
 # | computing | up to 1 minute on two CPU cores |
 # | memory | 1 GB |
 # | GPU | not needed |
 
 # %% machinery "Imports, and the record"
 import ipywidgets
+import torch
 
 from qlora_lab.classroom.checks import check_12_gb, check_card_usage, check_fastest_preset, check_logits, progress
 from qlora_lab.classroom.lessons.dive_l.figures import plot_cards, plot_waterfall
@@ -29,6 +30,7 @@ from qlora_lab.classroom.lessons.dive_l.machinery import (
     size_of,
     whole_step,
 )
+from qlora_lab.classroom.lessons.n09.machinery import needed_by_script
 from qlora_lab.classroom.plots import new_axes, told
 from qlora_lab.classroom.widgets import explore
 from qlora_lab.finetuning import PRESETS
@@ -270,6 +272,18 @@ check_logits(tokens_that_fit)
 # <details><summary>Hint</summary>Bytes of one token: words × numbers for each word × bytes of an fp32 number.</details>
 
 # %% [markdown]
+# TRL, with which lesson 09 trains, avoids this. It scores up to {{4096:,}} tokens and {{32768:,}} of the model's words at a time, so the
+# logits are never all there. Lesson 09's sums count as many scores as that, at {{12}} bytes each, which is more than TRL takes. Dora's
+# step of exercise 2.2 was {{16}} samples of {{512}} tokens with Llama-3-8B:
+
+# %%
+pieces, at_once = (needed_by_script("llama-3-8b", 16, 512, **how) for how in ({}, {"loss_chunk": None}))
+print(f"logits all at once {at_once.card_bytes / 1e9:.0f} GB, in pieces {pieces.card_bytes / 1e9:.0f} GB")
+
+# %% claims
+assert f"{at_once.card_bytes / 1e9:.0f} {pieces.card_bytes / 1e9:.0f}" == "30 14"
+
+# %% [markdown]
 # ## 6 · Take it apart
 #
 # The sum by part, and the recorded peak where there is one. What happens to the parts from {{1}} × {{512}} to {{16}} × {{2048}} tokens? From rank {{64}} to {{16}}?
@@ -334,12 +348,59 @@ check_12_gb(settings)
 # <details><summary>Hint 2</summary>Adam's states in 8 bits alone just fail.</details>
 
 # %% [markdown]
+# ## 7 · An old card
+#
+# A T4 has {{16}} GB, but no bf16, so lesson 09's script trains in fp16 there. What the backward pass hands from layer to layer is fp16,
+# too, and often smaller than fp16's smallest number. It would become zero. A **loss scaler** prevents that: it multiplies the loss by
+# {{65536:,}} at first, which makes all gradients as much larger, and after the backward pass it divides the adapter's by the factor again, in fp32.
+
+# %%
+factor, gradient = 65_536, torch.tensor(1e-8)
+scaled = (factor * gradient).half().float() / factor
+print(f"smallest number of fp16: {2.0**-24:.0e}")
+print(f"{gradient:.0e} in fp16: {gradient.half():.0e}; scaled, in fp16, and divided again: {scaled:.0e}")
+
+# %% claims
+assert torch.tensor(2.0**-24).half() > 0 == torch.tensor(2.0**-26).half() == gradient.half()
+assert abs(scaled / gradient - 1) < 1e-3
+
+# %% [markdown]
+# Where the factor is too large, a gradient becomes infinite. Then the scaler skips the step, and goes on with half the factor. In the log, `grad_norm`
+# is `inf` or `nan` now and then, beside a usual loss. That is harmless. But the scaler must find fp32 gradients. If the adapter itself
+# is fp16, it refuses:
+
+# %%
+weight = torch.nn.Parameter(torch.ones(2, dtype=torch.float16))
+scaler, optimizer = torch.amp.GradScaler("cpu"), torch.optim.SGD([weight])
+scaler.scale(1e-3 * weight.float().sum()).backward()
+try:
+    scaler.unscale_(optimizer)
+except ValueError as error:
+    print(error)
+
+# %% claims
+assert scaler.get_backoff_factor() == 0.5 and scaler.get_scale() == factor and weight.grad.isfinite().all()
+
+# %% [markdown]
+# TRL makes the adapter of a 4-bit model bf16, as QLoRA's authors had theirs. That worked there, and in section 4 as well: not every
+# update is too small. Lesson 09's script makes it fp32 again, since a T4 needs that, and at rank {{16}} it costs little.
+#
+# A scaler cannot help in the *forward* pass. Some models write numbers there that are too large for fp16, as lesson 09's louder one
+# did, and all at the first token. Why do they do that? Attention spreads a share of {{100}} % over the tokens, even where there is nothing to look for. Models
+# have learned to look at the first token then, and the huge numbers mark it. They have to be huge because a norm follows, which divides
+# by the token's size: beside them, hardly anything else of the token is left, so that it looks alike in every text.
+#
+# Such a model needs a newer card, or fp32 (`--dtype float32`). That takes more memory, and on a T4 eight times as long: its data sheet has
+# {{8.1}} million million operations a second in fp32, and {{65}} in fp16.
+
+# %% [markdown]
 # ## Recap
 #
 # - A card holds torch's tensors, gaps between them, paged states, the driver's context, and what libraries load. Torch shows you the first two, `nvidia-smi` all of it.
 # - 65B trains on {{48}} GB and, with adapters in bf16, on {{smallest["65B", "bf16-adapters"]}}. On cards of
 #   just that size the optimizer's states have to travel.
 # - Two totals that agree may count different things.
+# - In fp16 a loss scaler keeps small gradients alive. Numbers that are too large in the forward pass need another format.
 
 # %%
 # NBVAL_IGNORE_OUTPUT

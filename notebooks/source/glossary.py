@@ -70,7 +70,7 @@
 # | **logits** | The scores that a model gives at each token, one for each entry of its vocabulary. | [lesson 02](02_memory_wall.ipynb) |
 # | **LoRA** | Low-rank adaptation: the weight stays frozen, and the product of two thin matrices is trained beside it. | [lesson 06](06_lora.ipynb) |
 # | **loss** | Minus the natural logarithm of the probability that the model gave to the right next token, averaged over the tokens that it should write. | [lesson 01](01_first_run.ipynb) |
-# | **loss scaler** | Multiplies the loss before the backward pass, so that small gradients do not become zero in fp16. | [lesson 09](09_your_gpu.ipynb) |
+# | **loss scaler** | Multiplies the loss before the backward pass, so that small gradients do not become zero in fp16. | [dive L](dive_l_small_cards.ipynb) |
 # | **merge** | To add the adapter to the weights that it was trained beside, so that one model is left. | [lesson 12](12_ship_it.ipynb) |
 # | **merge-aware training** | Training in which the forward pass already uses each weight as it will be after the merge into {{4}} bits, so that what is learned survives that merge. | [dive H](dive_h_merging.ipynb) |
 # | **micro-batch** | The samples of one forward and backward pass; a step may add up the gradients of several. | [dive D](dive_d_training_tricks.ipynb) |

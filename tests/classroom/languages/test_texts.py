@@ -9,10 +9,10 @@ from qlora_lab.classroom.checks import (
     all_exercises,
     check_as_chat,
     check_bits_per_parameter,
+    check_blame,
     check_choice,
     check_faults,
     check_mine,
-    check_plan,
     progress,
 )
 from qlora_lab.classroom.judging import Progress
@@ -126,7 +126,7 @@ def raises(*_):
     [
         (check_as_chat, lambda row: {"prompt": [], "completion": []}, "以 {'rules': 'Answer", "放在 prompt 的開頭。"),
         (check_as_chat, lambda row: {"prompt": [], "completion": 1}, "以 {'rules': 'Answer", "和 \"content\"。"),
-        (check_plan, {"batch": 1}, "plan 是 {'batch': 1} (dict)，", "'length', 'samples', 'epochs'。"),
+        (check_blame, {"Ana": 1}, "blame 是 {'Ana': 1} (dict)，", "應為一個 dict，內含 'Ana', 'Ben', 'Cleo'。"),
         (check_choice, {"model": 1}, "應為一個 dict，內含 'model', 'card', ", "你給的是 {'model': 1} (dict)。"),
         (check_mine, {"model": 1}, "應為一個 dict，內含 'model', 'card', ", "你給的是 {'model': 1} (dict)。"),
         (check_faults, lambda *_: [], "你漏掉了 bnb_4bit_compute_dtype（沒有設定；GPU 有 bf16）：", "預設是 float32。"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from qlora_lab.classroom.judging import Mistake, Verdict, call, described, exercise, right, wrong
@@ -96,68 +96,70 @@ def check_first_bad(first_bad: Callable[[list[tuple[str, torch.Tensor]]], str | 
 # --- 9.3: a broken script --------------------------------------------------------------------------------------------
 
 WHY = {
-    "held out": "Which samples does it hold out, and which does it train on?",
-    "length": "What becomes of a sample of 90 tokens?",
-    "dtype": "What numbers does the adapter have where the script computes in fp16?",
+    "Ana": "What numbers does the adapter have where the script computes in fp16?",
+    "Ben": "Which samples does it hold out, and which does it train on?",
+    "Cleo": "What becomes of a sample of 90 tokens?",
 }
 INNOCENT = {  # words on a line that is as it should be
-    "round(share": "A fifth to test on and a tenth to validate on, as in the lesson.",
-    "LoraConfig": "The adapter's settings are the lesson's.",
+    "for part in": "The three parts of the data, as in the lesson's script.",
+    "filter(fits)": "It leaves out what is longer than `--max-length`, as in the lesson's script.",
     "gradient_checkpointing": "Gradient checkpointing saves memory, and changes nothing else.",
     "bf16=": "bf16 and fp16 follow `dtype` there, as they should.",
     "load_best": "It takes the checkpoint with the lowest validation loss. Is that loss to be trusted?",
-    "get_last_checkpoint": "It goes on from its last checkpoint, as it should.",
+    "requires_grad": "It finds the adapter's weights, as it should. What becomes of them?",
 }
 
 
-@exercise("9.3", "a colleague's script", item="config", points=3, todo="fill in `faulty`")
-def check_faulty(faulty: Iterable[int]) -> Verdict:
-    """faulty: the numbers of the lines that differ from the lesson's script for the worse."""
+@exercise("9.3", "three colleagues' scripts", item="config", points=3, todo="fill in `blame`")
+def check_blame(blame: dict[str, int]) -> Verdict:
+    """blame: by colleague, the number of the line that makes that script's trouble."""
     from qlora_lab.classroom.lessons.n09.suspects import broken, faulty_lines
 
-    if isinstance(faulty, str | dict) or not isinstance(faulty, Iterable):
-        raise Mistake(f"faulty is {described(faulty)}, expected a set of three line numbers, such as {{12, 34, 56}}.")
-    named, lines, text = set(faulty), faulty_lines(), broken()
-    if not all(isinstance(number, int) for number in named):
-        raise Mistake(f"faulty is {described(faulty)}, expected whole numbers.")
-    for number in sorted(named - set(lines.values())):
-        line = text[number - 1].strip() if 0 < number <= len(text) else ""
-        why = next((why for words, why in INNOCENT.items() if words in line), "That line is as in the lesson's script.")
-        return wrong(f"Line {number}, `{line}`: {why}")
-    missing = [name for name, number in lines.items() if number not in named]
-    if missing:
-        found = len(lines) - len(missing)
-        return wrong(f"{found} of 3 found. About another: {WHY[missing[0]]}")
-    return right("It trained on what it held out, cut answers off, and its adapter could not be trained in fp16.")
+    lines, text = faulty_lines(), [line for part in broken().values() for line in part]
+    if not isinstance(blame, dict) or set(blame) != set(lines):
+        raise Mistake(f"blame is {described(blame)}, expected a dict with {', '.join(map(repr, lines))}.")
+    for name, number in blame.items():
+        if isinstance(number, bool) or not isinstance(number, int) or not 1 <= number <= len(text):
+            raise Mistake(f'blame["{name}"] is {described(number)}, expected the number of a line, 1 to {len(text)}.')
+    for name, number in ((name, blame[name]) for name in lines):
+        if number in set(lines.values()) - {lines[name]}:
+            return wrong(f"{name}: line {number} is at fault, but it causes another complaint. {WHY[name]}")
+        if number != lines[name]:
+            line = text[number - 1].strip()
+            why = next((why for words, why in INNOCENT.items() if words in line), "That line is as in the lesson's.")
+            return wrong(f"{name}: line {number}, `{line}`: {why}")
+    return right("An adapter that fp16 cannot train, test questions among the training data, answers that are cut off.")
 
 
 # --- 9.4: a plan -----------------------------------------------------------------------------------------------------
 
 MODELS = ("llama-2-7b", "llama-3-8b", "mistral-7b", "qwen2.5-7b", "llama-2-13b", "llama-2-70b", "llama-3-70b")
-NEEDED = ("model", "card", "batch", "length", "samples", "epochs")
 LONGEST = 12  # hours: about what Colab and Kaggle lend at a time
 SLOWER = 2  # times the planned hours, which a run must end in, too
 LISTED = (512, 1024)  # lengths in section 3's table, which has the largest batches for them
 
 
 @exercise("9.4", "a plan for your card", item="memory", points=3, todo="fill in `plan`")
-def check_plan(plan: dict) -> Verdict:
-    """plan: model (a name in SHAPES), card, batch, length, samples, epochs, of the largest run that ends in time."""
+def check_plan(plan: dict, case: dict) -> Verdict:
+    """plan: batch and samples of the largest run that ends in time. case: model (in SHAPES), card, length, epochs."""
     from qlora_lab.classroom.lessons.n09.machinery import hours, needed_by_script
     from qlora_lab.memory import SHAPES
 
-    if not isinstance(plan, dict) or set(NEEDED) - set(plan):
-        raise Mistake(f"plan is {described(plan)}, expected a dict with {', '.join(map(repr, NEEDED))}.")
-    model, card, batch, length = (plan[name] for name in NEEDED[:4])
+    if not isinstance(plan, dict) or {"batch", "samples"} - set(plan):
+        raise Mistake(f"plan is {described(plan)}, expected a dict with 'batch' and 'samples'.")
+    if not isinstance(case, dict) or {"model", "card", "length", "epochs"} - set(case):
+        raise Mistake(f"case is {described(case)}, expected a dict with 'model', 'card', 'length' and 'epochs'.")
+    model, card, length, epochs = (case[name] for name in ("model", "card", "length", "epochs"))
     if model not in SHAPES:
         raise Mistake(f"{model!r} is no name in SHAPES: choose from {', '.join(MODELS)}.")
     if not isinstance(card, dict) or {"GB", "FLOP/s", "bytes/s"} - set(card):
         raise Mistake('card is a dict with "GB", "FLOP/s" and "bytes/s", as in CARDS.')
     if card["FLOP/s"] < 1e11 or card["bytes/s"] < 1e9 or card["GB"] > 1000:
         raise Mistake("card: FLOP/s are about 1e13 to 1e15, bytes/s about 1e11 to 1e13, GB at most a few hundred.")
-    for name in NEEDED[2:]:
-        if isinstance(plan[name], bool) or not isinstance(plan[name], int) or plan[name] < 1:
-            raise Mistake(f'plan["{name}"] is {described(plan[name])}, expected a whole number from 1 up.')
+    for name, number in (plan | {"length": length, "epochs": epochs}).items():
+        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+            raise Mistake(f"{name} is {described(number)}, expected a whole number from 1 up.")
+    batch, samples = plan["batch"], plan["samples"]
     if SHAPES[model].parameters() < 1e9:
         return wrong("That model fits anywhere: plan a larger one.")
     if length in LISTED:
@@ -169,13 +171,13 @@ def check_plan(plan: dict) -> Verdict:
         return wrong(f"{room} do not fit on a card of {card['GB']} GB: {less}, or a smaller model.")
     if needed_by_script(model, 2 * batch, length).card_bytes / 1e9 <= card["GB"]:
         return wrong(f"{need:.1f} of {card['GB']} GB: twice the batch would fit, too.")
-    took = SLOWER * hours(model, card, batch, length, plan["samples"], plan["epochs"])
+    took = SLOWER * hours(model, card, batch, length, samples, epochs)
     if took > LONGEST:
         return wrong(f"It fits, but at half the speed takes {took:.1f} hours: plan fewer samples.")
     if 1.1 * took <= LONGEST:
         return wrong(f"Even at half the speed it ends after {took:.1f} hours: a tenth more samples would end in time.")
     accumulate = max(1, 16 // batch)
-    steps = round(plan["samples"] * plan["epochs"] / (batch * accumulate))
+    steps = round(samples * epochs / (batch * accumulate))
     return right(
         f"{need:.1f} of {card['GB']} GB, {took:.1f} hours at half the speed. "
         f"As flags: --max-length {length} --batch {batch} --accumulate {accumulate} --steps {steps}"

@@ -23,13 +23,10 @@ def plot_lives(ax: Axes, first: dict[int, float], second: dict[int, float], gues
     return ax
 
 
-def plot_peaks(ax: Axes, peaks: list[float], guess: float | None = None) -> Axes:
+def plot_peaks(ax: Axes, peaks: list[float]) -> Axes:
     """The largest absolute number after each layer, on a log scale, under the largest that fp16 has."""
     ax.plot(range(len(peaks)), peaks, "-o", color=BLUE, markersize=4, linewidth=1.5)
     ax.axhline(LARGEST, color="0.3", linestyle=":", linewidth=1.5)
     ax.annotate(f"largest fp16 number: {LARGEST:,}", (0, LARGEST), (0, 4), textcoords="offset points", fontsize=9)
-    if isinstance(guess, int | float) and guess > 0:
-        ax.axhline(guess, color=VERMILION, linestyle="--", linewidth=1, label=f"your guess: {guess:,}")
-        ax.legend(loc="lower right", edgecolor="none", framealpha=1)
     ax.set(yscale="log", ylim=(10, 400_000), xlabel="layer", ylabel="largest |number|")
     return ax

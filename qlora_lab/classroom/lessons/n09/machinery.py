@@ -259,6 +259,17 @@ def hours(model: str, card: dict, batch: int, length: int, samples: int, epochs:
     return steps * seconds_at_best(model, card, batch * length) / SHARE / 3600
 
 
+def reckon(case: dict, batch: int, samples: int) -> None:
+    """Tell what a run needs: GB of its card's, and hours, as planned and at half the speed.
+
+    case: with "model" (a name in `memory.SHAPES`), "card" (as in CARDS), "length" and "epochs".
+    """
+    model, card, length = case["model"], case["card"], case["length"]
+    need = needed_by_script(model, batch, length).card_bytes / 1e9
+    took = hours(model, card, batch, length, samples, case["epochs"])
+    print(f"{need:.1f} of {card['GB']} GB; {took:.1f} hours as planned, {2 * took:.1f} at half the speed")
+
+
 # --- A louder model ---------------------------------------------------------------------------------------------------
 
 

@@ -93,14 +93,26 @@ def test_an_edit_that_fits_nowhere_or_twice_is_refused(script):
             machinery.edit(old, "", to="new.py")
 
 
-def test_the_suspect_differs_in_three_lines_and_does_not_look():
+def test_the_dozen_lines_differ_from_the_script_in_three_at_which_colleagues_are_to_blame(capsys):
     script = [line.partition("  # ")[0].rstrip() for line in machinery.SCRIPT.read_text(encoding="utf-8").splitlines()]
-    look, train = (script.index(line) for line in script if line.startswith(suspects.LEFT_OUT))
-    assert any("no end token is learned" in line for line in script[look:train])
-    del script[look:train]
-    differ = [n for n, (one, other) in enumerate(zip(script, suspects.broken(), strict=True), 1) if one != other]
-    assert differ == sorted(suspects.faulty_lines().values()) and len(differ) == 3
-    compile("\n".join(suspects.broken()), "suspect", "exec")
+    shown = [line for part in suspects.broken().values() for line in part]
+    differ = [number for number, line in enumerate(shown, 1) if line not in script]
+    assert differ == sorted(suspects.faulty_lines().values()) == [2, 5, 12] and len(shown) == 12
+    for name, number in suspects.faulty_lines().items():
+        old, new = suspects.FAULTS[name]
+        assert shown[number - 1].replace(new, old) in script
+    suspects.show_broken()
+    said = capsys.readouterr().out.splitlines()
+    assert said[:2] == ["---- split", f" 1  {shown[0]}"] and said[-1] == f"12  {shown[-1]}"
+
+
+def test_a_run_is_reckoned_as_it_is_planned(capsys):
+    case = {"model": "llama-2-7b", "card": machinery.CARDS["L4"], "length": 768, "epochs": 2}
+    machinery.reckon(case, batch=4, samples=3000)
+    need = machinery.needed_by_script("llama-2-7b", 4, 768).card_bytes / 1e9
+    took = machinery.hours("llama-2-7b", case["card"], 4, 768, 3000, 2)
+    said = f"{need:.1f} of 23.5 GB; {took:.1f} hours as planned, {2 * took:.1f} at half the speed\n"
+    assert capsys.readouterr().out == said and 1 < took < 4
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux limits a process's memory")
