@@ -44,7 +44,7 @@ def test_every_text_of_a_figure_is_translated_when_it_is_drawn(chinese):
     figure, (left, right) = plt.subplots(1, 2, layout="constrained")
     left.barh(["measured", "your guess"], [1, 2], label="scales")
     left.set(title="density", xlabel="relative error", ylabel="nobody has translated this")
-    left.annotate("3.126 bits, error 0.1069", (1, 1))
+    left.annotate("yours, ringed: 3.126 bits, error 0.1069", (1, 1))
     left.annotate(" equal", (1, 1))
     left.set_title("scales", loc="left")
     left.set_title("codes", loc="right")
@@ -58,7 +58,7 @@ def test_every_text_of_a_figure_is_translated_when_it_is_drawn(chinese):
         assert (left.get_title(), left.get_xlabel(), left.get_ylabel()) == (
             "密度", "相對誤差", "nobody has translated this",
         )  # fmt: skip
-        assert [text.get_text() for text in left.texts] == ["3.126 位元，誤差 0.1069", " 相等"]
+        assert [text.get_text() for text in left.texts] == ["你的選擇（圓圈）：3.126 位元，誤差 0.1069", " 相等"]
         assert (left.get_title("left"), left.get_title("right")) == ("縮放因子", "代碼")
         legend = left.get_legend()
         assert (legend.get_title().get_text(), legend.get_texts()[0].get_text()) == ("區塊大小", "縮放因子")
@@ -161,7 +161,7 @@ def test_translating_costs_little(chinese):
     drawn(figure)
     times = []
     for number in range(20):
-        axes[0].set_title(f"{number / 7:.3f} bits, error {number / 9:.4f}")  # never seen before
+        axes[0].set_title(f"yours, ringed: {number / 7:.3f} bits, error {number / 9:.4f}")  # never seen before
         start = time.process_time()
         figures.translate_figure(figure)
         times.append(time.process_time() - start)
