@@ -108,7 +108,7 @@ assert {row["optimizer"] for row in caps} == {"paged_adamw_32bit"}
 assert {row["out_of_memory"]["after"] for row in failed} == {"adapter", "first step: forward"}  # no update yet
 
 # %% [markdown]
-# - **Claim 4: false** (the plan: half a byte a parameter, and a few MB for the adapter). The loaded weights alone exceed it,
+# - **Claim 4: false** (the plan: half a byte for each of {{7}} billion parameters, and {{0.1}} GB for the adapter). The loaded weights alone exceed it,
 #   because embeddings and output head stay in 16 bits; and a step needs more than weights ([lesson 02](02_memory_wall.ipynb)).
 # - **Claim 5: true** (QLoRA's paper), if only just. A card that is called "{{48}} GB" has {{48}} GiB, so a little more. (We have
 #   none: an H100 was held to that size, [lesson 10](10_memory_comparison.ipynb). *Standard* is that lesson's recipe, the others are [dive L](dive_l_small_cards.ipynb)'s; *reserved* counts the gaps, too.)
