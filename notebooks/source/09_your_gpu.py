@@ -135,7 +135,7 @@ check_as_chat(as_chat)
 #
 # Borrowed GPUs are taken back after some hours. Let us practise that: {{12}} steps, and after every fourth a validation and a
 # **checkpoint**, a saved state of the training. After step {{6}} the process is killed. (`smollm2` is the course's small
-# model. What the script prints is shortened here.)
+# model. What the script prints is shortened here. Its first line leaves out the scales.)
 
 # %%
 # NBVAL_IGNORE_OUTPUT
