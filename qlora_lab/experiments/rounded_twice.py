@@ -8,7 +8,8 @@ Writes `rounded-twice-cpu-<machine>.json`:
              levels, and absolute, the mean of that without its sign. Where both are as large, all weights of a level
              go to the same side.
 
-No adapter takes part. Layers are computed in float32, on a CPU: minutes for the bundled model.
+No adapter takes part. Layers are computed in float32, on a CPU: minutes for the bundled model. A record that is there
+is gone on with.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from qlora_lab.adapters.quantized_linear import nf4_double
 from qlora_lab.adapters.targets import find_targets, get_linear
 from qlora_lab.arguments import Parser, count
 from qlora_lab.evaluation.losses import text_loss
-from qlora_lab.experiments.record import Record
+from qlora_lab.experiments.record import Record, file_of
 from qlora_lab.models.bundled import DEFAULT_MODEL
 from qlora_lab.models.loading import load_model
 from qlora_lab.quantization import NF4, QuantizedTensor, UniformTensor, quantize_q4_0
@@ -139,10 +140,12 @@ class Layers:
 
 
 def measure(model: nn.Module, samples: list[TokenizedSample], pad_token_id: int, record: Record) -> None:
-    """Everything that the record holds; the model is in the last way then."""
+    """Everything that the record does not hold yet; the model is in the last way then."""
     layers = Layers(model)
     record.note(levels=NF4.tolist(), shares=(layers.on_level / layers.on_level.sum()).tolist())
     for name, way in WAYS.items():
+        if record.rows("rows", way=name):
+            continue
         errors = layers.put(way)
         loss = text_loss(model, samples, pad_token_id=pad_token_id)
         record.add("rows", {"way": name, "loss": loss.per_token, "tokens": loss.tokens} | errors)
@@ -156,12 +159,15 @@ def add_flags(parser: Parser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    device = f"cpu {platform.machine()}"
+    path = file_of("rounded-twice", arguments.output, device)
     record = Record.begin(
         "rounded-twice",
         arguments.output,
-        f"cpu {platform.machine()}",
+        device,
         packages=("torch", "transformers"),
         settings={"model": arguments.model, "orders": arguments.orders, "dtype": "float32", "nudge": NUDGE},
+        continue_from=path if path.exists() else None,
     )
     model, tokenizer = load_model(arguments.model, device="cpu", compute_dtype=torch.float32)
     chats = load_samples("orders", "test")["messages"][: arguments.orders]

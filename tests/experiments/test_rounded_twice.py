@@ -100,3 +100,16 @@ def test_the_record_has_a_row_for_each_way(loaded, tiny_folder, tmp_path):
     assert max(map(abs, once["error"][1:-1])) < 0.1 < max(map(abs, twice["error"][1:-1]))
     for row in (once, twice):
         assert all(abs(e) <= a for e, a in zip(row["error"], row["absolute"], strict=True))
+
+
+def test_a_record_is_gone_on_with(tiny_folder, tmp_path, capsys):
+    flags = ["rounded-twice", "--model", str(tiny_folder), "--orders", "1", "--output", str(tmp_path)]
+    assert main(flags) == 0
+    (file,) = tmp_path.glob("rounded-twice-cpu-*.json")
+    whole = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps(whole | {"rows": whole["rows"][:-1]}), encoding="utf-8")
+    capsys.readouterr()
+    assert main(flags) == 0
+    assert json.loads(file.read_text(encoding="utf-8")) == whole
+    assert [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()] == [list(WAYS)[-1]]
+    assert main([*flags, "--orders", "2"]) == 2
