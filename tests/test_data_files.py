@@ -137,6 +137,21 @@ def test_the_page_on_exports_says_what_the_record_of_merge_aware_training_holds(
     assert f"{min(long):.1f} to {max(long):.1f} after 120 steps for NF4" in page
 
 
+def test_the_page_on_exports_says_what_the_record_of_weights_rounded_twice_holds():
+    page = (DATA.parent / "docs" / "export.md").read_text(encoding="utf-8")
+    record = json.loads((DATA / "records" / "rounded-twice-cpu-x86_64.json").read_text(encoding="utf-8"))
+    shares = record["shares"]
+    assert record["settings"]["orders"] == 10 and {row["tokens"] for row in record["rows"]} == {340}
+    for row in record["rows"]:
+        cells = [row["way"], f"{row['loss']:.3f}", "", "", "", ""]
+        if "error" in row:
+            size, mean = (sum(map(math.prod, zip(shares, row[of], strict=True))) for of in ("absolute", "error"))
+            common = sum(share * abs(error) for share, error in zip(shares, row["error"], strict=True))
+            cells[2:] = [f"{size:.3f}", f"{common:.3f}", f"{round(mean, 3) + 0.0:+.3f}", f"{row['error'][13]:+.2f}"]
+        assert " ".join(f"| {' | '.join(cells)} |".split()) in page
+    assert f"on which {100 * shares[13]:.1f} % of all weights lie" in " ".join(page.split())
+
+
 # ---------------------------------------------------------------------------------------------- docs/decisions.md
 
 

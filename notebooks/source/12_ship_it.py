@@ -29,6 +29,7 @@ from qlora_lab.classroom.lessons.n12.machinery import (
     MEASURED,
     TRAINED,
     as_written,
+    base_alone,
     clue,
     go_on_training,
     is_here,
@@ -322,6 +323,8 @@ for way, expected in (("q4_0, 30 steps", [88, 95]), ("plain, 30 steps", [63, 79]
     runs = [run for run in json.loads(record.read_text(encoding="utf-8"))["runs"] if run["way"] == way]
     right = [run["q4_0"]["exact"]["test"].count("1") for run in runs]
     assert len(right) == 3 and [min(right), max(right)] == expected
+assert json.loads((RECORDS / "rounded-twice-cpu-x86_64.json").read_text(encoding="utf-8"))["settings"]["orders"] == 10
+assert abs(base_alone("Q4_0").size / base_alone("Q4_0 from NF4").size - 1) < 0.05
 (size,) = (file.stat().st_size / 1e6 for file in Path("shipped").glob("*.gguf"))
 assert round(size, 1) == MEASURED["q8_0"].megabytes
 for kind, bits, of_table in (("f16", 16, 16), ("q8_0", 8.5, 8.5), ("q4_0", 4.5, 8.5)):
@@ -345,9 +348,9 @@ assert (
 #
 # <details><summary>How sure is that, and how can one train through a rounding?</summary>
 #
-# The table is one run. In a second one, on another CPU, *q4_0* kept {{21}} of {{26}} right answers, and *q4_0 twice* none. The base alone shows it best. On ten orders
-# its loss is {{1.6}} in NF4, {{1.6}} in Q4_0 from pristine weights, and {{9.2}} rounded twice. If the weights on one of NF4's levels, some {{3}} % of all, are first made
-# smaller by {{0.2}} %, it is {{2.5}}: that level lies nearly in the middle between two of Q4_0. The bundled checkpoint was in 4 bits before
+# The table is one run. The base alone shows it best. On ten orders
+# its loss is {{base_alone("NF4").loss:.1f}} in NF4, {{base_alone("Q4_0").loss:.1f}} in Q4_0 from pristine weights, and {{base_alone("Q4_0 from NF4").loss:.1f}} rounded twice. Once or twice,
+# Q4_0's errors are as large: {{base_alone("Q4_0").size:.2f}} and {{base_alone("Q4_0 from NF4").size:.2f}} of a step. But the part that all weights on one level of NF4 share, and that does not cancel, grows from {{base_alone("Q4_0").common:.2f}} to {{base_alone("Q4_0 from NF4").common:.2f}}. The bundled checkpoint was in 4 bits before
 # (lesson 04): even its pristine weights have been rounded. That Q8_0's perplexity is lower than the model's is chance. And each file has {{1.9}} MB more
 # than exercise 12.1 says: tokenizer and norms.
 #

@@ -15,6 +15,7 @@ presets_compared.py    presets: does a recipe buy memory with bad training?
 Which 4 bits:
 codebooks.py           codebooks: the errors of formats at equal bits, and what they do to a model's loss
 sensitivity.py         sensitivity: which layers suffer from 4 bits, and plans that keep some in more
+rounded_twice.py       rounded-twice: why weights that were rounded to NF4 and then to Q4_0 are so bad
 
 QLoRA beside what came after it, on two tasks:
 methods.py             methods: is QLoRA still what one should use?

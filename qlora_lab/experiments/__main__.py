@@ -32,6 +32,7 @@ EXPERIMENTS = {
     "cards": "several_cards",
     "codebooks": "codebooks",
     "sensitivity": "sensitivity",
+    "rounded-twice": "rounded_twice",
     "roofline": "card_roofline",
 }
 

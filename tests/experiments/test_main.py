@@ -12,7 +12,7 @@ from qlora_lab.experiments.__main__ import EXPERIMENTS, main
 
 NAMES = (
     "accuracy, knobs, presets, memory, kept, mixtures, step, families, kernels, quantization, side-by-side, amounts, "
-    "splits, merge-aware, methods, cards, codebooks, sensitivity, roofline"
+    "splits, merge-aware, methods, cards, codebooks, sensitivity, rounded-twice, roofline"
 )
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
