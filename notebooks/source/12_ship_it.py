@@ -224,7 +224,7 @@ assert check["verdict"] == "equal" and check["samples"] == 10 and check["exact_m
 # |---|---|---|
 # | equal | about {{2}} (16 bits) or {{10}} (8 bits) in {{100}} answers may differ, and as many more as chance brings once in a thousand checks | keeps nearly all that the model had right |
 # | lossy | | keeps less, or the perplexity is {{5}} % higher |
-# | broken | more answers differ, or they run on | keeps less than half, or the perplexity has doubled |
+# | broken | more answers than that differ, or run on | keeps less than half, or the perplexity has doubled |
 #
 # It compares the file with *your model*, not with the truth: **the file of a useless model is EQUAL, too.** Judge the model first, and its
 # file on more than ten orders.
@@ -343,8 +343,10 @@ assert (
 # as in *requantized*. Take a correction of {{0.2}} steps (made up). A weight at {{0.4}} comes to {{0.6}}, and is rounded to {{1}} instead of {{0}}: it moves five
 # times too far. But that happens to one weight in five only, from {{0.3}} to {{0.5}}. The others do not move, so on average the adapter survives.
 #
-# *q4_0 twice* is made from *dequantized*: rounded to NF4, then to Q4_0. Weights on one level of NF4 mostly go to the same side, so their errors add up
-# instead of cancelling. How far, hangs on the last bits: three runs on a GPU kept {{62}} to {{73}} %. Or train with `--merge-aware q4_0`: then each step rounds as the file will, and the adapter learns what survives.
+# *q4_0 twice* is made from *dequantized*: rounded to NF4, then to Q4_0. After NF4, a block's weights lie on a few levels. All on one level go to the
+# same side, so their errors add up instead of cancelling. How many answers that costs depends on the run: three on a GPU kept {{62}} to {{73}} %.
+#
+# Or train with `--merge-aware q4_0`: then each step rounds as the file will, and the adapter learns what survives.
 #
 # <details><summary>How sure is that, and how can one train through a rounding?</summary>
 #
