@@ -23,21 +23,16 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
+from qlora_lab.classroom.cards import CARDS, hours, largest_batches, needed_by_script, reckon, seconds_at_best
 from qlora_lab.classroom.checks import check_as_chat, check_blame, check_first_bad, check_plan, progress
 from qlora_lab.classroom.lessons.n09.figures import LARGEST, plot_lives, plot_peaks
 from qlora_lab.classroom.lessons.n09.machinery import (
-    CARDS,
     SCRIPT,
     attempt,
     edit,
-    hours,
-    largest_batches,
     lines_of,
     louder,
-    needed_by_script,
     outputs_of,
-    reckon,
-    seconds_at_best,
     session,
     work_in,
 )

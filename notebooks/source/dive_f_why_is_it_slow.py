@@ -33,6 +33,7 @@ except ImportError:  # Windows, macOS, or Linux without `pip install -e '.[trito
 # %% machinery "Imports of the course, and the records"
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+from qlora_lab.classroom.cards import seconds_at_best
 from qlora_lab.classroom.checks import (
     check_dequantize_kernel,
     check_floor,
@@ -73,7 +74,6 @@ from qlora_lab.classroom.lessons.dive_f.machinery import (
     time_bundled,
     timeline,
 )
-from qlora_lab.classroom.lessons.n09.machinery import seconds_at_best
 from qlora_lab.classroom.plots import is_number, new_axes, told
 from qlora_lab.classroom.widgets import explore
 

@@ -16,6 +16,7 @@
 import ipywidgets
 import torch
 
+from qlora_lab.classroom.cards import needed_by_script
 from qlora_lab.classroom.checks import check_12_gb, check_card_usage, check_fastest_preset, check_logits, progress
 from qlora_lab.classroom.lessons.dive_l.figures import plot_cards, plot_waterfall
 from qlora_lab.classroom.lessons.dive_l.machinery import (
@@ -30,7 +31,6 @@ from qlora_lab.classroom.lessons.dive_l.machinery import (
     size_of,
     whole_step,
 )
-from qlora_lab.classroom.lessons.n09.machinery import needed_by_script
 from qlora_lab.classroom.plots import new_axes, told
 from qlora_lab.classroom.widgets import explore
 from qlora_lab.finetuning import PRESETS

@@ -6,6 +6,7 @@ judging.py    how a check shows, records and raises
 certificate.py  what was solved, when and with what: a page to print
 plots.py      figures that several lessons draw
 widgets.py    sliders, live loss, tables
+cards.py      what a plain run needs of a card: memory, hours
 samples.py    random numbers of several distributions, real weights
 build.py      one source -> learner's and solved notebook: the command line, and the whole syntax
 files.py      sources, notebooks, and whether a stored notebook is what its source gives

@@ -142,7 +142,7 @@ LISTED = (512, 1024)  # lengths in section 3's table, which has the largest batc
 @exercise("9.4", "a plan for your card", item="memory", points=3, todo="fill in `plan`")
 def check_plan(plan: dict, case: dict) -> Verdict:
     """plan: batch and samples of the largest run that ends in time. case: model (in SHAPES), card, length, epochs."""
-    from qlora_lab.classroom.lessons.n09.machinery import hours, needed_by_script
+    from qlora_lab.classroom.cards import hours, needed_by_script
     from qlora_lab.memory import SHAPES
 
     if not isinstance(plan, dict) or {"batch", "samples"} - set(plan):

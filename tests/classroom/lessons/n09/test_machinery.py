@@ -106,15 +106,6 @@ def test_the_dozen_lines_differ_from_the_script_in_three_at_which_colleagues_are
     assert said[:2] == ["---- split", f" 1  {shown[0]}"] and said[-1] == f"12  {shown[-1]}"
 
 
-def test_a_run_is_reckoned_as_it_is_planned(capsys):
-    case = {"model": "llama-2-7b", "card": machinery.CARDS["L4"], "length": 768, "epochs": 2}
-    machinery.reckon(case, batch=4, samples=3000)
-    need = machinery.needed_by_script("llama-2-7b", 4, 768).card_bytes / 1e9
-    took = machinery.hours("llama-2-7b", case["card"], 4, 768, 3000, 2)
-    said = f"{need:.1f} of 23.5 GB; {took:.1f} hours as planned, {2 * took:.1f} at half the speed\n"
-    assert capsys.readouterr().out == said and 1 < took < 4
-
-
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux limits a process's memory")
 def test_memory_that_runs_out_is_told_with_its_place(tmp_path, monkeypatch, capsys):
     pytest.importorskip("trl")
@@ -148,20 +139,3 @@ def test_without_trl_the_lesson_says_what_to_run(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="TRL is not here: run %pip install trl"):
         machinery.work_in(tmp_path)
     assert os.getcwd() == here
-
-
-def test_what_the_script_needs_holds_as_many_scores_as_trl(monkeypatch):
-    """TRL's tile is 4,096 tokens x 32,768 words: of 128,256 words 1,046.5 rows, of 32,000 all rows up to 4,096."""
-    monkeypatch.setattr("qlora_lab.memory.estimate", lambda shape, **given: given)
-    settings = {"rank": 16, "optimizer": "adamw_torch", "sequence_length": 1024}
-    for model, batch, rows in (("llama-3-8b", 16, 1047), ("llama-3-8b", 1, 262), ("llama-7b", 2, 2048)):
-        given = machinery.needed_by_script(model, batch, 1024)
-        assert given == settings | {"batch_size": batch, "loss_chunk": rows}
-    assert machinery.needed_by_script("llama-7b", 2, 1024, rank=4)["rank"] == 4
-
-
-def test_a_larger_batch_than_the_largest_does_not_fit():
-    for name, batch in machinery.largest_batches("llama-2-13b", 1024).items():
-        needs = [machinery.needed_by_script("llama-2-13b", many, 1024).card_bytes for many in (batch, 2 * batch)]
-        assert needs[0] <= machinery.CARDS[name]["GB"] * 1e9 < needs[1]
-    assert set(machinery.largest_batches("llama-65b", 1024).values()) == {0}
