@@ -147,7 +147,7 @@ def test_the_page_on_exports_says_what_the_record_of_weights_rounded_twice_holds
         if "error" in row:
             size, mean = (sum(map(math.prod, zip(shares, row[of], strict=True))) for of in ("absolute", "error"))
             common = sum(share * abs(error) for share, error in zip(shares, row["error"], strict=True))
-            cells[2:] = [f"{size:.3f}", f"{common:.3f}", f"{round(mean, 3) + 0.0:+.3f}", f"{row['error'][13]:+.2f}"]
+            cells[2:] = [f"{size:.3f}", f"{round(mean, 3) + 0.0:+.3f}", f"{common:.3f}", f"{row['error'][13]:+.2f}"]
         assert " ".join(f"| {' | '.join(cells)} |".split()) in page
     assert f"on which {100 * shares[13]:.1f} % of all weights lie" in " ".join(page.split())
 

@@ -69,23 +69,23 @@ class BaseAlone:
     Attributes:
         loss: of reference answers, nats per token.
         size: the mean size of Q4_0's errors, in steps between its levels; 0 without Q4_0.
-        common: what all weights on a level of NF4 have in common of them: the mean size of the levels' mean errors.
+        shift: the mean of these errors with their signs: what they move an average weight up by.
     """
 
     loss: float
     size: float
-    common: float
+    shift: float
 
 
 def base_alone(way: str) -> BaseAlone:
     """What `python -m qlora_lab.experiments rounded-twice` has measured in one of its ways."""
     record = json.loads((RECORDS / "rounded-twice-cpu-x86_64.json").read_text(encoding="utf-8"))
     (row,) = (row for row in record["rows"] if row["way"] == way)
-    size, common = (
-        sum(share * abs(error) for share, error in zip(record["shares"], row.get(of, [0.0] * 16), strict=True))
+    size, shift = (
+        sum(share * error for share, error in zip(record["shares"], row.get(of, [0.0] * 16), strict=True))
         for of in ("absolute", "error")
     )
-    return BaseAlone(row["loss"], size, common)
+    return BaseAlone(row["loss"], size, shift)
 
 
 def show_measured(guesses: Mapping[str, object]) -> None:
