@@ -18,7 +18,8 @@ from qlora_lab.training.loss import token_loss_sum
 from qlora_lab.training.optimizers import make_optimizer
 from qlora_lab.training.processes import make_accelerator
 from qlora_lab.training.steps import choice
-from qlora_lab.training.steps.fast import adapter_kernels
+from qlora_lab.training.steps.fast import adapter_kernels, kernels
+from qlora_lab.training.steps.fast import step as step_module
 from qlora_lab.training.steps.fast.attention import Samples, attend, attend_backward
 from qlora_lab.training.steps.fast.description import Attention
 from qlora_lab.training.steps.fast.limits import NoFastStep
@@ -176,6 +177,17 @@ def test_gradients_are_the_plain_loops(kind, case):
 def test_any_rank_tied_or_not(kind, rank, rank_stabilized):
     adapted = family_model(kind, rank=rank, tie_word_embeddings=rank == 3, rank_stabilized=rank_stabilized)
     require_the_plain_gradients(adapted, gradient_checkpointing=True)
+
+
+@interpreted
+def test_logits_a_few_rows_at_a_time(monkeypatch):
+    """41 targets have 64 rows: 7 at a time, and one is left."""
+    monkeypatch.setattr(step_module, "LOGITS_AT_A_TIME", 1)
+    monkeypatch.setattr(step_module, "FEWEST_ROWS_OF_LOGITS", 7)
+    made = []
+    monkeypatch.setattr(kernels, "cross_entropy", lambda *a, whole=kernels.cross_entropy: made.append(a) or whole(*a))
+    require_the_plain_gradients(family_model("llama", num_hidden_layers=1))
+    assert [len(logits) for logits, *_ in made] == [7] * 9 + [1]
 
 
 @interpreted

@@ -48,6 +48,7 @@ from qlora_lab.training.steps.fast.loss_scale import LossScale
 from qlora_lab.training.steps.fast.reading import read_model
 
 LOGITS_AT_A_TIME = 1 << 25  # elements: 64 MiB in bf16
+FEWEST_ROWS_OF_LOGITS = 512  # with fewer a GPU takes longer to read the head than to multiply by it
 MOST_GRAPHS = 64
 
 
@@ -248,7 +249,7 @@ class FastStep:
         norm = self.decoder.norm
         room = max(linear.width for layer in self.layers for linear in (layer.o, layer.down))
         gradient = aligned_rows(len(x), x.shape[1] + room, self.dtype, x.device).zero_()
-        at_a_time = max(64, LOGITS_AT_A_TIME // len(self.head))
+        at_a_time = max(FEWEST_ROWS_OF_LOGITS, LOGITS_AT_A_TIME // len(self.head))
         for some_rows, some_targets in zip(rows.split(at_a_time), targets.split(at_a_time), strict=True):
             some = x.index_select(0, some_rows)
             normed, d_some = torch.empty_like(some), torch.zeros_like(some)
