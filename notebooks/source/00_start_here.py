@@ -44,8 +44,8 @@ for package in ("torch", "transformers", "peft", "bitsandbytes", "datasets", "ac
     print(f"{package:<14}{importlib.metadata.version(package)}")
 
 # %% [markdown]
-# The packages are there. Does a model run with them? SmolLM2-135M-Instruct is small, but it is the real thing: it is built like
-# LLaMA, with {{30}} layers and a vocabulary of {{49_152:,}} tokens, and it came with the set-up. Here it is, in four bits (`nf4`: lesson 04):
+# The packages are there. Does a model run with them? SmolLM2-135M-Instruct is small, but it is the real thing, with {{30}} layers
+# and a vocabulary of {{49_152:,}} tokens, and it came with the set-up. Here it is, in four bits (`nf4`: lesson 04):
 
 # %%
 model, tokenizer = load_model("smollm2-135m-instruct", quantization="nf4")
@@ -83,14 +83,14 @@ print("multiplies bfloat16 itself:", "yes" if has_bf16(device) else "no", "· we
 
 # %% [markdown]
 # **What happened?** That depends on whether your hardware *has* bfloat16. A GPU of the last years, or a recent CPU, multiplies such numbers
-# itself and is faster with them. Another CPU imitates them, which takes many times as long, and nothing warns you: the product is right, only the time is
-# not. So the format in which a model computes has to be chosen for the machine. The last line says what the course has chosen for yours.
+# itself and is faster with them. For another CPU, torch may have only
+# a simple loop, which takes many times as long. Nothing warns you: the product is right, only the time is not. So the format for computing has to be chosen for the machine. The last line says what the course has chosen for yours.
 #
 # ## How exercises work
 #
 # Replace the `...`, run the cell, and run the check below it. A check never breaks anything. It says **·** for not attempted
-# yet, **✗** with the likely mistake, or **✓**. Hints are folded under it, and so is the solution, unless your class is
-# graded. What you have solved is remembered on this machine.
+# yet, **✗** with the likely mistake, or **✓**. Hints are folded under it, and so is the solution, unless your
+# teacher keeps it back. What you have solved is remembered on this machine.
 #
 # **Exercise 0.1 ●○○ (2 minutes).** How many bytes do a model's weights take? You will need this number all the time.
 

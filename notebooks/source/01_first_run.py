@@ -87,7 +87,7 @@ from transformers import BitsAndBytesConfig
 print(BitsAndBytesConfig(load_in_4bit=True))
 
 # %% [markdown]
-# Three of these settings are not those of QLoRA as published. (The lines with `llm_int8` belong to another method.)
+# Three of these settings are not those of QLoRA as published. (The lines with `llm_int8` are named after an older method, with 8 bits.)
 #
 # - A code of four bits can name only sixteen values. **NF4** (4-bit NormalFloat) is a choice of sixteen that lie close together where most weights of a language model lie ([lesson 04](04_nf4.ipynb)).
 # - Some neighbouring weights are large, others small. So each group of neighbours has a **scale**, by which its values are multiplied. *Double
@@ -137,8 +137,8 @@ assert math.isclose(model.get_memory_footprint() / 1e6, megabytes["all"], rel_to
 
 # %% [markdown]
 # **What happened?** Only the matrices inside the layers were quantized: half a byte for each of their weights, and a little for their scales. The *embeddings*, a vector for each of the {{tokenizer.vocab_size:,}} tokens
-# that the model knows, keep {{16}} bits a number or, on some machines, {{32}}. In a small model they take half of the memory or more. In a large one they
-# hardly count, so little would be won by rounding them.
+# that the model knows, keep {{16}} bits a number, or {{32}} where the compute dtype is `float32`. Here the same matrix is the output head, which scores
+# the tokens, and transformers leaves that as it is "for numerical stability reasons", as its code says. In a large model it hardly counts.
 #
 # ## 2 · Ask it before
 #
@@ -302,7 +302,7 @@ assert MODEL != BUNDLED or wrong_quantities(answers["shifted"], judged["shifted"
 
 # %% [markdown]
 # So it is. In `test` orders the quantity is nearly always right, even behind the total. In `shifted` orders it is so where it comes first and there is no decoy. Otherwise it is often wrong,
-# and often the total or the decoy. (Not always. A wrong *city* is mostly the customer's name, another city of the order, or one that training never showed, misspelt.)
+# and then mostly the total or the decoy.
 #
 # The `test` orders measure whether the model has learned *your sentences*, not whether it has learned *the job*.
 #
@@ -353,7 +353,7 @@ def teach(sentence, steps=8):
 # **Exercise 1.2 ●●○ (5 minutes).** In section 5, find a way of writing an order that the model gets wrong: with a decoy, or in a new sequence. Write
 # it down with blanks: `{customer}`, `{quantity}`, `{colour}`, `{item}`, `{city}`, `{total}` and, if you like, `{other}`, a number that does not belong in the answer.
 #
-# The next cell fills the blanks in five times, and trains on with four of these orders. (Half of what it trains on are `train` orders, so that the model
+# The next cell fills the blanks in five times, and trains on with four of these orders, at a lower rate (untuned). (Half of what it trains on are `train` orders, so that the model
 # does not forget them.) The model is asked the fifth before and after. Each try begins with the adapter as it is now.
 
 # %%
@@ -382,7 +382,7 @@ if taught.losses:
 # %% [markdown]
 # **What happened?** Is your fifth order right now, and was it wrong before? And what became of the `shifted` orders? When we trained on the solution's sentence, the fifth order was right,
 # but of the {{50}} `shifted` orders only {{6}} were right, where {{16}} had been before. Four examples teach one more way of writing. They do not teach the job, and they can pull the model away
-# from what it could do. [Lesson 08](08_your_data.ipynb) shows how to judge examples, and that more of the same kind do not help. Other kinds may: nobody has tried here.
+# from what it could do. (Why here, we do not know.) [Lesson 08](08_your_data.ipynb) shows how to judge examples, and that more of the same kind do not help.
 #
 # There is a catch: you know the `shifted` orders by now, so they are no longer a fair test of what you train next.
 #

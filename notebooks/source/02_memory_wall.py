@@ -309,7 +309,7 @@ assert f"{real.allocated / 1e9:.2f} {real.on_the_card / 1e9:.2f}" == "5.43 7.80"
 
 # %% [markdown]
 # - *Torch's tensors* are less than our sum, because they leave out the CUDA context and the optimizer states. QLoRA's optimizer is
-#   **paged**: its states, {{needed["QLoRA"].outside["paged optimizer states"] / 1e9:.2f}} GB, lie on the card, in memory that the driver can move to the CPU when that is full. (That makes steps slower.)
+#   **paged**: its states, {{needed["QLoRA"].outside["paged optimizer states"] / 1e9:.2f}} GB, lie on the card, in memory that the driver can move to the CPU when that is full. (Moving takes time.)
 # - *On the card* is more than our sum, because torch takes memory in large pieces and leaves gaps in them, and because this driver took
 #   more than half a GB. Lesson 10 takes the difference apart.
 #
@@ -359,9 +359,9 @@ assert sum(card < curves["without"][-1] for card in CARDS) - sum(card < curves["
 # **What happened?** Checkpointing saves {{100 * (1 - curves["with"][0] / curves["without"][0]):.0f}} % of the sum with one sample and {{100 * (1 - curves["with"][-1] / curves["without"][-1]):.0f}} % with sixteen, since activations grow with the tokens and
 # weights, adapter and Adam do not.
 #
-# With checkpointing the second sample costs hardly anything, but each of the last eight costs {{(curves["with"][4] - curves["with"][3]) / 8:.1f}} GB. With many tokens the peak
-# moves to the end of the forward pass, where the logits are: there, three fp32 numbers stand for each token and each
-# known word: the logarithm of its probability, and the gradients of that and of its score. (The score itself is gone by then.) Checkpointing does not touch them.
+# With checkpointing the second sample costs hardly anything, but each of the last eight costs {{(curves["with"][4] - curves["with"][3]) / 8:.1f}} GB. With one sample the
+# peak comes late, when the logits are gone. With many it comes at the logits: three fp32 numbers for each token and each
+# known word, the logarithm of its probability, and the gradients of that and of its score. Checkpointing does not touch them.
 
 # %% machinery "How large the logits are"
 for name in ("llama-7b", "llama-3-8b"):
@@ -374,7 +374,7 @@ assert estimate(shape, batch_size=16).parts["logits and loss"] == 16 * 511 * 32_
 assert 4 < SHAPES["llama-3-8b"].vocab_size / shape.vocab_size < 4.01
 
 # %% [markdown]
-# And which card does such a step need? One with more than our sum, because of section 4's gaps, which grow with the tokens. This rule
+# And which card does such a step need? One with more than our sum, because of section 4's gaps, which grew with the tokens in our runs. This rule
 # is on the safe side: **our sum, plus one GB, plus half of the activations and half of logits and loss.**
 
 
@@ -534,7 +534,7 @@ check_mine(mine)
 #   in all                           16           2            0.5
 # ```
 #
-# - With Adam in {{32}} bits, {{16}} bytes are kept for each parameter that is trained. A frozen one takes {{2}}, and in four bits about half of one.
+# - With Adam in {{32}} bits, {{16}} bytes are kept for each parameter that is trained, in mixed precision or fp32. A frozen one takes {{2}}, and in four bits about half of one.
 # - So QLoRA freezes the model, stores it in four bits, and pays the full price for an adapter only.
 # - Activations and logits grow with the tokens. Checkpointing cuts the first, fewer samples both.
 

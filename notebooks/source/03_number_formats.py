@@ -3,7 +3,7 @@
 #
 # In [lesson 01](01_first_run.ipynb) you loaded a language model in 4-bit numbers. It still talked, and it could be trained. Yet
 # four bits can only tell {{2**4}} things apart, so each weight of its layers was rounded to one of sixteen values. How can
-# that work, and what is lost? You begin with four numbers by hand, and end with a whole model that you round and ask a question.
+# that work, and what is lost? You begin with four numbers by hand, and end with a whole model that you round.
 #
 # | you need | |
 # |---|---|
@@ -72,7 +72,7 @@ assert torch.equal(codes, quantize_absmax(x, 4).codes.float())
 # {{x[2] / scale:.1f}} steps, comes back as {{restored[2]:.2f}}, and `0.46` as {{restored[3]:.2f}}. No error is larger than half a step, {{scale / 2:.2f}}.
 #
 # **INT8** is the same with eight bits and codes from `-127` to `127`. (Four bits have sixteen codes. A zero and seven marks on
-# either side use fifteen, and one stays unused.)
+# either side use fifteen; with a sixteenth, one side would be longer.)
 #
 # ## 2 · A float brings its own scale
 #
@@ -295,7 +295,7 @@ assert not is_bundled or (round(farthest) == -51 and 100 < 1e6 * beyond < 120)
 # %% [markdown]
 # Of Gaussian numbers, two in a *billion* lie that far out. So there are outliers.
 #
-# <details><summary>Is this model a fair example?</summary>Yes, with a footnote. Its linear layers were once stored in another 4-bit format, to make a small file, as you will find out in lesson 04. So they have lost something before, and below they are rounded a second time, to other marks. What you will see is the second loss alone.</details>
+# <details><summary>Is this model a fair example?</summary>Yes, with a footnote. Its linear layers were once stored in another 4-bit format, to make a small file, as you will find out in lesson 04. Below they are rounded a second time, to other marks, and you see the second loss alone.</details>
 #
 # **Predict.** Round all these weights in three ways (`rounded` does it, and puts the old ones back): INT8 and INT4 with one scale for each
 # matrix, and INT4 in blocks of {{64}}. Which of the three models can still tell you the capital of France?
@@ -367,7 +367,7 @@ for name in ("model.layers.10.mlp.down_proj.weight", "model.embed_tokens.weight"
 # %% [markdown]
 # At which budget do the two matrices want different things, and why?
 #
-# <details><summary>One answer, for the course's model</summary>At <code>5.01</code> bits, which just allow codes of five bits in blocks of <code>4096</code>. The layer takes them. The embeddings prefer four bits in blocks of <code>32</code>, because their outliers are worse. Only measuring tells.</details>
+# <details><summary>One answer, for the course's model</summary>At <code>5.01</code> bits, which just allow codes of five bits in blocks of <code>4096</code>. The layer takes them. The embeddings prefer four bits in blocks of <code>32</code>, because they have more outliers. Only measuring tells.</details>
 #
 # ## Recap
 #

@@ -219,8 +219,8 @@ check_naive(mine)
 # %% [markdown]
 # ## 3 · QLoRA is two calls
 #
-# `QuantizedLinear` is a module around such a function. `quantize_linears` puts one in the place of each linear layer but the output head. (The head is left alone everywhere, since
-# its errors go straight into the answer; here its matrix is that of the embeddings, too.) Then `add_lora` puts A and B beside each, as in lesson 06. LoRA does not care what its base is made of.
+# `QuantizedLinear` is a module around such a function. `quantize_linears` puts one in the place of each linear layer but the output head. (transformers leaves
+# the head as it is "for numerical stability reasons", as its code says; here it is the embeddings' matrix, too.) Then `add_lora` puts A and B beside each, as in lesson 06. LoRA does not care what its base is made of.
 
 # %%
 model, tokenizer = load_model(device="cpu", compute_dtype=torch.float32)
