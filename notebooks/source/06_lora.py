@@ -203,11 +203,11 @@ for first, other in ((layer.A, layer.B), (layer.B, layer.A)):
 # the row listens for, so nothing tells the row where to go. B's gradient is not zero, because the random row does hear something. So the
 # first step moves B alone, and from the second step on both learn.
 #
-# The other way round works, too. If both are random, the model has changed before it has learned anything. If both are zero, each waits for the other for ever.
+# The other way round works, too, but in [a study](https://arxiv.org/abs/2406.08447) B at zero did better on average. If both are random, the model has changed before it has learned anything. If both are zero, each waits for the other for ever.
 #
 # ## 4 · A real model changes its mind
 #
-# Take the bundled model, one matrix in the last third of its {{30}} layers, and put your LoRA around it:
+# Take the bundled model, the last matrix of the MLP in one of its {{30}} layers, and put your LoRA around it:
 
 # %%
 model, tokenizer = load_model("smollm2-135m-instruct", compute_dtype=torch.float32, device="cpu")
@@ -298,10 +298,25 @@ assert [both[text].word for text in TEXTS[:4]] == ["Rome", "Berlin", "Tokyo", "R
 assert both[TEXTS[4]].word != before[TEXTS[4]].word and max(both[text].chance for text in TEXTS[4:]) < 0.01
 assert max(both[text].heard for text in TEXTS[:3]) < -18
 
+
+@torch.no_grad()
+def scores(used, text):
+    mlp.down_proj = used
+    return model(**tokenizer(text, return_tensors="pt")).logits[0, -1]
+
+
+rome, *known = (tokenizer(city)["input_ids"][0] for city in (" Rome", " Paris", " Berlin", " Tokyo"))
+raised = {used: [scores(used, text) - scores(layer.base, text) for text in TEXTS[:3]] for used in (layer, second)}
+mlp.down_proj = second
+for first, now, city in zip(raised[layer], raised[second], known):
+    assert first[city] < -5 and 0 < now[rome] < first[rome]
+    assert (now[city] < -4) == (city == known[0])  # Paris alone
+
 # %% [markdown]
 # **What happened?** It is Tokyo again: with two sentences the change stays with France. (Not quite: *The president of France is*
-# goes on with another word, which nobody asked for.) The row still hears all three capitals about equally, so about the same push is added
-# after each. What becomes of it is decided by the layers above, where it meets all else that the model knows of the text.
+# goes on with another word, which nobody asked for.) The row still hears all three capitals about equally. But the first
+# column lowered the score of whichever capital the model knew, Paris, Berlin or Tokyo, and raised that of Rome. Now Berlin must stay, so the second
+# lowers little but Paris, and raises Rome less.
 #
 # So few numbers can change a model because the frozen model does the rest: the layers below turn the text into a pattern that a row can
 # listen for, and those above turn the column's push into a word. Fine-tuning does the same with more sentences, more rows and
@@ -327,6 +342,8 @@ def draw_chances(alpha):
 explore(draw_chances, alpha=ipywidgets.SelectionSlider(options=ALPHAS, value=2, description="alpha"))
 
 # %% [markdown]
+# <details><summary>At what alpha?</summary>Germany goes over between <code>0.5</code> and <code>1</code>, Japan only between <code>1</code> and <code>2</code>.</details>
+#
 # And *during* training, when the column can grow by itself? Go back to the small layer, where A and B each have a learning rate.
 #
 # **Predict.** You train once with alpha `4`. Now take alpha `2`. Which learning rate must you double to get the same losses in every step?
@@ -341,16 +358,18 @@ print("the same losses as with alpha 4:", *[name for name in runs if runs[name] 
 print(told(vote))
 
 # %% claims
+germany, japan = ([by_alpha[alpha][text] > 0.5 for alpha in ALPHAS] for text in TEXTS[1:3])
+assert (germany.index(True), japan.index(True)) == (ALPHAS.index(1), ALPHAS.index(2))
 assert fit(2, 0.02, 0.04)[1] == runs["alpha 4"] and fit(2, 0.04, 0.04)[1] != runs["alpha 4"] != fit(2, 0.04, 0.02)[1]
 assert all(fast < slow for fast, slow in zip(runs["alpha 4"][2:50], runs["alpha 2"][2:50]))
 
 # %% [markdown]
-# **What happened?** AdamW, the optimizer here, moves each number by about its learning rate in a step, whether its gradient is large or small. B starts at zero, so
+# **What happened?** AdamW, here without weight decay and so lesson 01's Adam, moves each number by about its learning rate in a step, whether its gradient is large or small. B starts at zero, so
 # with twice the learning rate it is twice as large after each step, and twice the alpha does the same to the update. **A larger alpha acts like a
 # larger learning rate for B.** (To the last bit only here: halving a gradient is exact, and AdamW's `eps`, which blurs tiny ones, is as good as zero.)
 #
-# Why is alpha divided by r? LoRA's authors kept alpha fixed. With a larger rank more products are added up, and the division keeps their sum from growing. Today alpha is often twice the rank,
-# as in lesson 01, which undoes the division: the factor is {{2}} at every rank. Either is fine if you tune the learning rate, and tune it again for each rank that you try
+# Why is alpha divided by r? LoRA's authors kept alpha fixed. A larger rank adds up more products, and dividing by r makes each smaller, so their sum does not grow. Today alpha is often twice the rank,
+# as in lesson 01. Then alpha / r is {{2}} at every rank, and nothing gets smaller. Either is fine if you tune the learning rate, and tune it again for each rank that you try
 # ([dive B](dive_b_why_low_rank.ipynb)).
 #
 # ## 6 · Count them
