@@ -109,10 +109,12 @@ print(f"and the gradient dL/dx by {relative_rms(of_original, of_4_bits):.1%}")
 
 # %% claims
 assert f"{relative_rms(W, q.dequantize()):.2f}" == "0.09" and 0.05 < relative_rms(of_original, of_4_bits) < 0.2
+stretch = [(gradient @ M).norm() * len(M) ** 0.5 / (gradient.norm() * M.norm()) for M in (W, q.dequantize() - W)]
+assert stretch[0] > 1.2 and abs(stretch[1] - 1) < 0.05  # 1 would be a random direction's
 assert x.shape[1] == 576 and gradient.shape[1] == 1536 and len(x) == len(gradient) > 50
 
 # %% [markdown]
-# So the gradient is exact for the rounded model, and {{100 * relative_rms(of_original, of_4_bits):.0f ±1}} % off for the original. (That this is less than the weights' error is measured, not derived. The original was rounded
+# So the gradient is exact for the rounded model, and {{100 * relative_rms(of_original, of_4_bits):.0f ±1}} % off for the original. (That is less than the weights' error, because this gradient favours directions in which W is large. The original was rounded
 # before: lesson 04.) Does it harm? The adapter learns on the rounded model, and
 # is judged on it. But that model is slightly worse. Lesson 11 measures whether the adapter makes up for it.
 #
@@ -196,7 +198,7 @@ check_frozen_matmul(FrozenMatmul)
 # <details><summary>Hint 2</summary>What you hang on <code>ctx</code> stays in memory until the backward pass. Which is smaller, <code>q</code> or what <code>dequantize</code> makes of it?</details>
 
 # %% [markdown]
-# Such a layer makes W twice, once in each direction, and frees it at once: it pays with time, not with memory. (In a step with many tokens it is hardly any time. bitsandbytes makes W, too. For few tokens, one of its **GPU kernels**, small programs that run on the GPU, reads the 4 bits itself.)
+# Such a layer makes W twice, once in each direction, and frees it at once: it pays with time, not with memory. (In a step with many tokens it is hardly any time. For few tokens, one of bitsandbytes' **GPU kernels**, small programs that run on the GPU, reads the 4 bits itself.)
 #
 # <details><summary>How much time?</summary>Making W takes as long for many tokens as for few. At the same batch, a step with few tokens took up to {{54}} % longer than with a bf16 base, and one with {{8192:,}} no longer: see lesson 13.</details>
 #
@@ -309,12 +311,12 @@ assert max(apart["bitsandbytes + PEFT"]) < 1e-6 and losses["ours"][-1] < 0.5 * l
 assert max(apart["ours, nudged"]) > 1e-6
 
 # %% [markdown]
-# **What happened?** It is one curve, drawn twice. (Its bumps come from the data: some samples are easier.) A millionth in A grew, but between the two programs there was nothing
+# **What happened?** It is one curve, drawn twice. (Its bumps come from the data: some samples are easier.) A millionth in A grew from the second step on (in the first, B is zero), but between the two programs there was nothing
 # to grow. On a CPU, bitsandbytes does in training what your function does: it makes W dense and calls PyTorch's own matrix product, so the same numbers are added in the same
 # order. (If you do not get exactly zero, bitsandbytes has other code for your processor.)
 #
-# So, in float32 on a CPU, the libraries compute what stands above. What they add is fast GPU code, and many more kinds of models. (Here the scales were copied. If each program quantizes the model itself, a few scales
-# get another 8-bit code. [Dive K](dive_k_to_the_last_bit.ipynb) finds out why, and lets you find the faults in five 4-bit layers.)
+# So, in float32 on a CPU, the libraries compute what stands above. What they add is fast GPU code, and many more kinds of models. (Here the scales were copied. If each program quantizes, a few scales
+# get another 8-bit code, which bitsandbytes looks up in a coarse table: [dive K](dive_k_to_the_last_bit.ipynb).)
 #
 # ## Recap
 #
