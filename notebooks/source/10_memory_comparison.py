@@ -135,7 +135,7 @@ assert all(SHAPES[run["shape"]].parameters() > 6.7e9 for run in runs if run["met
 assert estimate(SHAPES["llama-7b"], "full", full_precision="mixed").total > 100e9
 
 # %% [markdown]
-# **What happened?** Today the sum is within {{max(now for _, _, now in errors.values()):.1f}} % everywhere. On a GPU a step makes the same tensors each time, and the size of each
+# **What happened?** Today the sum is within {{max(now for _, _, now in errors.values()):.1f}} % everywhere. (*Then* is the error of the formulas that there were when a setting was measured.) On a GPU a step makes the same tensors each time, and the size of each
 # follows from the model's shapes.
 #
 # The clean test of today's sum is the last line: these {{errors["held out, predicted before they ran"][0]}} were predicted before they ran. Three of
@@ -143,7 +143,7 @@ assert estimate(SHAPES["llama-7b"], "full", full_precision="mixed").total > 100e
 #
 # <details><summary>And the other lines, the middle column, and the full fine-tuning?</summary>
 #
-# The middle column is what the formulas of the day said when a setting was measured. The first ones missed some settings by far, because they had
+# The first formulas missed some settings by far, because they had
 # counted a tensor that is not there, or forgotten one. *Held out* are settings that no formula was made with at the time. After ten of them were known, the formulas were mended
 # once more. Most of what is left is torch, which rounds blocks of memory up.
 #
@@ -225,7 +225,7 @@ assert len(on) == 6 and len(off) == 3 and max(on) < 0.012 and min(off) > 0.06
 # The saving goes from {{100 * max(drops):.0f}} % down to {{100 * min(drops):.0f}} %, because what grows with the rank and with the tokens stays in {{16}} and {{32}} bits.
 #
 # With checkpointing, the function is right to about one per cent. Without it (*no checkp.*), it is {{100 * min(off):.0f}} to {{100 * max(off):.0f}} % too high. There QLoRA saves something
-# else, too: on {{16}}-bit layers, each of PEFT's adapters turns the layer's input into fp32 and back and keeps that copy. On 4-bit layers, all read the input as it is.
+# else, too: on {{16}}-bit layers, each of PEFT's adapters turns the layer's input into fp32 and back and keeps that copy. In these runs, its code for 4-bit layers skips that, so all adapters read the input as it is.
 # With checkpointing such copies are there for one layer at a time.
 #
 # ## 4 · What the card must hold
@@ -277,8 +277,8 @@ assert all(more[size] < whole["paged states"] for size, (_, whole) in cards.item
 #
 # </details>
 #
-# **Exercise 10.2 ●●○ (3 minutes).** Is QLoRA what *you* need? At the same batch, four bits cost time where a step has few tokens (up to {{54}} % longer; with {{8192:,}} tokens nothing, lesson 13), and perhaps accuracy (lesson 11). So take LoRA if your card is
-# large enough for it, and QLoRA if only for that. (Lesson 02's rule is `estimate(...).card_bytes`.) Choose a model, a card and the size of a step, and find out how many per cent of the total QLoRA saves there.
+# **Exercise 10.2 ●●○ (3 minutes).** Is QLoRA what *you* need? At the same batch, four bits cost time where a step has few tokens (lesson 13), and perhaps accuracy (lesson 11). So take LoRA if your card is
+# large enough for it, and QLoRA if only for that. (What lesson 02's `card_for` says is also `estimate(...).card_bytes`, in bytes.) Choose a model, a card and the size of a step, and find out how many per cent of the total QLoRA saves there.
 
 # %%
 ### BEGIN SOLUTION
