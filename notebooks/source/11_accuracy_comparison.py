@@ -123,7 +123,7 @@ for other in set(four_bits) - {"int4"}:  # on orders INT4 is ahead of none by mo
     assert 0 < lead < margin
 
 # %% [markdown]
-# **What happened?** Look at the rings on the left. Eight seeds of one and the same method are four to eight points
+# **What happened?** On the left, eight seeds of one method are four to eight points
 # apart, the means of the methods less than three. There, one run compared with one run is largely luck. (Lesson 01's was one like those of *nf4-double*: of the {{50}} orders
 # that it was asked, these got {{2 * min(run['exact']['test'][:50].count('1') for run in runs if run['method'] == 'nf4-double')}} to {{2 * max(run['exact']['test'][:50].count('1') for run in runs if run['method'] == 'nf4-double')}} % right.) On the right
 # the rings of FP4 and INT4 are all behind those of bf16, and one run each would do.
@@ -341,7 +341,12 @@ assert min(heads["10 stacks of 6"]) <= 6 and max(heads["10 stacks of 6"]) >= 54
 # Leipzig is such a stack, at least with NF4. `by_group` makes one number of each
 # city, so that {{200}} orders become {{len(set(city))}} pieces of luck, and the mean stays.
 #
-# <details><summary>What number?</summary>How far the city's orders are off the mean of all, added up and divided by the number of orders of an average city. The mean is added again. So a city with twice as many orders counts for twice as much ([dive C](dive_c_small_differences.ipynb), section 6, by hand).</details>
+# <details><summary>What number?</summary>
+#
+# How far the city's orders are off the mean of all, added up and divided by the number of orders of an average city. The mean is added
+# again. So a city with twice as many orders counts for twice as much ([dive C](dive_c_small_differences.ipynb), section 6, by hand).
+#
+# </details>
 
 # %% alt="Two {{95}} % intervals for the same mean of {{table['nf4'][0]:.2f}} points, NF4 less bf16. If seeds are the luck, it lies below {{0}}. If cities are, it goes from {{luck['cities'][0] - luck['cities'][1]:.1f}} to {{luck['cities'][0] + luck['cities'][1]:+.1f}} and includes {{0}}."
 pieces = {"seeds": differences, "cities": by_group(changes("nf4"), city)}
@@ -360,7 +365,7 @@ assert sorted(differences) == [-6, -3.5, -3.5, -2, -2, -1, 0, 0.5]  # the recap 
 # - **Cities are the luck**: with other cities, or other numbers of orders to each, a loss is no longer
 #   sure, since the interval holds zero.
 #
-# Report the one that fits your sentence: "on this test set" needs seeds, "on such orders" needs cities. And decide on
+# Report the one that fits your sentence: "on this test set" needs seeds, "on such orders" needs cities. (Both at once would make it wider: dive C.) And decide on
 # the groups *before* you look, which we did not: what may several samples have in common, a customer, an author, a day?
 #
 # <details><summary>And on lesson 01's <code>shifted</code> orders?</summary>
