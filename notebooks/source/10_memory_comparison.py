@@ -225,7 +225,7 @@ assert len(on) == 6 and len(off) == 3 and max(on) < 0.012 and min(off) > 0.06
 # The saving goes from {{100 * max(drops):.0f}} % down to {{100 * min(drops):.0f}} %, because what grows with the rank and with the tokens stays in {{16}} and {{32}} bits.
 #
 # With checkpointing, the function is right to about one per cent. Without it (*no checkp.*), it is {{100 * min(off):.0f}} to {{100 * max(off):.0f}} % too high. There QLoRA saves something
-# else, too: on {{16}}-bit layers, each of PEFT's adapters turns the layer's input into fp32 and back and keeps that copy. In these runs, its code for 4-bit layers skips that, so all adapters read the input as it is.
+# else, too: on {{16}}-bit layers, each of PEFT's adapters turns the layer's input into fp32 and back and keeps that copy. PEFT's code for 4-bit layers skips that in these runs, so all adapters read the input as it is.
 # With checkpointing such copies are there for one layer at a time.
 #
 # ## 4 · What the card must hold
