@@ -49,7 +49,7 @@ four_bits = BitsAndBytesConfig(
 place = {"": 0 if gpu else "cpu"}  # all on one device; "auto" may spread the model, or leave layers to the CPU
 model = AutoModelForCausalLM.from_pretrained(args.model, quantization_config=four_bits, dtype=dtype, device_map=place)
 tokenizer = AutoTokenizer.from_pretrained(args.model)
-for layer in model.modules():  # bitsandbytes 0.50 on some CPUs: after a validation, gradients would be wrong
+for layer in model.modules():  # avoids a fault of bitsandbytes 0.50: on some CPUs, wrong gradients after a validation
     layer.support_avx512bf16_for_cpu = False
 packed = sum(weight.nbytes for weight in model.parameters() if weight.dtype == torch.uint8)
 print(f"in 4 bits: {packed / 1e6:,.0f} of the model's {model.get_memory_footprint() / 1e6:,.0f} MB")
@@ -98,13 +98,14 @@ for part in ("train", "validation", "test"):
 # ---- training: no prepare_model_for_kbit_training, which would make embeddings and head fp32 (2.1 GB at Llama-3-8B)
 adapter = LoraConfig(r=16, lora_alpha=32, lora_dropout=0.05, target_modules="all-linear", task_type="CAUSAL_LM")
 settings = SFTConfig(
-    args.output, max_steps=args.steps, learning_rate=args.lr, lr_scheduler_type="cosine", warmup_steps=args.steps // 20,
+    args.output, max_steps=args.steps, learning_rate=args.lr,
+    lr_scheduler_type="cosine", warmup_steps=args.steps // 20,  # the rate rises for a twentieth, then falls to zero
     per_device_train_batch_size=args.batch, gradient_accumulation_steps=args.accumulate,
     per_device_eval_batch_size=args.batch, max_length=args.max_length, completion_only_loss=True,
-    gradient_checkpointing=True, gradient_checkpointing_kwargs={"use_reentrant": False},
+    gradient_checkpointing=True, gradient_checkpointing_kwargs={"use_reentrant": False},  # torch's newer way
     bf16=dtype == torch.bfloat16, fp16=dtype == torch.float16, seed=0, logging_steps=1, report_to="none",
     eval_strategy="steps", eval_steps=args.every, save_steps=args.every, save_total_limit=2,
-    load_best_model_at_end=True, metric_for_best_model="eval_loss",
+    load_best_model_at_end=True, metric_for_best_model="eval_loss",  # else the last one is saved
 )  # fmt: skip
 set_seed(0)  # the adapter's A begins with random numbers
 trainer = SFTTrainer(

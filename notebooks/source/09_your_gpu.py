@@ -403,7 +403,7 @@ print(place)
 assert place in (None, "model.layers.11.mlp.down_proj"), place
 
 # %% [markdown]
-# It should be `model.layers.11.mlp.down_proj`. Why there? Here is the largest number after each layer of the model *before* it got louder:
+# It should be `model.layers.11.mlp.down_proj`. Here is the largest number after each layer of the model *before* it got louder:
 
 # %% alt="Largest number after each of {{len(peaks)}} layers, on a log scale: below {{1000:,}} until layer {{10}}, then a jump to {{max(peaks):,.0f ±2%}} at layer {{peaks.index(max(peaks))}}, and about as large until the last two layers. The largest fp16 number, {{LARGEST:,}}, is a dotted line just above."
 _ = plot_peaks(new_axes(height=3), peaks)
@@ -463,7 +463,7 @@ check_blame(blame)
 # How long does a run take? **Divide the work by the speed.**
 #
 # The work: for each token, a weight costs six operations (multiplications and additions). Two are the forward pass, two its
-# repetition by checkpointing, and two the backward pass. The speed: data sheets give it in **FLOP/s**, floating-point
+# repetition by checkpointing, and two the backward pass (four if the weights were trained: each would need its own gradient). The speed: data sheets give it in **FLOP/s**, floating-point
 # operations a second. That is the best case. Here is what TRL reached with LLaMA-7B on an H100:
 
 # %% machinery "Read the record, and set it beside the best case"
