@@ -135,7 +135,7 @@ assert min(lengths[0]) >= 36 and max(lengths[1]) < 30, lengths
 
 # %% [markdown]
 # **What happened?** Without the label the model runs on until the limit of {{40}} tokens. With it, it stops. (Both are poor after
-# ten steps.) Training made each learned token likelier and all others less likely, the
+# ten steps.) Before, this chat model sometimes stopped. Training unlearned that: it made each learned token likelier and all others less likely, the
 # end token among them, and this carries over to the place after the answer. If *your*
 # model babbles, look at its last learned token first.
 #
@@ -174,12 +174,12 @@ print(f"{len(one & other)} of {len(one | other)} shingles are in both: {len(one 
 run("python -m qlora_lab.data tickets.csv --columns prompt=message,response=reply --split-by customer", only="hold out")
 
 # %% [markdown]
-# But {{8}} are nearly the same *numbers aside*: another customer wrote almost the same, with another number. The score is about these
+# But {{8}} are still nearly the same as another customer's, *numbers aside* (without their numbers). The score is about these
 # sentences only, so also ask your model ten tickets in other words.
 #
-# The second line is about luck. Its typical error is the **standard error**: for a share p of n answers
-# it is `√(p (1 - p) / n)`, at most `0.5 / √n`. In {{95}} of {{100}} cases a share is off by less than {{1.96}} of them (hence `0.98`). With {{400}} answers
-# {{98 / 400**0.5:.0f}} points are left.
+# The second line is about luck: other tickets would give another share. How far off a share p of n answers typically is, is its
+# **standard error**, `√(p (1 - p) / n)`. It is at most `0.5 / √n`. In {{95}} of {{100}} cases it is off by less than {{1.96}} of
+# them, so by at most `0.98 / √n`. With {{400}} answers {{98 / 400**0.5:.0f}} points are left.
 #
 # Does the split matter? On a GPU, ten such files were split in both ways, and a model trained on each:
 
@@ -190,8 +190,8 @@ for name, (share, count) in promised.items():
     print(f"{name:<22}{share:4.0%} of {count:5,} tickets exactly right")
 
 # %% [markdown]
-# Split at random, the score promised more than later customers got; split by customer, it did not. The reason stands above, but
-# so few tickets do not prove it ([the evidence](../docs/decisions.md)).
+# Split at random, the score promised more than later customers got; split by customer, it did not. So it should be, since a random
+# split has nearly the same tickets on both sides. But so few do not prove it ([the evidence](../docs/decisions.md)).
 #
 # **Exercise 8.1 ●●○ (3 minutes).** Finish a split by a column. `rows` are dicts; rows with the same value of `column` go to the
 # same list, and `share` of the *values* (rounded down) to the second.
@@ -320,7 +320,7 @@ print(teams)
 
 # %% [markdown]
 # The fourth is about another customer's invoice, and only the last score notices. **Normalized match** ignores case,
-# punctuation and articles. **Token F1** is {{1}} if answer and reference have the same words, {{0}} if they share none; to it, a wrong
+# punctuation and articles. **Token F1** is twice the number of words that answer and reference share, divided by the words of both; to it, a wrong
 # order number is one wrong word. `regex:...` compares one value: what the pattern's *group*, its part in brackets, finds (`\d+` is any
 # number of digits). Every reply must have it. Give several, in quotes: `--judge 'regex:order (\d+)' --judge f1`. Choose the score by
 # the mistake that would cost you most.
@@ -364,7 +364,7 @@ for split, shares in exact.items():
 # **What happened?** {{200}} examples do all that {{2000}} do, and {{50}} do most of it. On `shifted` orders all fail alike: more data
 # *of the same kind* did not help. Start with {{100}} to {{200}} that differ, read the wrong answers, and add examples of those.
 #
-# **How many steps?** As long as the validation loss falls. In section 5 it still fell at the end. `--patience 3` stops after three
+# **How many steps?** As long as the validation loss falls. `--patience 3` stops after three
 # validations without a new lowest one; beyond that, a model learns its samples by heart.
 #
 # **What is forgotten?** In section 5 the perplexity of English prose went up: the model lost some of its English. The oldest cure
@@ -410,11 +410,11 @@ assert log(mine) > max(kept[False]) - start, (mine, start)
 # |---|---|---|
 # | base model | the largest *instruct* model (one that was trained to answer) whose QLoRA run fits on your card | common practice; lessons 02 and 09 |
 # | `--lr`, 135M | `2e-3`; from `1.5e-3` to `5e-3`, lesson 01's orders are learned alike | measured (dive D) |
-# | `--lr`, 1B to 3B | `5e-4` | in between; not measured |
+# | `--lr`, 1B to 3B | `5e-4` | in between; not measured, nor why larger models take less |
 # | `--lr`, 7B | `2e-4`; a third of it if the loss jumps up | the QLoRA paper's |
 # | `--rank`, `--alpha` | `16` and `32` | lesson 06, dive B |
 # | `--batch-size` | `4` on a CPU, `8` to `16` on a GPU if they fit | lesson 02 |
-# | `--steps` | `3` × samples to train on / batch size, but `20` at least; validated ten times, `--keep best --patience 3` | common practice; section 7 |
+# | `--steps` | `3` × samples to train on / batch size, but `20` at least (section 5 had fewer: its loss still fell); validated ten times, `--keep best --patience 3` | common practice; section 7 |
 # | `--max-length` | the most tokens in the report: longer samples are left out | section 1 |
 # | memory | lesson 02's sum and the room beside it | measured (lesson 02) |
 #
