@@ -108,12 +108,12 @@ assert {row["optimizer"] for row in caps} == {"paged_adamw_32bit"}
 assert {row["out_of_memory"]["after"] for row in failed} == {"adapter", "first step: forward"}  # no update yet
 
 # %% [markdown]
-# - **Claim 4: false** (the plan: half a byte for each of {{7}} billion parameters, and {{0.1}} GB for the adapter). The loaded weights alone exceed it,
+# - **Claim 4: false** (the plan: half a byte for each of {{7}} billion parameters, and {{0.1}} GB for adapter and optimizer, rounded up). The loaded weights alone exceed it,
 #   because embeddings and output head stay in 16 bits; and a step needs more than weights ([lesson 02](02_memory_wall.ipynb)).
 # - **Claim 5: true** (QLoRA's paper), if only just. A card that is called "{{48}} GB" has {{48}} GiB, so a little more. (We have
 #   none: an H100 was held to that size, [lesson 10](10_memory_comparison.ipynb). *Standard* is that lesson's recipe, the others are [dive L](dive_l_small_cards.ipynb)'s; *reserved* counts the gaps, too.)
-# - **Claim 6: it depends** (online tutorials) on *what* does not fit. Only optimizer states can move, and only those of matrices with
-#   {{"100,000"}} numbers or more: at rank {{16}}, a matrix beside {{4096}} inputs has {{f"{16 * 4096:,}"}}. The {{results[6].values["failed"]}} runs failed before their first update, when there were
+# - **Claim 6: it depends** (online tutorials) on *what* does not fit. Only optimizer states can move, and only of matrices with
+#   {{"100,000"}} numbers or more: at rank {{16}}, a matrix beside {{4096}} inputs has {{f"{16 * 4096:,}"}}. The {{results[6].values["failed"]}} runs ([dive L](dive_l_small_cards.ipynb)'s) failed before their first update, when there were
 #   no states yet.
 
 # %% [markdown]
@@ -142,7 +142,7 @@ assert not results[7].values["double"] and str(results[7].values["dtype"]) == "t
 # - **Claim 9: true** (bitsandbytes' manual). In {{2023}} it needed an NVIDIA GPU, as tutorials still say.
 # - **Claim 10: false** (the plan's script). LLaMA's code is part of transformers. The switch runs Python files from the model's
 #   repository on your machine, with your rights. Only an architecture that transformers lacks needs it; then read the file first.
-# - **Claim 11: false** (online tutorials). It trains without the call, in all three ways. The call turns every 16-bit parameter into
+# - **Claim 11: false** (online tutorials). It trains without the call (*reentrant*: torch's older checkpointing). The call turns every 16-bit parameter into
 #   float32, embeddings and head included, which costs memory. It also switches gradient checkpointing on: do that yourself if you leave it out.
 #
 # **Exercise 13.1 ●●○ (3 minutes).** Judge a tutorial. You get its settings and whether the GPU has bf16 (the T4, which Colab lends, has
@@ -197,12 +197,12 @@ assert round(max(by_tokens[512])) == 54 and min(by_tokens[512]) > 5
 # - **Claim 12: true**, in float32. The rounding happened once, before training, and the rounded weights are constants. The gradient is
 #   exact *for the rounded model* ([lesson 07](07_qlora_from_scratch.ipynb)). What computing in bf16 rounds comes on top.
 # - **Claim 13: it depends** (the plan), most of all on the tokens in a step. At the same batch, a 4-bit layer has more small pieces of work than a bf16 one, and in a small
-#   step the GPU waits for the CPU to start them ([dive F](dive_f_why_is_it_slow.ipynb)). In a full step the wait disappears, and making the weights dense takes the same time for many tokens as for few.
-#   (One and the same step took {{560}} ms in one run and {{647}} in another. So the trend from few tokens to many can be read, but not two rows
-#   against each other, such as {{6}} and {{31}} %; a minus is no gain.)
+#   step the GPU waits for the CPU to start them ([dive F](dive_f_why_is_it_slow.ipynb)). In a full step the wait disappears, and making the weights dense takes no longer than for few tokens.
+#   (One step took {{560}} ms in one run and {{647}} in another, and a row compares two such steps. So the trend from few tokens to many can be read, but not two rows
+#   apart, such as {{6}} and {{31}} %; a minus is no gain.)
 # - **Claim 14: false** (the plan) in all eight pairs. Checkpointing shrinks activations and little else, so what it saves depends
 #   on their share. It computes the forward pass twice, and what the GPU waits for in small steps, it waits for twice, too
-#   ([dive D](dive_d_training_tricks.ipynb)).
+#   ([dive D](dive_d_training_tricks.ipynb)). Even if all ran twice, that would be −{{50}} %. Why one step has −{{-min(results[14].values["speed"]):.0f}} %, nobody has looked.
 # - **Claim 15: it depends** (nearly every script) on who masks. Code that compares token ids cannot tell padding from the real end
 #   token. It masks both, so the model never learns to stop. Code that counts lengths has no such trouble.
 
@@ -224,8 +224,8 @@ assert left["into 4 bits again"] < 0.9 and abs(left["into the dequantized base, 
 
 # %% [markdown]
 # - **Claim 16: it depends** (the plan), first of all on what the {{2}} % are of. Both losses on orders are close to zero, so a tiny difference
-#   is a large share of them. The same difference hardly moves perplexity. And all of this is
-#   one seed of a 135M model, so part of it is luck: [lesson 11](11_accuracy_comparison.ipynb) has error bars.
+#   is a large share of them, and hardly moves perplexity. And all of this is
+#   one seed of a 135M model, so partly luck: [lesson 11](11_accuracy_comparison.ipynb) has error bars.
 # - **Claim 17: false** (online tutorials). An adapter is smaller than the steps between the 4-bit levels, so most of it is rounded away.
 #   The dequantized base keeps it. Here, the adapter is made up, for one matrix; of a trained one, [lesson 12](12_ship_it.ipynb) found {{1}} %, and
 #   measures the loss.
@@ -277,8 +277,7 @@ assert sorted(results) == list(range(1, 19)) and count == {"true": 4, "depends":
 # python -m qlora_lab.train_qlora --data my.jsonl --output runs/mine --steps 30
 # ```
 #
-# The check reads the run's report: is the data yours, has the loss fallen by half, is there an adapter? (The solution makes up
-# requests to a help desk.)
+# The check reads the run's report: is the data yours, has the loss fallen by half, is there an adapter?
 
 # %%
 ### BEGIN SOLUTION
