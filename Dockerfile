@@ -1,7 +1,7 @@
 # The classroom and the grader in one image:
 #
 #   docker build --tag qlora-lab .                   # --build-arg PIP_FLAGS=... as for make; or: make container
-#   docker run --rm -p 127.0.0.1:8888:8888 -v "$PWD/my-course:/course" qlora-lab
+#   docker run --rm -p 127.0.0.1:8888:8888 -v my-course:/course qlora-lab
 #   qlora-lab grade --container qlora-lab --class handed_in --results grades
 #
 # All that is installed is in .devcontainer/setup.sh, which runs on a bare Debian without Docker as well.
