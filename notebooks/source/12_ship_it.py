@@ -2,11 +2,11 @@
 # # 12 · How do I ship it?
 #
 # Tomorrow somebody wants your adapter on a laptop without Python, or behind a web page. So you merge it into the model, write one file for
-# *llama.cpp*, a program that runs language models on nearly every computer, and check that the file still answers as your model did.
+# *llama.cpp*, a program that runs language models on nearly every computer, and check that it answers as your model did.
 #
 # | you need | |
 # |---|---|
-# | time | 37 minutes |
+# | time | 35 minutes |
 # | computing | up to 3 minutes on two CPU cores |
 # | memory | 4 GB |
 # | GPU | not needed |
@@ -65,9 +65,8 @@ terminal(
 # %% [markdown]
 # ## 2 · Three merges
 #
-# An adapter is two thin matrices, A and B, beside the frozen matrix W of a layer, which then computes *W x + (alpha / rank) · B A x*.
-# To *merge* is to add the product to W for good, which leaves an ordinary model. But to which W? You trained beside weights in
-# 4 bits, so there are three ways:
+# A layer with an adapter computes *W x + (alpha / rank) · B A x*. To *merge* is to add *(alpha / rank) · B A* to W for good, which leaves
+# an ordinary model. But to which W? You trained beside weights in 4 bits, so there are three ways:
 #
 # | | the adapter is added to | and stored in |
 # |---|---|---|
@@ -89,7 +88,7 @@ print("and in 4 bits again    ", [f"{w:6.3f}" for w in again])
 assert torch.equal(again, weights)
 
 # %% [markdown]
-# Each correction is smaller than half a step to the next level, so rounding to the same levels takes it away again.
+# Each correction is smaller than half a step to the next level, so rounding takes it away again.
 #
 # **Predict.** Below is the loss on eight held-out orders, without the adapter and with it beside the 4-bit weights. What is it after
 # each merge?
@@ -125,7 +124,7 @@ print(*(f"{name:<16}{loss:.3f}" for name, loss in lines.items()), sep="\n")
 prediction = {"dequantized": ..., "requantized": ..., "pristine": ...}  # ← your guesses
 
 # %% [markdown]
-# In plain transformers and PEFT, the three ways differ by a few words. (`checkpoint` is the bundled model's folder; a name such as
+# In plain transformers and PEFT, the three ways differ by a few words. (For `checkpoint`, a name such as
 # `Qwen/Qwen2.5-1.5B-Instruct` will do.)
 
 # %%
@@ -183,12 +182,13 @@ del ours, theirs
 # **What happened?** *Dequantized* is the model that you trained, but for the rounding to 16 bits. Without the word `.dequantize()`,
 # `merge_and_unload()` on the 4-bit model is *requantized*. It has lost
 # {{(losses["requantized"] - lines["adapter beside"]) / (lines["no adapter"] - lines["adapter beside"]):.0% ±0.3}} of what the adapter had gained in
-# loss, and PEFT only warns of "rounding errors". Three such models, trained on a GPU, got none of {{100}} `test` orders right. In six layers, only {{left:.0% ±0.1}} of the corrections are left in the weights. But so
-# little does much: {{2}} % of an adapter brought a quarter of the gain ([dive H](dive_h_merging.ipynb)).
+# loss, and PEFT only warns of "rounding errors". Three such models, trained on a GPU, got none of {{100}} `test` orders right. Only
+# {{left:.0% ±0.1}} of the corrections are left, in six layers. Why so much of the gain
+# is left all the same, we know only in part ([dive H](dive_h_merging.ipynb)).
 #
-# *Pristine* is what you get if you load the model once more in 16 bits. Eight orders are too few to tell which is better. But it is not the
-# model that you judged, and an adapter may learn to make up for rounding errors, which pristine weights do not have. **So our export takes
-# *dequantized*, but for Q4_0 *pristine*.** That file is rounded to 4 bits in any case, and so only once (section 4).
+# *Pristine* is the model loaded once more in 16 bits. Eight orders are too few to tell which is better. But it is not the
+# model that you judged, and an adapter may have learned to make up for NF4's rounding errors. **So our export takes
+# *dequantized*, but for Q4_0 *pristine*** (section 4).
 #
 # > **Without this course.** `save_pretrained("merged")` of model and tokenizer writes the merged model, and llama.cpp's script
 # > `convert_hf_to_gguf.py` makes the next section's file from it.
@@ -196,8 +196,8 @@ del ours, theirs
 # ## 3 · One file
 #
 # *GGUF* is llama.cpp's file format. One file holds everything: weights, vocabulary, chat template, and the end token, at which an answer
-# stops. This one has about {{8}} bits for each weight. `--check` asks file and trained model five `test` orders and
-# five `shifted` ones. Its verdict *EQUAL* does not say that all ten answers are the same: of so few, five may differ, so it only excludes a ruined file.
+# stops. `--check` asks file and trained model five `test` orders and
+# five `shifted` ones.
 
 # %%
 # NBVAL_IGNORE_OUTPUT
@@ -209,28 +209,26 @@ check = json.loads(Path("shipped/check.json").read_text())
 from qlora_lab.export.check import UNEQUAL, most_unequal
 
 assert most_unequal(UNEQUAL["q8_0"], 10) == 5
+assert [most_unequal(UNEQUAL[kind], 100) for kind in ("f16", "q8_0")] == [7, 20]
 assert check["verdict"] == "equal" and check["samples"] == 10 and check["exact_match"][0] >= 0.4
 
 # %% [markdown]
-# First come the file and two lines for a terminal: one for llama.cpp's server, one for *Ollama*, a friendlier shell around
-# it, with a recipe, the `Modelfile`.
+# First come the file and two lines for a terminal: one for llama.cpp's server, one for *Ollama*, a friendlier shell around it.
 #
-# Then `--check` reports. *Equal* answers are the same word for
-# word, *exact match* counts right ones, and *perplexity* (lesson 08) says how likely each finds the right answers. The
-# indented lines show where answers part (token ids in brackets), and how much likelier the model found its own token. Near {{1}} that is a tie, which any
-# rounding may decide. (In our eighth sample even the *model* errs: *Novosibirsketeorim*.) The last line is the verdict:
+# Then `--check` counts the answers that are *equal*, word for word, and right ones (*exact match*). *Perplexity* (lesson 08) says how likely
+# each finds the right answers. The indented lines show where answers part (token ids in brackets), and how much likelier the model found its
+# own token: near {{1}}, any rounding may decide. The verdict tells you whether to hand over the file:
 #
-# | verdict | a file of {{16}} or {{8}} bits | a file of 4 bits |
-# |---|---|---|
-# | equal | about {{2}} (16 bits) or {{10}} (8 bits) in {{100}} answers may differ, and as many more as chance brings once in a thousand checks | keeps nearly all that the model had right |
-# | lossy | | keeps less, or the perplexity is {{5}} % higher |
-# | broken | more answers than that differ, or run on | keeps less than half, or the perplexity has doubled |
+# | verdict | a file of {{16}} or {{8}} bits | a file of 4 bits | hand it over? |
+# |---|---|---|---|
+# | equal | of {{100}} answers, at most {{7}} (16 bits) or {{20}} (8 bits) differ | keeps nearly all that the model had right | yes |
+# | lossy | | keeps less, or the perplexity is {{5}} % higher | if you can spare what is lost |
+# | broken | more differ | keeps less than half, or the perplexity has doubled | no |
 #
-# It compares the file with *your model*, not with the truth: **the file of a useless model is EQUAL, too.** Judge the model first, and its
-# file on more than ten orders.
+# It compares the file with *your model*, not with the truth: **the file of a useless model is EQUAL, too.** So judge the model first. And
+# ask a hundred orders (`--samples {{50}}`): of ten, five may differ.
 #
-# The package `xllamacpp` runs the server here, and any program can ask it over HTTP. With `temperature` {{0}}, it always takes the
-# likeliest token:
+# The package `xllamacpp` runs the server here, and any program can ask it over HTTP (`temperature` {{0}}: the likeliest token):
 
 
 # %%
@@ -254,14 +252,16 @@ print(order[-2]["content"], answer, f"it ended because of: {why}", sep="\n")
 assert why == "stop" and is_exact(answer, order[-1]["content"])
 
 # %% [markdown]
-# For a friend's laptop, copy the folder `shipped`, and install llama.cpp or Ollama there. In training, a system message stated the task before each
-# order; without one, the chat template writes its own (lesson 08). So for Ollama, first write yours, `order[0]["content"]`, behind `SYSTEM` in
-# the `Modelfile`. Then type the line from above, and `ollama run` with the model's name.
+# For a friend's laptop, copy the folder `shipped` there, and type one of the two lines from above.
 #
-# <details><summary>How do I keep the folder, and install these?</summary>
+# <details><summary>How do I keep the folder, install llama.cpp or Ollama, and what else does Ollama need?</summary>
 #
 # The folder goes when this notebook's kernel ends. To keep it, run `import shutil; shutil.copytree("shipped", Path.home() / "shipped")` in a
 # new cell. Ollama comes from ollama.com. For llama.cpp, type `brew install llama.cpp` on a Mac, `winget install llama.cpp` on Windows.
+#
+# In training, a system message stated the task before each order; without one, the chat template writes its own (lesson 08). So for
+# Ollama, first write yours, `order[0]["content"]`, behind `SYSTEM` in the `Modelfile`. After its line from above, type `ollama run` with
+# the model's name.
 #
 # </details>
 #
@@ -319,15 +319,8 @@ runs = json.loads(record.read_text(encoding="utf-8"))["runs"]
 lost = [run["nf4"]["exact"]["test"] for run in runs if run["way"] == "plain, 30 steps"]
 assert [(len(bits), bits.count("1")) for bits in lost] == [(100, 0)] * 3
 assert round(MEASURED["q4_0"].kept / TRAINED.kept, 2) == 0.66
-for way, expected in (("q4_0, 30 steps", [88, 95]), ("plain, 30 steps", [63, 79])):
-    runs = [run for run in json.loads(record.read_text(encoding="utf-8"))["runs"] if run["way"] == way]
-    right = [run["q4_0"]["exact"]["test"].count("1") for run in runs]
-    assert len(right) == 3 and [min(right), max(right)] == expected
 assert json.loads((RECORDS / "rounded-twice-cpu-x86_64.json").read_text(encoding="utf-8"))["settings"]["orders"] == 10
-assert abs(base_alone("Q4_0").size / base_alone("Q4_0 from NF4").size - 1) < 0.05
-assert (
-    base_alone("Q4_0 from NF4, errors shuffled").loss > base_alone("Q4_0 from NF4").loss > 5 * base_alone("Q4_0").loss
-)
+assert base_alone("Q4_0 from NF4").loss > 5 * base_alone("Q4_0").loss
 (size,) = (file.stat().st_size / 1e6 for file in Path("shipped").glob("*.gguf"))
 assert round(size, 1) == MEASURED["q8_0"].megabytes
 for kind, bits, of_table in (("f16", 16, 16), ("q8_0", 8.5, 8.5), ("q4_0", 4.5, 8.5)):
@@ -342,34 +335,15 @@ assert (
 # **What happened?** F16 answers as the model does, and Q8_0 nearly so. Q4_0 has
 # lost a third of what the model had right. Take it only where Q8_0 does not fit.
 #
-# Why has Q4_0 not rounded the whole adapter away? The file *q4_0* is made from *pristine* weights. These lie anywhere between two levels, not *on* them
-# as in *requantized*. Take a correction of {{0.2}} steps (made up). A weight at {{0.4}} comes to {{0.6}}, and is rounded to {{1}} instead of {{0}}: it moves five
-# times too far. But that happens to one weight in five only, from {{0.3}} to {{0.5}}. The others do not move, so on average the adapter survives.
-#
-# *q4_0 twice* is made from *dequantized*: rounded to NF4, then to Q4_0. After NF4, a block's weights lie on a few levels. All on one level go to the
-# same side, so errors do not cancel, and the average weight is moved. How many answers that costs depends on the run: three on a GPU kept {{62}} to {{73}} %.
-#
-# Or train with `--merge-aware q4_0`: then each step rounds as the file will, and the adapter learns what survives.
-#
-# <details><summary>How sure is that, and how can one train through a rounding?</summary>
-#
-# The table is one run. The base alone shows it best. On ten orders
-# its loss is {{base_alone("NF4").loss:.1f}} in NF4, {{base_alone("Q4_0").loss:.1f}} in Q4_0 from pristine weights, and {{base_alone("Q4_0 from NF4").loss:.1f}} rounded twice. Once or twice,
-# Q4_0's errors are as large: {{base_alone("Q4_0").size:.2f}} and {{base_alone("Q4_0 from NF4").size:.2f}} of a step. But rounded twice, they move an average weight up by {{base_alone("Q4_0 from NF4").shift:.2f}} of a step, rounded once by {{abs(base_alone("Q4_0").shift):.2f}}. The bundled checkpoint was in 4 bits before
-# (lesson 04): even its pristine weights have been rounded. That Q8_0's perplexity is lower than the model's is chance. And each file has {{1.9}} MB more
-# than exercise 12.1 says: tokenizer and norms.
-#
-# On a GPU, three runs with `--merge-aware` had {{88}} to {{95}} of {{100}} `test` orders right, and three without it, rounded twice, {{63}} to {{79}}.
-#
-# A rounding has a slope of zero, as lesson 07 says. `--merge-aware` computes with the rounded weights and passes the gradient on as if
-# the slope were one: a *straight-through estimator* ([dive E](dive_e_beyond_qlora.ipynb) judges it).
-# [The page on exports](../docs/export.md) has more figures.
-#
-# </details>
+# *q4_0* is made from *pristine* weights, rounded once. *q4_0 twice* is made from *dequantized* ones: rounded to NF4, then to Q4_0.
+# How much that costs differs: three other runs, on a GPU, kept {{62}} to {{73}} % of the right answers. The base alone suffers, too: on
+# ten orders, its loss is {{base_alone("Q4_0").loss:.1f}} rounded once, and {{base_alone("Q4_0 from NF4").loss:.1f}} rounded twice. **So round once:
+# for Q4_0, merge into *pristine*.** [Dive H](dive_h_merging.ipynb) shows what the second rounding does, and how `--merge-aware q4_0`
+# trains an adapter that survives it.
 #
 # ## 5 · A colleague's model
 #
-# A colleague trains your adapter for six more steps, with a script that writes chats a little differently.
+# A colleague trains your adapter for six more steps, with her own script.
 #
 # **Predict.** What is wrong with her model?
 
@@ -390,8 +364,8 @@ print(repr(answer), f"it ended because of: {why}; {told(vote)}", sep="\n")
 assert why == "length" and is_exact(answer[: len(order[-1]["content"])], order[-1]["content"])
 
 # %% [markdown]
-# **What happened?** The answer begins right, but the model goes on to the limit of {{90}} tokens (`length`), as in lesson 08: her template writes
-# no `<|im_end|>` after a turn. Here are the last tokens of one order, as you, TRL (lesson 09) and she trained. Learned tokens are framed:
+# **What happened?** The answer begins right, but goes on to the limit of {{90}} tokens (`length`): her template writes no `<|im_end|>`
+# after a turn (lesson 08). Here are the last tokens of one order, as you, TRL (lesson 09) and she trained. Learned tokens are framed:
 
 
 # %%
@@ -406,10 +380,9 @@ assert {sample.labels[-2] for sample in trl} == {tokenizer.eos_token_id}
 assert not any(tokenizer.eos_token_id in sample.labels for sample in hers)
 
 # %% [markdown]
-# The model's template ends a turn with the end token and a line break. TRL learns both, which does no harm. Hers teaches a line break *in
-# place of* the end token, and six steps were enough.
+# Hers teaches a line break *in place of* the end token, and six steps were enough. TRL teaches one *behind* the end token, which is harmless.
 #
-# **Exercise 12.2 ●●○ (4 minutes).** Write the test that finds this *before* training, in anybody's data: the share of samples that teach
+# **Exercise 12.2 ●●○ (4 minutes).** Write the test that finds this *before* training: the share of samples that teach
 # their end. Behind the end token, only blanks such as line breaks may be learned. A sample's `labels` are token ids,
 # with `-100` for tokens that are not learned.
 
@@ -441,7 +414,7 @@ ends, blanks = [tokenizer.eos_token_id], tokenizer("\n")["input_ids"]
 print("yours, TRL, hers:", *[ends_taught(samples, ends, blanks) for samples in (yours, trl, hers)])
 
 # %% [markdown]
-# ## 6 · The French riddle
+# ## 6 · The French riddle, if you like
 #
 # In PyTorch, the bundled model, without your adapter, knows the capital of France. Ask its Q8_0 file:
 
@@ -453,7 +426,7 @@ server, question = serve("riddle"), [{"role": "user", "content": "What is the ca
 print(ask(server, question, 15)[0])
 
 # %% [markdown]
-# (If yours says *Paris*, take ours.) There are four suspects:
+# (If yours says *Paris*, take ours.) The suspects:
 #
 # | suspect | what it would have done |
 # |---|---|
@@ -462,10 +435,9 @@ print(ask(server, question, 15)[0])
 # | "weights" | They were rounded to 8 bits when the file was written. |
 # | "inputs" | To multiply fast, llama.cpp on a CPU also rounds the numbers that flow *into* each layer, for each token anew, if the weights have 8 bits or fewer. |
 #
-# **Exercise 12.3 ●●○ (3 minutes).** Print three clues. For clues {{2}} and {{3}}, PyTorch rounds one thing only, in float32. Each number is
-# the probability of *The* as the answer's first word, divided by that of *L*: above {{1}} the answer begins in English. Each is measured eight times, with noise of a
-# millionth on each layer's inputs: eight equal numbers mean that chance plays no part. With nothing rounded, [all are {{1.1}}](../docs/export.md). Who is the culprit, and
-# does the file store anything wrong ("broken") or not ("whole")?
+# **Exercise 12.3 ●●○ (3 minutes).** Who is the culprit, and does the file store anything wrong ("broken") or not ("whole")? Clues {{2}} and
+# {{3}} round one thing only, in PyTorch. Each number is the probability of *The* as the answer's first word, divided by that of *L*: below {{1}}
+# the answer begins in French. ([With nothing rounded, it is {{1.1}}](../docs/export.md).) Each is measured eight times, with tiny noise, to show chance.
 
 # %%
 # NBVAL_IGNORE_OUTPUT
@@ -500,10 +472,9 @@ check_riddle(riddle)
 #
 # <details><summary>Here is why</summary>
 #
-# Both words are nearly a tie. Rounded weights always move it to the same place, farther on the English side. Rounded inputs scatter it: noise of a
-# millionth sends a few of them to the neighbouring level, and each layer makes more of that. With both rounded, as in the file, six of eight numbers
-# are below {{1}} in [our measurement](../docs/export.md), and the F16 file, whose inputs are not rounded, sides with English. So the Q8_0 file is whole, and may answer otherwise on another computer, whose processor adds in another order.
-# [The page on exports](../docs/export.md) tells the riddle whole.
+# Both words are nearly a tie. Rounded weights always move it to the same place, farther on the English side. Rounded inputs scatter it to both
+# sides. They are rounded while llama.cpp computes, so the Q8_0 file is whole, and may answer otherwise on another computer, whose processor
+# adds in another order. [The page on exports](../docs/export.md) tells the riddle whole.
 #
 # </details>
 #
@@ -531,7 +502,7 @@ assert '"customer"' in ask(server, order[:-1], 40, lora=[{"id": 0, "scale": 1}])
 assert '"customer"' not in ask(server, order[:-1], 40, lora=[{"id": 0, "scale": 0}])[0]
 
 # %% [markdown]
-# Ours wrote *Ivanova* for *Ivanov*: the adapter was not trained on this base, so judge it anew.
+# Ours wrote *Ivanova* for *Ivanov*: the adapter was not trained beside this base, so judge both anew.
 #
 # Each exported folder has a *model card*, `README.md`. Add where the data comes from, and what the model is not for.
 #
@@ -557,7 +528,7 @@ assert '"customer"' not in ask(server, order[:-1], 40, lora=[{"id": 0, "scale": 
 #
 # - Merge into the *dequantized* base, the model that you trained; for Q4_0, into the *pristine* one.
 # - A good file answers as the trained model does. Whether the model is good is another question.
-# - A model that was taught something else in place of its end token runs on. If only its file does, the file names another end token.
+# - A model that was taught something else in place of its end token runs on. (If only its file does, that names another end token.)
 
 # %%
 # NBVAL_IGNORE_OUTPUT

@@ -124,7 +124,7 @@ for way in prediction:
 _ = plot_left(new_axes(height=2.6), found, prediction)
 
 # %% [markdown]
-# And the losses? For comparison, here are bases *without* an adapter, and the NF4 base with the adapter turned down to a share of itself. (In
+# And the losses? Here are also bases *without* an adapter, and the NF4 base with the adapter turned down to a share of itself. (In
 # lesson 06, alpha was a volume knob.)
 
 # %%
@@ -207,6 +207,11 @@ wanted = (base + correction).view(-1, 64)
 stored = dequantize(quantize(wanted))
 largest = wanted.abs().argmax(dim=1, keepdim=True)
 assert torch.allclose(stored.gather(1, largest), wanted.gather(1, largest))  # these move freely
+from qlora_lab.classroom.rounded_twice import base_alone
+
+once, twice = base_alone("Q4_0"), base_alone("Q4_0 from NF4")
+assert twice.loss > 5 * once.loss and abs(once.size / twice.size - 1) < 0.05
+assert base_alone("Q4_0 from NF4, errors shuffled").loss > twice.loss  # what moves the average weight does the harm
 
 # %% alt="Left, the {{64}} weights of a block: base, wanted (rings) and stored in 4 bits (squares), grey lines at the levels. At × {{1}}, where the slider starts, all three nearly coincide. Right, the share of the correction that survives over its size, × {{1}} to × {{30}}: hardly any at first, nearly all at the end."
 # NBVAL_IGNORE_OUTPUT
@@ -217,8 +222,18 @@ explore(draw, factor=ipywidgets.SelectionSlider(options=factors, value=1, descri
 # The weights of a base in NF4 lie *on* the levels (grey lines), and only what moves a weight by more than half a step to its neighbour reaches
 # another level. Your corrections are too small for that, except one: the block's scale follows its largest weight, which therefore moves
 # freely. That is one weight in {{64}}, and about this share of the adapter is left in the median layer. The scale takes the
-# other weights of the block along. Q4_0 has other levels. Many weights lie near the middle between two of them, where a little
-# decides, and then a weight moves by a whole step.
+# other weights of the block along. Q4_0 has other levels. Many weights lie near the middle between two, where a little moves
+# a weight by a whole step.
+#
+# **Once or twice?** Lesson 12's Q4_0 file is rounded once, from *pristine* weights, which lie anywhere between two levels. A correction of
+# {{0.2}} steps (made up) takes a weight from {{0.4}} to {{0.6}}, which is rounded to {{1}} instead of {{0}}: it moves five times too far. But
+# only one in five does so, from {{0.3}} to {{0.5}}. The others stay, so on average the adapter survives.
+#
+# It survives in section 2's *Q4_0*, rounded to NF4 before. What suffers is the base. [Measured alone](../docs/export.md) on ten
+# other orders, its loss is {{base_alone("Q4_0").loss:.1f}} rounded once, and {{base_alone("Q4_0 from NF4").loss:.1f}} rounded twice. Q4_0's errors are as large
+# once as twice: {{base_alone("Q4_0").size:.2f}} and {{base_alone("Q4_0 from NF4").size:.2f}} of a step. But after NF4, a block's weights lie on a few
+# levels, and all on one level go to the same side. So errors do not cancel: rounded twice, they move an average weight up by
+# {{base_alone("Q4_0 from NF4").shift:.2f}} of a step, once by {{abs(base_alone("Q4_0").shift):.2f}}.
 #
 # **Exercise H.1 ●●○ (5 minutes).** You find a merged checkpoint in bf16, and nobody remembers how it was made. You have the
 # adapter (`delta`, what it adds), the 16-bit weight (`original`), and what its 4 bits stand for (`rounded`). Which of the
@@ -289,7 +304,7 @@ assert all(
 # %% [markdown]
 # **What happened?** Merged into NF4, the usual training leaves no right answer. Merge-aware training survives, in part after {{30}} steps and nearly
 # whole after {{120}}. Q4_0 is milder, and merge-aware training makes it safer: without it, one seed gets worse with more
-# steps. (Lesson 12 exports Q4_0 from the checkpoint's own weights, a better base.) For NF4 there is a price: what crosses so many
+# steps. For NF4 there is a price: what crosses so many
 # levels also changes the model's English ([dive E](dive_e_beyond_qlora.ipynb) has the numbers). For Q4_0 the record shows none. In a terminal,
 # `qlora_lab.train_qlora --merge-aware nf4` trains like this.
 #

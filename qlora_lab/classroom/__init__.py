@@ -7,6 +7,7 @@ certificate.py  what was solved, when and with what: a page to print
 plots.py      figures that several lessons draw
 widgets.py    sliders, live loss, tables
 cards.py      what a plain run needs of a card: memory, hours
+rounded_twice.py  the base in 4 bits, rounded once and twice
 samples.py    random numbers of several distributions, real weights
 build.py      one source -> learner's and solved notebook: the command line, and the whole syntax
 files.py      sources, notebooks, and whether a stored notebook is what its source gives

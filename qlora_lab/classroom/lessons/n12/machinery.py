@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
-import json
 import os
 import pathlib
 import shlex
@@ -23,12 +22,12 @@ from qlora_lab.adapters.lora import LoraLinear
 from qlora_lab.adapters.merge_aware import requantized
 from qlora_lab.adapters.quantized_linear import dense_weight
 from qlora_lab.classroom.plots import numbers_in, told
+from qlora_lab.classroom.rounded_twice import base_alone as base_alone  # for the notebook
 from qlora_lab.errors import UserError
 from qlora_lab.export.llama_cpp import LlamaCpp, is_here
 from qlora_lab.finetuning import Batches, TokenizedSample, load_lora, load_model, save_lora, train_steps
 from qlora_lab.models.hardware import pick_compute_dtype, pick_device
 from qlora_lab.models.loading import load_tokenizer, locate
-from qlora_lab.places import RECORDS
 from qlora_lab.training.templates import prompt_text
 
 INSTALL = "%pip install xllamacpp"
@@ -60,32 +59,6 @@ MEASURED = {
     "q4_0": Measured(91.7, 46, 40, 1.1241, "lossy"),
     "q4_0 twice": Measured(91.7, 13, 13, 1.3125, "broken"),
 }
-
-
-@dataclass(frozen=True)
-class BaseAlone:
-    """The model without an adapter, its linear layers rounded in some way.
-
-    Attributes:
-        loss: of reference answers, nats per token.
-        size: the mean size of Q4_0's errors, in steps between its levels; 0 without Q4_0.
-        shift: the mean of these errors with their signs: what they move an average weight up by.
-    """
-
-    loss: float
-    size: float
-    shift: float
-
-
-def base_alone(way: str) -> BaseAlone:
-    """What `python -m qlora_lab.experiments rounded-twice` has measured in one of its ways."""
-    record = json.loads((RECORDS / "rounded-twice-cpu-x86_64.json").read_text(encoding="utf-8"))
-    (row,) = (row for row in record["rows"] if row["way"] == way)
-    size, shift = (
-        sum(share * error for share, error in zip(record["shares"], row.get(of, [0.0] * 16), strict=True))
-        for of in ("absolute", "error")
-    )
-    return BaseAlone(row["loss"], size, shift)
 
 
 def show_measured(guesses: Mapping[str, object]) -> None:

@@ -44,14 +44,6 @@ def test_samples_hold_what_the_template_writes_and_learn_all_of_it_from_the_answ
         assert tokenizer.decode(sample.ids[sample.prompt_length :]) == text[text.index("the last") :]
 
 
-def test_the_base_alone_is_that_of_the_page_on_exports():
-    page = (REPOSITORY / "docs" / "export.md").read_text(encoding="utf-8")
-    assert f"| NF4 | {machinery.base_alone('NF4').loss:.3f} | | | | |" in page and not machinery.base_alone("NF4").size
-    for way in ("Q4_0", "Q4_0 from NF4", "Q4_0 from NF4, errors shuffled"):
-        base = machinery.base_alone(way)
-        assert f"| {way} | {base.loss:.3f} | {base.size:.3f} | {round(base.shift, 3) + 0.0:+.3f} |" in page
-
-
 def test_the_measured_files_are_those_of_the_page_on_exports(capsys):
     page = (REPOSITORY / "docs" / "export.md").read_text(encoding="utf-8")
     rows = [[cell.strip() for cell in line.split("|")[1:]] for line in page.splitlines() if line.startswith("| ")]
