@@ -664,4 +664,4 @@ assert [round(product / products[0]) for product in products] == [1, 8, 60]
 progress()
 
 # %% [markdown]
-# **Back to the path:** [12 · How do I use it?](12_ship_it.ipynb)
+# **Back to the path:** [12 · How do I ship it?](12_ship_it.ipynb)

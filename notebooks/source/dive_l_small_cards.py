@@ -408,4 +408,4 @@ assert scaler.get_backoff_factor() == 0.5 and scaler.get_scale() == factor and w
 progress()
 
 # %% [markdown]
-# **Back to the path:** [11 · What did {{4}} bits cost?](11_accuracy_comparison.ipynb)
+# **Back to the path:** [11 · What did four bits cost?](11_accuracy_comparison.ipynb)

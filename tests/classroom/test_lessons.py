@@ -29,6 +29,14 @@ def test_each_notebook_has_a_folder_and_each_folder_a_notebook():
     assert list(SOURCES) == LESSONS
 
 
+def test_the_way_back_to_the_path_names_the_lesson_by_its_title():
+    texts = {lesson: path.read_text(encoding="utf-8") for lesson, path in SOURCES.items()}
+    back = re.compile(r"^# \*\*Back to the path:\*\* \[(.+?)\]\((\w+)\.ipynb\)", re.MULTILINE)
+    links = [link for text in texts.values() for link in back.findall(text)]
+    titles = {lesson: re.findall(r"^# # (.+)$", text, re.MULTILINE)[0] for lesson, text in texts.items()}
+    assert len(links) >= 6 and links == [(titles[room(stem)], stem) for _, stem in links]
+
+
 def test_every_check_that_a_lesson_defines_is_on_the_page_once():
     """Functions that the decorator was forgotten on, and names that two lessons use, show here."""
     defined = {lesson: functions(FOLDER / lesson / "checks.py", "check_") for lesson in LESSONS}
